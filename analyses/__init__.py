@@ -1,0 +1,1 @@
+"""From recorded runs to results: one module a question, numpy and xarray only."""

@@ -1,0 +1,102 @@
+"""Point estimates with intervals: bootstrap within a run, Student's t over seeds."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+from scipy.special import stdtrit
+
+from opdprobe.store import Run
+
+N_BOOT = 1000
+LEVEL = 0.95
+# From this many seeds on, an interval is over seeds; below it, over what was sampled in the runs.
+MIN_SEEDS = 3
+
+Probe = Callable[[xr.Dataset], xr.DataArray]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A statistic of one seed's runs and its bootstrap distribution.
+
+    Parameters
+    ----------
+    value
+        The statistic.
+    samples : ndarray (N_BOOT,)
+        The statistic of resampled problems or rollouts.
+    """
+
+    value: float
+    samples: NDArray[np.float64]
+
+    def map(self, *others: "Estimate", by: Callable[..., NDArray]) -> "Estimate":
+        """Apply a function of several estimates, to values and samples alike."""
+        every = (self, *others)
+        return Estimate(
+            float(by(*(np.float64(e.value) for e in every))), by(*(e.samples for e in every))
+        )
+
+
+def resample(values: NDArray, weights: NDArray | None = None, *, seed: int = 0) -> Estimate:
+    """Estimate a mean over independent units.
+
+    Parameters
+    ----------
+    values : ndarray (n,)
+        One value a unit (a problem, a rollout). With `weights`, sums over what is in the unit.
+    weights : ndarray (n,), optional
+        How much is in each unit; the mean is ``values.sum() / weights.sum()``.
+    seed
+        The same seed and n draw the same units, so that two estimates over the same problems are
+        resampled together.
+    """
+    values = np.asarray(values, np.float64)
+    weights = np.ones(len(values)) if weights is None else np.asarray(weights, np.float64)
+    rows = np.random.default_rng(seed).integers(0, len(values), (N_BOOT, len(values)))
+    return Estimate(
+        float(values.sum() / weights.sum()), values[rows].sum(1) / weights[rows].sum(1)
+    )
+
+
+def window(run: Run, probe: Probe, steps: Sequence[int]) -> Estimate:
+    """Estimate the mean of a probe over all states of some steps; units are rollouts."""
+    sums, counts = [], []
+    for step in steps:
+        ds = run.load(step)
+        values = probe(ds).values.astype(np.float64)
+        known = ~np.isnan(values)
+        rollout, n = ds["rollout"].values, ds.sizes["rollout"]
+        sums.append(np.bincount(rollout, np.where(known, values, 0), minlength=n))
+        counts.append(np.bincount(rollout, known, minlength=n))
+    return resample(np.concatenate(sums), np.concatenate(counts))
+
+
+def combine(estimates: Sequence[Estimate]) -> tuple[float, float, float]:
+    """Average over seeds.
+
+    Returns
+    -------
+    value, low, high
+        Mean and 95 % interval: Student's t over seeds if there are three or more, else percentiles
+        of the bootstrap.
+    """
+    values = np.array([e.value for e in estimates])
+    mean = float(values.mean())
+    if len(values) >= MIN_SEEDS:
+        half = stdtrit(len(values) - 1, (1 + LEVEL) / 2) * values.std(ddof=1) / len(values) ** 0.5
+        return mean, float(mean - half), float(mean + half)
+    tail = 100 * (1 - LEVEL) / 2
+    samples = np.mean([e.samples for e in estimates], axis=0)
+    low, high = np.nanpercentile(samples, [tail, 100 - tail])
+    return mean, float(low), float(high)
+
+
+def interval_name(n_seeds: int) -> str:
+    """Name what the intervals are, for captions."""
+    if n_seeds >= MIN_SEEDS:
+        return f"95 % t-interval over {n_seeds} seeds"
+    return "95 % bootstrap over rollouts (curves) or problems (accuracy)"

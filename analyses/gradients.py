@@ -1,0 +1,81 @@
+"""Figure 19: does a failing run show in its loss and gradients (App. B.2)?"""
+
+import numpy as np
+
+from analyses.estimate import Estimate
+from analyses.evidence import EDGE, Evidence, claim, curve_panel, metric_series
+from analyses.results import Panel, Results
+from opdprobe.store import Run
+
+RUNS = {"success": "success", "failure": "failure"}
+LOGGED = {"loss": ("Loss", "loss [nats]"), "grad_norm": ("Gradient norm", "gradient norm")}
+
+
+def analyse(evidence: Evidence) -> Results:
+    """Loss, gradient norm and extreme-advantage gap, success against failure."""
+    panels = [
+        Panel(
+            name=name,
+            title=title,
+            x_label="training step",
+            y_label=label,
+            kind="line",
+            series=[
+                metric_series(evidence.runs[run], name, role=run, label=legend)
+                for run, legend in RUNS.items()
+            ],
+        )
+        for name, (title, label) in LOGGED.items()
+    ]
+    gap = {name: evidence.remaining(name, lambda ds: abs(ds.opd.extreme_advantage_gap())) for name in RUNS}
+    loss = [
+        _start(f, "loss").map(_start(s, "loss"), by=np.divide)
+        for s, f in zip(evidence.runs["success"], evidence.runs["failure"], strict=True)
+    ]
+    return Results(
+        figure="fig19",
+        title="Loss and gradients",
+        section="B.2",
+        claim="A failing run starts with a small loss and small gradients and stays there; its "
+        "extreme-advantage gap does not close.",
+        meta=evidence.meta(list(RUNS)),
+        panels=[
+            *panels,
+            curve_panel(evidence, "extreme_advantage_gap", RUNS, title="Extreme-advantage gap"),
+        ],
+        claims=[
+            claim(
+                "fig19.loss",
+                "the failing run starts with the smaller loss",
+                paper="small",
+                ours=loss,
+                test="loss of the first steps, failure / success < 1",
+                holds=lambda r: r < 1,
+                opposite=lambda low, high: low > 1,
+            ),
+            claim(
+                "fig19.gap",
+                "the extreme-advantage gap closes in the success",
+                paper="→ 0",
+                ours=gap["success"],
+                test="size, last / first ≤ 0.5",
+                holds=lambda r: r <= 0.5,
+                opposite=lambda low, high: low > 1,
+            ),
+            claim(
+                "fig19.gap_stays",
+                "the extreme-advantage gap stays in the failure",
+                paper="stays",
+                ours=gap["failure"],
+                test="size, last / first ≥ 0.7",
+                holds=lambda r: r >= 0.7,
+                opposite=lambda low, high: high < 0.5,
+            ),
+        ],
+    )
+
+
+def _start(run: Run, name: str) -> Estimate:
+    from analyses.estimate import resample
+
+    return resample(run.metrics[name].values[:EDGE])

@@ -1,0 +1,57 @@
+"""Figure 18: how much of either model's probability lies on the shared tokens (App. B.1)?"""
+
+from analyses.evidence import Evidence, claim, curve_series
+from analyses.results import Panel, Results
+
+RUNS = {"success": "Success", "failure": "Failure"}
+MODELS = {"student": "student mass", "teacher": "teacher mass"}
+
+
+def analyse(evidence: Evidence) -> Results:
+    """Overlap mass of both models by step, in the success and in the failure."""
+    panels = [
+        Panel(
+            name=name,
+            title=title,
+            x_label="training step",
+            y_label="overlap mass",
+            kind="line",
+            series=[
+                curve_series(
+                    evidence.runs[name], "overlap_mass", role=model, label=label, model=model
+                )
+                for model, label in MODELS.items()
+            ],
+        )
+        for name, title in RUNS.items()
+    ]
+    return Results(
+        figure="fig18",
+        title="Overlap mass",
+        section="B.1",
+        claim="The shared tokens carry 97 to 99 % of either model's probability throughout.",
+        meta=evidence.meta(list(RUNS)),
+        panels=panels,
+        claims=[
+            claim(
+                f"fig18.{model}",
+                f"the {model}'s mass on the overlap stays near one in the success",
+                paper="97 to 99 %",
+                ours=[
+                    lowest
+                    for run in evidence.runs["success"]
+                    for lowest in [_mean_mass(evidence, run, model)]
+                ],
+                test="mean over all steps ≥ 0.95",
+                holds=lambda m: m >= 0.95,
+                opposite=lambda low, high: high < 0.9,
+            )
+            for model in MODELS
+        ],
+    )
+
+
+def _mean_mass(evidence: Evidence, run, model: str):
+    from analyses.estimate import window
+
+    return window(run, lambda ds: ds.opd.overlap_mass(model), run.steps[:: max(1, len(run.steps) // 20)])

@@ -1,0 +1,70 @@
+"""Figure 14: does the teacher's reward tell right rollouts from wrong ones (§6.2)?"""
+
+import numpy as np
+
+from analyses.estimate import N_BOOT, Estimate
+from analyses.evidence import Evidence, claim
+from analyses.results import Panel, Results, Series
+from opdprobe.probes import reward_auroc
+from opdprobe.store import Run
+
+RUNS = {"probe_success": "RL'd same-size teacher", "probe_failure": "larger same-pipeline teacher"}
+
+
+def analyse(evidence: Evidence) -> Results:
+    """Sequence mean reward of correct and incorrect rollouts, under both teachers."""
+    auroc = {name: [_auroc(run) for run in evidence.runs[name]] for name in RUNS}
+    return Results(
+        figure="fig14",
+        title="Sequence mean reward",
+        section="6.2",
+        claim="The reward is informative under both teachers: the failure is not for want of a "
+        "signal in the sum.",
+        meta=evidence.meta(list(RUNS)),
+        panels=[_panel(evidence.runs[name], name, label) for name, label in RUNS.items()],
+        claims=[
+            claim(
+                f"fig14.{name.removeprefix('probe_')}",
+                f"the reward of the {label} separates correct from incorrect rollouts",
+                paper=paper,
+                ours=auroc[name],
+                test="AUROC ≥ 0.60",
+                holds=lambda a: a >= 0.6,
+                opposite=lambda low, high: high < 0.5,
+            )
+            for (name, label), paper in zip(RUNS.items(), ("0.73", "0.75"), strict=True)
+        ],
+    )
+
+
+def _rewards(run: Run) -> tuple[np.ndarray, np.ndarray]:
+    reward, correct = [], []
+    for step in run.steps:
+        ds = run.load(step)
+        reward.append(ds.opd.sequence_mean_reward().values)
+        correct.append(ds["correct"].values)
+    return np.concatenate(reward), np.concatenate(correct)
+
+
+def _auroc(run: Run) -> Estimate:
+    reward, correct = _rewards(run)
+    rows = np.random.default_rng(0).integers(0, len(reward), (N_BOOT, len(reward)))
+    return Estimate(
+        reward_auroc(reward, correct),
+        np.array([reward_auroc(reward[i], correct[i]) for i in rows]),
+    )
+
+
+def _panel(runs: list[Run], name: str, label: str) -> Panel:
+    reward, correct = (np.concatenate(parts) for parts in zip(*map(_rewards, runs), strict=True))
+    return Panel(
+        name=name,
+        title=label[0].upper() + label[1:],
+        x_label="sequence mean reward [nats]",
+        y_label="density",
+        kind="histogram",
+        series=[
+            Series("correct", "correct", values=reward[correct == 1].tolist()),
+            Series("incorrect", "incorrect", values=reward[correct == 0].tolist()),
+        ],
+    )

@@ -1,0 +1,289 @@
+"""The output head of a causal language model, apart from its body.
+
+Everything here serves one aim: to look at logits without ever holding a (batch, time, vocabulary)
+tensor. `split_head` gives the body, which ends in hidden states, and a `Head` that turns any rows
+of them into logits: over the whole vocabulary, chunk by chunk, or at k given tokens only.
+
+Shape suffixes: N rows (any leading axes), D hidden size, V vocabulary, K tokens per row.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from opdprobe.errors import VocabularyError
+
+__all__ = ["Body", "Head", "logit_width", "split_head"]
+
+logger = logging.getLogger("opdprobe")
+
+# Called as the transformers base model is: body(input_ids=, attention_mask=, position_ids=,
+# past_key_values=, use_cache=), and gives .last_hidden_state and .past_key_values.
+Body = Callable[..., BaseModelOutputWithPast]
+
+# Far outside any cap in use (Gemma: 30), so that a cap which was missed shows in the check.
+_RAMP = 64.0
+
+
+@dataclass(frozen=True)
+class Head:
+    """Map hidden states to logits: ``cap(scale * (hidden @ weight.T + bias))``.
+
+    The product runs in the model's own dtype, which is what the model's `forward` does; scale,
+    cap and everything later are float32 (a float64 model stays float64). Weights are read from
+    `projection` at each call, so an optimiser's updates are seen.
+
+    Attributes
+    ----------
+    projection : torch.nn.Linear or None
+        The model's own output layer. None is the slow path of `split_head`: the "hidden states"
+        are the model's logits already.
+    width : int
+        Tokens kept: rows of the weight from `width` on are padding and never computed.
+    scale : float
+        Factor on the logits (Cohere's `logit_scale`, 1 / Granite's `logits_scaling`).
+    softcap : float or None
+        Gemma's `final_logit_softcapping` c: logits become ``c * tanh(logits / c)``.
+
+    Examples
+    --------
+    >>> layer = nn.Linear(2, 4, bias=False)
+    >>> _ = layer.weight.data.copy_(torch.tensor([[1., 0.], [0., 1.], [1., 1.], [9., 9.]]))
+    >>> head = Head(layer, width=3)  # the fourth row is padding
+    >>> hidden = torch.tensor([[1., 2.], [3., 4.]])
+    >>> head(hidden).tolist()
+    [[1.0, 2.0, 3.0], [3.0, 4.0, 7.0]]
+    >>> head.columns(hidden, torch.tensor([[2], [0]])).tolist()
+    [[3.0], [3.0]]
+    >>> head(hidden[:0]).shape
+    torch.Size([0, 3])
+    """
+
+    projection: nn.Linear | None
+    width: int
+    scale: float = 1.0
+    softcap: float | None = None
+
+    @property
+    def weight(self) -> Tensor | None:
+        """The kept rows, (V, D): a view of the model's parameter, None on the slow path."""
+        return None if self.projection is None else self.projection.weight[: self.width]
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The kept part of the bias, (V,), or None."""
+        if self.projection is None or self.projection.bias is None:
+            return None
+        return self.projection.bias[: self.width]
+
+    def __call__(self, hidden_ND: Tensor) -> Tensor:
+        """Give the logits of every token.
+
+        Parameters
+        ----------
+        hidden_ND : Tensor (..., D)
+            Last hidden states. One call makes one (..., V) tensor: pass a chunk of rows.
+
+        Returns
+        -------
+        Tensor (..., V)
+            Logits, float32, differentiable in `hidden_ND` and the weights.
+        """
+        weight_VD = self.weight
+        if weight_VD is None:
+            return _widen(hidden_ND[..., : self.width])
+        return self._finish(F.linear(hidden_ND, weight_VD, self.bias))
+
+    def columns(self, hidden_ND: Tensor, ids_NK: Tensor) -> Tensor:
+        """Give the logits at some tokens of each row, without computing the others.
+
+        Forward and backward cost N·K·D instead of N·V·D (the gradient of the weight is still a
+        dense (V, D) tensor).
+
+        Parameters
+        ----------
+        hidden_ND : Tensor (..., D)
+            Last hidden states.
+        ids_NK : Tensor (..., K) of int64
+            Token ids, each in [0, width). A larger id is an IndexError.
+
+        Returns
+        -------
+        Tensor (..., K)
+            Logits, float32: ``self(hidden).gather(-1, ids)``, up to rounding.
+        """
+        weight_VD = self.weight
+        if weight_VD is None:
+            return _widen(hidden_ND[..., : self.width].gather(-1, ids_NK))
+        rows_NKD = F.embedding(ids_NK, weight_VD)
+        logits_NK = (rows_NKD @ hidden_ND.unsqueeze(-1)).squeeze(-1)
+        bias_V = self.bias
+        if bias_V is not None:
+            logits_NK = logits_NK + bias_V[ids_NK]
+        return self._finish(logits_NK)
+
+    def _finish(self, logits: Tensor) -> Tensor:
+        logits = _widen(logits)
+        if self.scale != 1.0:  # a pass over (N, V) that most models do not need
+            logits = logits * self.scale
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        return logits
+
+
+def split_head(model: PreTrainedModel, *, width: int | None = None) -> tuple[Body, Head]:
+    """Split a causal language model into its body and its output head.
+
+    The split is checked on one short input: the body's output must be what the model's own
+    output layer receives, and the head must do to that layer's output what the model does. A model
+    that fails (a head that is no plain projection, say an adapter on it) takes a slow path, noted
+    in the log: the body returns the model's full logits and the head only cuts them.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        A causal language model. Neither its mode nor a random generator is changed.
+    width : int, optional
+        Keep the logits of tokens ``0 … width - 1`` only (`opdprobe.models.shared_width`).
+        Default: all the model has.
+
+    Returns
+    -------
+    body : callable
+        ``body(input_ids=, attention_mask=, position_ids=, past_key_values=, use_cache=)`` gives
+        an output with `.last_hidden_state` (batch, time, D) and `.past_key_values`.
+    head : Head
+        Hidden states to logits.
+
+    Raises
+    ------
+    VocabularyError
+        `width` is not between 1 and the model's logit width.
+
+    Examples
+    --------
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> config = LlamaConfig(vocab_size=32, hidden_size=8, intermediate_size=8,
+    ...                      num_hidden_layers=1, num_attention_heads=2)
+    >>> model = LlamaForCausalLM(config).eval()
+    >>> body, head = split_head(model, width=30)
+    >>> ids = torch.tensor([[1, 5, 2]])
+    >>> logits = head(body(input_ids=ids).last_hidden_state)
+    >>> torch.allclose(logits, model(input_ids=ids).logits[..., :30], atol=1e-6)
+    True
+    """
+    full = logit_width(model)
+    if width is None:
+        width = full
+    if not 1 <= width <= full:
+        raise VocabularyError(
+            f"width is {width}, but {type(model).__name__} has {full} logits; "
+            f"pass a width between 1 and {full}."
+        )
+    body, projection = model.base_model, model.get_output_embeddings()
+    # Exactly nn.Linear: a subclass or wrapper (quantised, LoRA) computes more than weight and bias.
+    if type(projection) is nn.Linear and body is not model:
+        config = model.config.get_text_config()
+        head = Head(
+            projection,
+            width,
+            scale=getattr(config, "logit_scale", None)
+            or 1.0 / (getattr(config, "logits_scaling", None) or 1.0),
+            softcap=getattr(config, "final_logit_softcapping", None),
+        )
+        if _agrees(model, body, head):
+            return body, head
+    logger.warning(
+        "%s: the output head is not a plain projection of the body's hidden states; its logits "
+        "are computed in full (slower, and memory grows with the vocabulary).",
+        type(model).__name__,
+    )
+
+    def logits_body(**inputs) -> BaseModelOutputWithPast:
+        out = model(**inputs)
+        return BaseModelOutputWithPast(
+            last_hidden_state=out.logits, past_key_values=out.past_key_values
+        )
+
+    return logits_body, Head(None, width)
+
+
+def logit_width(model: PreTrainedModel) -> int:
+    """Count the logits the model gives, padding included.
+
+    Examples
+    --------
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> config = LlamaConfig(vocab_size=32, hidden_size=8, intermediate_size=8,
+    ...                      num_hidden_layers=1, num_attention_heads=2)
+    >>> logit_width(LlamaForCausalLM(config))
+    32
+    """
+    projection = model.get_output_embeddings()
+    if isinstance(projection, nn.Linear):
+        return projection.weight.shape[0]
+    return model.config.get_text_config().vocab_size
+
+
+def _widen(logits: Tensor) -> Tensor:
+    """Float32 from a smaller dtype; float64 stays."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _agrees(model: PreTrainedModel, body: nn.Module, head: Head) -> bool:
+    """Say whether body and head make up the model.
+
+    The output layer's result is swapped for a ramp while the model runs: with the weights' own
+    result, a missed cap would be invisible wherever logits are small, as in a fresh model.
+    """
+    assert head.projection is not None
+    weight = head.projection.weight
+    ids = (torch.arange(1, 9, device=weight.device) % weight.shape[0])[None]  # (1, 8), no RNG
+    ramp = torch.linspace(-_RAMP, _RAMP, weight.shape[0], device=weight.device, dtype=weight.dtype)
+    received: list[Tensor] = []
+
+    def swap(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        received.append(args[0])
+        return ramp.expand_as(output)
+
+    with _evaluating(model), torch.no_grad():
+        hidden = getattr(body(input_ids=ids, use_cache=False), "last_hidden_state", None)
+        handle = head.projection.register_forward_hook(swap)
+        try:
+            logits = model(input_ids=ids, use_cache=False).logits
+        finally:
+            handle.remove()
+        if hidden is None or len(received) != 1 or received[0].shape != hidden.shape:
+            return False
+        want = head._finish(ramp[: head.width]).expand_as(logits[..., : head.width])
+        return _close(hidden, received[0], weight.dtype) and _close(
+            logits[..., : head.width], want, weight.dtype
+        )
+
+
+def _close(got: Tensor, want: Tensor, dtype: torch.dtype) -> bool:
+    # Relative to the largest value; a few roundings of the model's own dtype are allowed, since
+    # the model caps and scales in that dtype and the head in float32.
+    tolerance = 8 * torch.finfo(dtype).eps * float(want.abs().max())
+    return bool((got.float() - want.float()).abs().max() <= tolerance)
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Switch to evaluation mode (no dropout), then give back every module's own mode."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

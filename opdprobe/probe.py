@@ -1,0 +1,80 @@
+"""Look at a student through a teacher once, without training."""
+
+from collections.abc import Sequence
+
+import torch
+import xarray as xr
+
+from opdprobe.grade import Grader, grade_rollouts
+from opdprobe.pair import Pair, in_rollout_order
+from opdprobe.prompts import EncodedPrompt
+from opdprobe.record import record_dataset
+from opdprobe.rollout import eos_ids, sample, step_generator
+
+
+@torch.no_grad()
+def probe(
+    pair: Pair,
+    prompts: Sequence[EncodedPrompt],
+    *,
+    n: int = 4,
+    k: int = 16,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    grader: Grader | None = None,
+    step: int = 0,
+    seed: int = 0,
+    max_tokens: int = 16384,
+) -> xr.Dataset:
+    """Sample the student and score both models at every state it visits.
+
+    Neither model is changed, and torch's global random state is left alone.
+
+    Parameters
+    ----------
+    pair
+        Student and teacher.
+    prompts
+        Encoded prompts.
+    n
+        Rollouts a prompt.
+    k
+        Tokens kept for either model.
+    max_new_tokens
+        Longest response.
+    temperature
+        Of sampling and of the recorded distributions.
+    grader
+        Response text and prompt to a score; None leaves `correct` NaN.
+    step
+        The training step that the record is labelled with.
+    seed
+        The same seed and student give the same rollouts, whatever the teacher.
+    max_tokens
+        Most tokens in a micro-batch, padding included.
+
+    Returns
+    -------
+    Dataset
+        One step in the store's schema; see `opdprobe.schema`.
+    """
+    rollouts = sample(
+        pair.student,
+        [p.ids for p in prompts],
+        n=n,
+        max_new_tokens=max_new_tokens,
+        eos_ids=eos_ids(pair.student, pair.tokenizer),
+        pad_id=pair.pad_id,
+        temperature=temperature,
+        generator=step_generator(seed, step, pair.student.device),
+        width=pair.width,
+    )
+    own = [prompts[i].prompt for i in rollouts.prompt_index]
+    correct = None
+    if grader is not None:
+        correct = grade_rollouts(pair.tokenizer, rollouts.response_ids, own, grader)
+    parts = [
+        (part.batch.state, part.scores.cpu())
+        for part in pair.scored(rollouts, k=k, temperature=temperature, max_tokens=max_tokens)
+    ]
+    return record_dataset(step, rollouts, in_rollout_order(parts), own, correct)

@@ -1,0 +1,144 @@
+"""Rollout-level signals: the distillation reward, what it predicts, and how much was recovered."""
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+def sequence_mean_reward(
+    student_logp: ArrayLike, teacher_logp: ArrayLike, rollout: ArrayLike
+) -> NDArray[np.float64]:
+    """Average the sampled-token distillation reward over each rollout.
+
+    Parameters
+    ----------
+    student_logp, teacher_logp : (n_state,) array_like of float
+        Both models' log-probabilities of the tokens the student drew, in nats, flat over states.
+    rollout : (n_state,) array_like of int
+        Rollout each state belongs to, 0 or more.
+
+    Returns
+    -------
+    (max(rollout) + 1,) ndarray of float64
+        (1/T) Σ_t [log q_t(y_t) - log p_t(y_t)] over the recorded states of each rollout, in nats;
+        higher where the teacher likes the rollout. NaN for a rollout without states or with a NaN.
+
+    Raises
+    ------
+    ValueError
+        If the three differ in shape, are not one-dimensional, or `rollout` has other than
+        integers from 0.
+
+    References
+    ----------
+    r̄(y), §6.2. ms-swift logs the mean of the same summand as its teacher gap.
+
+    Examples
+    --------
+    >>> sequence_mean_reward([-1.0, -2.0, -0.5], [-1.5, -1.0, -0.5], [0, 0, 2])
+    array([0.25,  nan, 0.  ])
+    >>> sequence_mean_reward([], [], np.array([], int))
+    array([], dtype=float64)
+    """
+    student = np.asarray(student_logp, dtype=np.float64)
+    teacher = np.asarray(teacher_logp, dtype=np.float64)
+    rollout = np.asarray(rollout)
+    if not student.shape == teacher.shape == rollout.shape or rollout.ndim != 1:
+        raise ValueError(
+            f"student_logp, teacher_logp and rollout have shapes {student.shape}, {teacher.shape} "
+            f"and {rollout.shape}; all three should be flat over states: ravel them first"
+        )
+    if not np.issubdtype(rollout.dtype, np.integer) or rollout.min(initial=0) < 0:
+        raise ValueError(
+            f"rollout has dtype {rollout.dtype} and minimum {rollout.min(initial=0)}; expected "
+            "integer row numbers from 0: number the rollouts with numpy.unique(return_inverse=True)"
+        )
+    with np.errstate(invalid="ignore"):  # -inf - -inf: NaN, as documented; 0/0 without states
+        total = np.bincount(rollout, weights=teacher - student)
+        return total / np.bincount(rollout)
+
+
+def reward_auroc(reward: ArrayLike, correct: ArrayLike) -> float:
+    """Tell how well a reward separates correct from incorrect rollouts.
+
+    Parameters
+    ----------
+    reward : (...) array_like of float
+        One reward a rollout, in any unit; infinities are allowed.
+    correct : (...) array_like of bool or float
+        1 correct, 0 incorrect, NaN unknown.
+
+    Returns
+    -------
+    float
+        Probability that a random correct rollout has a higher reward than a random incorrect one,
+        ties counting half, in [0, 1]: 0.5 is no signal. Rollouts with a NaN reward or unknown
+        correctness are left out. NaN if none is left of either kind.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ or `correct` has values other than 0, 1 and NaN.
+
+    References
+    ----------
+    §6.2 and Fig. 14. The Mann-Whitney U statistic over the number of pairs.
+
+    Examples
+    --------
+    >>> reward_auroc([-0.1, -0.3, -0.2, -0.5], [1, 1, 0, 0])
+    0.75
+    >>> reward_auroc([0.0, 0.0], [True, False])
+    0.5
+    >>> reward_auroc([0.1, 0.2], [1, np.nan])
+    nan
+    """
+    reward = np.asarray(reward, dtype=np.float64)
+    correct = np.asarray(correct, dtype=np.float64)
+    if reward.shape != correct.shape:
+        raise ValueError(
+            f"reward has shape {reward.shape}, correct {correct.shape}; expected one of each per "
+            "rollout"
+        )
+    known = ~(np.isnan(reward) | np.isnan(correct))
+    reward, correct = reward[known], correct[known]
+    if odd := sorted(set(np.unique(correct)) - {0.0, 1.0}):
+        raise ValueError(
+            f"correct has values such as {odd[0]}; expected 0, 1 or NaN: apply a threshold first"
+        )
+    good, bad = reward[correct == 1], np.sort(reward[correct == 0])
+    if good.size == 0 or bad.size == 0:
+        return float("nan")
+    # Incorrect rollouts below each correct one, plus those below or equal: a tie counts half.
+    twice_u = np.searchsorted(bad, good, "left").sum() + np.searchsorted(bad, good, "right").sum()
+    return float(twice_u / (2 * good.size * bad.size))
+
+
+def gap_recovery_rate(
+    before: ArrayLike, after: ArrayLike, teacher: ArrayLike
+) -> NDArray[np.float64]:
+    """Compute the share of the gap to the teacher that distillation closed.
+
+    Parameters
+    ----------
+    before, after, teacher : (...) array_like of float
+        Accuracy of the student before, of the student after, and of the teacher; they broadcast.
+
+    Returns
+    -------
+    (...) ndarray of float64
+        (after - before) / (teacher - before), unit 1: 1 is the whole gap, negative a step away
+        from the teacher, above 1 a student that passed it. NaN where there is no gap to close.
+
+    References
+    ----------
+    §3.2 and Fig. 4.
+
+    Examples
+    --------
+    >>> gap_recovery_rate(0.25, 0.5, [0.75, 0.25])
+    array([0.5, nan])
+    """
+    before = np.asarray(before, dtype=np.float64)
+    gap = np.asarray(teacher, dtype=np.float64) - before
+    gap = np.where(gap == 0, np.nan, gap)
+    return ((np.asarray(after, dtype=np.float64) - before) / gap)[()]

@@ -1,0 +1,129 @@
+"""From what a step computed to a row in the store."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import xarray as xr
+
+import opdprobe.accessor  # noqa: F401  # registers ds.opd
+from opdprobe.prompts import Prompt
+from opdprobe.rollout import Rollouts
+from opdprobe.schema import step_dataset
+from opdprobe.score import Scores
+
+
+def record_dataset(
+    step: int,
+    rollouts: Rollouts,
+    scores: Scores,
+    prompts: Sequence[Prompt],
+    correct: Sequence[float] | None = None,
+) -> xr.Dataset:
+    """Lay out a step in the store's schema: one row a state, in rollout order.
+
+    Parameters
+    ----------
+    step
+        Optimiser steps the student had taken when it sampled.
+    rollouts
+        What it sampled.
+    scores
+        What both models say, in rollout order.
+    prompts
+        Each rollout's prompt.
+    correct
+        Each rollout's grade in [0, 1], if graded.
+
+    Returns
+    -------
+    Dataset
+        See `opdprobe.schema`.
+    """
+    lengths = np.array([len(r) for r in rollouts.response_ids])
+    response_ids = np.concatenate([np.asarray(r, np.int32) for r in rollouts.response_ids])
+    first = np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return step_dataset(
+        step=step,
+        token_id=scores.token_id.numpy(),
+        logp=scores.logp.numpy(),
+        entropy=scores.entropy.numpy(),
+        reverse_kl=scores.reverse_kl.numpy(),
+        sampled_logp=scores.sampled_logp.numpy(),
+        sampled_id=response_ids,
+        rollout=np.repeat(np.arange(len(lengths)), lengths),
+        position=np.arange(lengths.sum()) - first,
+        prompt_id=[p.id for p in prompts],
+        prompt_length=[len(p) for p in rollouts.prompt_ids],
+        length=lengths,
+        finished=rollouts.finished,
+        correct=np.full(len(lengths), np.nan) if correct is None else correct,
+        prompt_ids=np.concatenate([np.asarray(p, np.int32) for p in rollouts.prompt_ids]),
+        response_ids=response_ids,
+    )
+
+
+def thin(
+    dataset: xr.Dataset, *, fraction: float, max_positions: int | None, seed: Sequence[int]
+) -> xr.Dataset:
+    """Keep a random share of the rollouts and the first positions of each.
+
+    Parameters
+    ----------
+    dataset
+        A whole step.
+    fraction
+        Share of rollouts kept, at least one.
+    max_positions
+        States kept of each rollout; None keeps all. The texts stay whole.
+    seed
+        Of the choice of rollouts.
+    """
+    if fraction == 1 and max_positions is None:
+        return dataset
+    n = dataset.sizes["rollout"]
+    keep = np.zeros(n, bool)
+    size = max(1, round(n * fraction))
+    keep[np.random.default_rng(list(seed)).choice(n, size, replace=False)] = True
+    states = keep[dataset.rollout.values]
+    if max_positions is not None:
+        states &= dataset.position.values < max_positions
+    kept = dataset.isel(
+        rollout=keep,
+        state=states,
+        prompt_token=np.repeat(keep, dataset.prompt_length),
+        response_token=np.repeat(keep, dataset.length),
+    )
+    row = np.cumsum(keep) - 1
+    attrs = dataset.rollout.attrs
+    values = row[kept.rollout.values].astype(dataset.rollout.dtype)
+    return kept.assign_coords(rollout=("state", values, attrs))
+
+
+def step_metrics(dataset: xr.Dataset) -> dict[str, float]:
+    """Average the paper's quantities over all states of a step (PAPER §3).
+
+    Returns
+    -------
+    dict
+        Keys are the probes' names; ``empty_overlap`` is the share of states whose overlap set is
+        empty, which the advantage leaves out. Nats and shares.
+    """
+    opd = dataset.opd
+    advantage = opd.overlap_token_advantage()
+    metrics = {
+        "overlap_ratio": opd.overlap_ratio(),
+        "student_overlap_mass": opd.overlap_mass("student"),
+        "teacher_overlap_mass": opd.overlap_mass("teacher"),
+        "overlap_token_advantage": advantage,
+        "empty_overlap": advantage.isnull(),
+        "entropy_gap": opd.entropy_gap(),
+        "student_entropy": opd.entropy("student"),
+        "teacher_entropy": opd.entropy("teacher"),
+        "reverse_kl": opd.reverse_kl(),
+        "extreme_advantage_gap": opd.extreme_advantage_gap(),
+        "sampled_reward": opd.sampled_reward(),
+        "completion_length": dataset.length,
+        "finished": dataset.finished,
+        "correct": dataset.correct,
+    }
+    return {name: float(values.mean()) for name, values in metrics.items()}

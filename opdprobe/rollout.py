@@ -1,0 +1,230 @@
+"""Sampling responses from a model.
+
+One prefill serves all rollouts of a prompt, and rows that have ended leave the batch: the two
+things `generate` does not do and on-policy distillation needs most.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from opdprobe.errors import NonFiniteError
+
+# Dropping rows copies the cache, so it waits until this share of the batch has ended.
+_DROP_AT = 0.25
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Prompts and the responses sampled from them, one entry a rollout.
+
+    Parameters
+    ----------
+    prompt_ids, response_ids
+        Token ids without padding; a response that ended includes its end-of-sequence token.
+    finished
+        Whether the response ended by itself rather than at the length limit.
+    prompt_index
+        Row of the prompt list that each rollout belongs to.
+    """
+
+    prompt_ids: list[list[int]]
+    response_ids: list[list[int]]
+    finished: list[bool]
+    prompt_index: list[int]
+
+    def __len__(self) -> int:
+        return len(self.response_ids)
+
+    @property
+    def n_tokens(self) -> int:
+        """Response tokens of all rollouts together."""
+        return sum(map(len, self.response_ids))
+
+
+def draw(
+    logits: Tensor, *, temperature: float, top_p: float, generator: torch.Generator | None
+) -> Tensor:
+    """Draw one token a row by inverting the cumulative distribution.
+
+    One uniform number and a binary search a row: several times faster than `torch.multinomial`
+    over a vocabulary of 150,000.
+
+    Parameters
+    ----------
+    logits : Tensor (N, V)
+    temperature
+        Above 0; 0 takes the most probable token.
+    top_p
+        Keep the smallest set of most probable tokens whose mass reaches it; 1 keeps all.
+    generator
+        Source of randomness; None uses torch's global one.
+
+    Returns
+    -------
+    Tensor (N,)
+        Token ids, int64.
+    """
+    if temperature == 0:
+        return logits.argmax(-1)
+    probs = torch.softmax(logits.float() / temperature, -1)
+    order = None
+    if top_p < 1:
+        probs, order = probs.sort(-1, descending=True)
+        # A token stays while the mass before it is below top_p, so the first always stays.
+        probs = probs.masked_fill(probs.cumsum(-1) - probs >= top_p, 0.0)
+    cdf = probs.cumsum(-1)
+    u = torch.rand(len(cdf), 1, generator=generator, device=generator.device if generator else None)
+    # right=True finds the first entry above u: a token of probability 0 is never drawn. u < 1 but
+    # u * total can round up to total, which would run past the end.
+    picks = torch.searchsorted(cdf, u.to(cdf) * cdf[:, -1:], right=True)
+    last = (cdf < cdf[:, -1:]).sum(-1, keepdim=True)
+    picks = torch.minimum(picks, last)
+    return (picks if order is None else order.gather(-1, picks)).squeeze(-1)
+
+
+def left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Stack token lists with padding on the left.
+
+    Returns
+    -------
+    ids : Tensor (B, T)
+    mask : Tensor (B, T)
+        1 where a real token stands, int64.
+    """
+    width = max(map(len, rows))
+    ids = torch.tensor([[pad_id] * (width - len(r)) + list(r) for r in rows])
+    mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows])
+    return ids, mask
+
+
+@torch.no_grad()
+def sample(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    n: int = 1,
+    max_new_tokens: int,
+    eos_ids: Sequence[int],
+    pad_id: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    generator: torch.Generator | None = None,
+    width: int | None = None,
+) -> Rollouts:
+    """Sample `n` responses a prompt.
+
+    Parameters
+    ----------
+    model
+        A causal LM; its train/eval mode is restored afterwards.
+    prompts
+        Token ids of each prompt, of any lengths.
+    n
+        Rollouts a prompt.
+    max_new_tokens
+        Longest response, in tokens.
+    eos_ids
+        Tokens that end a response.
+    pad_id
+        Filler on the left of short prompts; any id works, it is masked.
+    temperature, top_p
+        Sampling distribution. On-policy distillation wants 1 and 1 (Table 2): with top-p below 1
+        the sampled token no longer estimates the KL.
+    generator
+        Source of randomness on the model's device; None uses torch's global one.
+    width
+        Sample from the first `width` ids only (vocabulary shared with another model).
+
+    Returns
+    -------
+    Rollouts
+        In the order of `prompts`, the `n` rollouts of a prompt next to each other.
+
+    Raises
+    ------
+    NonFiniteError
+        If the model's logits hold NaN.
+    """
+    was_training = model.training
+    model.eval()
+    device = model.device
+    ids, mask = (t.to(device) for t in left_pad(prompts, pad_id))
+    position = mask.cumsum(-1).sub_(1).clamp_(min=0)
+    cache = DynamicCache(config=model.config)
+    out = model(
+        input_ids=ids,
+        attention_mask=mask,
+        position_ids=position,
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    cache.batch_repeat_interleave(n)
+    logits = out.logits[:, -1, :width].repeat_interleave(n, 0)
+    mask = mask.repeat_interleave(n, 0)
+    position = position[:, -1:].repeat_interleave(n, 0)
+
+    n_rows = len(logits)
+    eos = torch.tensor(list(eos_ids), device=device)
+    responses = torch.full((n_rows, max_new_tokens), -1, device=device)
+    rows = torch.arange(n_rows, device=device)  # rollout of each live row
+    alive = torch.ones(n_rows, dtype=torch.bool, device=device)
+    finished = torch.zeros(n_rows, dtype=torch.bool, device=device)
+    for t in range(max_new_tokens):
+        token = draw(logits, temperature=temperature, top_p=top_p, generator=generator)
+        if not torch.isfinite(logits.amax(-1)).all():
+            bad = int(rows[~torch.isfinite(logits.amax(-1))][0]) // n
+            raise NonFiniteError(
+                f"{type(model).__name__} gave NaN or infinite logits while sampling: prompt {bad}, "
+                f"response position {t}. Check the weights and the dtype (float16 overflows)."
+            )
+        responses[rows[alive], t] = token[alive]
+        ended = alive & torch.isin(token, eos)
+        finished[rows[ended]] = True
+        alive &= ~ended
+        n_alive = int(alive.sum())
+        if n_alive == 0 or t == max_new_tokens - 1:
+            break
+        if n_alive <= (1 - _DROP_AT) * len(alive):
+            cache.batch_select_indices(alive)
+            rows, token, mask, position = rows[alive], token[alive], mask[alive], position[alive]
+            alive = alive[alive]
+        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+        position = position + 1
+        out = model(
+            input_ids=token[:, None],
+            attention_mask=mask,
+            position_ids=position,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        logits = out.logits[:, -1, :width]
+    model.train(was_training)
+    response_ids = [[token for token in row if token >= 0] for row in responses.tolist()]
+    return Rollouts(
+        prompt_ids=[list(p) for p in prompts for _ in range(n)],
+        response_ids=response_ids,
+        finished=finished.tolist(),
+        prompt_index=[i for i in range(len(prompts)) for _ in range(n)],
+    )
+
+
+def step_generator(seed: int, step: int, device: torch.device | str) -> torch.Generator:
+    """Random numbers of one step: a function of seed and step, so a resumed run draws the same."""
+    state = np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]
+    return torch.Generator(device).manual_seed(int(state >> 1))
+
+
+def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every token that ends a response, by the model's generation settings and its tokenizer."""
+    ids = set()
+    if model.generation_config is not None and model.generation_config.eos_token_id is not None:
+        ids |= set(np.atleast_1d(model.generation_config.eos_token_id).tolist())
+    if tokenizer.eos_token_id is not None:
+        ids.add(tokenizer.eos_token_id)
+    return sorted(ids)

@@ -1,0 +1,412 @@
+"""The store's contract: dimensions, variables, dtypes and units of one recorded step.
+
+A step is one `xarray.Dataset`. Its main dimension `state` is flat: one row for every recorded
+response position of every recorded rollout. `VARIABLES` is the only place where a name, a dtype,
+a unit or a long name is written down; `step_dataset` builds a step, `validate` checks one.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+from numpy.typing import ArrayLike, NDArray
+
+from opdprobe.errors import StoreError
+
+SCHEMA_VERSION = 1
+MODELS = ("student", "teacher")
+
+# Slack, in nats and in probability, for two float32 kernels that compute the same log-prob.
+_TOLERANCE = 1e-3
+# Rows per block in match_tokens: its temporaries stay in the second-level cache.
+_BLOCK = 8192
+
+
+class Variable(NamedTuple):
+    """One row of the schema: what a variable is called, lies on, holds and measures."""
+
+    dims: tuple[str, ...]
+    dtype: str  # "str", or a numpy dtype name
+    units: str  # "nats", or "1" for everything without a unit
+    long_name: str
+    required: bool = False
+
+
+VARIABLES: dict[str, Variable] = {
+    # coordinates
+    "model": Variable(("model",), "str", "1", "whose probability", True),
+    "support": Variable(("support",), "str", "1", "whose top-k tokens", True),
+    "rollout": Variable(("state",), "int32", "1", "row of the rollout tables", True),
+    "position": Variable(("state",), "int32", "1", "position in the response, from 0", True),
+    "step": Variable(("state",), "int32", "1", "training step", True),
+    # one row a state
+    "token_id": Variable(("state", "support", "rank"), "int32", "1", "top-k token ids", True),
+    "logp": Variable(
+        ("state", "model", "support", "rank"), "float32", "nats", "log-probability", True
+    ),
+    "entropy": Variable(("state", "model"), "float32", "nats", "entropy", True),
+    "reverse_kl": Variable(
+        ("state",), "float32", "nats", "KL divergence of student from teacher, KL(p‖q)", True
+    ),
+    "match": Variable(
+        ("state", "rank"), "int8", "1", "rank of the student's token in the teacher's top-k", True
+    ),
+    "sampled_id": Variable(("state",), "int32", "1", "token the student drew"),
+    "sampled_logp": Variable(
+        ("state", "model"), "float32", "nats", "log-probability of the sampled token"
+    ),
+    # one row a rollout
+    "prompt_id": Variable(("rollout",), "str", "1", "prompt"),
+    "prompt_length": Variable(("rollout",), "int32", "1", "prompt length in tokens"),
+    "length": Variable(("rollout",), "int32", "1", "response length in tokens"),
+    "finished": Variable(("rollout",), "bool", "1", "response ended by itself"),
+    "correct": Variable(("rollout",), "float32", "1", "correctness (NaN: not graded)"),
+    # contiguous ragged text: row i starts at the sum of the lengths before it
+    "prompt_ids": Variable(("prompt_token",), "int32", "1", "prompt token ids"),
+    "response_ids": Variable(("response_token",), "int32", "1", "response token ids"),
+}
+COORDS = ("model", "support", "rollout", "position", "step")
+REQUIRED = tuple(name for name, variable in VARIABLES.items() if variable.required)
+_RAGGED = {"prompt_ids": "prompt_length", "response_ids": "length"}
+
+
+def match_tokens(student_ids: ArrayLike, teacher_ids: ArrayLike) -> NDArray[np.signedinteger]:
+    """Where each of the student's tokens stands in the teacher's list.
+
+    Parameters
+    ----------
+    student_ids : array_like of int, shape (..., k)
+        Token ids.
+    teacher_ids : array_like of int, shape (..., m)
+        Token ids; the leading axes equal those of `student_ids`. m may differ from k.
+
+    Returns
+    -------
+    ndarray of int8 (int16 where m > 127), shape (..., k)
+        The first index into the last axis of `teacher_ids` that holds the same id, or -1.
+
+    Raises
+    ------
+    ValueError
+        The leading axes differ.
+
+    Examples
+    --------
+    >>> match_tokens([[7, 5, 9]], [[5, 8, 7]])
+    array([[ 2,  0, -1]], dtype=int8)
+    >>> match_tokens([1, 2], []), match_tokens([], [1, 2])
+    (array([-1, -1], dtype=int8), array([], dtype=int8))
+    """
+    student, teacher = np.asarray(student_ids), np.asarray(teacher_ids)
+    if student.shape[:-1] != teacher.shape[:-1] or student.ndim == 0:
+        raise ValueError(
+            f"student_ids has shape {student.shape} and teacher_ids {teacher.shape}: "
+            "expected (..., k) and (..., m) with equal leading axes"
+        )
+    k, m = student.shape[-1], teacher.shape[-1]
+    n = int(np.prod(student.shape[:-1]))
+    dtype = np.dtype(np.int8 if m <= 127 else np.int16)
+    student, teacher = student.reshape(n, k), teacher.reshape(n, m)
+    match = np.empty((n, k), dtype)
+    for start in range(0, n, _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        # Rank first: each comparison then runs along a long contiguous axis. One pass a teacher
+        # token, without an (n, k, m) tensor.
+        student_kn = np.ascontiguousarray(student[rows].T)
+        teacher_mn = np.ascontiguousarray(teacher[rows].T)
+        best = np.zeros(student_kn.shape, dtype)  # m - index, so that the first hit is the maximum
+        hit, score = np.empty(best.shape, bool), np.empty(best.shape, dtype)
+        for j in range(m):
+            np.equal(student_kn, teacher_mn[j], out=hit)
+            np.multiply(hit, dtype.type(m - j), out=score)
+            np.maximum(best, score, out=best)
+        match[rows] = np.where(best > 0, m - best, -1).T
+    return match.reshape(*np.shape(student_ids)[:-1], k)
+
+
+def step_dataset(
+    *,
+    token_id: ArrayLike,
+    logp: ArrayLike,
+    entropy: ArrayLike,
+    reverse_kl: ArrayLike,
+    rollout: ArrayLike,
+    position: ArrayLike,
+    step: ArrayLike = 0,
+    sampled_id: ArrayLike | None = None,
+    sampled_logp: ArrayLike | None = None,
+    prompt_id: ArrayLike | None = None,
+    prompt_length: ArrayLike | None = None,
+    length: ArrayLike | None = None,
+    finished: ArrayLike | None = None,
+    correct: ArrayLike | None = None,
+    prompt_ids: ArrayLike | None = None,
+    response_ids: ArrayLike | None = None,
+    attrs: Mapping[str, Any] | None = None,
+) -> xr.Dataset:
+    """Build one valid step from plain arrays.
+
+    Computes `match`, casts to the schema's dtypes and attaches units and long names. N is the
+    number of states, R of rollouts; axis `model` and axis `support` are (student, teacher).
+
+    Parameters
+    ----------
+    token_id : int, shape (N, 2, k)
+        Each model's top-k token ids, most probable first.
+    logp : float, shape (N, 2, 2, k)
+        ``logp[:, m, s]`` is the full-vocabulary log-probability, in nats, that model m gives to
+        the tokens ``token_id[:, s]``. ``-inf`` is probability 0.
+    entropy : float, shape (N, 2)
+        Full-vocabulary entropy of both models, in nats.
+    reverse_kl : float, shape (N,)
+        KL(p‖q) of student from teacher over the full vocabulary, in nats; ``inf`` where the
+        teacher rules out a token that the student does not.
+    rollout, position : int, shape (N,)
+        Which rollout a state belongs to, and where in its response, counted from 0.
+    step : int or shape (N,)
+        Training step.
+    sampled_id : int, shape (N,), optional
+        The token that the student drew at the state.
+    sampled_logp : float, shape (N, 2), optional
+        Both models' log-probability of it, in nats.
+    prompt_id : str, shape (R,), optional
+        Prompt names.
+    prompt_length, length : int, shape (R,), optional
+        Tokens in the prompt and in the response (of which fewer may be recorded as states).
+    finished : bool, shape (R,), optional
+        Whether the response ended by itself.
+    correct : float, shape (R,), optional
+        Correctness in [0, 1]; NaN where the response was not graded.
+    prompt_ids, response_ids : int, shape (sum of lengths,), optional
+        Token ids of all rows, one after the other.
+    attrs : mapping, optional
+        More attributes of the step.
+
+    Returns
+    -------
+    xarray.Dataset
+        A step that passes `validate`.
+
+    Raises
+    ------
+    StoreError
+        The arrays do not make a valid step; the message names the variable.
+
+    Examples
+    --------
+    >>> ds = step_dataset(token_id=[[[3, 1], [1, 0]]], logp=np.full((1, 2, 2, 2), -1.0),
+    ...                   entropy=[[1.2, 1.1]], reverse_kl=[0.3], rollout=[0], position=[0])
+    >>> ds.match.values, ds.logp.attrs["units"]
+    (array([[-1,  0]], dtype=int8), 'nats')
+    """
+    given = {name: value for name, value in locals().items() if name in VARIABLES}
+    ids = np.asarray(token_id)
+    if ids.ndim != 3 or ids.shape[1] != len(MODELS):
+        raise StoreError(f"token_id has shape {ids.shape}, expected (states, 2, k)")
+    given |= {"model": list(MODELS), "support": list(MODELS)}
+    given["match"] = match_tokens(ids[:, 0], ids[:, 1])
+    given["step"] = np.broadcast_to(np.asarray(step), len(ids))
+    variables: dict[str, xr.Variable] = {}
+    for name, variable in VARIABLES.items():
+        if given.get(name) is not None:
+            values = _cast(name, given[name])
+            if values.ndim != len(variable.dims):
+                raise StoreError(
+                    f"{name} has shape {values.shape}, expected one axis for each of "
+                    f"{variable.dims}"
+                )
+            variables[name] = xr.Variable(variable.dims, values, variable_attrs(name))
+    try:
+        ds = xr.Dataset(
+            {name: v for name, v in variables.items() if name not in COORDS},
+            {name: v for name, v in variables.items() if name in COORDS},
+            {"schema_version": SCHEMA_VERSION, **(attrs or {})},
+        )
+    except ValueError as error:  # xarray names the dimension on which the lengths differ
+        shapes = {name: v.shape for name, v in variables.items()}
+        raise StoreError(f"the arrays of a step disagree: {error}; shapes: {shapes}") from error
+    validate(ds)
+    return ds
+
+
+def variable_attrs(name: str) -> dict[str, str]:
+    """Units and long name of a variable, as attributes."""
+    return {"units": VARIABLES[name].units, "long_name": VARIABLES[name].long_name}
+
+
+# (wanted kind, kind that came): nothing is lost here that the schema's dtype could have kept.
+_SAFE_CASTS = {("i", "u"), ("f", "i"), ("f", "u"), ("f", "b")}
+
+
+def _cast(name: str, values: ArrayLike) -> np.ndarray:
+    dtype = VARIABLES[name].dtype
+    array = np.asarray(values)
+    if dtype == "str":
+        return array.astype(str)
+    if name == "match":  # int8, or int16 for more than 127 ranks
+        return array
+    wanted, came = np.dtype(dtype), array.dtype
+    if array.size == 0:
+        return array.astype(wanted)  # an empty list arrives as float64
+    if wanted.kind != came.kind and (wanted.kind, came.kind) not in _SAFE_CASTS:
+        raise StoreError(f"{name} came as {came}, expected {dtype}")
+    cast = array.astype(wanted)
+    if wanted.kind == "i" and (lost := array[cast != array]).size:
+        raise StoreError(f"{name} holds {lost[0]}, which does not fit {dtype}")
+    return cast
+
+
+def check_version(version: Any, where: str) -> None:
+    """Refuse a store that this opdprobe cannot read.
+
+    Parameters
+    ----------
+    version : object
+        The `schema_version` attribute as found, None where there is none.
+    where : str
+        What carries it; begins the message.
+
+    Raises
+    ------
+    StoreError
+        No version, or a newer one.
+
+    Examples
+    --------
+    >>> check_version(1, "run")
+    >>> check_version(2, "run")
+    Traceback (most recent call last):
+    ...
+    opdprobe.errors.StoreError: run: store of schema 2, this opdprobe reads <= 1: upgrade opdprobe
+    """
+    if not isinstance(version, int | np.integer):
+        raise StoreError(
+            f"{where}: attribute schema_version is {version!r}, expected an integer: "
+            "this is no opdprobe step, or its attributes were dropped"
+        )
+    if version > SCHEMA_VERSION:
+        raise StoreError(
+            f"{where}: store of schema {version}, this opdprobe reads <= {SCHEMA_VERSION}: "
+            "upgrade opdprobe"
+        )
+
+
+def validate(ds: xr.Dataset) -> None:
+    """Check that a dataset is a step in this schema; loads lazy variables to do so.
+
+    Optional variables (`VARIABLES`, `required=False`) are checked where present; variables that
+    the schema does not know are left alone.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        One step.
+
+    Raises
+    ------
+    StoreError
+        The first violation found: the variable, what came, what was expected.
+
+    Examples
+    --------
+    >>> from opdprobe.testing import synthetic_step
+    >>> ds = synthetic_step(k=4)
+    >>> validate(ds)
+    >>> validate(ds.drop_vars("entropy"))
+    Traceback (most recent call last):
+    ...
+    opdprobe.errors.StoreError: entropy is missing, expected dims ('state', 'model')
+    """
+    check_version(ds.attrs.get("schema_version"), "step")
+    for name, variable in VARIABLES.items():
+        _check_form(ds, name, variable)
+    for name in ("model", "support"):
+        if (labels := tuple(ds[name].values.tolist())) != MODELS:
+            raise StoreError(f"{name} is {labels}, expected {MODELS}")
+    _check_numbers(ds)
+    _check_top_k(ds)
+    _check_rollouts(ds)
+
+
+def _check_form(ds: xr.Dataset, name: str, variable: Variable) -> None:
+    if name not in ds.variables:
+        if variable.required:
+            raise StoreError(f"{name} is missing, expected dims {variable.dims}")
+        return
+    if name in COORDS and name not in ds.coords:
+        raise StoreError(f"{name} is a data variable, expected a coordinate: ds.set_coords")
+    if ds[name].dims != variable.dims:
+        raise StoreError(f"{name} has dims {ds[name].dims}, expected {variable.dims}")
+    kinds = "UOT" if variable.dtype == "str" else np.dtype(variable.dtype).kind
+    if ds[name].dtype.kind not in kinds:
+        raise StoreError(f"{name} has dtype {ds[name].dtype}, expected {variable.dtype}")
+
+
+def _check_numbers(ds: xr.Dataset) -> None:
+    """Signs and ranges, one rule a unit or kind."""
+    for name, variable in VARIABLES.items():
+        if name not in ds.variables or variable.dtype not in ("int32", "float32"):
+            continue
+        values = ds[name].values
+        # Written as ~(good) where NaN has to count as bad.
+        if variable.dtype == "int32":
+            _check(name, values, values < 0, ">= 0")
+        elif name == "correct":
+            _check(name, values, (values < 0) | (values > 1), "0 to 1, or NaN where not graded")
+        elif name in ("logp", "sampled_logp"):
+            _check(name, values, ~(values <= _TOLERANCE), "a log-probability, <= 0")
+        elif name == "entropy":
+            _check(name, values, ~(values >= -_TOLERANCE) | np.isinf(values), "finite and >= 0")
+        else:  # reverse_kl
+            _check(name, values, ~(values >= -_TOLERANCE), ">= 0, or inf")
+
+
+def _check(name: str, values: np.ndarray, bad: np.ndarray, expected: str) -> None:
+    if bad.any():
+        where = tuple(int(i) for i in np.argwhere(bad)[0])
+        raise StoreError(
+            f"{name} is {values[where]} at index {where} "
+            f"({int(bad.sum())} of {bad.size} values), expected {expected}"
+        )
+
+
+def _check_top_k(ds: xr.Dataset) -> None:
+    ids, logp, match = ds["token_id"].values, ds["logp"].values, ds["match"].values
+    for s, support in enumerate(MODELS):
+        # The first match of a list in itself is 0, 1, 2, … exactly where no id comes twice.
+        twice = match_tokens(ids[:, s], ids[:, s]) != np.arange(ids.shape[2])
+        _check(f"token_id of support {support}", ids[:, s], twice, "ids without repeats")
+        own = logp[:, s, s]
+        rising = np.zeros(own.shape, bool)
+        rising[:, 1:] = own[:, 1:] > own[:, :-1] + _TOLERANCE
+        _check(f"logp of support {support}", own, rising, "most probable first")
+    mass = np.exp(logp).sum(axis=-1)
+    _check("probability mass of logp", mass, mass > 1 + _TOLERANCE, "<= 1: normalise over all")
+    expected = match_tokens(ids[:, 0], ids[:, 1])
+    _check("match", match, match != expected, "match_tokens(student ids, teacher ids)")
+
+
+def _check_rollouts(ds: xr.Dataset) -> None:
+    if ("sampled_id" in ds) != ("sampled_logp" in ds):
+        raise StoreError("only one of sampled_id, sampled_logp is present, expected both or none")
+    rollout, position = ds["rollout"].values, ds["position"].values
+    n_rollout = ds.sizes.get("rollout")
+    if n_rollout is not None:
+        _check("rollout", rollout, rollout >= n_rollout, f"< {n_rollout}, the rollouts given")
+    if "length" in ds:
+        length = ds["length"].values[rollout]
+        _check("position", position, position >= length, "less than the response's length")
+    for ids, lengths in _RAGGED.items():
+        if ids not in ds:
+            continue
+        if lengths not in ds:
+            raise StoreError(f"{ids} is present without {lengths}, expected both: rows need ends")
+        came, total = ds[ids].size, int(ds[lengths].values.sum())
+        if came != total:
+            raise StoreError(f"{ids} holds {came} tokens, expected sum({lengths}) = {total}")
+    if "response_ids" in ds and "sampled_id" in ds:
+        start = np.cumsum(ds["length"].values) - ds["length"].values
+        drawn = ds["response_ids"].values[start[rollout] + position]
+        sampled = ds["sampled_id"].values
+        _check("sampled_id", sampled, sampled != drawn, "the token of response_ids there")

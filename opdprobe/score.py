@@ -1,0 +1,230 @@
+"""What both models say at each student-visited state, from hidden states, without gradient.
+
+Logits exist for one chunk of rows at a time and only here: no (batch, time, vocabulary) tensor is
+ever held, for either model.
+
+Shape suffixes: N states, D hidden size, V vocabulary, K tokens kept a state; axes of size 2 run
+over (student, teacher), the model first, whose top-k second.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from opdprobe.errors import ConfigError, NonFiniteError
+from opdprobe.head import Head
+from opdprobe.rollout import Rollouts
+
+# Logits held at once, per model: 16 MiB of float32. Large enough for the matrix product to run at
+# full speed, small enough to stay near the cache and far below the memory of a backward pass.
+_CHUNK_ELEMENTS = 2**22
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Both models' distributions at N states, cut to what analysis needs (PAPER §2.3).
+
+    Parameters
+    ----------
+    token_id : Tensor (N, 2, K), int64
+        Top-k ids of the student and of the teacher, most probable first.
+    logp : Tensor (N, 2, 2, K)
+        Log-probability over the full vocabulary that each model gives to each of those tokens,
+        in nats.
+    entropy : Tensor (N, 2)
+        Of the full distributions, in nats.
+    reverse_kl : Tensor (N,)
+        KL(student‖teacher) over the full vocabulary, in nats.
+    sampled_logp : Tensor (N, 2)
+        Log-probability of the token the student drew, in nats.
+    """
+
+    token_id: Tensor
+    logp: Tensor
+    entropy: Tensor
+    reverse_kl: Tensor
+    sampled_logp: Tensor
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["Scores"]) -> "Scores":
+        """Join along the state axis."""
+        return cls(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(cls)))
+
+    def select(self, rows: Tensor) -> "Scores":
+        """Take some states, in the order of `rows`."""
+        return Scores(*(getattr(self, f.name)[rows] for f in fields(self)))
+
+    def cpu(self) -> "Scores":
+        """Move to host memory."""
+        return Scores(*(getattr(self, f.name).cpu() for f in fields(self)))
+
+
+def chunk_rows(n_rows: int, width: int) -> Iterator[slice]:
+    """Slices of rows whose logits fill at most one chunk."""
+    step = max(1, _CHUNK_ELEMENTS // width)
+    for start in range(0, n_rows, step):
+        yield slice(start, min(start + step, n_rows))
+
+
+def log_softmax(head: Head, hidden: Tensor, temperature: float, *, who: str = "model") -> Tensor:
+    """Log-probabilities of a chunk of rows, (N, V) float32, in nats.
+
+    Raises
+    ------
+    NonFiniteError
+        If a logit is NaN or infinite; the message names `who` and the row of the chunk.
+    """
+    logits = head(hidden)
+    if temperature != 1:
+        logits = logits / temperature
+    logz = logits.logsumexp(-1, keepdim=True)
+    # NaN and +inf reach the normaliser; a lone -inf does not, so the smallest logit is asked too.
+    bad = ~(torch.isfinite(logz[:, 0]) & torch.isfinite(logits.amin(-1)))
+    if bad.any():
+        raise NonFiniteError(
+            f"the {who} gave NaN or infinite logits at row {int(bad.nonzero()[0])} of "
+            f"{len(bad)}. Check its weights and dtype (float16 overflows)."
+        )
+    return logits - logz
+
+
+@torch.no_grad()
+def score(
+    student_hidden: Tensor,
+    teacher_hidden: Tensor,
+    student_head: Head,
+    teacher_head: Head,
+    sampled_ids: Tensor,
+    *,
+    k: int = 16,
+    temperature: float = 1.0,
+) -> Scores:
+    """Score states with both models in one pass over chunks of rows.
+
+    Parameters
+    ----------
+    student_hidden, teacher_hidden : Tensor (N, D)
+        Last hidden states at the states; the two models' D may differ.
+    student_head, teacher_head
+        Output heads of one common width.
+    sampled_ids : Tensor (N,)
+        The tokens the student drew there.
+    k
+        Tokens kept for either model.
+    temperature
+        Divides the logits of both models: the distribution the student sampled from.
+
+    Returns
+    -------
+    Scores
+
+    Raises
+    ------
+    ConfigError
+        If `k` is larger than the vocabulary.
+    NonFiniteError
+        If a model's logits hold NaN or infinity.
+    """
+    width = student_head.width
+    if k > width:
+        raise ConfigError(f"k = {k} is larger than the shared vocabulary of {width} tokens.")
+    parts = []
+    for rows in chunk_rows(len(student_hidden), width):
+        logp = log_softmax(student_head, student_hidden[rows], temperature, who="student")
+        logq = log_softmax(teacher_head, teacher_hidden[rows], temperature, who="teacher")
+        p = logp.exp()
+        ids = torch.stack([logp.topk(k).indices, logq.topk(k).indices], 1)  # (n, support, K)
+        flat = ids.flatten(1)
+        at = [x.gather(1, flat).unflatten(1, (2, k)) for x in (logp, logq)]
+        sampled = sampled_ids[rows, None]
+        parts.append(
+            Scores(
+                token_id=ids,
+                logp=torch.stack(at, 1),
+                entropy=torch.stack([-(p * logp).sum(-1), -(logq.exp() * logq).sum(-1)], 1),
+                # Rounding alone can make it negative.
+                reverse_kl=(p * (logp - logq)).sum(-1).clamp(min=0),
+                sampled_logp=torch.cat([logp.gather(1, sampled), logq.gather(1, sampled)], 1),
+            )
+        )
+    return Scores.concatenate(parts)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some rollouts as one padded batch, and where its states are.
+
+    Parameters
+    ----------
+    input_ids : Tensor (B, T)
+        Prompt and response, padded on the right. No attention mask is needed: attention is
+        causal, so a real token never sees the padding behind it.
+    row, time : Tensor (N,)
+        The positions that predict a response token, in rollout order within the batch.
+    sampled_ids : Tensor (N,)
+        The response tokens they predicted.
+    state : Tensor (N,)
+        Index of each state among all states of the step, rollout by rollout.
+    """
+
+    input_ids: Tensor
+    row: Tensor
+    time: Tensor
+    sampled_ids: Tensor
+    state: Tensor
+
+    def states(self, hidden: Tensor) -> Tensor:
+        """Pick the states' rows, (N, D), from a body's (B, T, D) output."""
+        return hidden[self.row, self.time]
+
+
+def batches(
+    rollouts: Rollouts, *, max_tokens: int, pad_id: int, device: torch.device | str = "cpu"
+) -> Iterator[Batch]:
+    """Cut rollouts into micro-batches of similar length, longest first.
+
+    Parameters
+    ----------
+    rollouts
+        What the student sampled.
+    max_tokens
+        Most tokens a micro-batch may hold, padding included; a single longer rollout gets a
+        micro-batch of its own.
+    pad_id
+        Filler.
+    device
+        Where the tensors go.
+
+    Yields
+    ------
+    Batch
+        Rollouts with an empty response have no states and are left out.
+    """
+    lengths = [len(p) + len(r) for p, r in zip(rollouts.prompt_ids, rollouts.response_ids)]
+    first_state = torch.tensor([0, *map(len, rollouts.response_ids)]).cumsum(0).tolist()
+    # The longest come first, so that a batch that does not fit in memory fails at once.
+    order = sorted((i for i, r in enumerate(rollouts.response_ids) if r), key=lambda i: -lengths[i])
+    start = 0
+    while start < len(order):
+        size = max(1, max_tokens // lengths[order[start]])
+        chosen = order[start : start + size]
+        start += size
+        width = lengths[chosen[0]]
+        ids, row, time, state = [], [], [], []
+        for b, i in enumerate(chosen):
+            prompt, response = rollouts.prompt_ids[i], rollouts.response_ids[i]
+            ids.append(prompt + response + [pad_id] * (width - lengths[i]))
+            row += [b] * len(response)
+            time += range(len(prompt) - 1, lengths[i] - 1)
+            state += range(first_state[i], first_state[i] + len(response))
+        input_ids = torch.tensor(ids)
+        row_N, time_N = torch.tensor(row), torch.tensor(time)
+        yield Batch(
+            input_ids=input_ids.to(device),
+            row=row_N.to(device),
+            time=time_N.to(device),
+            sampled_ids=input_ids[row_N, time_N + 1].to(device),
+            state=torch.tensor(state),
+        )

@@ -1,0 +1,311 @@
+"""Write a run: create or continue its directory, add steps and metrics."""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+import yaml
+
+from opdprobe.errors import ConfigError, StoreError
+from opdprobe.schema import SCHEMA_VERSION, VARIABLES, validate
+from opdprobe.store.reader import list_steps, open_run, read_lines, step_path
+from opdprobe.store.step_file import TEMPORARY, explain_full_disk, write_step_file, write_whole
+
+_LIBRARIES = ("opdprobe", "numpy", "xarray", "zarr", "torch", "transformers")
+# Attributes that may differ when a run is continued: the code's state, not what is trained on what.
+_MAY_CHANGE = ("schema_version", "versions", "commit")
+
+
+class RunWriter:
+    """Write a run directory, step by step.
+
+    Creating a writer creates the directory, or continues the run in it. What a killed writer left
+    behind (temporary files, half a line of metrics) is removed. One writer a directory at a time.
+
+    Parameters
+    ----------
+    run_dir : path-like
+        Directory of the run: absent, empty, or holding the run to continue.
+    attrs : mapping
+        What the run is: models, revisions, hashes, tokenizer hash, k, sampling, seed, commit, ….
+        JSON types only. ``schema_version`` and ``versions`` (of libraries) are added.
+    config : mapping
+        Settings of the run. YAML types only.
+    resume : bool
+        Continue the run in `run_dir`, where there is one.
+
+    Raises
+    ------
+    StoreError
+        There is a run already and `resume` is false; it is the run of something else (an
+        attribute other than ``commit`` differs); or the directory holds other files.
+    ConfigError
+        The run has another config; the message lists each key, old and new.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> from opdprobe.testing import synthetic_step
+    >>> with TemporaryDirectory() as folder:
+    ...     writer = RunWriter(folder, attrs={"seed": 0}, config={"lr": 1e-6}, resume=False)
+    ...     file = writer.write_step(7, synthetic_step(7))
+    ...     writer.log_metrics(7, {"loss": 0.7})
+    ...     file.name, open_run(folder).steps
+    ('000007.zarr.zip', [7])
+    """
+
+    def __init__(
+        self,
+        run_dir: str | Path,
+        *,
+        attrs: Mapping[str, Any],
+        config: Mapping[str, Any],
+        resume: bool,
+    ) -> None:
+        self.path = Path(run_dir)
+        self._steps_dir = self.path / "steps"
+        self._metrics_file = self.path / "metrics.jsonl"
+        self._evaluations_file = self.path / "evaluations.jsonl"
+        self._written: set[int] = set()
+        self._form: dict[str, Any] | None = None  # of the run's steps, once there is one
+        config_text = _to_yaml(config)
+        root = json.loads(json.dumps(dict(attrs)))  # tuples become lists, as they do on disk
+        if (self.path / "run.json").exists():
+            self._continue(root, yaml.safe_load(config_text), resume)
+        else:
+            self._create(root, config_text)
+
+    def _create(self, attrs: dict[str, Any], config_text: str) -> None:
+        if self.path.exists() and not self.path.is_dir():
+            raise StoreError(f"{self.path} is a file, expected a directory: choose another path")
+        self.path.mkdir(parents=True, exist_ok=True)
+        # run.json is written last and makes the directory a run. The other names are what a writer
+        # killed before that leaves.
+        for entry in sorted(self.path.iterdir()):
+            if entry.name not in ("config.yaml", "steps") and not entry.name.startswith(TEMPORARY):
+                raise StoreError(
+                    f"{self.path} is not empty ({entry.name} is in it) and not a run: "
+                    "choose a new or an empty directory"
+                )
+        self._steps_dir.mkdir(exist_ok=True)
+        self._remove_temporaries()
+        attrs |= {"schema_version": SCHEMA_VERSION, "versions": _versions()}
+        text = json.dumps(attrs, indent=2) + "\n"
+        with explain_full_disk(f"creating {self.path}"):
+            write_whole(self.path / "config.yaml", lambda file: file.write(config_text.encode()))
+            write_whole(self.path / "run.json", lambda file: file.write(text.encode()))
+
+    def _continue(self, attrs: dict[str, Any], config: dict[str, Any], resume: bool) -> None:
+        run = open_run(self.path)
+        if not resume:
+            raise StoreError(
+                f"{self.path} holds a run already ({len(run.steps)} recorded steps): "
+                "resume it, or choose another directory"
+            )
+        if changes := _differences(run.attrs, attrs, ignore=_MAY_CHANGE):
+            raise StoreError(
+                f"{self.path} is the run of something else: {changes}; choose another directory"
+            )
+        if changes := _differences(run.config, config):
+            raise ConfigError(
+                f"{self.path} was begun with another config: {changes}; "
+                "restore it, or choose another directory"
+            )
+        self._steps_dir.mkdir(exist_ok=True)
+        self._remove_temporaries()
+        self._rewrite_lines(math.inf)  # drops half a last line
+        if run.steps:
+            self._form = _form(run.load(run.steps[-1]))
+
+    def _remove_temporaries(self) -> None:
+        for directory in (self.path, self._steps_dir):
+            for left_over in directory.glob(f"{TEMPORARY}*"):
+                left_over.unlink()
+
+    def write_step(self, step: int, ds: xr.Dataset) -> Path:
+        """Write one step, whole or not at all.
+
+        `logp` is rounded to 12 bits of mantissa: a relative error of at most 2**-13, which is
+        0.002 nats for a token of probability 1e-7. Everything else is exact.
+
+        Parameters
+        ----------
+        step : int
+            Training step, >= 0. A step that a continued run holds already is replaced.
+        ds : xarray.Dataset
+            A step that passes `opdprobe.schema.validate`; its `step` coordinate equals `step`.
+
+        Returns
+        -------
+        pathlib.Path
+            The file.
+
+        Raises
+        ------
+        StoreError
+            The dataset is no valid step, or has other variables than the steps before; this writer
+            wrote the step already; or the disk is full (nothing half-written is left).
+        """
+        if step in self._written:
+            raise StoreError(f"step {step} was written already: a step does not change")
+        ds = ds.compute().drop_encoding()
+        validate(ds)
+        if unknown := sorted(str(name) for name in set(ds.variables) - set(VARIABLES)):
+            raise StoreError(f"{unknown[0]} is no variable of the schema: ds.drop_vars({unknown})")
+        if (ds["step"] != step).any():
+            found = np.unique(ds["step"].values).tolist()
+            raise StoreError(f"step is {found} in the dataset, expected {step} throughout")
+        form = _form(ds)
+        if changes := _differences(self._form or form, form):
+            raise StoreError(
+                f"step {step} is unlike the run's steps before: {changes}; "
+                "all steps of a run have the same variables and k"
+            )
+        path = step_path(self.path, step)
+        with explain_full_disk(f"writing step {step} of {self.path}"):
+            write_step_file(path, ds)
+        self._form = form
+        self._written.add(step)
+        return path
+
+    def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append one line of metrics.
+
+        Several lines of one step add up; of one name, the last counts.
+
+        Parameters
+        ----------
+        step : int
+            Training step.
+        metrics : mapping of str to float
+            Name to number; NaN and infinities are kept.
+
+        Raises
+        ------
+        StoreError
+            The disk is full; the line is left out.
+        """
+        values = {name: float(value) for name, value in metrics.items() if name != "step"}
+        self._append(self._metrics_file, {"step": int(step), **values})
+
+    def log_evaluation(
+        self, step: int, benchmark: str, prompt_ids: Sequence[str], scores: Sequence[float]
+    ) -> None:
+        """Append the result of one evaluation, problem by problem.
+
+        Parameters
+        ----------
+        step : int
+            Training step.
+        benchmark : str
+            Name of the problem set.
+        prompt_ids : sequence of str
+            Its problems.
+        scores : sequence of float
+            Mean score of each problem's samples, in [0, 1].
+
+        Raises
+        ------
+        StoreError
+            The disk is full; the line is left out.
+        """
+        line = {
+            "step": int(step),
+            "benchmark": benchmark,
+            "prompt_id": list(prompt_ids),
+            "score": [float(score) for score in scores],
+        }
+        self._append(self._evaluations_file, line)
+
+    def _append(self, path: Path, entry: Mapping[str, Any]) -> None:
+        line = (json.dumps(entry) + "\n").encode()
+        with (
+            explain_full_disk(f"writing to {path}"),
+            # Unbuffered: a buffer would try once more to write what was taken back.
+            open(path, "ab", buffering=0) as file,
+        ):
+            end = file.tell()
+            try:
+                while line:
+                    line = line[file.write(line) :]
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(end)  # else the next line would continue this one
+                raise
+
+    def truncate_after(self, step: int) -> None:
+        """Drop all that was recorded after a step, to go on from there.
+
+        Parameters
+        ----------
+        step : int
+            The last step to keep: of metrics, evaluations and step files.
+        """
+        self._rewrite_lines(step)
+        for later in list_steps(self.path):
+            if later > step:
+                step_path(self.path, later).unlink()
+                self._written.discard(later)
+
+    def _rewrite_lines(self, last_step: float) -> None:
+        for path in (self._metrics_file, self._evaluations_file):
+            kept = [line for line in read_lines(path) if line["step"] <= last_step]
+            text = "".join(json.dumps(line) + "\n" for line in kept).encode()
+            if path.exists():
+                with explain_full_disk(f"rewriting {path}"):
+                    write_whole(path, lambda file, text=text: file.write(text))
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for library in _LIBRARIES:
+        try:
+            found[library] = version(library)
+        except PackageNotFoundError:
+            continue  # torch and transformers are not needed to write a step
+    return found
+
+
+def _to_yaml(config: Mapping[str, Any]) -> str:
+    try:
+        return yaml.safe_dump(json.loads(json.dumps(dict(config))), sort_keys=False)
+    except TypeError as error:
+        raise ConfigError(
+            f"the config cannot be written as YAML ({error}): expected only str, int, float, "
+            "bool, None, lists and dicts"
+        ) from error
+
+
+def _form(ds: xr.Dataset) -> dict[str, Any]:
+    """Describe what all steps of a run share: which variables there are, and k."""
+    names = sorted(str(name) for name in ds.variables)
+    return {name: "present" for name in names} | {"k": ds.sizes["rank"]}
+
+
+def _differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], ignore: tuple[str, ...] = ()
+) -> str:
+    """List what differs between two nested mappings, key by key: "a.b: 1 before, 2 now"."""
+    before = {key: repr(value) for key, value in _flatten(old).items()}
+    now = {key: repr(value) for key, value in _flatten(new).items()}
+    return "; ".join(
+        f"{key}: {before.get(key, 'absent')} before, {now.get(key, 'absent')} now"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and key.split(".")[0] not in ignore
+    )
+
+
+def _flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

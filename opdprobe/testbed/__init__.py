@@ -1,0 +1,1 @@
+"""The built-in world: every effect of the paper on two CPU cores."""

@@ -1,0 +1,1 @@
+"""Training: on-policy distillation, and the SFT and GRPO that make its teachers."""

@@ -1,0 +1,288 @@
+"""Settings of the trainers, one frozen dataclass each; YAML in, YAML stored with the run.
+
+Names of training options are those of transformers and TRL. Every default of `OPDConfig` is the
+paper's and says where it stands; a field that the paper does not state says so.
+"""
+
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import yaml
+
+from opdprobe.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Config:
+    """What the configurations share: checks of range and choice, YAML, keyword updates."""
+
+    _choices: ClassVar[dict[str, tuple[str, ...]]] = {}
+    _positive: ClassVar[tuple[str, ...]] = ()
+
+    def __post_init__(self) -> None:
+        for name, allowed in self._choices.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                raise ConfigError(f"{name} = {value!r}; expected one of {', '.join(allowed)}.")
+        for name in self._positive:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise ConfigError(f"{name} = {value!r}; expected a number above 0.")
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Build from a mapping, refusing unknown names."""
+        known = {f.name for f in fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise ConfigError(
+                f"unknown setting {', '.join(unknown)} for {cls.__name__}; "
+                f"it has {', '.join(sorted(known))}."
+            )
+        return cls(**values)
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Self:
+        """Read a YAML file of settings."""
+        try:
+            values = yaml.safe_load(Path(path).read_text())
+        except FileNotFoundError:
+            raise ConfigError(f"no configuration file at {path}.") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path} is not readable as YAML: {error}") from error
+        if values is not None and not isinstance(values, dict):
+            raise ConfigError(
+                f"{path} holds a {type(values).__name__}; expected name: value lines."
+            )
+        return cls.from_dict(values or {})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for YAML or JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class OPDConfig(Config):
+    """On-policy distillation: what is minimised, how it is sampled, what is recorded.
+
+    Parameters
+    ----------
+    objective
+        ``topk`` (Eq. 5), ``full`` vocabulary (Eq. 4) or the ``sampled`` token (Eq. 3).
+    support
+        For ``topk``: ``student`` (§2.2), ``overlap`` or ``non_overlap`` (§4.2), ``teacher`` or
+        ``union`` (reference code).
+    k
+        Size of the top-k sets, for the loss and for the record (Table 2: 16).
+    estimator
+        ``direct`` differentiates the divergence (Eq. 5); ``policy_gradient`` is the reference
+        code's update, one detached advantage a token. See `opdprobe.train.losses`.
+    divergence
+        ``reverse_kl`` (the paper), ``forward_kl`` or ``jsd``.
+    tail
+        Mass outside the support: ``renormalise`` (the paper), ``bucket`` or ``drop``.
+    temperature, top_p
+        Of rollouts (Table 2: 1.0 and 1.0). The temperature also divides the logits that are
+        scored: p and q are the distributions at that temperature.
+    batch_size
+        Prompts a step (Table 2: 64); one optimiser step each (mini-batch 64).
+    num_generations
+        Rollouts a prompt (Table 2: 4).
+    max_prompt_length, max_completion_length
+        Tokens (Table 2: 1024 and 7168).
+    learning_rate
+        Of AdamW (Table 2: 1e-6), after `warmup_steps` of linear warm-up. Its schedule, weight
+        decay, betas and clipping are not stated in the paper.
+    num_train_epochs
+        Passes over the prompts (Table 2: 1), unless `max_steps` is set.
+    max_steps
+        Optimiser steps; None means `num_train_epochs` decide.
+    lr_scheduler_type
+        A name transformers' `get_scheduler` knows.
+    max_grad_norm
+        Clipping threshold of the global gradient norm, which is logged before clipping.
+    micro_batch_tokens
+        Most tokens, padding included, in one forward and backward pass. Changes memory and
+        speed; results change only by rounding.
+    record_every, record_fraction, record_max_positions
+        Thinning of the store: every n-th step (0: nothing), that share of a step's rollouts, that
+        many first positions of each (None: all).
+    eval_every, eval_n, eval_temperature, eval_top_p
+        In-training evaluation, avg@n (§3: n = 16, T 0.7, top-p 0.95); 0 switches it off. The first
+        and the last step are always evaluated.
+    save_steps
+        A checkpoint every that many steps (0: only at the end).
+    seed
+        Of prompt order, rollouts and evaluation.
+
+    Raises
+    ------
+    ConfigError
+        A value is out of range, or a combination cannot train (see below).
+
+    Examples
+    --------
+    >>> OPDConfig().k
+    16
+    >>> OPDConfig(objective="sampled", estimator="direct")
+    Traceback (most recent call last):
+        ...
+    opdprobe.errors.ConfigError: objective='sampled' needs estimator='policy_gradient': ...
+    >>> OPDConfig(objective="topk", estimator="scalar_policy_gradient")
+    Traceback (most recent call last):
+        ...
+    opdprobe.errors.ConfigError: a top-k KL as one scalar advantage a position has zero expected ...
+    """
+
+    objective: str = "topk"
+    support: str = "student"
+    k: int = 16
+    estimator: str = "direct"
+    divergence: str = "reverse_kl"
+    tail: str = "renormalise"
+    temperature: float = 1.0
+    top_p: float = 1.0
+    batch_size: int = 64
+    num_generations: int = 4
+    max_prompt_length: int = 1024
+    max_completion_length: int = 7168
+    learning_rate: float = 1e-6
+    warmup_steps: int = 0
+    lr_scheduler_type: str = "constant"
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    num_train_epochs: int = 1
+    max_steps: int | None = None
+    micro_batch_tokens: int = 16384
+    record_every: int = 1
+    record_fraction: float = 1.0
+    record_max_positions: int | None = None
+    eval_every: int = 0
+    eval_n: int = 16
+    eval_temperature: float = 0.7
+    eval_top_p: float = 0.95
+    save_steps: int = 0
+    seed: int = 0
+
+    _choices = {
+        "objective": ("topk", "full", "sampled"),
+        "support": ("student", "teacher", "overlap", "non_overlap", "union"),
+        "estimator": ("direct", "policy_gradient", "scalar_policy_gradient"),
+        "divergence": ("reverse_kl", "forward_kl", "jsd"),
+        "tail": ("renormalise", "bucket", "drop"),
+    }
+    _positive = (
+        "k",
+        "temperature",
+        "top_p",
+        "batch_size",
+        "num_generations",
+        "max_prompt_length",
+        "max_completion_length",
+        "learning_rate",
+        "max_grad_norm",
+        "num_train_epochs",
+        "max_steps",
+        "micro_batch_tokens",
+        "record_fraction",
+        "record_max_positions",
+        "eval_n",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("top_p", "record_fraction", "eval_top_p"):
+            if getattr(self, name) > 1:
+                raise ConfigError(f"{name} = {getattr(self, name)}; expected at most 1.")
+        if self.estimator == "scalar_policy_gradient" and self.objective != "sampled":
+            raise ConfigError(
+                "a top-k KL as one scalar advantage a position has zero expected gradient "
+                "on-policy: it does not depend on the sampled token, and E[∇ log p] = 0. Use "
+                "estimator='policy_gradient' (one advantage a token) or 'direct'."
+            )
+        if self.objective == "sampled" and self.estimator != "policy_gradient":
+            raise ConfigError(
+                "objective='sampled' needs estimator='policy_gradient': the derivative of "
+                "log p(y) - log q(y) has no teacher term (PAPER §2.2, Eq. 3)."
+            )
+        if self.objective == "full" and self.estimator == "policy_gradient":
+            raise ConfigError(
+                "objective='full' with estimator='policy_gradient' is the direct gradient "
+                "computed with more noise; use estimator='direct'."
+            )
+        if self.estimator == "policy_gradient" and self.divergence != "reverse_kl":
+            raise ConfigError(
+                f"estimator='policy_gradient' is defined for divergence='reverse_kl' only, "
+                f"not {self.divergence!r}."
+            )
+        if self.estimator == "policy_gradient" and self.tail == "bucket":
+            raise ConfigError(
+                "estimator='policy_gradient' has no token to weight in the tail bucket; use "
+                "tail='renormalise' or 'drop'."
+            )
+
+
+@dataclass(frozen=True)
+class SFTConfig(Config):
+    """Supervised fine-tuning on (prompt, response) pairs.
+
+    Parameters
+    ----------
+    learning_rate, warmup_ratio, lr_scheduler_type, batch_size, num_train_epochs
+        Table 3: 1e-5, 0.05, cosine, 8 a device, 1 epoch, full parameters.
+    max_steps
+        Optimiser steps; None means `num_train_epochs` decide.
+    optimizer
+        ``adamw``, or ``muon`` for the body's matrices with AdamW for the rest: small models learn
+        arithmetic from scratch in a third of the steps.
+    muon_learning_rate
+        Of the Muon part.
+    """
+
+    learning_rate: float = 1e-5
+    warmup_ratio: float = 0.05
+    lr_scheduler_type: str = "cosine"
+    batch_size: int = 8
+    num_train_epochs: int = 1
+    max_steps: int | None = None
+    optimizer: str = "adamw"
+    muon_learning_rate: float = 2e-2
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    micro_batch_tokens: int = 16384
+    save_steps: int = 0
+    seed: int = 0
+
+    _choices = {"optimizer": ("adamw", "muon")}
+    _positive = ("learning_rate", "batch_size", "num_train_epochs", "max_steps")
+
+
+@dataclass(frozen=True)
+class GRPOConfig(Config):
+    """Reinforcement learning from verifiable rewards, group-relative advantages.
+
+    Parameters
+    ----------
+    learning_rate, temperature, batch_size, num_generations
+        Table 1: 1e-6, 1.0, 64 prompts, 8 rollouts; no KL term, token-mean loss.
+    max_steps
+        Optimiser steps, one a batch: purely on-policy, so the importance ratio is 1 and there is
+        nothing to clip.
+    """
+
+    learning_rate: float = 1e-6
+    temperature: float = 1.0
+    batch_size: int = 64
+    num_generations: int = 8
+    max_completion_length: int = 7168
+    max_steps: int = 100
+    warmup_steps: int = 0
+    lr_scheduler_type: str = "constant"
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    micro_batch_tokens: int = 16384
+    save_steps: int = 0
+    seed: int = 0
+
+    _positive = ("learning_rate", "temperature", "batch_size", "num_generations", "max_steps")

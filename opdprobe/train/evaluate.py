@@ -1,0 +1,68 @@
+"""Accuracy of a model: avg@n over problems (PAPER §3)."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from opdprobe.grade import Grader, grade_rollouts
+from opdprobe.prompts import EncodedPrompt
+from opdprobe.rollout import eos_ids, sample, step_generator
+
+# Rollouts sampled at once during evaluation: bounds the memory of the cache.
+_EVAL_ROWS = 2048
+
+
+def evaluate(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[EncodedPrompt],
+    grader: Grader,
+    *,
+    n: int = 16,
+    max_new_tokens: int,
+    temperature: float = 0.7,
+    top_p: float = 0.95,
+    seed: int = 0,
+) -> NDArray[np.float64]:
+    """Sample `n` answers a problem and grade them.
+
+    Parameters
+    ----------
+    model, tokenizer
+        The model and its tokenizer.
+    prompts
+        Encoded problems with answers.
+    grader
+        Response text and prompt to a score.
+    n, temperature, top_p
+        The paper's avg@16 at 0.7 and 0.95.
+    max_new_tokens
+        Longest response.
+    seed
+        The same seed gives the same random numbers whatever the model.
+
+    Returns
+    -------
+    ndarray (problems, n)
+        Scores in [0, 1]; the mean is avg@n.
+    """
+    scores: list[float] = []
+    per_call = max(1, _EVAL_ROWS // n)
+    for start in range(0, len(prompts), per_call):
+        chunk = prompts[start : start + per_call]
+        rollouts = sample(
+            model,
+            [p.ids for p in chunk],
+            n=n,
+            max_new_tokens=max_new_tokens,
+            eos_ids=eos_ids(model, tokenizer),
+            pad_id=tokenizer.pad_token_id,
+            temperature=temperature,
+            top_p=top_p,
+            generator=step_generator(seed, start, model.device),
+        )
+        graded = [chunk[i].prompt for i in rollouts.prompt_index]
+        scores += grade_rollouts(tokenizer, rollouts.response_ids, graded, grader)
+    return np.array(scores).reshape(len(prompts), n)

@@ -1,0 +1,132 @@
+"""GRPO, purely on-policy: what makes the testbed's RL teachers (PAPER §4, Table 1).
+
+One optimiser step a batch of rollouts, so the importance ratio is 1 and clipping never acts; no KL
+term; the loss is a mean over all tokens of the batch. It is not a general RL trainer.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from opdprobe.grade import Grader, grade_rollouts
+from opdprobe.head import split_head
+from opdprobe.prompts import EncodedPrompt, Prompt
+from opdprobe.rollout import Rollouts, eos_ids, sample, step_generator
+from opdprobe.score import batches
+from opdprobe.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from opdprobe.train.config import GRPOConfig
+from opdprobe.train.losses import weighted_nll
+from opdprobe.train.optim import Optimization
+
+
+def group_advantages(rewards: torch.Tensor) -> torch.Tensor:
+    """Standardise rewards within each prompt's group.
+
+    Parameters
+    ----------
+    rewards : Tensor (prompts, generations)
+
+    Returns
+    -------
+    Tensor (prompts, generations)
+        Mean 0 a row; 0 where all rewards of a row are equal.
+    """
+    centred = rewards - rewards.mean(1, keepdim=True)
+    return centred / (rewards.std(1, keepdim=True, correction=0) + 1e-6)
+
+
+def grpo(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts_at: Callable[[int], Sequence[EncodedPrompt]],
+    grader: Grader,
+    config: GRPOConfig,
+    run_dir: Path | None = None,
+) -> Iterator[dict[str, float]]:
+    """Train in place, yielding one dictionary of metrics a step.
+
+    Parameters
+    ----------
+    model, tokenizer
+        The policy.
+    prompts_at
+        Prompts of a step; a function of the step alone, so that a resumed run sees the same.
+    grader
+        Response text and prompt to a reward in [0, 1].
+    config
+        Sampling and optimisation.
+    run_dir
+        Where checkpoints go every `config.save_steps`; the newest one there is resumed.
+
+    Yields
+    ------
+    dict
+        ``step``, ``reward`` (mean), ``grad_norm``, ``completion_length``.
+    """
+    body, head = split_head(model)
+    optimization = Optimization(
+        model,
+        learning_rate=config.learning_rate,
+        total_steps=config.max_steps,
+        warmup_steps=config.warmup_steps,
+        schedule=config.lr_scheduler_type,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+    )
+    start = 0
+    if run_dir is not None and (checkpoint := latest_checkpoint(run_dir)):
+        load_checkpoint(checkpoint, model, optimization)
+        start = checkpoint.step
+    for step in range(start, config.max_steps):
+        prompts = prompts_at(step)
+        rollouts = sample(
+            model,
+            [p.ids for p in prompts],
+            n=config.num_generations,
+            max_new_tokens=config.max_completion_length,
+            eos_ids=eos_ids(model, tokenizer),
+            pad_id=tokenizer.pad_token_id,
+            temperature=config.temperature,
+            generator=step_generator(config.seed, step, model.device),
+        )
+        graded: list[Prompt] = [prompts[i].prompt for i in rollouts.prompt_index]
+        reward = torch.tensor(grade_rollouts(tokenizer, rollouts.response_ids, graded, grader))
+        advantage = group_advantages(reward.view(-1, config.num_generations)).flatten()
+        n_tokens = rollouts.n_tokens
+        # Rollouts of a group with equal rewards have no gradient: they count in the mean only.
+        useful = advantage.nonzero().flatten().tolist()
+        kept = Rollouts(
+            [rollouts.prompt_ids[i] for i in useful],
+            [rollouts.response_ids[i] for i in useful],
+            [rollouts.finished[i] for i in useful],
+            [rollouts.prompt_index[i] for i in useful],
+        )
+        per_token = advantage[useful].repeat_interleave(
+            torch.tensor([len(r) for r in kept.response_ids], dtype=torch.long)
+        )
+        for batch in batches(
+            kept,
+            max_tokens=config.micro_batch_tokens,
+            pad_id=tokenizer.pad_token_id,
+            device=model.device,
+        ):
+            hidden = batch.states(
+                body(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+            )
+            weight = per_token[batch.state].to(hidden)[:, None]
+            ids = batch.sampled_ids[:, None]
+            loss = weighted_nll(hidden, head, ids, weight, config.temperature)
+            (loss / n_tokens).backward()
+        norm = optimization.step() if useful else 0.0
+        done = step + 1
+        if run_dir is not None and config.save_steps and done % config.save_steps == 0:
+            save_checkpoint(run_dir, done, model, tokenizer, optimization)
+        yield {
+            "step": step,
+            "reward": float(reward.mean()),
+            "grad_norm": norm,
+            "completion_length": n_tokens / len(rollouts),
+        }
+    model.eval()

@@ -1,0 +1,118 @@
+"""Supervised fine-tuning: cross-entropy on responses, token-mean over the whole batch."""
+
+import random
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from opdprobe.head import split_head
+from opdprobe.rollout import Rollouts
+from opdprobe.score import batches
+from opdprobe.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from opdprobe.train.config import SFTConfig
+from opdprobe.train.losses import weighted_nll
+from opdprobe.train.optim import Optimization
+
+Example = tuple[list[int], list[int]]
+"""Prompt ids and response ids."""
+
+
+def shuffled(
+    examples: Sequence[Example], config: SFTConfig
+) -> tuple[Callable[[int], list[Example]], int]:
+    """Turn a data set into batches by step, each epoch in a new order.
+
+    Returns
+    -------
+    batch_at : callable
+        Step to examples.
+    n_steps : int
+        ``max_steps``, or what `num_train_epochs` make.
+    """
+    size = min(config.batch_size, len(examples))
+    per_epoch = len(examples) // size
+
+    def batch_at(step: int) -> list[Example]:
+        epoch, place = divmod(step, per_epoch)
+        order = random.Random(f"{config.seed}/{epoch}").sample(range(len(examples)), len(examples))
+        return [examples[i] for i in order[place * size : (place + 1) * size]]
+
+    return batch_at, config.max_steps or per_epoch * config.num_train_epochs
+
+
+def sft(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    batch_at: Callable[[int], list[Example]],
+    n_steps: int,
+    config: SFTConfig,
+    run_dir: Path | None = None,
+) -> Iterator[dict[str, float]]:
+    """Train in place, yielding one dictionary of metrics a step.
+
+    Parameters
+    ----------
+    model, tokenizer
+        A causal LM and the tokenizer saved with its checkpoints.
+    batch_at
+        Examples of a step; a function of the step alone, so that a resumed run sees the same.
+    n_steps
+        Optimiser steps in all.
+    config
+        Learning rate, schedule, micro-batches.
+    run_dir
+        Where checkpoints go every `config.save_steps`; the newest one there is resumed.
+
+    Yields
+    ------
+    dict
+        ``step``, ``loss`` (nats a response token), ``grad_norm``, ``learning_rate``.
+    """
+    model.train()
+    body, head = split_head(model)
+    optimization = Optimization(
+        model,
+        learning_rate=config.learning_rate,
+        total_steps=n_steps,
+        warmup_steps=int(config.warmup_ratio * n_steps),
+        schedule=config.lr_scheduler_type,
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        muon_learning_rate=config.muon_learning_rate if config.optimizer == "muon" else None,
+    )
+    start = 0
+    if run_dir is not None and (checkpoint := latest_checkpoint(run_dir)):
+        load_checkpoint(checkpoint, model, optimization)
+        start = checkpoint.step
+    for step in range(start, n_steps):
+        prompts, responses = zip(*batch_at(step), strict=True)
+        data = Rollouts(list(prompts), list(responses), [True] * len(prompts), [])
+        n_tokens, total = data.n_tokens, 0.0
+        for batch in batches(
+            data,
+            max_tokens=config.micro_batch_tokens,
+            pad_id=tokenizer.pad_token_id,
+            device=model.device,
+        ):
+            hidden = batch.states(
+                body(input_ids=batch.input_ids, use_cache=False).last_hidden_state
+            )
+            ids = batch.sampled_ids[:, None]
+            # The whole batch's tokens, not the micro-batch's: cutting it up changes nothing.
+            loss = weighted_nll(hidden, head, ids, torch.ones_like(ids, dtype=hidden.dtype))
+            (loss / n_tokens).backward()
+            total += float(loss.detach())
+        rate = optimization.learning_rate
+        norm = optimization.step()
+        done = step + 1
+        if run_dir is not None and config.save_steps and done % config.save_steps == 0:
+            save_checkpoint(run_dir, done, model, tokenizer, optimization)
+        yield {
+            "step": step,
+            "loss": total / n_tokens,
+            "grad_norm": norm,
+            "learning_rate": rate,
+        }
+    model.eval()

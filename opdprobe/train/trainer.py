@@ -1,0 +1,371 @@
+"""The on-policy distillation loop: rollout → score → loss → update, writing the store on its way.
+
+    for each step
+        sample      the student answers the step's prompts                      opdprobe.rollout
+        score       both models' top-k at every student-visited state           opdprobe.score
+        loss        compare them there, backward                                opdprobe.train.losses
+        record      the scores become rows of the store, one row a state        opdprobe.record
+        update      clip, AdamW
+
+A step's record is of the student that sampled it, before its update; step 0 is the untrained
+student. Nothing is computed twice for the record: it takes what the loss needed.
+"""
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+from accelerate import Accelerator
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from opdprobe.errors import ConfigError, NonFiniteError
+from opdprobe.grade import Grader, grade_rollouts
+from opdprobe.models import load_model, load_tokenizer, weight_hash
+from opdprobe.pair import Pair, in_rollout_order
+from opdprobe.prompts import EncodedPrompt, Prompt, encode_prompts
+from opdprobe.record import record_dataset, step_metrics, thin
+from opdprobe.rollout import Rollouts, eos_ids, sample, step_generator
+from opdprobe.score import Scores
+from opdprobe.store import Run, RunWriter, estimate_bytes, open_run
+from opdprobe.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from opdprobe.train.config import OPDConfig
+from opdprobe.train.evaluate import evaluate
+from opdprobe.train.losses import distillation_loss
+from opdprobe.train.optim import Optimization
+from opdprobe.vocabulary import tokenizer_hash
+
+logger = logging.getLogger("opdprobe")
+
+
+class Callback:
+    """Do something at fixed points of a run; override what you need.
+
+    A callback sees the trainer and may read anything of it. One that samples must do so inside
+    ``torch.random.fork_rng()`` and leave modes as they were, or it changes the run it watches.
+    """
+
+    def on_train_begin(self, trainer: "OPDTrainer") -> None:
+        """Before the first step, after a checkpoint was loaded."""
+
+    def on_step_end(
+        self, trainer: "OPDTrainer", step: int, metrics: dict[str, float], dataset: xr.Dataset
+    ) -> None:
+        """After each update; `dataset` holds all the step's states, recorded or not."""
+
+    def on_train_end(self, trainer: "OPDTrainer", run: Run) -> None:
+        """After the last evaluation."""
+
+
+class OPDTrainer:
+    """Train a student on its own rollouts towards a teacher, and record both.
+
+    Parameters
+    ----------
+    student, teacher : PreTrainedModel or str or Path
+        Causal LMs of one vocabulary; a name or path is loaded. The student is trained in place.
+    tokenizer : PreTrainedTokenizerBase, optional
+        The student's. Read from `student` if that is a path.
+    prompts : sequence of Prompt
+        Training prompts.
+    config : OPDConfig
+        What to minimise, how to sample, what to record.
+    run_dir : str or Path
+        Where the run is kept; see `opdprobe.open_run`.
+    grader : callable, optional
+        ``grader(response_text, prompt)`` in [0, 1]: grades rollouts and evaluations.
+    eval_prompts : mapping of str to sequence of Prompt, optional
+        Benchmarks by name, evaluated every ``config.eval_every`` steps.
+    callbacks : sequence of Callback
+        Called in order.
+    report_to : sequence of str
+        Trackers that accelerate knows ("tensorboard", "wandb", ...), for the scalars.
+    teacher_tokenizer : PreTrainedTokenizerBase, optional
+        Compared with `tokenizer` if given; read from `teacher` if that is a path.
+
+    Raises
+    ------
+    VocabularyError
+        The tokenizers differ, or k is larger than the shared vocabulary.
+    PromptError
+        A prompt is empty or over-long.
+
+    Examples
+    --------
+    >>> from opdprobe import OPDConfig, OPDTrainer                          # doctest: +SKIP
+    >>> trainer = OPDTrainer("my/student", "my/teacher", prompts=prompts,   # doctest: +SKIP
+    ...                      config=OPDConfig(max_steps=100), run_dir="runs/x")
+    >>> run = trainer.train(resume=True)                                    # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        student: PreTrainedModel | str | Path,
+        teacher: PreTrainedModel | str | Path,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        prompts: Sequence[Prompt],
+        config: OPDConfig,
+        run_dir: str | Path,
+        grader: Grader | None = None,
+        eval_prompts: Mapping[str, Sequence[Prompt]] | None = None,
+        callbacks: Sequence[Callback] = (),
+        report_to: Sequence[str] = (),
+        teacher_tokenizer: PreTrainedTokenizerBase | None = None,
+    ):
+        self.config = config
+        self.run_dir = Path(run_dir)
+        self.callbacks = list(callbacks)
+        self.grader = grader
+        self.accelerator = Accelerator(log_with=list(report_to) or None, project_dir=self.run_dir)
+        if self.accelerator.num_processes > 1:
+            raise ConfigError(
+                f"started on {self.accelerator.num_processes} processes; OPDTrainer runs on one."
+            )
+        if not isinstance(student, PreTrainedModel):
+            tokenizer = tokenizer or load_tokenizer(student)
+            student = load_model(student)
+        if not isinstance(teacher, PreTrainedModel):
+            teacher_tokenizer = teacher_tokenizer or load_tokenizer(teacher)
+            teacher = load_model(teacher)
+        if tokenizer is None:
+            raise ConfigError("pass tokenizer= along with a student that is already loaded.")
+        self.tokenizer = tokenizer
+        device = self.accelerator.device
+        # Evaluation mode throughout: with dropout, the distribution that is trained would not be
+        # the one that sampled.
+        self.student = student.to(device).eval()
+        self.teacher = teacher.to(device).eval().requires_grad_(False)
+        self.pair = Pair(self.student, self.teacher, tokenizer, teacher_tokenizer)
+        if config.k > self.pair.width:
+            raise ConfigError(f"k = {config.k} is larger than the vocabulary of {self.pair.width}.")
+
+        self.prompts = self._encode(prompts)
+        self.eval_prompts = {n: self._encode(p) for n, p in (eval_prompts or {}).items()}
+        if self.eval_prompts and grader is None:
+            raise ConfigError("eval_prompts needs a grader.")
+        self.batch_size = min(config.batch_size, len(self.prompts))
+        self.n_steps = config.max_steps or (
+            config.num_train_epochs * (len(self.prompts) // self.batch_size)
+        )
+        self.optimization = Optimization(
+            self.student,
+            learning_rate=config.learning_rate,
+            total_steps=self.n_steps,
+            warmup_steps=config.warmup_steps,
+            schedule=config.lr_scheduler_type,
+            weight_decay=config.weight_decay,
+            max_grad_norm=config.max_grad_norm,
+        )
+
+    def expected_bytes(self) -> int:
+        """Most bytes the store can take: every response as long as allowed."""
+        c = self.config
+        if c.record_every == 0:
+            return 0
+        recorded = -(-self.n_steps // c.record_every)
+        rollouts = max(1, round(self.batch_size * c.num_generations * c.record_fraction))
+        positions = min(c.max_completion_length, c.record_max_positions or c.max_completion_length)
+        return recorded * estimate_bytes(rollouts * positions, c.k)
+
+    def train(
+        self, *, resume: bool = True, on_progress: Callable[[int, int], None] | None = None
+    ) -> Run:
+        """Run to the last step.
+
+        Parameters
+        ----------
+        resume
+            Continue the run in `run_dir` from its last checkpoint; a finished one is only opened.
+            If False, `run_dir` must not hold a run.
+        on_progress
+            Called with (steps done, steps in all).
+
+        Returns
+        -------
+        Run
+            The recorded run, as `opdprobe.open_run` gives it.
+
+        Raises
+        ------
+        StoreError, ConfigError
+            `run_dir` holds something else, or the same run with other settings.
+        NonFiniteError
+            A model's logits or a gradient are NaN or infinite; names model and step.
+        """
+        writer = RunWriter(
+            self.run_dir, attrs=self._attrs(), config=self.config.to_dict(), resume=resume
+        )
+        checkpoint = latest_checkpoint(self.run_dir)
+        first = 0
+        if checkpoint is not None:
+            load_checkpoint(checkpoint, self.student, self.optimization)
+            first = checkpoint.step
+        if first < self.n_steps or checkpoint is None:
+            writer.truncate_after(first - 1)
+            self._train(writer, first, on_progress)
+        run = open_run(self.run_dir)
+        for callback in self.callbacks:
+            callback.on_train_end(self, run)
+        return run
+
+    def _train(
+        self, writer: RunWriter, first: int, on_progress: Callable[[int, int], None] | None
+    ) -> None:
+        c = self.config
+        self.accelerator.init_trackers("opdprobe", config=c.to_dict())
+        logger.info(
+            "%s: steps %d to %d; the store will take at most %.1f MB",
+            self.run_dir,
+            first,
+            self.n_steps,
+            self.expected_bytes() / 1e6,
+        )
+        for callback in self.callbacks:
+            callback.on_train_begin(self)
+        for step in range(first, self.n_steps):
+            if on_progress:
+                on_progress(step, self.n_steps)
+            try:
+                metrics, dataset = self._step(step, writer)
+            except NonFiniteError as error:
+                raise NonFiniteError(f"step {step}: {error}") from error
+            writer.log_metrics(step, metrics)
+            self.accelerator.log(metrics, step=step)
+            done = step + 1
+            if c.save_steps and done % c.save_steps == 0 and done < self.n_steps:
+                save_checkpoint(self.run_dir, done, self.student, self.tokenizer, self.optimization)
+            for callback in self.callbacks:
+                callback.on_step_end(self, step, metrics, dataset)
+        final = self._evaluate(self.n_steps, writer, last=True)
+        if final:
+            writer.log_metrics(self.n_steps, final)
+            self.accelerator.log(final, step=self.n_steps)
+        # Last of all: whoever finds this checkpoint finds a finished run.
+        save_checkpoint(self.run_dir, self.n_steps, self.student, self.tokenizer, self.optimization)
+        self.accelerator.end_training()
+        if on_progress:
+            on_progress(self.n_steps, self.n_steps)
+
+    def _step(self, step: int, writer: RunWriter) -> tuple[dict[str, float], xr.Dataset]:
+        """Do one step; metrics are those of the student before its update."""
+        c = self.config
+        metrics = self._evaluate(step, writer)
+        clock = [time.perf_counter()]
+        prompts = self._prompts_at(step)
+        rollouts = sample(
+            self.student,
+            [p.ids for p in prompts],
+            n=c.num_generations,
+            max_new_tokens=c.max_completion_length,
+            eos_ids=eos_ids(self.student, self.tokenizer),
+            pad_id=self.pair.pad_id,
+            temperature=c.temperature,
+            top_p=c.top_p,
+            generator=step_generator(c.seed, step, self.student.device),
+            width=self.pair.width,
+        )
+        rollout_prompts = [prompts[i].prompt for i in rollouts.prompt_index]
+        correct = None
+        if self.grader is not None:
+            correct = grade_rollouts(
+                self.tokenizer, rollouts.response_ids, rollout_prompts, self.grader
+            )
+        clock.append(time.perf_counter())
+        rate = self.optimization.learning_rate
+        scores, loss = self._score_and_backward(rollouts)
+        norm = self.optimization.step()
+        clock.append(time.perf_counter())
+        dataset = record_dataset(step, rollouts, scores, rollout_prompts, correct)
+        if c.record_every and step % c.record_every == 0:
+            writer.write_step(
+                step,
+                thin(
+                    dataset,
+                    fraction=c.record_fraction,
+                    max_positions=c.record_max_positions,
+                    seed=(c.seed, step),
+                ),
+            )
+        metrics |= step_metrics(dataset)
+        clock.append(time.perf_counter())
+        seconds = np.diff(clock)
+        metrics |= {
+            "loss": loss,
+            "grad_norm": norm,
+            "learning_rate": rate,
+            "seconds_sample": seconds[0],
+            "seconds_update": seconds[1],
+            "seconds_record": seconds[2],
+        }
+        return {name: float(value) for name, value in metrics.items()}, dataset
+
+    def _score_and_backward(self, rollouts: Rollouts) -> tuple[Scores, float]:
+        """Score every state and add up the gradient of the mean loss, one micro-batch at a time."""
+        n_states, total, parts = rollouts.n_tokens, 0.0, []
+        for part in self.pair.scored(
+            rollouts,
+            k=self.config.k,
+            temperature=self.config.temperature,
+            max_tokens=self.config.micro_batch_tokens,
+        ):
+            loss = distillation_loss(part, self.pair, self.config)
+            # All the step's states, not the micro-batch's: cutting it up changes nothing.
+            (loss / n_states).backward()
+            total += float(loss.detach())
+            parts.append((part.batch.state, part.scores.cpu()))
+        return in_rollout_order(parts), total / n_states
+
+    def _evaluate(self, step: int, writer: RunWriter, *, last: bool = False) -> dict[str, float]:
+        c = self.config
+        if not (last or (c.eval_every and step % c.eval_every == 0) or step == 0):
+            return {}
+        metrics = {}
+        for name, prompts in self.eval_prompts.items():
+            assert self.grader is not None
+            scores = evaluate(
+                self.student,
+                self.tokenizer,
+                prompts,
+                self.grader,
+                n=c.eval_n,
+                max_new_tokens=c.max_completion_length,
+                temperature=c.eval_temperature,
+                top_p=c.eval_top_p,
+                seed=c.seed,
+            )
+            writer.log_evaluation(step, name, [p.prompt.id for p in prompts], scores.mean(1))
+            metrics[f"accuracy/{name}"] = float(scores.mean())
+        return metrics
+
+    def _prompts_at(self, step: int) -> list[EncodedPrompt]:
+        """Prompts of a step: a function of the seed and the step, so that a resumed run agrees."""
+        per_epoch = len(self.prompts) // self.batch_size
+        epoch, place = divmod(step, per_epoch)
+        order = np.random.default_rng([self.config.seed, epoch]).permutation(len(self.prompts))
+        chosen = order[place * self.batch_size : (place + 1) * self.batch_size]
+        return [self.prompts[i] for i in chosen]
+
+    def _encode(self, prompts: Sequence[Prompt]) -> list[EncodedPrompt]:
+        return encode_prompts(self.tokenizer, prompts, max_length=self.config.max_prompt_length)
+
+    def _attrs(self) -> dict:
+        def identity(model: PreTrainedModel) -> dict:
+            return {
+                "name": model.config._name_or_path or type(model).__name__,
+                "revision": getattr(model.config, "_commit_hash", None),
+                "weight_hash": weight_hash(model),
+            }
+
+        return {
+            "student": identity(self.student),
+            "teacher": identity(self.teacher),
+            "tokenizer_hash": tokenizer_hash(self.tokenizer),
+            "vocabulary": self.pair.width,
+            "k": self.config.k,
+            "temperature": self.config.temperature,
+            "top_p": self.config.top_p,
+            "seed": self.config.seed,
+        }
