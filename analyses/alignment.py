@@ -13,13 +13,10 @@ def analyse(evidence: Evidence) -> Results:
     """Accuracy and the three alignment curves, success against failure."""
     student, large = evidence.role("student"), evidence.role("large")
     success, failure = evidence.recovery("success"), evidence.recovery("failure")
-    share: list[Estimate] = [
-        f.map(s, by=np.divide) for f, s in zip(failure, success, strict=True)
-    ]
+    share: list[Estimate] = [f.map(s, by=np.divide) for f, s in zip(failure, success, strict=True)]
     overlap = {name: evidence.change(name, lambda ds: ds.opd.overlap_ratio()) for name in RUNS}
     advantage = {
-        name: evidence.remaining(name, lambda ds: ds.opd.overlap_token_advantage())
-        for name in RUNS
+        name: evidence.remaining(name, lambda ds: ds.opd.overlap_token_advantage()) for name in RUNS
     }
     gap = {name: evidence.remaining(name, lambda ds: ds.opd.entropy_gap()) for name in RUNS}
     return Results(
@@ -30,7 +27,9 @@ def analyse(evidence: Evidence) -> Results:
         "entropy gap; in the failure all three stagnate, though the teacher is stronger.",
         meta=evidence.meta(list(RUNS)),
         panels=[
-            accuracy_panel(evidence, RUNS, {"rl_student": "RL'd teacher", "large": "larger teacher"}),
+            accuracy_panel(
+                evidence, RUNS, {"rl_student": "RL'd teacher", "large": "larger teacher"}
+            ),
             curve_panel(evidence, "overlap_ratio", RUNS, title="Overlap ratio"),
             curve_panel(evidence, "overlap_token_advantage", RUNS, title="Overlap-token advantage"),
             curve_panel(evidence, "entropy_gap", RUNS, title="Entropy gap"),

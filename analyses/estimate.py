@@ -57,9 +57,7 @@ def resample(values: NDArray, weights: NDArray | None = None, *, seed: int = 0) 
     values = np.asarray(values, np.float64)
     weights = np.ones(len(values)) if weights is None else np.asarray(weights, np.float64)
     rows = np.random.default_rng(seed).integers(0, len(values), (N_BOOT, len(values)))
-    return Estimate(
-        float(values.sum() / weights.sum()), values[rows].sum(1) / weights[rows].sum(1)
-    )
+    return Estimate(float(values.sum() / weights.sum()), values[rows].sum(1) / weights[rows].sum(1))
 
 
 def window(run: Run, probe: Probe, steps: Sequence[int]) -> Estimate:

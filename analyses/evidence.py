@@ -53,7 +53,9 @@ class Evidence:
 
     def accuracy(self, experiment: str, *, end: int = -1) -> list[Estimate]:
         """Accuracy of the student at the first (0) or last (-1) evaluation, one a seed."""
-        return [resample(r.evaluation(BENCHMARK)["score"].values[end]) for r in self.runs[experiment]]
+        return [
+            resample(r.evaluation(BENCHMARK)["score"].values[end]) for r in self.runs[experiment]
+        ]
 
     def role(self, role: str) -> Estimate:
         """Accuracy of an untrained model."""
@@ -137,7 +139,9 @@ def accuracy_panel(
         value, low, high = zip(*points, strict=True)
         x = scores[0]["step"].values.tolist()
         series.append(Series(name, label, x=x, y=list(value), low=list(low), high=list(high)))
-    lines = [Reference(role, label, evidence.role(role).value) for role, label in references.items()]
+    lines = [
+        Reference(role, label, evidence.role(role).value) for role, label in references.items()
+    ]
     n = evidence.runs[next(iter(experiments))][0].config["eval_n"]
     return Panel(
         name="accuracy",

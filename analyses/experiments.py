@@ -1,4 +1,4 @@
-"""What is run for which figure, and on which models: the plan that `opdprobe reproduce` carries out.
+"""What is run for which figure, and on which models: the plan behind `opdprobe reproduce`.
 
 An experiment names *roles*; a preset says which model plays each role. The same code therefore runs
 on the testbed (quick, full) and on the paper's models (paper).
@@ -30,19 +30,23 @@ class Experiment:
         Settings that differ from the preset's.
     train
         If False, the untrained student's rollouts are scored once and nothing is trained.
+    steps
+        Factor on the preset's `max_steps`. Undoing RL takes longer than following it: what the
+        teacher does, the student has all but stopped to sample.
     """
 
     student: str
     teacher: str
     overrides: dict[str, Any] = field(default_factory=dict)
     train: bool = True
+    steps: float = 1.0
 
 
 EXPERIMENTS = {
     "success": Experiment("student", "rl_student"),
     "failure": Experiment("student", "large"),
-    "reverse_small": Experiment("rl_student", "student"),
-    "reverse_large": Experiment("rl_student", "large"),
+    "reverse_small": Experiment("rl_student", "student", steps=1.5),
+    "reverse_large": Experiment("rl_student", "large", steps=1.5),
     "support_overlap": Experiment("student", "rl_student", {"support": "overlap"}),
     "support_non_overlap": Experiment("student", "rl_student", {"support": "non_overlap"}),
     "probe_success": Experiment("student", "rl_student", train=False),
@@ -96,7 +100,7 @@ _QUICK = OPDConfig(
     max_prompt_length=32,
     max_completion_length=64,
     learning_rate=2e-4,
-    max_steps=100,
+    max_steps=150,
     micro_batch_tokens=2048,
     eval_every=10,
     eval_n=4,
@@ -109,7 +113,7 @@ PRESETS = {
         prompts="zoo:train",
         benchmark="zoo:test",
         n_prompts=2048,
-        n_problems=128,
+        n_problems=256,
         config=_QUICK,
         seeds=(0,),
         n_probe=128,
@@ -120,7 +124,7 @@ PRESETS = {
         benchmark="zoo:test",
         n_prompts=4096,
         n_problems=256,
-        config=replace(_QUICK, max_steps=150),
+        config=_QUICK,
         seeds=(0, 1, 2, 3, 4),
         n_probe=256,
     ),

@@ -27,7 +27,10 @@ def analyse(evidence: Evidence) -> Results:
         )
         for name, (title, label) in LOGGED.items()
     ]
-    gap = {name: evidence.remaining(name, lambda ds: abs(ds.opd.extreme_advantage_gap())) for name in RUNS}
+    gap = {
+        name: evidence.remaining(name, lambda ds: abs(ds.opd.extreme_advantage_gap()))
+        for name in RUNS
+    }
     loss = [
         _start(f, "loss").map(_start(s, "loss"), by=np.divide)
         for s, f in zip(evidence.runs["success"], evidence.runs["failure"], strict=True)

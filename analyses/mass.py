@@ -54,4 +54,6 @@ def analyse(evidence: Evidence) -> Results:
 def _mean_mass(evidence: Evidence, run, model: str):
     from analyses.estimate import window
 
-    return window(run, lambda ds: ds.opd.overlap_mass(model), run.steps[:: max(1, len(run.steps) // 20)])
+    return window(
+        run, lambda ds: ds.opd.overlap_mass(model), run.steps[:: max(1, len(run.steps) // 20)]
+    )

@@ -19,9 +19,7 @@ def analyse(evidence: Evidence) -> Results:
     dip, recovery = [], []
     for run in evidence.runs["support_non_overlap"]:
         # By rollout and step: the curve's lowest point, against its first and its last.
-        values = np.array(
-            [run.load(step).opd.overlap_ratio().mean().item() for step in run.steps]
-        )
+        values = np.array([run.load(step).opd.overlap_ratio().mean().item() for step in run.steps])
         smooth = np.convolve(values, np.ones(5) / 5, "valid")
         dip.append(resample(np.array([smooth.min() - smooth[0]])))
         recovery.append(resample(np.array([smooth[-1] - smooth.min()])))

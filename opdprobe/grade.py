@@ -116,7 +116,7 @@ def grade_rollouts(
     list of float
         One score a response.
     """
-    texts = tokenizer.batch_decode(list(response_ids), skip_special_tokens=True)
+    texts = tokenizer.batch_decode([list(ids) for ids in response_ids], skip_special_tokens=True)
     return [float(grader(text, prompt)) for text, prompt in zip(texts, prompts, strict=True)]
 
 

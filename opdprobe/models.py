@@ -9,6 +9,7 @@ import copy
 import hashlib
 import importlib.util
 import re
+import struct
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,8 @@ __all__ = [
 ]
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
+# What transformers lets through when files are absent, torn or of no known kind.
+_UNREADABLE = (OSError, ValueError, KeyError, SafetensorError, struct.error)
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -103,7 +106,7 @@ def load_model(
             output_loading_info=True,
             **extra,
         )
-    except (OSError, ValueError, SafetensorError) as error:
+    except _UNREADABLE as error:
         raise ModelError(f"{name_or_path}: the model does not load: {error}") from error
     model, info = loaded
     if missing := sorted(info["missing_keys"]):
@@ -140,7 +143,7 @@ def load_tokenizer(
     name, extra = _source(name_or_path, weights=False)
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **extra)
-    except (OSError, ValueError) as error:
+    except _UNREADABLE as error:
         raise ModelError(f"{name_or_path}: the tokenizer does not load: {error}") from error
 
 
@@ -260,9 +263,11 @@ def _source(name_or_path: str | Path, *, weights: bool) -> tuple[str, dict[str, 
                 "(owner/name)."
             )
         return name, {}
+    if not weights:
+        return str(path), {}
     if not (path / "config.json").is_file():
         raise ModelError(f"{name}: no config.json in this directory; is it a saved model?")
-    if weights and not any(path.glob("*.safetensors")):
+    if not any(path.glob("*.safetensors")):
         pickles = sorted(file.name for kind in _PICKLES for file in path.glob(kind))
         raise ModelError(
             f"{name}: only pickled weights ({pickles[0]}), which can run code when read; "

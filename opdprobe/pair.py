@@ -8,7 +8,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opdprobe.head import split_head
-from opdprobe.rollout import Rollouts
+from opdprobe.rollout import Rollouts, padding_id
 from opdprobe.score import Batch, Scores, batches, score
 from opdprobe.vocabulary import shared_vocabulary, shared_width
 
@@ -66,8 +66,7 @@ class Pair:
         self.teacher = teacher
         self.tokenizer = tokenizer
         self.width = shared_width(student, teacher, tokenizer)
-        # Any id will do, since padding is never attended to.
-        self.pad_id = 0 if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id)
+        self.pad_id = padding_id(tokenizer)
         self.student_body, self.student_head = split_head(student, width=self.width)
         self.teacher_body, self.teacher_head = split_head(teacher, width=self.width)
 
@@ -93,10 +92,9 @@ class Pair:
         """
         device = self.student.device
         for batch in batches(rollouts, max_tokens=max_tokens, pad_id=self.pad_id, device=device):
-            inputs = {"input_ids": batch.input_ids, "use_cache": False}
-            hidden = batch.states(self.student_body(**inputs).last_hidden_state)
+            hidden = batch.hidden(self.student_body)
             with torch.no_grad():
-                teacher_hidden = batch.states(self.teacher_body(**inputs).last_hidden_state)
+                teacher_hidden = batch.hidden(self.teacher_body)
             scores = score(
                 hidden,
                 teacher_hidden,

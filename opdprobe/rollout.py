@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from opdprobe.errors import NonFiniteError
+from opdprobe.head import _evaluating
 
 # Dropping rows copies the cache, so it waits until this share of the batch has ended.
 _DROP_AT = 0.25
@@ -79,8 +80,8 @@ def draw(
         probs = probs.masked_fill(probs.cumsum(-1) - probs >= top_p, 0.0)
     cdf = probs.cumsum(-1)
     u = torch.rand(len(cdf), 1, generator=generator, device=generator.device if generator else None)
-    # right=True finds the first entry above u: a token of probability 0 is never drawn. u < 1 but
-    # u * total can round up to total, which would run past the end.
+    # right=True finds the first entry above u: a token of probability 0 is never drawn. On some
+    # devices u can be 1, or the sums not quite in order: never go past the last possible token.
     picks = torch.searchsorted(cdf, u.to(cdf) * cdf[:, -1:], right=True)
     last = (cdf < cdf[:, -1:]).sum(-1, keepdim=True)
     picks = torch.minimum(picks, last)
@@ -121,7 +122,7 @@ def sample(
     Parameters
     ----------
     model
-        A causal LM; its train/eval mode is restored afterwards.
+        A causal LM; its modules' train/eval modes are restored afterwards.
     prompts
         Token ids of each prompt, of any lengths.
     n
@@ -150,61 +151,65 @@ def sample(
     NonFiniteError
         If the model's logits hold NaN.
     """
-    was_training = model.training
-    model.eval()
-    device = model.device
-    ids, mask = (t.to(device) for t in left_pad(prompts, pad_id))
-    position = mask.cumsum(-1).sub_(1).clamp_(min=0)
-    cache = DynamicCache(config=model.config)
-    out = model(
-        input_ids=ids,
-        attention_mask=mask,
-        position_ids=position,
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    cache.batch_repeat_interleave(n)
-    logits = out.logits[:, -1, :width].repeat_interleave(n, 0)
-    mask = mask.repeat_interleave(n, 0)
-    position = position[:, -1:].repeat_interleave(n, 0)
-
-    n_rows = len(logits)
-    eos = torch.tensor(list(eos_ids), device=device)
-    responses = torch.full((n_rows, max_new_tokens), -1, device=device)
-    rows = torch.arange(n_rows, device=device)  # rollout of each live row
-    alive = torch.ones(n_rows, dtype=torch.bool, device=device)
-    finished = torch.zeros(n_rows, dtype=torch.bool, device=device)
-    for t in range(max_new_tokens):
-        token = draw(logits, temperature=temperature, top_p=top_p, generator=generator)
-        if not torch.isfinite(logits.amax(-1)).all():
-            bad = int(rows[~torch.isfinite(logits.amax(-1))][0]) // n
-            raise NonFiniteError(
-                f"{type(model).__name__} gave NaN or infinite logits while sampling: prompt {bad}, "
-                f"response position {t}. Check the weights and the dtype (float16 overflows)."
-            )
-        responses[rows[alive], t] = token[alive]
-        ended = alive & torch.isin(token, eos)
-        finished[rows[ended]] = True
-        alive &= ~ended
-        n_alive = int(alive.sum())
-        if n_alive == 0 or t == max_new_tokens - 1:
-            break
-        if n_alive <= (1 - _DROP_AT) * len(alive):
-            cache.batch_select_indices(alive)
-            rows, token, mask, position = rows[alive], token[alive], mask[alive], position[alive]
-            alive = alive[alive]
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-        position = position + 1
+    with _evaluating(model):
+        device = model.device
+        ids, mask = (t.to(device) for t in left_pad(prompts, pad_id))
+        position = mask.cumsum(-1).sub_(1).clamp_(min=0)
+        cache = DynamicCache(config=model.config)
         out = model(
-            input_ids=token[:, None],
+            input_ids=ids,
             attention_mask=mask,
             position_ids=position,
             past_key_values=cache,
             use_cache=True,
+            logits_to_keep=1,
         )
-        logits = out.logits[:, -1, :width]
-    model.train(was_training)
+        cache.batch_repeat_interleave(n)
+        logits = out.logits[:, -1, :width].repeat_interleave(n, 0)
+        mask = mask.repeat_interleave(n, 0)
+        position = position[:, -1:].repeat_interleave(n, 0)
+
+        n_rows = len(logits)
+        eos = torch.tensor(list(eos_ids), device=device)
+        responses = torch.full((n_rows, max_new_tokens), -1, device=device)
+        rows = torch.arange(n_rows, device=device)  # rollout of each live row
+        alive = torch.ones(n_rows, dtype=torch.bool, device=device)
+        finished = torch.zeros(n_rows, dtype=torch.bool, device=device)
+        for t in range(max_new_tokens):
+            token = draw(logits, temperature=temperature, top_p=top_p, generator=generator)
+            if not torch.isfinite(logits.amax(-1)).all():
+                bad = int(rows[~torch.isfinite(logits.amax(-1))][0]) // n
+                raise NonFiniteError(
+                    f"{type(model).__name__} gave NaN or infinite logits while sampling: prompt "
+                    f"{bad}, response position {t}. Check the weights and the dtype (float16 "
+                    "overflows)."
+                )
+            responses[rows[alive], t] = token[alive]
+            ended = alive & torch.isin(token, eos)
+            finished[rows[ended]] = True
+            alive &= ~ended
+            n_alive = int(alive.sum())
+            if n_alive == 0 or t == max_new_tokens - 1:
+                break
+            if n_alive <= (1 - _DROP_AT) * len(alive):
+                cache.batch_select_indices(alive)
+                rows, token, mask, position = (
+                    rows[alive],
+                    token[alive],
+                    mask[alive],
+                    position[alive],
+                )
+                alive = alive[alive]
+            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+            position = position + 1
+            out = model(
+                input_ids=token[:, None],
+                attention_mask=mask,
+                position_ids=position,
+                past_key_values=cache,
+                use_cache=True,
+            )
+            logits = out.logits[:, -1, :width]
     response_ids = [[token for token in row if token >= 0] for row in responses.tolist()]
     return Rollouts(
         prompt_ids=[list(p) for p in prompts for _ in range(n)],
@@ -228,3 +233,9 @@ def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[
     if tokenizer.eos_token_id is not None:
         ids.add(tokenizer.eos_token_id)
     return sorted(ids)
+
+
+def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Filler of batches: the tokenizer's, or 0. Any id will do, since it is never attended to."""
+    pad_id = tokenizer.pad_token_id
+    return pad_id if isinstance(pad_id, int) else 0

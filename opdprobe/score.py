@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from opdprobe.errors import ConfigError, NonFiniteError
-from opdprobe.head import Head
+from opdprobe.head import Body, Head
 from opdprobe.rollout import Rollouts
 
 # Logits held at once, per model: 16 MiB of float32. Large enough for the matrix product to run at
@@ -175,9 +175,11 @@ class Batch:
     sampled_ids: Tensor
     state: Tensor
 
-    def states(self, hidden: Tensor) -> Tensor:
-        """Pick the states' rows, (N, D), from a body's (B, T, D) output."""
-        return hidden[self.row, self.time]
+    def hidden(self, body: Body) -> Tensor:
+        """Run a body over the batch and pick the last hidden state at each state, (N, D)."""
+        output_BTD = body(input_ids=self.input_ids, use_cache=False).last_hidden_state
+        assert output_BTD is not None  # optional in the type only
+        return output_BTD[self.row, self.time]
 
 
 def batches(
@@ -202,7 +204,9 @@ def batches(
     Batch
         Rollouts with an empty response have no states and are left out.
     """
-    lengths = [len(p) + len(r) for p, r in zip(rollouts.prompt_ids, rollouts.response_ids)]
+    lengths = [
+        len(p) + len(r) for p, r in zip(rollouts.prompt_ids, rollouts.response_ids, strict=True)
+    ]
     first_state = torch.tensor([0, *map(len, rollouts.response_ids)]).cumsum(0).tolist()
     # The longest come first, so that a batch that does not fit in memory fails at once.
     order = sorted((i for i, r in enumerate(rollouts.response_ids) if r), key=lambda i: -lengths[i])

@@ -164,9 +164,10 @@ def test_other_dtypes(family, dtype):
     model = build(family, dtype)
     body, head = split_head(model)
     assert head.projection is not None
-    got = head(body(**inputs()).last_hidden_state)
+    ids = inputs()["input_ids"]  # no padding: Gemma2 itself gives NaN for it in float64
+    got = head(body(input_ids=ids).last_hidden_state)
     assert got.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-    want = model(**inputs()).logits.to(got.dtype)
+    want = model(input_ids=ids).logits.to(got.dtype)
     tolerance = 8 * torch.finfo(dtype).eps
     torch.testing.assert_close(got, want, rtol=tolerance, atol=tolerance)
 
@@ -254,15 +255,23 @@ def test_slow_path_is_right_and_said_once(name, caplog):
     assert head.bias is None
 
 
-def test_a_cap_shows_even_where_logits_are_tiny(caplog):
-    # With weights this small the capped and the uncapped logits agree to float32 precision.
-    model = Gemma2ForCausalLM(Gemma2Config(**SIZE | {"initializer_range": 1e-4}))
-    model.eval()
-    _, head = split_head(model)
-    assert head.softcap == 30.0
-    model.config.get_text_config().final_logit_softcapping = None
-    assert split_head(model)[1].softcap is None
-    assert not caplog.records
+class Capped(LlamaForCausalLM):
+    """A cap that its config does not name."""
+
+    def forward(self, *args, **kwargs):
+        out = super().forward(*args, **kwargs)
+        out.logits = 30 * torch.tanh(out.logits / 30)
+        return out
+
+
+def test_a_cap_shows_even_where_logits_are_tiny():
+    # With weights this small, capped and uncapped logits agree to float32 precision.
+    model = Capped(LlamaConfig(**SIZE | {"initializer_range": 1e-3})).eval()
+    plain = LlamaForCausalLM(model.config).eval()
+    plain.load_state_dict(model.state_dict())
+    torch.testing.assert_close(model(**inputs()).logits, plain(**inputs()).logits)
+    assert split_head(plain)[1].projection is not None
+    assert split_head(model)[1].projection is None
 
 
 def test_split_leaves_no_trace(model):
@@ -343,7 +352,7 @@ def test_equal_widths_say_nothing(caplog):
 
 
 def test_too_few_logits():
-    with pytest.raises(VocabularyError, match="The teacher has 32 logits, .* 40 tokens"):
+    with pytest.raises(VocabularyError, match=r"The teacher has 32 logits, .* 40 tokens"):
         shared_width(llama(), llama(32), make_tokenizer())
 
 
@@ -351,7 +360,7 @@ def test_too_few_logits():
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_dropped_layers_are_those_of_a_model_with_identity_layers(family):
+def test_the_right_layers_are_dropped(family):
     config = build(family).config
     config.num_hidden_layers = 5
     if getattr(config, "layer_types", None) is not None:
@@ -359,7 +368,6 @@ def test_dropped_layers_are_those_of_a_model_with_identity_layers(family):
     torch.manual_seed(1)
     model = type(build(family))(config).eval()
     smaller = drop_layers(model, [1, 3])
-    # Oracle: the same blocks, run by hand in a copy whose list was cut in place.
     kept = [smaller.base_model.layers[i] for i in range(3)]
     for block, index in zip(kept, [0, 2, 4], strict=True):
         theirs = model.base_model.layers[index].state_dict()
@@ -433,9 +441,6 @@ def test_weight_hash_tells_names_shapes_and_dtypes_apart():
 def test_tokenizer_hash():
     one, two = make_tokenizer(), make_tokenizer()
     assert tokenizer_hash(one) == tokenizer_hash(two)
-    two(
-        ["t1", "t2 t3"], padding="max_length", max_length=9, truncation=True
-    ) if two.pad_token else None
     two.backend_tokenizer.enable_padding(length=9)
     two.backend_tokenizer.enable_truncation(4)
     assert tokenizer_hash(one) == tokenizer_hash(two)
@@ -448,7 +453,7 @@ def test_tokenizer_hash():
 
 
 def test_load_model_and_tokenizer(tmp_path):
-    model = build("qwen2-tied")
+    model = build("llama")
     model.save_pretrained(tmp_path)
     make_tokenizer().save_pretrained(tmp_path)
     loaded = load_model(str(tmp_path))
@@ -470,7 +475,7 @@ def test_pickled_weights_are_refused(tmp_path):
 
 
 def test_missing_things_are_named(tmp_path):
-    with pytest.raises(ModelError, match="no config.json"):
+    with pytest.raises(ModelError, match=r"no config\.json"):
         load_model(tmp_path)
     build("llama").config.save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=r"no \*.safetensors file"):
@@ -507,13 +512,18 @@ def test_torn_weights(tmp_path):
         load_model(tmp_path)
 
 
-def test_incomplete_weights(tmp_path, monkeypatch):
+def test_incomplete_weights(tmp_path):
     model = build("llama")
     state = model.state_dict()
     del state["lm_head.weight"]
     model.save_pretrained(tmp_path, state_dict=state)
     with pytest.raises(ModelError, match=r"1 of the weights .* the first is lm_head.weight"):
         load_model(tmp_path)
+
+
+def test_tokenizer_of_its_own(tmp_path):
+    make_tokenizer().save_pretrained(tmp_path)
+    assert shared_vocabulary(load_tokenizer(tmp_path), make_tokenizer()) == VOCAB
 
 
 def test_gguf_package_missing(tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import subprocess
 from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -34,7 +35,7 @@ class RunWriter:
         Directory of the run: absent, empty, or holding the run to continue.
     attrs : mapping
         What the run is: models, revisions, hashes, tokenizer hash, k, sampling, seed, commit, ….
-        JSON types only. ``schema_version`` and ``versions`` (of libraries) are added.
+        JSON types only. ``schema_version``, ``versions`` (of libraries) and ``commit`` are added.
     config : mapping
         Settings of the run. YAML types only.
     resume : bool
@@ -95,7 +96,7 @@ class RunWriter:
                 )
         self._steps_dir.mkdir(exist_ok=True)
         self._remove_temporaries()
-        attrs |= {"schema_version": SCHEMA_VERSION, "versions": _versions()}
+        attrs |= {"schema_version": SCHEMA_VERSION, "versions": _versions(), "commit": _commit()}
         text = json.dumps(attrs, indent=2) + "\n"
         with explain_full_disk(f"creating {self.path}"):
             write_whole(self.path / "config.yaml", lambda file: file.write(config_text.encode()))
@@ -270,6 +271,20 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue  # torch and transformers are not needed to write a step
     return found
+
+
+def _commit() -> str | None:
+    """Commit of the checkout that this code runs from; None if it runs from an installed copy."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    try:
+        shown = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True
+        )
+    except FileNotFoundError:  # no git on this machine
+        return None
+    return shown.stdout.strip() or None
 
 
 def _to_yaml(config: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""The testbed's tokenizer: one token a word, with a chat template, as an ordinary fast tokenizer."""
+"""The testbed's tokenizer: one token a word, with a chat template."""
 
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel

@@ -16,7 +16,7 @@ the mixture. That is the paper's "thinking pattern" against "scale" (§3) in min
 
 Wording is random: at most positions that are not numbers one of many paraphrases is drawn with
 Zipf frequencies, so that a model's top-16 holds 95 to 99.9 % of its mass and which tokens are in it
-is a question with an answer (PAPER §4.1). Without that tail a top-16 set is mostly noise below 1e-6.
+is a question with an answer (§4.1). Without that tail a top-16 set is mostly noise below 1e-6.
 """
 
 import random

@@ -1,4 +1,4 @@
-"""The zoo: the testbed's shipped models, how they were made, and a check that they are what they say.
+"""The zoo: the testbed's shipped models, how they are made, and a check of both.
 
 Every member is an ordinary Hugging Face directory (bfloat16 safetensors, tokenizer, chat template),
 so that nothing else in the library knows whether it runs on the testbed or on Qwen.
@@ -8,23 +8,23 @@ import hashlib
 import json
 import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import PreTrainedModel, PreTrainedTokenizerBase, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from opdprobe.prompts import EncodedPrompt, Prompt, encode_prompts
 from opdprobe.errors import OPDProbeError
 from opdprobe.models import load_model, load_tokenizer
-from opdprobe.testbed import world
+from opdprobe.prompts import EncodedPrompt, encode_prompts
+from opdprobe.testbed.problems import demonstrations, grader, problems
 from opdprobe.testbed.tokenizer import build_tokenizer
 from opdprobe.train.config import GRPOConfig, SFTConfig
 from opdprobe.train.evaluate import evaluate
 from opdprobe.train.grpo import grpo
-from opdprobe.train.sft import Example, sft
+from opdprobe.train.sft import sft
 
 ZOO = Path(__file__).parent / "models"
 MANIFEST = ZOO / "zoo.json"
@@ -36,19 +36,19 @@ _SMALL, _LARGE = {"hidden_size": 64, "layers": 2}, {"hidden_size": 128, "layers"
 _SFT = SFTConfig(
     learning_rate=4e-3,
     batch_size=128,
-    max_steps=2000,
+    max_steps=900,
     optimizer="muon",
     muon_learning_rate=2e-2,
     micro_batch_tokens=2048,
     save_steps=250,
 )
 _GRPO = GRPOConfig(
-    learning_rate=2e-4,
+    learning_rate=3e-4,
     batch_size=32,
     num_generations=8,
     max_completion_length=MAX_COMPLETION_LENGTH,
-    max_steps=150,
-    save_steps=25,
+    max_steps=1500,
+    save_steps=50,
 )
 
 
@@ -78,7 +78,7 @@ MEMBERS = {
     "sft-small": Member("DeepSeek-R1-Distill-Qwen-1.5B", _SFT, size=_SMALL),
     "sft-large": Member(
         "DeepSeek-R1-Distill-Qwen-7B",
-        replace(_SFT, max_steps=3000, learning_rate=3e-3, muon_learning_rate=1.6e-2),
+        replace(_SFT, max_steps=3000, learning_rate=2e-3, muon_learning_rate=7e-3),
         size=_LARGE,
     ),
     "rl-small": Member("JustRL-DeepSeek-1.5B", _GRPO, parent="sft-small"),
@@ -104,46 +104,6 @@ def zoo_path(name: str) -> Path:
     return ZOO / name
 
 
-def problems(n: int, *, split: str, template: str = "add") -> list[Prompt]:
-    """Draw distinct problems of a split as prompts with answers.
-
-    Parameters
-    ----------
-    n
-        How many.
-    split
-        Any name; one name is always the same sequence. ``test`` shares no problem with others.
-    template
-        Key of `opdprobe.testbed.world.TEMPLATES`.
-
-    Examples
-    --------
-    >>> [p.question for p in problems(2, split="test")] == [
-    ...     p.question for p in problems(9, split="test")][:2]
-    True
-    """
-    rng = random.Random(f"problems/{split}")
-    held_out = (
-        {p.answer + p.question for p in problems(1024, split="test")} if split != "test" else ()
-    )
-    seen: set[str] = set(held_out)
-    out: list[Prompt] = []
-    while len(out) < n:
-        problem = world.sample_problem(rng, template=template)
-        key = problem.answer + world.Problem(problem.operands).question
-        if key not in seen:
-            seen.add(key)
-            message = {"role": "user", "content": problem.question}
-            out.append(Prompt(f"{split}-{len(out)}", messages=(message,), answer=problem.answer))
-    return out
-
-
-def grader(response: str, prompt: Prompt) -> float:
-    """Grade a response to a testbed problem: 1.0 or 0.0."""
-    assert prompt.answer is not None
-    return world.grade(response, prompt.answer)
-
-
 def measure(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, n_problems: int = 256, n: int = 4
 ) -> float:
@@ -166,7 +126,8 @@ def build(name: str, work_dir: Path) -> Iterator[dict[str, float]]:
     member = MEMBERS[name]
     if member.parent is None:
         tokenizer = build_tokenizer()
-        assert member.size is not None and isinstance(member.recipe, SFTConfig)
+        assert member.size is not None
+        assert isinstance(member.recipe, SFTConfig)
         model = _new_model(tokenizer, **member.size)
         batch_at = demonstrations(tokenizer, member.recipe)
         assert member.recipe.max_steps is not None
@@ -187,29 +148,6 @@ def build(name: str, work_dir: Path) -> Iterator[dict[str, float]]:
 
         yield from grpo(model, tokenizer, prompts_at, grader, member.recipe, work_dir / name)
     _publish(name, model, tokenizer)
-
-
-def demonstrations(
-    tokenizer: PreTrainedTokenizerBase, config: SFTConfig
-) -> Callable[[int], list[Example]]:
-    """Endless supervised data of the world, as a function of the step."""
-    ids = tokenizer.get_vocab()
-    chat = [{"role": "user", "content": "\0"}]
-    before, after = tokenizer.apply_chat_template(
-        chat, tokenize=False, add_generation_prompt=True
-    ).split("\0")
-
-    def encode(words: str) -> list[int]:
-        return [ids[w] for w in words.split()]
-
-    def batch_at(step: int) -> list[Example]:
-        rng = random.Random(f"{config.seed}/{step}")
-        return [
-            (encode(before + problem.question + after), [ids[w] for w in response])
-            for problem, response in world.demonstrate(rng, config.batch_size)
-        ]
-
-    return batch_at
 
 
 def check(name: str, *, tolerance: float = 0.03) -> dict[str, float | str]:
@@ -251,7 +189,7 @@ def _publish(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
     target = ZOO / name
     if target.exists():
         shutil.rmtree(target)
-    model.to(torch.bfloat16).save_pretrained(target)
+    model.bfloat16().save_pretrained(target)
     tokenizer.save_pretrained(target)
     shipped = load_model(target, dtype=torch.float32)
     member = MEMBERS[name]
@@ -270,7 +208,7 @@ def _publish(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
 
 
 def _new_model(tokenizer: PreTrainedTokenizerBase, *, hidden_size: int, layers: int):
-    heads = max(4, hidden_size // 32)
+    heads, ids = max(4, hidden_size // 32), tokenizer.get_vocab()
     # Llama, not Qwen2: AutoTokenizer gives a Qwen2 directory Qwen's own pre-tokeniser, which splits
     # numbers into digits, whatever the directory's tokenizer says.
     config = LlamaConfig(
@@ -282,9 +220,9 @@ def _new_model(tokenizer: PreTrainedTokenizerBase, *, hidden_size: int, layers: 
         num_key_value_heads=heads,
         max_position_embeddings=512,
         tie_word_embeddings=False,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=ids["<bos>"],
+        eos_token_id=ids["<eos>"],
+        pad_token_id=ids["<pad>"],
     )
     # Initial weights come from torch's global generator: set it here and put it back.
     with torch.random.fork_rng(devices=[]):

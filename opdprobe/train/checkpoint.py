@@ -6,12 +6,14 @@ and ``state.json``.
 
 import json
 import os
+import pickle
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_model
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -58,6 +60,11 @@ def save_checkpoint(
         Optimiser steps done.
     model, tokenizer, optimization
         What to save; torch's global random state goes with them.
+
+    Raises
+    ------
+    StoreError
+        The disk is full or cannot be written; the checkpoint before is still there.
     """
     parent = run_dir / "checkpoints"
     parent.mkdir(parents=True, exist_ok=True)
@@ -72,9 +79,13 @@ def save_checkpoint(
         (temporary / "state.json").write_text(json.dumps({"step": step}))
         for file in temporary.iterdir():
             _fsync(file)
-    except OSError as error:
+    # On a full disk safetensors raises an error of its own and torch.save a RuntimeError.
+    except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise StoreError(f"could not write the checkpoint {final}: {error.strerror}.") from error
+        raise StoreError(
+            f"could not write the checkpoint {final} ({error}); nothing of it is left. Make room "
+            "and resume the run."
+        ) from error
     if final.exists():
         shutil.rmtree(final)
     os.replace(temporary, final)
@@ -88,11 +99,30 @@ def save_checkpoint(
 def load_checkpoint(
     checkpoint: Checkpoint, model: PreTrainedModel, optimization: Optimization
 ) -> None:
-    """Put weights, optimiser and random state back, bit for bit."""
-    load_model(model, checkpoint.path / "model.safetensors")
-    saved: dict[str, Any] = torch.load(checkpoint.path / "optimizer.pt", weights_only=True)
-    optimization.load_state_dict(saved["optimization"])
-    torch.set_rng_state(saved["rng"])
+    """Put weights, optimiser and random state back, bit for bit.
+
+    Raises
+    ------
+    StoreError
+        A file is missing, torn, or of another model or optimiser.
+    """
+    try:
+        load_model(model, checkpoint.path / "model.safetensors")
+        saved: dict[str, Any] = torch.load(checkpoint.path / "optimizer.pt", weights_only=True)
+        optimization.load_state_dict(saved["optimization"])
+        torch.set_rng_state(saved["rng"])
+    except (
+        OSError,
+        EOFError,
+        RuntimeError,
+        ValueError,
+        SafetensorError,
+        pickle.UnpicklingError,
+    ) as error:
+        raise StoreError(
+            f"the checkpoint {checkpoint.path} cannot be read ({error or type(error).__name__}): "
+            "it is torn, or of another model or optimiser. Delete it to start the run anew."
+        ) from error
 
 
 def _fsync(path: Path) -> None:

@@ -4,6 +4,7 @@ Names of training options are those of transformers and TRL. Every default of `O
 paper's and says where it stands; a field that the paper does not state says so.
 """
 
+import contextlib
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -12,6 +13,17 @@ import yaml
 
 from opdprobe.errors import ConfigError
 
+# Those of transformers' `get_scheduler` that warm-up and the number of steps determine.
+_SCHEDULES = (
+    "constant",
+    "constant_with_warmup",
+    "linear",
+    "cosine",
+    "cosine_with_restarts",
+    "polynomial",
+    "inverse_sqrt",
+)
+
 
 @dataclass(frozen=True)
 class Config:
@@ -19,8 +31,17 @@ class Config:
 
     _choices: ClassVar[dict[str, tuple[str, ...]]] = {}
     _positive: ClassVar[tuple[str, ...]] = ()
+    _not_negative: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
+        for f in fields(self):
+            value = getattr(self, f.name)
+            kind: Any = float | int if f.type is float else f.type
+            if not isinstance(value, kind) or isinstance(value, bool):
+                expected = kind.__name__ if isinstance(kind, type) else kind
+                raise ConfigError(
+                    f"{f.name} = {value!r} is of type {type(value).__name__}; expected {expected}."
+                )
         for name, allowed in self._choices.items():
             value = getattr(self, name)
             if value not in allowed:
@@ -29,6 +50,9 @@ class Config:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ConfigError(f"{name} = {value!r}; expected a number above 0.")
+        for name in self._not_negative:
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name} = {getattr(self, name)!r}; expected 0 or more.")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
@@ -55,7 +79,13 @@ class Config:
             raise ConfigError(
                 f"{path} holds a {type(values).__name__}; expected name: value lines."
             )
-        return cls.from_dict(values or {})
+        values = values or {}
+        for f in fields(cls):
+            # YAML 1.1 takes 1e-6 for text: only 1.0e-6 is a number to it.
+            if f.type is float and isinstance(values.get(f.name), str):
+                with contextlib.suppress(ValueError):
+                    values[f.name] = float(values[f.name])
+        return cls.from_dict(values)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for YAML or JSON."""
@@ -99,7 +129,7 @@ class OPDConfig(Config):
     max_steps
         Optimiser steps; None means `num_train_epochs` decide.
     lr_scheduler_type
-        A name transformers' `get_scheduler` knows.
+        One of transformers' schedules; ``constant`` warms up too if `warmup_steps` says so.
     max_grad_norm
         Clipping threshold of the global gradient norm, which is logged before clipping.
     micro_batch_tokens
@@ -165,12 +195,13 @@ class OPDConfig(Config):
     save_steps: int = 0
     seed: int = 0
 
-    _choices = {
+    _choices: ClassVar = {
         "objective": ("topk", "full", "sampled"),
         "support": ("student", "teacher", "overlap", "non_overlap", "union"),
         "estimator": ("direct", "policy_gradient", "scalar_policy_gradient"),
         "divergence": ("reverse_kl", "forward_kl", "jsd"),
         "tail": ("renormalise", "bucket", "drop"),
+        "lr_scheduler_type": _SCHEDULES,
     }
     _positive = (
         "k",
@@ -188,6 +219,16 @@ class OPDConfig(Config):
         "record_fraction",
         "record_max_positions",
         "eval_n",
+        "eval_top_p",
+    )
+    _not_negative = (
+        "warmup_steps",
+        "weight_decay",
+        "record_every",
+        "eval_every",
+        "eval_temperature",
+        "save_steps",
+        "seed",
     )
 
     def __post_init__(self) -> None:
@@ -254,8 +295,17 @@ class SFTConfig(Config):
     save_steps: int = 0
     seed: int = 0
 
-    _choices = {"optimizer": ("adamw", "muon")}
-    _positive = ("learning_rate", "batch_size", "num_train_epochs", "max_steps")
+    _choices: ClassVar = {"optimizer": ("adamw", "muon"), "lr_scheduler_type": _SCHEDULES}
+    _positive = (
+        "learning_rate",
+        "batch_size",
+        "num_train_epochs",
+        "max_steps",
+        "muon_learning_rate",
+        "max_grad_norm",
+        "micro_batch_tokens",
+    )
+    _not_negative = ("warmup_ratio", "weight_decay", "save_steps", "seed")
 
 
 @dataclass(frozen=True)
@@ -285,4 +335,15 @@ class GRPOConfig(Config):
     save_steps: int = 0
     seed: int = 0
 
-    _positive = ("learning_rate", "temperature", "batch_size", "num_generations", "max_steps")
+    _choices: ClassVar = {"lr_scheduler_type": _SCHEDULES}
+    _positive = (
+        "learning_rate",
+        "temperature",
+        "batch_size",
+        "num_generations",
+        "max_completion_length",
+        "max_steps",
+        "max_grad_norm",
+        "micro_batch_tokens",
+    )
+    _not_negative = ("warmup_steps", "weight_decay", "save_steps", "seed")

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opdprobe.grade import Grader, grade_rollouts
 from opdprobe.prompts import EncodedPrompt
-from opdprobe.rollout import eos_ids, sample, step_generator
+from opdprobe.rollout import eos_ids, padding_id, sample, step_generator
 
 # Rollouts sampled at once during evaluation: bounds the memory of the cache.
 _EVAL_ROWS = 2048
@@ -25,6 +25,7 @@ def evaluate(
     temperature: float = 0.7,
     top_p: float = 0.95,
     seed: int = 0,
+    width: int | None = None,
 ) -> NDArray[np.float64]:
     """Sample `n` answers a problem and grade them.
 
@@ -42,6 +43,8 @@ def evaluate(
         Longest response.
     seed
         The same seed gives the same random numbers whatever the model.
+    width
+        Sample from the first `width` ids only: a padded model has logits without a token.
 
     Returns
     -------
@@ -58,10 +61,11 @@ def evaluate(
             n=n,
             max_new_tokens=max_new_tokens,
             eos_ids=eos_ids(model, tokenizer),
-            pad_id=tokenizer.pad_token_id,
+            pad_id=padding_id(tokenizer),
             temperature=temperature,
             top_p=top_p,
             generator=step_generator(seed, start, model.device),
+            width=width,
         )
         graded = [chunk[i].prompt for i in rollouts.prompt_index]
         scores += grade_rollouts(tokenizer, rollouts.response_ids, graded, grader)

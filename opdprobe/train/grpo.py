@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from opdprobe.grade import Grader, grade_rollouts
 from opdprobe.head import split_head
 from opdprobe.prompts import EncodedPrompt, Prompt
-from opdprobe.rollout import Rollouts, eos_ids, sample, step_generator
+from opdprobe.rollout import Rollouts, eos_ids, padding_id, sample, step_generator
 from opdprobe.score import batches
 from opdprobe.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from opdprobe.train.config import GRPOConfig
@@ -87,7 +87,7 @@ def grpo(
             n=config.num_generations,
             max_new_tokens=config.max_completion_length,
             eos_ids=eos_ids(model, tokenizer),
-            pad_id=tokenizer.pad_token_id,
+            pad_id=padding_id(tokenizer),
             temperature=config.temperature,
             generator=step_generator(config.seed, step, model.device),
         )
@@ -109,12 +109,10 @@ def grpo(
         for batch in batches(
             kept,
             max_tokens=config.micro_batch_tokens,
-            pad_id=tokenizer.pad_token_id,
+            pad_id=padding_id(tokenizer),
             device=model.device,
         ):
-            hidden = batch.states(
-                body(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-            )
+            hidden = batch.hidden(body)
             weight = per_token[batch.state].to(hidden)[:, None]
             ids = batch.sampled_ids[:, None]
             loss = weighted_nll(hidden, head, ids, weight, config.temperature)

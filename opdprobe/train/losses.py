@@ -237,20 +237,23 @@ class _SumOfChunks(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, fn, head: Head, hidden: Tensor, *parameters: Tensor) -> Tensor:
-        grads = [torch.zeros_like(p) if p.requires_grad else None for p in parameters]
+        # At least float32: a bfloat16 sum of thousands of chunks would lose the later ones.
+        dtype = torch.promote_types(hidden.dtype, torch.float32)
+        grads = [torch.zeros_like(p, dtype=dtype) if p.requires_grad else None for p in parameters]
         hidden_grad = torch.empty_like(hidden)
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
+        total = torch.zeros((), dtype=dtype, device=hidden.device)
         wanted = [p for p in parameters if p.requires_grad]
+        kept = [g for g in grads if g is not None]
         for rows in chunk_rows(len(hidden), head.width):
             with torch.enable_grad():
                 h = hidden[rows].detach().requires_grad_()
                 loss = fn(rows, h)
                 h_grad, *w_grads = torch.autograd.grad(loss, [h, *wanted])
             hidden_grad[rows] = h_grad
-            for total_grad, grad in zip((g for g in grads if g is not None), w_grads):
+            for total_grad, grad in zip(kept, w_grads, strict=True):
                 total_grad += grad
             total += loss.detach()
-        ctx.save_for_backward(hidden_grad, *(g for g in grads if g is not None))
+        ctx.save_for_backward(hidden_grad, *kept)
         ctx.has_grad = [g is not None for g in grads]
         return total
 

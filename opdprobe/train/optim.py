@@ -62,6 +62,8 @@ class Optimization:
                     adjust_lr_fn="match_rms_adamw",
                 )
             )
+        if schedule == "constant" and warmup_steps:
+            schedule = "constant_with_warmup"  # transformers' "constant" ignores the warm-up
         self._schedulers = [
             get_scheduler(
                 schedule, o, num_warmup_steps=warmup_steps, num_training_steps=total_steps

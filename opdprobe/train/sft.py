@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from opdprobe.errors import ConfigError
 from opdprobe.head import split_head
-from opdprobe.rollout import Rollouts
+from opdprobe.rollout import Rollouts, padding_id
 from opdprobe.score import batches
 from opdprobe.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from opdprobe.train.config import SFTConfig
@@ -30,7 +31,14 @@ def shuffled(
         Step to examples.
     n_steps : int
         ``max_steps``, or what `num_train_epochs` make.
+
+    Raises
+    ------
+    ConfigError
+        There is no example.
     """
+    if not examples:
+        raise ConfigError("there are no examples to train on; expected at least one.")
     size = min(config.batch_size, len(examples))
     per_epoch = len(examples) // size
 
@@ -93,12 +101,10 @@ def sft(
         for batch in batches(
             data,
             max_tokens=config.micro_batch_tokens,
-            pad_id=tokenizer.pad_token_id,
+            pad_id=padding_id(tokenizer),
             device=model.device,
         ):
-            hidden = batch.states(
-                body(input_ids=batch.input_ids, use_cache=False).last_hidden_state
-            )
+            hidden = batch.hidden(body)
             ids = batch.sampled_ids[:, None]
             # The whole batch's tokens, not the micro-batch's: cutting it up changes nothing.
             loss = weighted_nll(hidden, head, ids, torch.ones_like(ids, dtype=hidden.dtype))

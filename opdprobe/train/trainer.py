@@ -1,10 +1,10 @@
 """The on-policy distillation loop: rollout → score → loss → update, writing the store on its way.
 
     for each step
-        sample      the student answers the step's prompts                      opdprobe.rollout
-        score       both models' top-k at every student-visited state           opdprobe.score
-        loss        compare them there, backward                                opdprobe.train.losses
-        record      the scores become rows of the store, one row a state        opdprobe.record
+        sample      the student answers the step's prompts                     opdprobe.rollout
+        score       both models' top-k at every student-visited state          opdprobe.score
+        loss        compare them there, backward                               opdprobe.train.losses
+        record      the scores become rows of the store, one row a state       opdprobe.record
         update      clip, AdamW
 
 A step's record is of the student that sampled it, before its update; step 0 is the untrained
@@ -21,7 +21,7 @@ import xarray as xr
 from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from opdprobe.errors import ConfigError, NonFiniteError
+from opdprobe.errors import ConfigError, NonFiniteError, StoreError
 from opdprobe.grade import Grader, grade_rollouts
 from opdprobe.models import load_model, load_tokenizer, weight_hash
 from opdprobe.pair import Pair, in_rollout_order
@@ -84,6 +84,8 @@ class OPDTrainer:
         Trackers that accelerate knows ("tensorboard", "wandb", ...), for the scalars.
     teacher_tokenizer : PreTrainedTokenizerBase, optional
         Compared with `tokenizer` if given; read from `teacher` if that is a path.
+    skip_bad_prompts : bool
+        Leave out empty and over-long prompts, with a note in the log, rather than stop.
 
     Raises
     ------
@@ -114,6 +116,7 @@ class OPDTrainer:
         callbacks: Sequence[Callback] = (),
         report_to: Sequence[str] = (),
         teacher_tokenizer: PreTrainedTokenizerBase | None = None,
+        skip_bad_prompts: bool = False,
     ):
         self.config = config
         self.run_dir = Path(run_dir)
@@ -142,8 +145,15 @@ class OPDTrainer:
         if config.k > self.pair.width:
             raise ConfigError(f"k = {config.k} is larger than the vocabulary of {self.pair.width}.")
 
-        self.prompts = self._encode(prompts)
-        self.eval_prompts = {n: self._encode(p) for n, p in (eval_prompts or {}).items()}
+        on_error = "skip" if skip_bad_prompts else "raise"
+
+        def encode(some: Sequence[Prompt]) -> list[EncodedPrompt]:
+            return encode_prompts(
+                tokenizer, some, max_length=config.max_prompt_length, on_error=on_error
+            )
+
+        self.prompts = encode(prompts)
+        self.eval_prompts = {name: encode(some) for name, some in (eval_prompts or {}).items()}
         if self.eval_prompts and grader is None:
             raise ConfigError("eval_prompts needs a grader.")
         self.batch_size = min(config.batch_size, len(self.prompts))
@@ -159,6 +169,8 @@ class OPDTrainer:
             weight_decay=config.weight_decay,
             max_grad_norm=config.max_grad_norm,
         )
+        # What the run is of: taken before training changes the student.
+        self._attrs = self._identify()
 
     def expected_bytes(self) -> int:
         """Most bytes the store can take: every response as long as allowed."""
@@ -196,13 +208,19 @@ class OPDTrainer:
             A model's logits or a gradient are NaN or infinite; names model and step.
         """
         writer = RunWriter(
-            self.run_dir, attrs=self._attrs(), config=self.config.to_dict(), resume=resume
+            self.run_dir, attrs=self._attrs, config=self.config.to_dict(), resume=resume
         )
         checkpoint = latest_checkpoint(self.run_dir)
         first = 0
         if checkpoint is not None:
             load_checkpoint(checkpoint, self.student, self.optimization)
             first = checkpoint.step
+        elif weight_hash(self.student) != self._attrs["student"]["weight_hash"]:
+            raise StoreError(
+                f"{self.run_dir} has no checkpoint to go on from, and this trainer's student has "
+                "been trained since: make a new OPDTrainer with the student as it was."
+            )
+        self.student.zero_grad()  # a step that was interrupted leaves half a gradient
         if first < self.n_steps or checkpoint is None:
             writer.truncate_after(first - 1)
             self._train(writer, first, on_progress)
@@ -335,6 +353,7 @@ class OPDTrainer:
                 temperature=c.eval_temperature,
                 top_p=c.eval_top_p,
                 seed=c.seed,
+                width=self.pair.width,
             )
             writer.log_evaluation(step, name, [p.prompt.id for p in prompts], scores.mean(1))
             metrics[f"accuracy/{name}"] = float(scores.mean())
@@ -348,10 +367,7 @@ class OPDTrainer:
         chosen = order[place * self.batch_size : (place + 1) * self.batch_size]
         return [self.prompts[i] for i in chosen]
 
-    def _encode(self, prompts: Sequence[Prompt]) -> list[EncodedPrompt]:
-        return encode_prompts(self.tokenizer, prompts, max_length=self.config.max_prompt_length)
-
-    def _attrs(self) -> dict:
+    def _identify(self) -> dict:
         def identity(model: PreTrainedModel) -> dict:
             return {
                 "name": model.config._name_or_path or type(model).__name__,

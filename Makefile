@@ -1,0 +1,48 @@
+# Needs Python 3.11 or newer and make; everything else is installed into .venv on first use.
+#   make demo      reproduce the paper's figures on the built-in testbed, in minutes
+#   make test      lint, type-check and test
+#   make figures   draw the figures again from the results of the last demo
+#   make lint      lint and type-check only
+#   make clean     remove .venv and all caches; runs and results stay
+# Another interpreter: make demo PYTHON=python3.12 (after make clean, if .venv is there already).
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test figures lint clean
+.DEFAULT_GOAL := demo
+
+demo: .venv/.installed
+	@$(BIN)/opdprobe reproduce --preset quick
+
+figures: .venv/.installed
+	@$(BIN)/opdprobe figures
+
+# One thread a process: torch and the two test processes would fight over the cores otherwise.
+test: export OMP_NUM_THREADS := 1
+test: lint
+	@$(BIN)/python -m pytest -n 2
+
+# Without the variable, pyright asks the network for its newest release.
+lint: export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
+lint: .venv/.installed
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/pyright
+
+# pyright runs on node; its extra takes node from a wheel instead of asking for one on the machine.
+.venv/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	  "opdprobe needs Python 3.11 or newer; $(PYTHON) is %d.%d. Name another one, for example: \
+	make PYTHON=python3.12" % sys.version_info[:2])'
+	@echo "Installing opdprobe and its dependencies into .venv; torch takes a while."
+	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	  -c constraints.txt -e '.[dev]' 'pyright[nodejs]'
+	@touch $@
+
+clean:
+	@rm -rf .venv build dist *.egg-info
+	@rm -rf .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

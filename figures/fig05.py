@@ -1,0 +1,29 @@
+"""Figure 5 (§3.3): reverse distillation takes back what RL gave.
+
+The RL'd student regresses to its pre-RL level towards either teacher, the larger and stronger one
+included, along nearly the same curve.
+"""
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analyses.results import Results
+from figures import panels
+from figures.style import SINGLE_COLUMN
+
+READING = (
+    "Accuracy of the RL'd student by training step, towards each of two teachers; dotted: accuracy "
+    "before RL and of the larger teacher."
+)
+
+
+def draw(results: Results, axes: Sequence[Axes] | None = None) -> Figure:
+    """Draw the figure; see `figures.panels.draw` for the parameters."""
+    return panels.draw(results, (SINGLE_COLUMN, 2.7), grid=(1, 1), axes=axes)
+
+
+def caption(results: Results) -> str:
+    """Return the caption, one paragraph of plain text."""
+    return panels.caption(results, READING)

@@ -1,0 +1,41 @@
+"""Names that the command line and the presets use for models and prompt sets.
+
+``zoo:NAME`` is a model or a problem split of the testbed; anything else is a path (or a hub id).
+"""
+
+from pathlib import Path
+
+from opdprobe.data import load_prompts
+from opdprobe.grade import Grader, grade_math
+from opdprobe.prompts import Prompt
+from opdprobe.testbed.problems import grader as testbed_grader
+from opdprobe.testbed.problems import problems
+from opdprobe.testbed.zoo import zoo_path
+
+
+def resolve_model(name: str) -> str | Path:
+    """Turn ``zoo:sft-small`` into the directory of that model; leave any other name alone."""
+    return zoo_path(name.removeprefix("zoo:")) if name.startswith("zoo:") else name
+
+
+def resolve_prompts(name: str, limit: int | None = None) -> tuple[list[Prompt], Grader | None]:
+    """Read a prompt set and choose how its answers are graded.
+
+    Parameters
+    ----------
+    name
+        ``zoo:SPLIT`` for testbed problems, or a parquet or JSON-lines file.
+    limit
+        Take the first so many; the testbed's endless splits need it.
+
+    Returns
+    -------
+    prompts : list of Prompt
+    grader : callable or None
+        The testbed's, or `opdprobe.grade.grade_math` if every prompt has an answer; else None.
+    """
+    if name.startswith("zoo:"):
+        return problems(limit or 2048, split=name.removeprefix("zoo:")), testbed_grader
+    prompts = load_prompts(name, limit=limit)
+    answered = all(prompt.answer is not None for prompt in prompts)
+    return prompts, grade_math if answered else None

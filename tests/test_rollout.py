@@ -1,0 +1,254 @@
+"""Sampling: the distribution that is drawn from, and the batch that it is drawn in."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from opdprobe import NonFiniteError, rollout
+from opdprobe.rollout import Rollouts, draw, left_pad, padding_id, sample, step_generator
+from opdprobe.testing import tiny_model, tiny_tokenizer
+
+PROMPTS = [[7], [9, 30, 8, 21, 60], [11, 12, 13]]
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def target(logits, temperature, top_p):
+    """Give the distribution by its definition: the fewest top tokens whose mass reaches top_p."""
+    weights = np.exp(np.asarray(logits) / temperature)
+    p = weights / weights.sum()
+    kept, mass = [], 0.0
+    for token in np.argsort(-p):
+        if mass >= top_p:
+            break
+        kept.append(token)
+        mass += p[token]
+    out = np.zeros_like(p)
+    out[kept] = p[kept] / p[kept].sum()
+    return out
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+@pytest.mark.parametrize("top_p", [1.0, 0.75, 0.1])
+def test_draw_follows_the_distribution(temperature, top_p):
+    logits = [0.3, -torch.inf, 1.0, -1.0, 0.0, 2.0, 1.5, -torch.inf]
+    rows = torch.tensor(logits).expand(20_000, -1)
+    tokens = draw(rows, temperature=temperature, top_p=top_p, generator=generator())
+    counts = np.bincount(tokens, minlength=len(logits))
+    p = target(logits, temperature, top_p)
+    # Four standard deviations of each count; none where a token cannot be drawn.
+    assert (np.abs(counts - len(rows) * p) <= 4 * np.sqrt(len(rows) * p * (1 - p)) + 1e-6).all()
+
+
+@given(st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=9), st.integers(0, 99))
+def test_temperature_zero_takes_the_most_probable(logits, seed):
+    rows = torch.tensor([logits])
+    token = draw(rows, temperature=0, top_p=0.5, generator=generator(seed))
+    assert token.tolist() == [rows.argmax()]
+
+
+@pytest.mark.parametrize("u", [0.0, 1 - 2**-24, 1.0])
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_extreme_random_numbers_draw_no_impossible_token(monkeypatch, u, top_p):
+    monkeypatch.setattr(rollout.torch, "rand", lambda *size, **_: torch.full(size, u))
+    logits = torch.full((1, 1000), -torch.inf)
+    logits[0, 10:990] = torch.linspace(0, 1, 980)
+    token = draw(logits, temperature=1.0, top_p=top_p, generator=None)
+    assert 10 <= token.item() < 990
+
+
+def test_left_pad():
+    ids, mask = left_pad([[5, 6, 7], [8]], pad_id=3)
+    assert ids.tolist() == [[5, 6, 7], [3, 3, 8]]
+    assert mask.tolist() == [[1, 1, 1], [0, 0, 1]]
+
+
+def gpt2():
+    """Make a model with learnt absolute positions: to one of relative ones padding is invisible."""
+    config = GPT2Config(
+        vocab_size=64,
+        n_embd=16,
+        n_layer=2,
+        n_head=2,
+        n_positions=64,
+        initializer_range=0.3,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return GPT2LMHeadModel(config).eval()
+
+
+@pytest.mark.parametrize(
+    ("make_model", "eos"), [(lambda: tiny_model(seed=3), [5, 44, 58]), (gpt2, [21, 22])]
+)
+def test_greedy_rollouts_equal_generate_row_by_row(make_model, eos):
+    model = make_model()
+    got = sample(
+        model, PROMPTS, n=2, max_new_tokens=12, eos_ids=eos, pad_id=0, temperature=0, top_p=1.0
+    )
+    want = []
+    for prompt in PROMPTS:
+        ids = torch.tensor([prompt])
+        out = model.generate(
+            ids,
+            attention_mask=torch.ones_like(ids),
+            do_sample=False,
+            max_new_tokens=12,
+            eos_token_id=eos,
+            pad_token_id=0,
+        )
+        want += [out[0, len(prompt) :].tolist()] * 2
+    assert got.response_ids == want
+    assert got.finished == [response[-1] in eos for response in want]
+    assert len({len(response) for response in want}) > 1, "no row left the batch early"
+
+
+def test_logits_do_not_depend_on_companions(monkeypatch):
+    """At every step, the logits drawn from are those of the rollout alone in a plain forward."""
+    model = tiny_model(seed=1)
+    seen = []
+
+    def recording_draw(logits, **kwargs):
+        tokens = draw(logits, **kwargs)
+        seen.append((logits, tokens))
+        return tokens
+
+    monkeypatch.setattr(rollout, "draw", recording_draw)
+    got = sample(
+        model,
+        PROMPTS,
+        n=4,
+        max_new_tokens=10,
+        eos_ids=range(0, 64, 4),
+        pad_id=0,
+        generator=generator(),
+    )
+    assert min(len(logits) for logits, _ in seen) < 12, "no row left the batch"
+    for prompt, response in zip(got.prompt_ids, got.response_ids, strict=True):
+        with torch.no_grad():
+            alone = model(input_ids=torch.tensor([prompt + response])).logits[0]
+        for t, token in enumerate(response):
+            logits, tokens = seen[t]
+            error = (logits[tokens == token] - alone[len(prompt) - 1 + t]).abs().amax(1)
+            assert error.min() < 1e-5
+
+
+def test_layout_of_the_result():
+    got = sample(
+        tiny_model(), PROMPTS, n=3, max_new_tokens=4, eos_ids=[], pad_id=0, generator=generator()
+    )
+    assert got.prompt_index == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert got.prompt_ids == [PROMPTS[i] for i in got.prompt_index]
+    assert [len(r) for r in got.response_ids] == [4] * 9
+    assert len(got) == 9
+    assert got.n_tokens == 36
+    assert not any(got.finished)
+
+
+def test_a_response_ends_with_its_end_token():
+    got = sample(
+        tiny_model(),
+        PROMPTS,
+        n=8,
+        max_new_tokens=9,
+        eos_ids=range(32),
+        pad_id=0,
+        generator=generator(),
+    )
+    for response, finished in zip(got.response_ids, got.finished, strict=True):
+        assert all(token >= 32 for token in response[:-1])
+        assert finished == (response[-1] < 32)
+        assert finished or len(response) == 9
+
+
+def test_only_the_first_width_tokens_are_sampled():
+    model = tiny_model(vocab_size=128)
+    got = sample(
+        model,
+        PROMPTS,
+        n=20,
+        max_new_tokens=5,
+        eos_ids=[],
+        pad_id=0,
+        generator=generator(),
+        width=16,
+    )
+    assert {token for response in got.response_ids for token in response} == set(range(16))
+
+
+def test_the_generator_decides_and_the_global_one_is_left_alone():
+    def responses(seed):
+        return sample(
+            tiny_model(),
+            PROMPTS,
+            n=2,
+            max_new_tokens=6,
+            eos_ids=[2],
+            pad_id=0,
+            generator=generator(seed),
+        ).response_ids
+
+    before = torch.get_rng_state()
+    assert responses(0) == responses(0)
+    assert responses(0) != responses(1)
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_step_generators_depend_on_seed_and_step():
+    states = [
+        step_generator(seed, step, "cpu").initial_seed() for seed in (0, 1) for step in (0, 1)
+    ]
+    assert len(set(states)) == 4
+    assert step_generator(1, 1, "cpu").initial_seed() == states[3]
+
+
+def test_each_module_keeps_its_mode():
+    model = tiny_model().train()
+    model.model.norm.eval()
+    modes = [module.training for module in model.modules()]
+    arguments = {"max_new_tokens": 2, "eos_ids": [2], "pad_id": 0}
+    sample(model, PROMPTS, **arguments)
+    assert [module.training for module in model.modules()] == modes
+    model.lm_head.weight.data.fill_(torch.nan)
+    with pytest.raises(NonFiniteError):
+        sample(model, PROMPTS, **arguments)
+    assert [module.training for module in model.modules()] == modes
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_non_finite_logits_name_the_prompt_and_position(bad, temperature):
+    model = tiny_model()
+    model.lm_head.weight.data[4] = bad
+    with pytest.raises(NonFiniteError, match=r"Qwen2ForCausalLM .* prompt 0, response position 0"):
+        sample(
+            model, PROMPTS, n=2, max_new_tokens=2, eos_ids=[2], pad_id=0, temperature=temperature
+        )
+
+
+def test_padding_id_without_a_padding_token():
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token = "<unk>"
+    assert padding_id(tokenizer) == 3
+    tokenizer.pad_token = None
+    assert padding_id(tokenizer) == 0
+
+
+def test_eos_ids_are_the_models_and_the_tokenizers():
+    model, tokenizer = tiny_model(), tiny_tokenizer()
+    model.generation_config.eos_token_id = [9, 7]
+    assert rollout.eos_ids(model, tokenizer) == [2, 7, 9]
+    model.generation_config.eos_token_id = None
+    tokenizer.eos_token = None
+    assert rollout.eos_ids(model, tokenizer) == []
+
+
+def test_no_rollouts():
+    assert Rollouts([], [], [], []).n_tokens == 0

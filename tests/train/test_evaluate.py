@@ -1,0 +1,67 @@
+"""avg@n: one row a problem, the same for the same seed, however it is cut up."""
+
+import sys
+
+import numpy as np
+import torch
+
+from opdprobe import Prompt
+from opdprobe.prompts import encode_prompts
+from opdprobe.testing import tiny_model, tiny_tokenizer
+from opdprobe.train.evaluate import evaluate
+
+PROMPTS = [Prompt(str(i), text="7 8 9 10 11"[: 2 * i + 1], answer=str(i)) for i in range(3)]
+
+
+def scores(model=None, tokenizer=None, grader=None, **settings):
+    tokenizer = tokenizer or tiny_tokenizer()
+    return evaluate(
+        model or tiny_model(),
+        tokenizer,
+        encode_prompts(tokenizer, PROMPTS),
+        grader or (lambda response, prompt: len(set(response.split())) / 6),
+        **{"n": 4, "max_new_tokens": 6} | settings,
+    )
+
+
+def test_one_row_a_problem():
+    got = scores(grader=lambda response, prompt: float(prompt.answer))
+    np.testing.assert_array_equal(got, [[0.0] * 4, [1.0] * 4, [2.0] * 4])
+
+
+def test_the_seed_decides_and_the_global_generator_is_left_alone():
+    before = torch.get_rng_state()
+    np.testing.assert_array_equal(scores(seed=3), scores(seed=3))
+    assert not np.array_equal(scores(seed=3), scores(seed=4))
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_temperature_and_top_p_are_used():
+    for settings in ({"temperature": 0.0}, {"top_p": 1e-6}):
+        greedy = scores(**settings)
+        assert (greedy == greedy[:, :1]).all()
+    assert (scores(temperature=2.0, top_p=1.0) != scores(temperature=2.0)).any()
+
+
+def test_a_small_batch_gives_the_same_greedy_answers(monkeypatch):
+    want = scores(temperature=0.0)
+    monkeypatch.setattr(sys.modules[evaluate.__module__], "_EVAL_ROWS", 5)  # a problem at a time
+    np.testing.assert_array_equal(scores(temperature=0.0), want)
+
+
+def test_only_the_first_width_tokens_are_sampled():
+    texts = []
+
+    def grader(response, prompt):
+        texts.append(response)
+        return 0.0
+
+    scores(tiny_model(vocab_size=256), grader=grader, width=8, temperature=5.0, top_p=1.0)
+    assert {word for text in texts for word in text.split()} == {"0", "1"}  # ids 6 and 7
+
+
+def test_a_tokenizer_without_padding():
+    tokenizer = tiny_tokenizer()
+    want = scores(tokenizer=tokenizer)
+    tokenizer.pad_token = None
+    np.testing.assert_array_equal(scores(tokenizer=tokenizer), want)
