@@ -31,7 +31,6 @@ lint: .venv/.installed
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/pyright
 
-# pyright runs on node; its extra takes node from a wheel instead of asking for one on the machine.
 .venv/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 	  "opdprobe needs Python 3.11 or newer; $(PYTHON) is %d.%d. Name another one, for example: \
@@ -39,7 +38,7 @@ lint: .venv/.installed
 	@echo "Installing opdprobe and its dependencies into .venv; torch takes a while."
 	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	  -c constraints.txt -e '.[dev]' 'pyright[nodejs]'
+	  -c constraints.txt -e '.[dev]'
 	@touch $@
 
 clean:

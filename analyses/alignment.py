@@ -28,7 +28,9 @@ def analyse(evidence: Evidence) -> Results:
         meta=evidence.meta(list(RUNS)),
         panels=[
             accuracy_panel(
-                evidence, RUNS, {"rl_student": "RL'd teacher", "large": "larger teacher"}
+                evidence,
+                RUNS,
+                {"rl_student": "the RL'd teacher itself", "large": "the larger teacher itself"},
             ),
             curve_panel(evidence, "overlap_ratio", RUNS, title="Overlap ratio"),
             curve_panel(evidence, "overlap_token_advantage", RUNS, title="Overlap-token advantage"),

@@ -36,6 +36,8 @@ class Evidence:
     ----------
     preset
         Name of the preset.
+    models
+        Role to the name of the model that plays it.
     runs
         Experiment to its runs, one a seed.
     scores
@@ -44,12 +46,9 @@ class Evidence:
     """
 
     preset: str
+    models: dict[str, str]
     runs: dict[str, list[Run]]
     scores: dict[str, NDArray[np.float64]]
-
-    def model(self, experiment: str, which: str) -> str:
-        """Name of the model that plays student or teacher in an experiment."""
-        return str(self.runs[experiment][0].attrs[which]["name"])
 
     def accuracy(self, experiment: str, *, end: int = -1) -> list[Estimate]:
         """Accuracy of the student at the first (0) or last (-1) evaluation, one a seed."""
@@ -101,9 +100,10 @@ class Evidence:
             interval=interval_name(len(self.runs[experiments[0]])),
             runs={
                 name: {
-                    "student": self.model(name, "student"),
-                    "teacher": self.model(name, "teacher"),
+                    "student": self.models[EXPERIMENTS[name].student],
+                    "teacher": self.models[EXPERIMENTS[name].teacher],
                     "steps": len(self.runs[name][0].steps),
+                    "states": sum(int(run.rollouts()["length"].sum()) for run in self.runs[name]),
                 }
                 for name in experiments
             },

@@ -4,7 +4,7 @@ An experiment names *roles*; a preset says which model plays each role. The same
 on the testbed (quick, full) and on the paper's models (paper).
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from opdprobe.errors import OPDProbeError
@@ -45,8 +45,8 @@ class Experiment:
 EXPERIMENTS = {
     "success": Experiment("student", "rl_student"),
     "failure": Experiment("student", "large"),
-    "reverse_small": Experiment("rl_student", "student", steps=1.5),
-    "reverse_large": Experiment("rl_student", "large", steps=1.5),
+    "reverse_small": Experiment("rl_student", "student", steps=2.0),
+    "reverse_large": Experiment("rl_student", "large", steps=2.0),
     "support_overlap": Experiment("student", "rl_student", {"support": "overlap"}),
     "support_non_overlap": Experiment("student", "rl_student", {"support": "non_overlap"}),
     "probe_success": Experiment("student", "rl_student", train=False),
@@ -100,7 +100,7 @@ _QUICK = OPDConfig(
     max_prompt_length=32,
     max_completion_length=64,
     learning_rate=2e-4,
-    max_steps=150,
+    max_steps=120,
     micro_batch_tokens=2048,
     eval_every=10,
     eval_n=4,

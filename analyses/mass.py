@@ -1,5 +1,6 @@
 """Figure 18: how much of either model's probability lies on the shared tokens (App. B.1)?"""
 
+from analyses.estimate import window
 from analyses.evidence import Evidence, claim, curve_series
 from analyses.results import Panel, Results
 
@@ -38,9 +39,8 @@ def analyse(evidence: Evidence) -> Results:
                 f"the {model}'s mass on the overlap stays near one in the success",
                 paper="97 to 99 %",
                 ours=[
-                    lowest
+                    window(run, lambda ds, model=model: ds.opd.overlap_mass(model), run.steps)
                     for run in evidence.runs["success"]
-                    for lowest in [_mean_mass(evidence, run, model)]
                 ],
                 test="mean over all steps ≥ 0.95",
                 holds=lambda m: m >= 0.95,
@@ -48,12 +48,4 @@ def analyse(evidence: Evidence) -> Results:
             )
             for model in MODELS
         ],
-    )
-
-
-def _mean_mass(evidence: Evidence, run, model: str):
-    from analyses.estimate import window
-
-    return window(
-        run, lambda ds: ds.opd.overlap_mass(model), run.steps[:: max(1, len(run.steps) // 20)]
     )

@@ -246,7 +246,7 @@ class Results:
     title
         Heading.
     section
-        The paper's section, such as ``"4.1"``.
+        The paper's section, such as ``"4.1"`` or ``"B.1"``.
     claim
         What the figure carries in the paper, in one line.
     meta
@@ -266,6 +266,8 @@ class Results:
     >>> import tempfile
     >>> meta = Meta("quick", [0], 16, 64, 512, "95 % bootstrap", {}, "", "0.1.0")
     >>> results = Results("fig06", "Success and failure", "4.1", "Overlap rises.", meta, [], [])
+    >>> results.heading
+    'Figure 6 (§4.1)'
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     save(results, Path(folder, "fig06.json"))
     ...     load(Path(folder, "fig06.json")) == results
@@ -283,6 +285,12 @@ class Results:
     def __post_init__(self):
         if not re.fullmatch(r"fig\d\d", self.figure):
             raise ResultsError(f"figure {self.figure!r} should be figNN, such as fig06.")
+
+    @property
+    def heading(self) -> str:
+        """Number and place in the paper, such as ``"Figure 6 (§4.1)"``."""
+        appendix = self.section[:1].isalpha()
+        return f"Figure {int(self.figure[3:])} ({'App. ' if appendix else '§'}{self.section})"
 
 
 def save(results: Results, path: Path) -> None:
@@ -389,5 +397,8 @@ def _series(role: str, label: str, **numbers: list[Any]) -> Series:
 def _float(value: float | str | None) -> float:
     if value is None:
         return math.nan
-    # Whole numbers stay whole: what is read is written again as it was.
-    return float(value) if isinstance(value, str) else value + 0
+    if isinstance(value, str):
+        return float(value)
+    if not isinstance(value, float | int):
+        raise TypeError(f"{value!r} is no number")
+    return value  # a whole number stays one: what is read is written again as it was

@@ -172,7 +172,7 @@ def caption(results: Results, reading: str) -> str:
     )
     seeds = ", ".join(map(str, meta.seeds))
     return (
-        f"Figure {int(results.figure[3:])} (§{results.section}). {results.title}. "
+        f"{results.heading}. {results.title}. "
         f"The paper's claim: {results.claim} {reading} Intervals: {meta.interval}. "
         f"Runs: {runs}. Preset {meta.preset}; seed{'s' if len(meta.seeds) != 1 else ''} {seeds}; "
         f"k = {meta.k}; n = {meta.n_rollouts:,} rollouts, {meta.n_states:,} states."

@@ -154,9 +154,10 @@ def _reproduce(arguments: argparse.Namespace) -> None:
     folder = arguments.out / arguments.preset
     if not arguments.json:
         console.print(
-            f"{len(jobs)} jobs on {arguments.workers} processes into {folder}; "
+            f"{len(jobs)} runs and measurements on {arguments.workers} processes into {folder}; "
             "interrupted, the same command goes on where it was.",
             highlight=False,
+            soft_wrap=True,
         )
     start = time.monotonic()
     with _progress() as show:

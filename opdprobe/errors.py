@@ -17,6 +17,10 @@ class VocabularyError(OPDProbeError, ValueError):
     """Two models or tokenizers do not share one vocabulary."""
 
 
+class ModelError(OPDProbeError, ValueError):
+    """A model or tokenizer is missing, incomplete or of a kind that is not read."""
+
+
 class NonFiniteError(OPDProbeError, ValueError):
     """A model produced NaN or infinite logits; names the model, the step and the row."""
 

@@ -22,7 +22,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from opdprobe.errors import VocabularyError
 
-__all__ = ["Body", "Head", "logit_width", "split_head"]
+__all__ = ["Body", "Head", "evaluating", "logit_width", "split_head"]
 
 logger = logging.getLogger("opdprobe")
 
@@ -255,7 +255,7 @@ def _agrees(model: PreTrainedModel, body: nn.Module, head: Head) -> bool:
         received.append(args[0])
         return ramp.expand_as(output)
 
-    with _evaluating(model), torch.no_grad():
+    with evaluating(model), torch.no_grad():
         hidden = getattr(body(input_ids=ids, use_cache=False), "last_hidden_state", None)
         handle = head.projection.register_forward_hook(swap)
         try:
@@ -278,7 +278,7 @@ def _close(got: Tensor, want: Tensor, dtype: torch.dtype) -> bool:
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Switch to evaluation mode (no dropout), then give back every module's own mode."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

@@ -25,7 +25,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from opdprobe.errors import ConfigError, OPDProbeError
+from opdprobe.errors import ConfigError, ModelError
 from opdprobe.head import Body, Head, split_head
 from opdprobe.vocabulary import shared_vocabulary, shared_width, tokenizer_hash
 
@@ -47,10 +47,6 @@ _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 # What transformers lets through when files are absent, torn or of no known kind.
 _UNREADABLE = (OSError, ValueError, KeyError, SafetensorError, struct.error)
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-
-
-class ModelError(OPDProbeError, ValueError):
-    """A model or tokenizer is missing, incomplete or of a kind that is not read."""
 
 
 def load_model(
@@ -90,7 +86,7 @@ def load_model(
     >>> load_model("./no/such/model")
     Traceback (most recent call last):
     ...
-    opdprobe.models.ModelError: ./no/such/model: no such file or directory; expected ...
+    opdprobe.errors.ModelError: ./no/such/model: no such file or directory; expected ...
     """
     name, extra = _source(name_or_path, weights=True)
     gguf_config = getattr(transformers, "GgufConfig", None)

@@ -6,7 +6,7 @@ import torch
 import xarray as xr
 
 from opdprobe.grade import Grader, grade_rollouts
-from opdprobe.head import _evaluating
+from opdprobe.head import evaluating
 from opdprobe.pair import Pair, in_rollout_order
 from opdprobe.prompts import EncodedPrompt
 from opdprobe.record import record_dataset
@@ -74,7 +74,7 @@ def probe(
     correct = None
     if grader is not None:
         correct = grade_rollouts(pair.tokenizer, rollouts.response_ids, own, grader)
-    with _evaluating(pair.student), _evaluating(pair.teacher):
+    with evaluating(pair.student), evaluating(pair.teacher):
         parts = [
             (part.batch.state, part.scores.cpu())
             for part in pair.scored(rollouts, k=k, temperature=temperature, max_tokens=max_tokens)

@@ -17,15 +17,15 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from analyses.results import Results, save
 
 import figures
 from analyses import alignment, gradients, mass, reverse, reward, supports
 from analyses.evidence import BENCHMARK, Evidence
 from analyses.experiments import EXPERIMENTS, FIGURES, PRESETS, Preset, needed
+from analyses.results import Results, load, save
 from opdprobe.errors import OPDProbeError
 from opdprobe.report import write_report
 from opdprobe.store import RunWriter, open_run
@@ -45,16 +45,17 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Job:
-    """One piece of work for one process: an experiment with a seed, or a role's accuracy."""
+    """One piece of work for one process."""
 
-    kind: str  # "run" or "score"
+    kind: Literal["run", "score", "analyse"]
     name: str
     seed: int = 0
 
     @property
     def label(self) -> str:
         """Name shown to the user."""
-        return f"{self.name}-s{self.seed}" if self.kind == "run" else f"accuracy of {self.name}"
+        names = {"run": f"{self.name}-s{self.seed}", "score": f"accuracy of {self.name}"}
+        return names.get(self.kind, f"analysis of {self.name}")
 
 
 def plan(preset: Preset, names: Sequence[str]) -> list[Job]:
@@ -103,23 +104,12 @@ def reproduce(
         Unknown names, models that are missing, runs in `out` made with other settings.
     """
     preset = PRESETS[preset_name]
-    names = needed(figure_names)
     folder = out / preset_name
-    _work(plan(preset, names), preset_name, folder, workers, on_progress)
-    evidence = Evidence(
-        preset=preset_name,
-        runs={n: [open_run(_run_dir(folder, n, s)) for s in preset.seeds] for n in names},
-        scores={
-            path.stem: np.array(json.loads(path.read_text())["score"])
-            for path in sorted((folder / "scores").glob("*.json"))
-        },
-    )
-    results = []
-    for figure in figure_names or list(FIGURES):
-        result = ANALYSES[figure](evidence)
-        save(result, folder / "results" / f"{figure}.json")
-        results.append(result)
-    figures.make(folder / "results", folder / "figures", [r.figure for r in results])
+    chosen = figure_names or list(FIGURES)
+    _work(plan(preset, needed(figure_names)), preset_name, folder, workers, on_progress)
+    _work([Job("analyse", figure) for figure in chosen], preset_name, folder, workers, on_progress)
+    results = [load(folder / "results" / f"{figure}.json") for figure in chosen]
+    figures.make(folder / "results", folder / "figures", chosen)
     write_report(
         folder / "report.html",
         results,
@@ -174,16 +164,17 @@ def _do(job: Job, preset_name: str, folder: Path) -> None:
     def report(done: int, total: int) -> None:
         _progress.put((job.label, done, total))
 
-    if job.kind == "score":
-        report(0, 1)
-        _score(job.name, preset, folder / "scores" / f"{job.name}.json")
-        report(1, 1)
-    elif EXPERIMENTS[job.name].train:
+    if job.kind == "run" and EXPERIMENTS[job.name].train:
         _train(job, preset, _run_dir(folder, job.name, job.seed), report)
+        return
+    report(0, 1)
+    if job.kind == "analyse":
+        _analyse(job.name, preset_name, folder)
+    elif job.kind == "score":
+        _score(job.name, preset, folder / "scores" / f"{job.name}.json")
     else:
-        report(0, 1)
         _probe(job, preset, _run_dir(folder, job.name, job.seed))
-        report(1, 1)
+    report(1, 1)
 
 
 def _train(job: Job, preset: Preset, run_dir: Path, report: Callable[[int, int], None]) -> None:
@@ -273,6 +264,23 @@ def _score(role: str, preset: Preset, path: Path) -> None:
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps({"settings": settings, "score": scores.mean(1).tolist()}))
     os.replace(temporary, path)
+
+
+def _analyse(figure: str, preset_name: str, folder: Path) -> None:
+    preset = PRESETS[preset_name]
+    evidence = Evidence(
+        preset=preset_name,
+        models=preset.models,
+        runs={
+            name: [open_run(_run_dir(folder, name, seed)) for seed in preset.seeds]
+            for name in FIGURES[figure]
+        },
+        scores={
+            path.stem: np.array(json.loads(path.read_text())["score"])
+            for path in sorted((folder / "scores").glob("*.json"))
+        },
+    )
+    save(ANALYSES[figure](evidence), folder / "results" / f"{figure}.json")
 
 
 def _run_dir(folder: Path, name: str, seed: int) -> Path:

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from opdprobe.errors import NonFiniteError
-from opdprobe.head import _evaluating
+from opdprobe.head import evaluating
 
 # Dropping rows copies the cache, so it waits until this share of the batch has ended.
 _DROP_AT = 0.25
@@ -151,7 +151,7 @@ def sample(
     NonFiniteError
         If the model's logits hold NaN.
     """
-    with _evaluating(model):
+    with evaluating(model):
         device = model.device
         ids, mask = (t.to(device) for t in left_pad(prompts, pad_id))
         position = mask.cumsum(-1).sub_(1).clamp_(min=0)

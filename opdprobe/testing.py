@@ -15,7 +15,7 @@ from opdprobe.schema import step_dataset
 from opdprobe.store import Run, RunWriter, open_run
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast, Qwen2ForCausalLM
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
 
 _SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>", "<user>", "<assistant>")
 _PROMPT_LENGTH = 3
@@ -139,8 +139,8 @@ def tiny_model(
     layers: int = 2,
     seed: int = 0,
     tie: bool = False,
-) -> "Qwen2ForCausalLM":
-    """Make a random Qwen2 model, small enough for a unit test; needs torch.
+) -> "LlamaForCausalLM":
+    """Make a random Llama model, small enough for a unit test; needs torch.
 
     Parameters
     ----------
@@ -157,13 +157,14 @@ def tiny_model(
 
     Returns
     -------
-    transformers.Qwen2ForCausalLM
+    transformers.LlamaForCausalLM
         In float32, in evaluation mode; ids of pad, bos and eos are those of `tiny_tokenizer`.
     """
     import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = Qwen2Config(
+    # Not Qwen2: AutoTokenizer gives a saved Qwen2 directory a pre-tokeniser of its own.
+    config = LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=hidden_size,
         intermediate_size=2 * hidden_size,
@@ -178,7 +179,7 @@ def tiny_model(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Qwen2ForCausalLM(config).eval()
+        return LlamaForCausalLM(config).eval()
 
 
 def tiny_tokenizer(vocab_size: int = 64) -> "PreTrainedTokenizerFast":

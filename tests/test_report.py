@@ -57,7 +57,7 @@ def results(figure, verdicts=(), *, runs=("success",), title="A title", commit="
     return Results(figure, title, "4.1", "The claim.", meta, [], claims)
 
 
-def picture(folder, figure, caption="A caption."):
+def picture(folder, figure, caption: str | None = "A caption."):
     info = PngInfo()
     if caption:
         info.add_itxt("Description", caption)
@@ -83,6 +83,7 @@ def test_the_page_has_counts_claims_figures_and_runs(tmp_path):
     assert "claim 0 > 80 % 0.912 [0.85, 0.967] nats ≥ 0.8 ✓ shown" in text
     assert "0.912 [−0.5, 0.967] nats ≥ 0.8 – not shown" in text
     assert "✗ opposite" in text
+    assert "Figure 6 (§4.1): A title" in text
     assert "Caption of six: → 0." in text
     assert "Run Student Teacher Steps Seeds Figures" in text
     # A run that several figures show stands in the table once.
@@ -156,9 +157,10 @@ def test_a_missing_figure_names_the_command(tmp_path):
 def test_the_terminal_shows_every_claim_and_reads_no_markup():
     six = results("fig06", ["shown", "not shown", "opposite"])
     claims = [*six.claims, Claim("fig06.x", "[red]loud[/]", "[/]", nan, nan, nan, "", "t", "shown")]
-    console = Console(width=120, file=StringIO())
+    screen = StringIO()
+    console = Console(width=120, file=screen)
     console.print(claims_table([Results(six.figure, six.title, "4.1", "c", six.meta, [], claims)]))
-    text = console.file.getvalue()
+    text = screen.getvalue()
     for part in ("0.912 [0.85, 0.967] nats", "✓ shown", "– not shown", "✗ opposite", "n/a"):
         assert part in text
     assert "[red]loud[/]" in text

@@ -4,6 +4,7 @@ import json
 from dataclasses import asdict, replace
 from math import inf, nan
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ RUNS = {
 }
 
 
-def claim(ours=0.9, low=0.8, high=0.95, verdict="shown"):
+def claim(ours=0.9, low=0.8, high=0.95, verdict: Any = "shown"):
     text = ("closes the gap", "> 80 %")
     return Claim("fig06.recovery", *text, ours, low, high, "", "gap recovery ≥ 0.80", verdict)
 
@@ -158,6 +159,11 @@ def test_a_damaged_file_is_named(tmp_path, damage):
     path = changed(saved(example(), tmp_path), damage)
     with pytest.raises(ResultsError, match=r"fig06\.json is damaged .*reproduce --only fig06`"):
         load(path)
+
+
+def test_a_heading_tells_sections_from_appendices():
+    assert example().heading == "Figure 6 (§4.1)"
+    assert replace(example(), figure="fig18", section="B.1").heading == "Figure 18 (App. B.1)"
 
 
 def test_errors_are_the_librarys():

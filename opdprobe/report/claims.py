@@ -80,12 +80,16 @@ def claims_table(results: "Sequence[Results]") -> Table:
     """
     caption = ", ".join(f"{n} {name}" for name, n in counts(results).items())
     table = Table(caption=caption, caption_justify="left")
-    for column in ("figure", "claim", "paper", "ours", "test", "verdict"):
-        table.add_column(column)
+    for column in ("verdict", "claim and its test", "paper", "ours"):
+        table.add_column(column, no_wrap=column == "verdict")
     for result in results:
         for claim in result.claims:
             # Text, not str: brackets in a str would be read as markup.
-            cells = (result.figure, claim.claim, claim.paper, finding(claim), claim.test)
-            table.add_row(*map(Text, cells), Text(verdict(claim), COLOURS[claim.verdict]))
+            table.add_row(
+                Text(verdict(claim), COLOURS[claim.verdict]),
+                Text(f"{result.figure}: {claim.claim}").append(f"\n{claim.test}", "dim"),
+                Text(claim.paper),
+                Text(finding(claim)),
+            )
         table.add_section()
     return table

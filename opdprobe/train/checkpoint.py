@@ -1,10 +1,8 @@
 """Checkpoints: written beside the last one, then renamed, so that a kill leaves the old or the new.
 
-A checkpoint is an ordinary Hugging Face directory (safetensors, tokenizer) plus ``optimizer.pt``
-and ``state.json``.
+A checkpoint is an ordinary Hugging Face directory (safetensors, tokenizer) plus ``optimizer.pt``.
 """
 
-import json
 import os
 import pickle
 import shutil
@@ -76,7 +74,6 @@ def save_checkpoint(
         tokenizer.save_pretrained(temporary)
         state = {"optimization": optimization.state_dict(), "rng": torch.get_rng_state()}
         torch.save(state, temporary / "optimizer.pt")
-        (temporary / "state.json").write_text(json.dumps({"step": step}))
         for file in temporary.iterdir():
             _fsync(file)
     # On a full disk safetensors raises an error of its own and torch.save a RuntimeError.

@@ -1,6 +1,7 @@
 """The trainers that make teachers: they learn, batching is invisible, a resume is exact."""
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ def run_sft(model, config, run_dir=None):
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_sft_learns_to_copy(optimizer):
     model = tiny_model(hidden_size=32)
-    config = SFTConfig(**SFT.to_dict() | {"optimizer": optimizer})
+    config = replace(SFT, optimizer=optimizer)
     metrics = list(run_sft(model, config))
     assert [line["step"] for line in metrics] == list(range(60))
     assert metrics[0]["loss"] == pytest.approx(np.log(64), abs=0.1)
@@ -67,17 +68,16 @@ def test_the_sft_loss_is_the_token_mean():
 @pytest.mark.parametrize("tokens", [1, 8])
 def test_sft_micro_batches_change_nothing(tokens):
     plain, cut = tiny_model(), tiny_model()
-    settings = SFT.to_dict() | {"max_steps": 3}
-    want = list(run_sft(plain, SFTConfig(**settings)))
-    got = list(run_sft(cut, SFTConfig(**settings | {"micro_batch_tokens": tokens})))
+    config = replace(SFT, max_steps=3)
+    want = list(run_sft(plain, config))
+    got = list(run_sft(cut, replace(config, micro_batch_tokens=tokens)))
     for a, b in zip(got, want, strict=True):
         assert a == pytest.approx(b, rel=1e-3)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_a_resumed_sft_equals_an_unbroken_one(tmp_path, optimizer):
-    settings = {"max_steps": 6, "save_steps": 2, "batch_size": 3, "optimizer": optimizer}
-    config = SFTConfig(**SFT.to_dict() | settings)
+    config = replace(SFT, max_steps=6, save_steps=2, batch_size=3, optimizer=optimizer)
     unbroken, resumed = tiny_model(), tiny_model()
     want = list(run_sft(unbroken, config))
     stopped = run_sft(tiny_model(), config, tmp_path)
@@ -94,7 +94,7 @@ def test_dropout_acts_in_sft_and_a_resume_repeats_it(tmp_path):
             layer.self_attn.attention_dropout = 0.5
         return made
 
-    config = SFTConfig(**SFT.to_dict() | {"max_steps": 4, "save_steps": 2})
+    config = replace(SFT, max_steps=4, save_steps=2)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         want = list(run_sft(model(), config))
@@ -204,7 +204,7 @@ def test_the_grpo_gradient_is_the_token_mean_of_advantage_times_score():
     def rewards_of(response, prompt):
         return grade(response, prompt) if prompt.id == "a" else 1.0
 
-    config = GRPOConfig(**GRPO.to_dict() | {"max_steps": 1, "micro_batch_tokens": 12})
+    config = replace(GRPO, max_steps=1, micro_batch_tokens=12)
     (line,) = run_grpo(model, config, grader=noting)
 
     tokenizer = tiny_tokenizer()
@@ -241,7 +241,7 @@ def rollouts_of_step_zero(model, tokenizer, config):
 def test_equal_rewards_change_nothing():
     model = tiny_model()
     before = copy.deepcopy(model)
-    config = GRPOConfig(**GRPO.to_dict() | {"max_steps": 2})
+    config = replace(GRPO, max_steps=2)
     for line in run_grpo(model, config, grader=lambda response, prompt: 1.0):
         assert line["grad_norm"] == 0
         assert line["reward"] == 1
@@ -249,7 +249,7 @@ def test_equal_rewards_change_nothing():
 
 
 def test_a_resumed_grpo_equals_an_unbroken_one(tmp_path):
-    config = GRPOConfig(**GRPO.to_dict() | {"max_steps": 6, "save_steps": 2})
+    config = replace(GRPO, max_steps=6, save_steps=2)
     unbroken, resumed = tiny_model(), tiny_model()
     want = list(run_grpo(unbroken, config))
     stopped = run_grpo(tiny_model(), config, tmp_path)
@@ -262,6 +262,6 @@ def test_a_tokenizer_without_padding_trains():
     tokenizer = tiny_tokenizer()
     tokenizer.pad_token = None
     encoded = encode_prompts(tokenizer, PROMPTS)
-    config = GRPOConfig(**GRPO.to_dict() | {"max_steps": 1})
+    config = replace(GRPO, max_steps=1)
     assert list(grpo(tiny_model(), tokenizer, lambda step: encoded, grade, config))
     assert list(sft(tiny_model(), tokenizer, lambda step: COPY, 1, SFT))
