@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from analyses.estimate import Estimate
+from analyses.estimate import Estimate, ratio
 from analyses.evidence import Evidence, accuracy_panel, claim, curve_panel
 from analyses.results import Results
 
@@ -13,7 +13,7 @@ def analyse(evidence: Evidence) -> Results:
     """Accuracy and the three alignment curves, success against failure."""
     student, large = evidence.role("student"), evidence.role("large")
     success, failure = evidence.recovery("success"), evidence.recovery("failure")
-    share: list[Estimate] = [f.map(s, by=np.divide) for f, s in zip(failure, success, strict=True)]
+    share: list[Estimate] = [f.map(s, by=ratio) for f, s in zip(failure, success, strict=True)]
     overlap = {name: evidence.change(name, lambda ds: ds.opd.overlap_ratio()) for name in RUNS}
     advantage = {
         name: evidence.remaining(name, lambda ds: ds.opd.overlap_token_advantage()) for name in RUNS
@@ -78,7 +78,7 @@ def analyse(evidence: Evidence) -> Results:
                 "the overlap ratio stagnates in the failure",
                 paper="flat",
                 ours=[
-                    f.map(s, by=np.divide)
+                    f.map(s, by=ratio)
                     for f, s in zip(overlap["failure"], overlap["success"], strict=True)
                 ],
                 test="its rise ≤ 0.5 × that of the success",

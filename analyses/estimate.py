@@ -41,6 +41,12 @@ class Estimate:
         )
 
 
+def ratio(numerator: NDArray | float, denominator: NDArray | float) -> NDArray[np.float64]:
+    """Divide; NaN, not infinity, where there is nothing to divide by."""
+    denominator = np.asarray(denominator, np.float64)
+    return (numerator / np.where(denominator == 0, np.nan, denominator))[()]
+
+
 def resample(values: NDArray, weights: NDArray | None = None, *, seed: int = 0) -> Estimate:
     """Estimate a mean over independent units.
 
@@ -49,7 +55,7 @@ def resample(values: NDArray, weights: NDArray | None = None, *, seed: int = 0) 
     values : ndarray (n,)
         One value a unit (a problem, a rollout). With `weights`, sums over what is in the unit.
     weights : ndarray (n,), optional
-        How much is in each unit; the mean is ``values.sum() / weights.sum()``.
+        How much is in each unit; the mean is ``values.sum() / weights.sum()``, NaN for nothing.
     seed
         The same seed and n draw the same units, so that two estimates over the same problems are
         resampled together.
@@ -57,7 +63,15 @@ def resample(values: NDArray, weights: NDArray | None = None, *, seed: int = 0) 
     values = np.asarray(values, np.float64)
     weights = np.ones(len(values)) if weights is None else np.asarray(weights, np.float64)
     rows = np.random.default_rng(seed).integers(0, len(values), (N_BOOT, len(values)))
-    return Estimate(float(values.sum() / weights.sum()), values[rows].sum(1) / weights[rows].sum(1))
+    return Estimate(
+        float(ratio(values.sum(), weights.sum())),
+        ratio(values[rows].sum(1), weights[rows].sum(1)),
+    )
+
+
+def exact(value: float) -> Estimate:
+    """Wrap a number of which a single run has no interval."""
+    return Estimate(value, np.full(N_BOOT, np.nan))
 
 
 def window(run: Run, probe: Probe, steps: Sequence[int]) -> Estimate:
@@ -89,7 +103,8 @@ def combine(estimates: Sequence[Estimate]) -> tuple[float, float, float]:
         return mean, float(mean - half), float(mean + half)
     tail = 100 * (1 - LEVEL) / 2
     samples = np.mean([e.samples for e in estimates], axis=0)
-    low, high = np.nanpercentile(samples, [tail, 100 - tail])
+    samples = samples[~np.isnan(samples)]
+    low, high = np.percentile(samples, [tail, 100 - tail]) if samples.size else (np.nan, np.nan)
     return mean, float(low), float(high)
 
 

@@ -15,13 +15,14 @@ from analyses.estimate import (
     Probe,
     combine,
     interval_name,
+    ratio,
     resample,
     window,
 )
 from analyses.experiments import EXPERIMENTS
 from analyses.results import Claim, Meta, Panel, Reference, Series
 from opdprobe import __version__
-from opdprobe.probes import curve
+from opdprobe.probes import curve, gap_recovery_rate
 from opdprobe.store import Run
 
 # Ends of a run are averaged over this many recorded steps, or 1 % of them smooths nothing.
@@ -64,9 +65,9 @@ class Evidence:
         """Gap recovery rate (PAPER §3.2), one a seed; all three accuracies on the same problems."""
         teacher = self.role(EXPERIMENTS[experiment].teacher)
         return [
-            after.map(before, teacher, by=lambda a, b, t: (a - b) / (t - b))
-            for after, before in zip(
-                self.accuracy(experiment), self.accuracy(experiment, end=0), strict=True
+            before.map(after, teacher, by=gap_recovery_rate)
+            for before, after in zip(
+                self.accuracy(experiment, end=0), self.accuracy(experiment), strict=True
             )
         ]
 
@@ -85,7 +86,7 @@ class Evidence:
     def remaining(self, experiment: str, probe: Probe) -> list[Estimate]:
         """Last divided by first: the share of a quantity that training left."""
         first, last = self.edges(experiment, probe)
-        return [b.map(a, by=np.divide) for a, b in zip(first, last, strict=True)]
+        return [b.map(a, by=ratio) for a, b in zip(first, last, strict=True)]
 
     def meta(self, experiments: Sequence[str]) -> Meta:
         """Provenance of a results file."""

@@ -1,8 +1,6 @@
 """Figure 19: does a failing run show in its loss and gradients (App. B.2)?"""
 
-import numpy as np
-
-from analyses.estimate import Estimate, resample
+from analyses.estimate import Estimate, ratio, resample
 from analyses.evidence import EDGE, Evidence, claim, curve_panel, metric_series
 from analyses.results import Panel, Results
 from opdprobe.store import Run
@@ -33,7 +31,7 @@ def analyse(evidence: Evidence) -> Results:
     }
     start = {
         name: [
-            _start(f, name).map(_start(s, name), by=np.divide)
+            _start(f, name).map(_start(s, name), by=ratio)
             for s, f in zip(evidence.runs["success"], evidence.runs["failure"], strict=True)
         ]
         for name in LOGGED
@@ -85,4 +83,5 @@ def analyse(evidence: Evidence) -> Results:
 
 
 def _start(run: Run, name: str) -> Estimate:
-    return resample(run.metrics[name].values[:EDGE])
+    # Without the row of the last evaluation, which has no loss: a short run would reach it.
+    return resample(run.metrics[name].dropna("step").values[:EDGE])

@@ -2,9 +2,10 @@
 
 import numpy as np
 
-from analyses.estimate import resample
+from analyses.estimate import exact
 from analyses.evidence import Evidence, accuracy_panel, claim, curve_panel
 from analyses.results import Results
+from opdprobe.store import Run
 
 RUNS = {
     "success": "student top-k",
@@ -16,13 +17,7 @@ RUNS = {
 def analyse(evidence: Evidence) -> Results:
     """Accuracy and overlap ratio for three supports of one loss."""
     student, overlap, rest = (evidence.accuracy(name) for name in RUNS)
-    dip, recovery = [], []
-    for run in evidence.runs["support_non_overlap"]:
-        # By rollout and step: the curve's lowest point, against its first and its last.
-        values = np.array([run.load(step).opd.overlap_ratio().mean().item() for step in run.steps])
-        smooth = np.convolve(values, np.ones(5) / 5, "valid")
-        dip.append(resample(np.array([smooth.min() - smooth[0]])))
-        recovery.append(resample(np.array([smooth[-1] - smooth.min()])))
+    falls = [_fall(run) for run in evidence.runs["support_non_overlap"]]
     return Results(
         figure="fig07",
         title="Supports of the loss",
@@ -57,17 +52,25 @@ def analyse(evidence: Evidence) -> Results:
                 "fig07.dip",
                 "on the non-overlap support the overlap ratio falls first",
                 paper="falls",
-                ours=dip,
-                test="lowest − first (5-step means) ≤ −0.02",
-                holds=lambda d: d <= -0.02,
+                ours=[exact(fall) for fall, _ in falls],
+                test="first − lowest (5-step means) ≥ 0.02",
+                holds=lambda d: d >= 0.02,
             ),
             claim(
                 "fig07.recovers",
                 "and then partly recovers",
                 paper="partly recovers",
-                ours=recovery,
-                test="last − lowest (5-step means) ≥ 0.01",
-                holds=lambda d: d >= 0.01,
+                ours=[
+                    exact(regained / fall if fall >= 0.02 else np.nan) for fall, regained in falls
+                ],
+                test="share of a fall ≥ 0.02 that is regained, 0.1 to 1",
+                holds=lambda share: 0.1 <= share <= 1,
             ),
         ],
     )
+
+
+def _fall(run: Run) -> tuple[float, float]:
+    """How far the overlap ratio falls below its start, and how much it regains (5-step means)."""
+    smooth = np.convolve(run.metrics["overlap_ratio"].dropna("step"), np.ones(5) / 5, "valid")
+    return float(smooth[0] - smooth.min()), float(smooth[-1] - smooth.min())

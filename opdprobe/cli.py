@@ -22,7 +22,8 @@ from opdprobe.errors import ConfigError, OPDProbeError
 from opdprobe.store import Run, open_run
 from opdprobe.train.config import OPDConfig
 
-console = Console()
+# A path may hold brackets, which would be read as markup.
+console = Console(markup=False, highlight=False)
 errors = Console(stderr=True)
 
 
@@ -51,6 +52,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         errors.print(f"[bold red]error:[/] {type(error).__name__}:", highlight=False, end=" ")
         errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
         return 1
+    except OSError as error:  # a directory that cannot be written, a file that is none
+        errors.print("[bold red]error:[/]", highlight=False, end=" ")
+        errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
+        return 1
     except KeyboardInterrupt:
         errors.print("interrupted; the same command goes on from the last checkpoint.")
         return 130
@@ -75,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--preset", choices=["quick", "full", "paper"], default="quick")
     sub.add_argument("--only", action="append", metavar="FIGURE", help="for example fig06")
     sub.add_argument("--out", type=Path, default=Path("out"), help="default: %(default)s")
-    sub.add_argument("--workers", type=int, default=2, help="processes side by side")
+    sub.add_argument("--workers", type=_positive, default=2, help="processes side by side")
     sub.add_argument("--json", action="store_true", help="print the verdicts as JSON")
 
     sub = command("figures", _figures, "draw figures from results files")
@@ -92,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--prompts", required=True, help="parquet or JSON-lines file, or zoo:SPLIT")
     sub.add_argument("--run-dir", required=True, type=Path)
     sub.add_argument("--benchmark", help="evaluation problems, as --prompts")
-    sub.add_argument("--limit", type=int, help="use the first so many prompts and problems")
+    sub.add_argument("--limit", type=_positive, help="use the first so many prompts and problems")
     sub.add_argument(
         "--drop-layers",
         metavar="A-B",
@@ -113,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("inspect", _inspect, "show what a recorded run holds, and check it")
     sub.add_argument("run_dir", type=Path, metavar="RUN")
+    sub.add_argument("--figure", type=Path, metavar="FILE", help="draw its curves (pdf, png, svg)")
     sub.add_argument("--json", action="store_true")
 
     sub = command("zoo", _zoo, "the testbed's models")
@@ -120,6 +126,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("name", nargs="*", metavar="NAME", help="default: all")
     sub.add_argument("--work-dir", type=Path, default=Path("out/zoo"), help="for checkpoints")
     return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+    return int(text)
 
 
 @contextmanager
@@ -156,7 +168,6 @@ def _reproduce(arguments: argparse.Namespace) -> None:
         console.print(
             f"{len(jobs)} runs and measurements on {arguments.workers} processes into {folder}; "
             "interrupted, the same command goes on where it was.",
-            highlight=False,
             soft_wrap=True,
         )
     start = time.monotonic()
@@ -176,7 +187,6 @@ def _reproduce(arguments: argparse.Namespace) -> None:
     console.print(
         f"{time.monotonic() - start:.0f} s. Figures: {folder / 'figures'}. "
         f"Report: {folder / 'report.html'}",
-        highlight=False,
         soft_wrap=True,
     )
 
@@ -187,10 +197,10 @@ def _figures(arguments: argparse.Namespace) -> None:
     out = arguments.out or arguments.results.parent / "figures"
     if arguments.check:
         figures.check(arguments.results, out, arguments.name or None)
-        console.print(f"{out} is up to date.")
+        console.print(f"{out} is up to date.", soft_wrap=True)
         return
     for path in figures.make(arguments.results, out, arguments.name or None):
-        console.print(str(path), highlight=False, soft_wrap=True)
+        console.print(str(path), soft_wrap=True)
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -201,6 +211,7 @@ def _train(arguments: argparse.Namespace) -> None:
     from opdprobe.train.trainer import OPDTrainer
 
     transformers.utils.logging.disable_progress_bar()
+    _check_trackers(arguments.report_to)
     config = OPDConfig.from_yaml(arguments.config) if arguments.config else OPDConfig()
     config = replace(config, **_settings(arguments.set))
     prompts, grader = resolve_prompts(arguments.prompts, arguments.limit)
@@ -227,7 +238,7 @@ def _train(arguments: argparse.Namespace) -> None:
         console.print(
             f"{trainer.n_steps} steps into {arguments.run_dir}; the store will take at most "
             f"{_size(trainer.expected_bytes())}.",
-            highlight=False,
+            soft_wrap=True,
         )
     with _progress() as show:
         run = trainer.train(
@@ -240,6 +251,19 @@ def _train(arguments: argparse.Namespace) -> None:
         console.print(_metrics_table(run))
 
 
+def _check_trackers(names: list[str]) -> None:
+    """Refuse a tracker that accelerate would leave out without a word."""
+    from accelerate.tracking import get_available_trackers
+
+    known = ["all", *map(str, get_available_trackers())]
+    missing = sorted(set(names) - set(known))
+    if missing:
+        raise ConfigError(
+            f"--report-to {', '.join(missing)}: no such tracker, or its package is not installed; "
+            f"ready here: {', '.join(known[1:]) or 'none'}."
+        )
+
+
 def _settings(pairs: list[str]) -> dict[str, Any]:
     values = {}
     known = {f.name for f in fields(OPDConfig)}
@@ -249,7 +273,10 @@ def _settings(pairs: list[str]) -> dict[str, Any]:
             raise ConfigError(
                 f"--set {pair!r}: expected NAME=VALUE with NAME one of {', '.join(sorted(known))}."
             )
-        value = yaml.safe_load(text)
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise ConfigError(f"--set {pair!r}: the value is not readable as YAML.") from None
         # YAML reads 1e-5 as text: it wants 1.0e-5.
         values[name] = _number(value) if isinstance(value, str) else value
     return values
@@ -264,8 +291,8 @@ def _number(text: str) -> float | str:
 
 def _layers(text: str) -> range:
     first, dash, last = text.partition("-")
-    if not (dash and first.isdigit() and last.isdigit()):
-        raise ConfigError(f"--drop-layers {text!r}: expected A-B, for example 14-17.")
+    if not (dash and first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
+        raise ConfigError(f"--drop-layers {text!r}: expected A-B with A ≤ B, for example 14-17.")
     return range(int(first), int(last) + 1)
 
 
@@ -273,6 +300,8 @@ def _inspect(arguments: argparse.Namespace) -> None:
     from opdprobe.schema import validate
 
     run = open_run(arguments.run_dir)
+    if arguments.figure:
+        _draw_run(run, arguments.figure)
     n_states = 0
     for step in run.steps:
         dataset = run.load(step)
@@ -281,8 +310,8 @@ def _inspect(arguments: argparse.Namespace) -> None:
     size = sum(path.stat().st_size for path in (run.path / "steps").glob("*.zip"))
     summary = {
         "run_dir": str(run.path),
-        "student": run.attrs["student"]["name"],
-        "teacher": run.attrs["teacher"]["name"],
+        "student": _model_name(run, "student"),
+        "teacher": _model_name(run, "teacher"),
         "steps": len(run.steps),
         "states": n_states,
         "bytes": size,
@@ -294,16 +323,33 @@ def _inspect(arguments: argparse.Namespace) -> None:
     table = Table.grid(padding=(0, 2))
     for name, value in summary.items():
         table.add_row(name, _size(value) if name == "bytes" else f"{value}")
-    changed = {k: v for k, v in run.config.items() if v != getattr(OPDConfig(), k, v)}
+    changed = {k: v for k, v in run.config.items() if v != getattr(OPDConfig(), k, None)}
     table.add_row("settings", ", ".join(f"{k}={v}" for k, v in changed.items()) or "the paper's")
     console.print(table)
-    console.print(_metrics_table(run))
+    if run.metrics["step"].size:  # a run that has just begun has none, and so has a probe
+        console.print(_metrics_table(run))
+
+
+def _model_name(run: Run, role: str) -> str | None:
+    """Name of a model; what else wrote the run may have stored a bare name, or none."""
+    model = run.attrs.get(role)
+    return model.get("name") if isinstance(model, dict) else model
+
+
+def _draw_run(run: Run, path: Path) -> None:
+    import figures.run
+    from analyses.single import panels
+
+    try:
+        figures.run.save(panels(run), path)
+    except (OSError, ValueError) as error:  # no such folder, or no such format
+        raise ConfigError(f"--figure {path}: {error}") from error
 
 
 def _metrics_table(run: Run) -> Table:
     metrics = run.metrics
     steps = metrics["step"].values
-    chosen = sorted({0, len(steps) // 4, len(steps) // 2, 3 * len(steps) // 4, len(steps) - 1})
+    chosen = sorted({i * (len(steps) - 1) // 4 for i in range(5)})  # the ends and the quarters
     table = Table(title=f"{run.path}, by step")
     table.add_column("metric")
     for i in chosen:
@@ -331,8 +377,7 @@ def _zoo(arguments: argparse.Namespace) -> None:
     transformers.utils.logging.disable_progress_bar()
     torch.set_num_threads(1)
     names = arguments.name or list(zoo.MEMBERS)
-    unknown = sorted(set(names) - set(zoo.MEMBERS))
-    if unknown:
+    if unknown := sorted(set(names) - set(zoo.MEMBERS)):
         raise zoo.ZooError(f"no {', '.join(unknown)}; there are {', '.join(zoo.MEMBERS)}.")
     if arguments.action == "build":
         for name in names:

@@ -206,6 +206,8 @@ def drop_layers(model: PreTrainedModel, layers: Iterable[int]) -> PreTrainedMode
     config.num_hidden_layers = len(kept)
     if getattr(config, "layer_types", None) is not None:
         config.layer_types = [config.layer_types[index] for index in kept]
+    # A run of this student should not be recorded under the whole model's name.
+    smaller.config._name_or_path = f"{model.name_or_path} without layers {sorted(dropped)}"
     return smaller
 
 

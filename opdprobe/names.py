@@ -26,7 +26,7 @@ def resolve_prompts(name: str, limit: int | None = None) -> tuple[list[Prompt], 
     name
         ``zoo:SPLIT`` for testbed problems, or a parquet or JSON-lines file.
     limit
-        Take the first so many; the testbed's endless splits need it.
+        Take the first so many; all by default, 2048 of the testbed's endless splits.
 
     Returns
     -------
@@ -35,7 +35,8 @@ def resolve_prompts(name: str, limit: int | None = None) -> tuple[list[Prompt], 
         The testbed's, or `opdprobe.grade.grade_math` if every prompt has an answer; else None.
     """
     if name.startswith("zoo:"):
-        return problems(limit or 2048, split=name.removeprefix("zoo:")), testbed_grader
+        n = 2048 if limit is None else limit
+        return problems(n, split=name.removeprefix("zoo:")), testbed_grader
     prompts = load_prompts(name, limit=limit)
     answered = all(prompt.answer is not None for prompt in prompts)
     return prompts, grade_math if answered else None

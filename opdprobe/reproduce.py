@@ -15,6 +15,7 @@ import os
 import queue
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -66,8 +67,10 @@ def plan(preset: Preset, names: Sequence[str]) -> list[Job]:
     runs = [Job("run", name, seed) for name in names for seed in preset.seeds]
     runs.sort(key=lambda job: not EXPERIMENTS[job.name].train)
     runs.sort(key=lambda job: EXPERIMENTS[job.name].teacher != "large")
-    roles = {r for n in names for r in (EXPERIMENTS[n].student, EXPERIMENTS[n].teacher)}
-    return [*runs, *(Job("score", role) for role in sorted(roles | {"student", "large"}))]
+    # Accuracies are for runs that train: what a probe records is graded in itself.
+    trained = [EXPERIMENTS[name] for name in names if EXPERIMENTS[name].train]
+    roles = {role for experiment in trained for role in (experiment.student, experiment.teacher)}
+    return [*runs, *(Job("score", role) for role in sorted(roles))]
 
 
 def reproduce(
@@ -101,13 +104,16 @@ def reproduce(
     Raises
     ------
     OPDProbeError
-        Unknown names, models that are missing, runs in `out` made with other settings.
+        Unknown names, models that are missing, runs in `out` made with other settings, a process
+        that was killed.
     """
+    if preset_name not in PRESETS:
+        raise OPDProbeError(f"no preset {preset_name!r}; there are {', '.join(PRESETS)}.")
     preset = PRESETS[preset_name]
     folder = out / preset_name
-    chosen = figure_names or list(FIGURES)
-    _work(plan(preset, needed(figure_names)), preset_name, folder, workers, on_progress)
-    _work([Job("analyse", figure) for figure in chosen], preset_name, folder, workers, on_progress)
+    chosen = list(FIGURES) if figure_names is None else list(dict.fromkeys(figure_names))
+    _work(plan(preset, needed(chosen)), preset, folder, workers, on_progress)
+    _work([Job("analyse", figure) for figure in chosen], preset, folder, workers, on_progress)
     results = [load(folder / "results" / f"{figure}.json") for figure in chosen]
     figures.make(folder / "results", folder / "figures", chosen)
     write_report(
@@ -120,7 +126,7 @@ def reproduce(
 
 
 def _work(
-    jobs: list[Job], preset_name: str, folder: Path, workers: int, on_progress: Progress
+    jobs: list[Job], preset: Preset, folder: Path, workers: int, on_progress: Progress
 ) -> None:
     # Fresh interpreters: forking a process that has used torch's threads can hang.
     context = multiprocessing.get_context("spawn")
@@ -129,7 +135,7 @@ def _work(
         min(workers, len(jobs)), mp_context=context, initializer=_start_worker, initargs=(progress,)
     )
     try:
-        waiting = {pool.submit(_do, job, preset_name, folder) for job in jobs}
+        waiting = {pool.submit(_do, job, preset, folder) for job in jobs}
         while waiting:
             done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
             while True:
@@ -139,6 +145,11 @@ def _work(
                     break
             for future in done:
                 future.result()
+    except BrokenProcessPool as error:
+        raise OPDProbeError(
+            "a process was killed, perhaps for want of memory; the same command goes on where it "
+            "was, with --workers 1 in less memory."
+        ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -158,9 +169,7 @@ def _start_worker(progress: Any) -> None:
     transformers.utils.logging.disable_progress_bar()
 
 
-def _do(job: Job, preset_name: str, folder: Path) -> None:
-    preset = PRESETS[preset_name]
-
+def _do(job: Job, preset: Preset, folder: Path) -> None:
     def report(done: int, total: int) -> None:
         _progress.put((job.label, done, total))
 
@@ -169,7 +178,7 @@ def _do(job: Job, preset_name: str, folder: Path) -> None:
         return
     report(0, 1)
     if job.kind == "analyse":
-        _analyse(job.name, preset_name, folder)
+        _analyse(job.name, preset, folder)
     elif job.kind == "score":
         _score(job.name, preset, folder / "scores" / f"{job.name}.json")
     else:
@@ -243,7 +252,15 @@ def _score(role: str, preset: Preset, path: Path) -> None:
     from opdprobe.train.evaluate import evaluate
 
     name, config = resolve_model(preset.models[role]), preset.config
-    settings = [str(name), preset.benchmark, preset.n_problems, config.eval_n, config.eval_top_p]
+    settings = [
+        str(name),
+        preset.benchmark,
+        preset.n_problems,
+        config.eval_n,
+        config.eval_temperature,
+        config.eval_top_p,
+        config.max_completion_length,
+    ]
     if path.exists() and json.loads(path.read_text())["settings"] == settings:
         return
     problems, grader = resolve_prompts(preset.benchmark, preset.n_problems)
@@ -266,10 +283,9 @@ def _score(role: str, preset: Preset, path: Path) -> None:
     os.replace(temporary, path)
 
 
-def _analyse(figure: str, preset_name: str, folder: Path) -> None:
-    preset = PRESETS[preset_name]
+def _analyse(figure: str, preset: Preset, folder: Path) -> None:
     evidence = Evidence(
-        preset=preset_name,
+        preset=folder.name,
         models=preset.models,
         runs={
             name: [open_run(_run_dir(folder, name, seed)) for seed in preset.seeds]

@@ -227,7 +227,7 @@ def test_each_module_keeps_its_mode():
 def test_non_finite_logits_name_the_prompt_and_position(bad, temperature):
     model = tiny_model()
     model.lm_head.weight.data[4] = bad
-    with pytest.raises(NonFiniteError, match=r"Qwen2ForCausalLM .* prompt 0, response position 0"):
+    with pytest.raises(NonFiniteError, match=r"LlamaForCausalLM .* prompt 0, response position 0"):
         sample(
             model, PROMPTS, n=2, max_new_tokens=2, eos_ids=[2], pad_id=0, temperature=temperature
         )

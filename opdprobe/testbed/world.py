@@ -151,11 +151,15 @@ def strategy_of(response: str) -> str:
     tokens = response.split()
     if tokens[1:3] == ["the", "total"]:
         return "direct"
-    numbers = [t for t in tokens if t.isdigit()]
+    thought = tokens[: tokens.index("answer")] if "answer" in tokens else tokens
+    numbers = [t for t in thought if t.isdigit()]
     if len(numbers) < 6:
         return "other"
-    # Second sum: a running sum starts with the first result, pairs start with two fresh numbers.
-    return "stepwise" if numbers[3] == numbers[2] else "pairwise"
+    # Every sum of a running sum starts with the result before; of pairs, some can by chance.
+    chained = all(
+        left == result for left, result in zip(numbers[3::3], numbers[2::3], strict=False)
+    )
+    return "stepwise" if chained else "pairwise"
 
 
 def grade(response: str, answer: str) -> float:

@@ -97,11 +97,16 @@ def zoo_path(name: str) -> Path:
     ZooError
         If there is no such model.
     """
-    if name not in MEMBERS:
-        raise ZooError(f"no zoo model {name!r}; there are {', '.join(MEMBERS)}.")
+    _member(name)
     if not (ZOO / name / "model.safetensors").exists():
         raise ZooError(f"{name} is not built; run `opdprobe zoo build {name}`.")
     return ZOO / name
+
+
+def _member(name: str) -> Member:
+    if name not in MEMBERS:
+        raise ZooError(f"no zoo model {name!r}; there are {', '.join(MEMBERS)}.")
+    return MEMBERS[name]
 
 
 def measure(
@@ -122,8 +127,13 @@ def build(name: str, work_dir: Path) -> Iterator[dict[str, float]]:
         A member; its parent must be built.
     work_dir
         Where checkpoints go.
+
+    Raises
+    ------
+    ZooError
+        There is no such member, or its parent is not built.
     """
-    member = MEMBERS[name]
+    member = _member(name)
     if member.parent is None:
         tokenizer = build_tokenizer()
         assert member.size is not None
@@ -161,10 +171,13 @@ def check(name: str, *, tolerance: float = 0.03) -> dict[str, float | str]:
     Raises
     ------
     ZooError
-        The weights are not those the manifest names, or measure `tolerance` away from it.
+        The model is unknown, not built or not in the manifest; or its weights are not those the
+        manifest names, or measure more than `tolerance` away from it.
     """
     path = zoo_path(name)
-    entry = json.loads(MANIFEST.read_text())[name]
+    entry = manifest().get(name)
+    if entry is None:
+        raise ZooError(f"{MANIFEST} has no entry {name}; run `opdprobe zoo build {name}`.")
     digest = _digest(path)
     if digest != entry["sha256"]:
         raise ZooError(

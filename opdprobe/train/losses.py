@@ -244,7 +244,8 @@ class _SumOfChunks(torch.autograd.Function):
         total = torch.zeros((), dtype=dtype, device=hidden.device)
         wanted = [p for p in parameters if p.requires_grad]
         kept = [g for g in grads if g is not None]
-        for rows in chunk_rows(len(hidden), head.width):
+        # Larger chunks than for scoring: each one adds a gradient of the size of the head's weight.
+        for rows in chunk_rows(len(hidden), head.width, times=4):
             with torch.enable_grad():
                 h = hidden[rows].detach().requires_grad_()
                 loss = fn(rows, h)

@@ -1,0 +1,173 @@
+"""What to show for a token id, read from a ``tokenizer.json`` without any tokenizer library."""
+
+import json
+import re
+import unicodedata
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from opdprobe.errors import ModelError
+
+_SHOW_CODE_POINT = {"Cf", "Cs", "Zl", "Zp"}  # invisible, or able to turn the text around
+
+
+class TokenText(NamedTuple):
+    """One token as shown.
+
+    Attributes
+    ----------
+    kind : str
+        ``"text"``; ``"special"``, a token that stands for no text; ``"bytes"``, part of a
+        character's UTF-8; ``"id"``, a token without known text.
+    text : str
+        The text, the special token's name, bytes such as ``"E2 80"``, or the id.
+    """
+
+    kind: str
+    text: str
+
+
+class TokenTexts:
+    """The text of every token of a tokenizer; every token is its id if there is no tokenizer.
+
+    Parameters
+    ----------
+    path : path-like, optional
+        A ``tokenizer.json``, or a directory that has one.
+
+    Attributes
+    ----------
+    gap : str
+        What stands between two tokens in running text: a space for word tokenizers, which keep
+        none inside their tokens, else nothing.
+    size : int
+        Highest known id + 1.
+
+    Raises
+    ------
+    ModelError
+        There is no ``tokenizer.json`` at `path`, or it is not of the usual form.
+
+    Examples
+    --------
+    >>> TokenTexts()[7]
+    TokenText(kind='id', text='7')
+    >>> TokenTexts("no/such/tokenizer")
+    Traceback (most recent call last):
+    ...
+    opdprobe.errors.ModelError: no/such/tokenizer: expected a tokenizer.json, or a directory ...
+    """
+
+    def __init__(self, path: str | Path | None = None):
+        self.gap = ""
+        self._texts: dict[int, TokenText] = {}
+        if path is not None:
+            file = Path(path)
+            file = file / "tokenizer.json" if file.is_dir() else file
+            if not file.is_file():
+                raise ModelError(
+                    f"{path}: expected a tokenizer.json, or a directory that has one; save it "
+                    "there with tokenizer.save_pretrained"
+                )
+            try:
+                self._read(json.loads(file.read_text(encoding="utf-8")))
+            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                raise ModelError(
+                    f"{file} is no tokenizer.json as the tokenizers library writes it ({error!r})"
+                ) from error
+        self.size = max(self._texts, default=-1) + 1
+
+    def __getitem__(self, token: int) -> TokenText:
+        return self._texts.get(token, TokenText("id", str(token)))
+
+    def __contains__(self, token: int) -> bool:
+        return token in self._texts
+
+    def _read(self, rules: dict[str, Any]) -> None:
+        vocabulary = rules["model"]["vocab"]
+        if isinstance(vocabulary, dict):
+            pieces = {index: piece for piece, index in vocabulary.items()}
+        else:  # Unigram: [piece, score] in the order of ids
+            pieces = {index: piece for index, (piece, _) in enumerate(vocabulary)}
+        decode = _decoder(rules.get("decoder"))
+        self._texts = {index: decode(piece) for index, piece in pieces.items()}
+        for token in rules.get("added_tokens") or ():
+            kind = "special" if token["special"] else "text"
+            self._texts[token["id"]] = TokenText(kind, visible(token["content"]))
+        if rules.get("decoder") is None:
+            self.gap = " "  # as tokenizers' own decode then joins them
+
+
+def visible(text: str) -> str:
+    r"""Replace what could not be seen, or would rearrange the text around it.
+
+    Control characters become their pictures, other invisible or direction-changing characters
+    their code point. Spaces and line breaks are left to the page.
+
+    Examples
+    --------
+    >>> visible("a\tb\x00\u202ec \n")
+    'a⇥b␀‹U+202E›c \n'
+    """
+    return "".join(_visible(character) for character in text)
+
+
+def _visible(character: str) -> str:
+    category = unicodedata.category(character)
+    if character == "\n" or category not in {"Cc", *_SHOW_CODE_POINT}:
+        return character
+    if character == "\t":
+        return "⇥"
+    if ord(character) < 0x20:
+        return chr(0x2400 + ord(character))
+    return f"‹U+{ord(character):04X}›"
+
+
+def _decoder(rules: dict[str, Any] | None) -> Callable[[str], TokenText]:
+    """Turn the file's decoder into a function of one token."""
+    steps = rules.get("decoders", [rules]) if rules else []
+    by_type = {step["type"]: step for step in steps}
+    if "ByteLevel" in by_type:
+        return _byte_level
+    replacements = []
+    if "Metaspace" in by_type:
+        replacements.append((by_type["Metaspace"].get("replacement", "▁"), " "))
+    if "String" in by_type.get("Replace", {}).get("pattern", {}):
+        replacements.append((by_type["Replace"]["pattern"]["String"], by_type["Replace"]["content"]))
+    prefix = by_type["WordPiece"].get("prefix", "##") if "WordPiece" in by_type else None
+
+    def decode(piece: str) -> TokenText:
+        byte = re.fullmatch(r"<0x([0-9A-F]{2})>", piece) if "ByteFallback" in by_type else None
+        if byte:
+            return _from_bytes(bytes.fromhex(byte[1]))
+        if prefix is not None:
+            piece = piece.removeprefix(prefix) if piece.startswith(prefix) else f" {piece}"
+        for old, new in replacements:
+            piece = piece.replace(old, new)
+        return TokenText("text", visible(piece))
+
+    return decode
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's stand-in character for each byte: itself if printable, else one from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(b): b for b in printable} | {chr(0x100 + i): b for i, b in enumerate(others)}
+
+
+_BYTES = _byte_alphabet()
+
+
+def _byte_level(piece: str) -> TokenText:
+    if any(character not in _BYTES for character in piece):
+        return TokenText("text", visible(piece))  # a token that was added as plain text
+    return _from_bytes(bytes(_BYTES[character] for character in piece))
+
+
+def _from_bytes(raw: bytes) -> TokenText:
+    try:
+        return TokenText("text", visible(raw.decode()))
+    except UnicodeDecodeError:
+        return TokenText("bytes", raw.hex(" ").upper())

@@ -1,0 +1,291 @@
+"""The token viewer: a run, or two, as one HTML page that shows every token of every rollout.
+
+The page holds its data as compressed blocks, one a recorded step, and unpacks a step when it is
+looked at. It loads nothing, and runs no script but its own; whatever a model, a prompt or a
+tokenizer says lies inside the blocks and reaches the page as text.
+"""
+
+import base64
+import hashlib
+import os
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from opdprobe.errors import ConfigError, StoreError
+from opdprobe.report.token_text import TokenTexts
+from opdprobe.report.view_data import QUANTITIES, level_bounds, pack_json, pack_step
+from opdprobe.store import Run
+from opdprobe.store.reader import step_path
+from opdprobe.store.step_file import read_counts
+
+_FEWEST_STEPS = 12  # where a page is too large, steps go first, down to so many; then rollouts
+
+
+def write_view(
+    path: str | Path,
+    runs: Sequence[Run],
+    *,
+    steps: Sequence[int] | None = None,
+    rollouts: int | None = None,
+    tokenizer: str | Path | None = None,
+    max_mb: float = 20,
+) -> list[str]:
+    """Write the viewer's page, whole or not at all; it refers to no other file.
+
+    Parameters
+    ----------
+    path : path-like
+        The HTML file, replaced if it exists.
+    runs : sequence of Run
+        One run, or two to compare.
+    steps : sequence of int, optional
+        Recorded steps to show. By default all; of two runs those that both have, or all of each
+        where they share none.
+    rollouts : int, optional
+        Show the first so many rollouts of a step; all by default.
+    tokenizer : path-like, optional
+        A ``tokenizer.json`` or a directory that has one. By default that of the run's last
+        checkpoint, or else of the student where that is a directory.
+    max_mb : float
+        Largest size of the page in MB (10⁶ bytes). Where the runs take more, steps are left out
+        evenly, down to 12, then rollouts from the end.
+
+    Returns
+    -------
+    list of str
+        What the page does not show, and why; it says so itself too.
+
+    Raises
+    ------
+    ConfigError
+        Not one or two runs, a number that is not positive, or `max_mb` too small for one rollout.
+    ModelError
+        No readable tokenizer at `tokenizer`.
+    StoreError
+        A run without that step, or without any.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> from opdprobe.testing import synthetic_run
+    >>> with TemporaryDirectory() as folder:
+    ...     run = synthetic_run(folder + "/mine", steps=[0, 10])
+    ...     write_view(folder + "/view.html", [run])
+    ["mine: no tokenizer in its checkpoints or at 'synthetic student', so tokens are shown as ..."]
+    """
+    if len(runs) not in (1, 2):
+        raise ConfigError(f"{len(runs)} runs to view, expected one, or two to compare")
+    if rollouts is not None and rollouts < 1:
+        raise ConfigError(f"rollouts is {rollouts}, expected at least 1")
+    if not max_mb > 0:
+        raise ConfigError(f"max_mb is {max_mb}, expected more than 0")
+    found = [_token_texts(run, tokenizer) for run in runs]
+    labels = _labels(runs)
+    notices = [f"{label}: {what}" for label, (_, what) in zip(labels, found, strict=True) if what]
+    offered = [_steps(run, runs, steps) for run in runs]
+    counts = [
+        {step: read_counts(step_path(run.path, step)) for step in some}
+        for run, some in zip(runs, offered, strict=True)
+    ]
+    most = max(n_rollout for some in counts for _, n_rollout in some.values())
+    rows = most if rollouts is None else min(rollouts, most)
+    middle = runs[0].load(offered[0][len(offered[0]) // 2])
+    sample = pack_step(middle, min(rows, 8))
+    per_state = len(sample.block) / max(sample.columns["n"], 1)
+
+    budget = limit = max_mb * 1e6
+    while True:
+        kept, kept_rows = _thin(counts, rows, per_state, budget)
+        left_out = _left_out(offered, kept, rows, kept_rows, max_mb)
+        page = _page(runs, labels, [texts for texts, _ in found], kept, kept_rows, left_out + notices)
+        size = len(page.encode())
+        if size <= limit:
+            break
+        if kept_rows == 1 and all(len(some) == 1 for some in kept):
+            raise ConfigError(
+                f"one rollout takes {size / 1e6:.2g} MB, more than the {max_mb:g} MB allowed: "
+                "raise max_mb (--max-mb)"
+            )
+        budget *= 0.9 * limit / size  # states take more than the sample's, and texts come on top
+    _replace(Path(path), page)
+    return left_out + notices
+
+
+def _labels(runs: Sequence[Run]) -> list[str]:
+    names = [run.path.resolve().name for run in runs]
+    return names if len(set(names)) == len(names) else [str(run.path) for run in runs]
+
+
+def _token_texts(run: Run, given: str | Path | None) -> tuple[TokenTexts, str | None]:
+    """Find the texts of a run's tokens, and say what is amiss with them."""
+    student = _model_name(run, "student")
+    if given is None:
+        # A run's own copy is the one it was made with; the student's directory may have changed.
+        folders = sorted(run.path.glob("checkpoints/*"), reverse=True)
+        folders += [Path(student)] if student else []
+        given = next((f for f in folders if (f / "tokenizer.json").is_file()), None)
+    if given is None:
+        return TokenTexts(), (
+            f"no tokenizer in its checkpoints or at {student!r}, so tokens are shown as ids; "
+            "name a directory that has a tokenizer.json with --tokenizer."
+        )
+    texts = TokenTexts(given)
+    expected = run.attrs.get("vocabulary", texts.size)
+    if texts.size == expected:
+        return texts, None
+    return texts, (
+        f"the tokenizer at {given} has {texts.size} tokens and the run's had {expected}, "
+        "so the text shown may be wrong; name the run's own with --tokenizer."
+    )
+
+
+def _model_name(run: Run, role: str) -> str | None:
+    """Name of a model; what else wrote the run may have stored a bare name, or none."""
+    model = run.attrs.get(role)
+    return model.get("name") if isinstance(model, dict) else model
+
+
+def _steps(run: Run, runs: Sequence[Run], given: Sequence[int] | None) -> list[int]:
+    recorded = run.steps
+    if not recorded:
+        raise StoreError(f"{run.path} has no recorded step to view")
+    if given is None:
+        return sorted(set.intersection(*(set(other.steps) for other in runs))) or recorded
+    if missing := sorted(set(given) - set(recorded)):
+        raise StoreError(
+            f"{run.path} has no step {', '.join(map(str, missing))}; it has {len(recorded)} "
+            f"from {recorded[0]} to {recorded[-1]}"
+        )
+    return sorted(set(given))
+
+
+def _thin(
+    counts: list[dict[int, tuple[int, int]]], rows: int, per_state: float, budget: float
+) -> tuple[list[list[int]], int]:
+    """Choose the steps of each run, and the rollouts a step, that should fit into `budget`."""
+
+    def size(n: int, rows: int) -> float:
+        states = 0.0
+        for some in counts:
+            for n_state, n_rollout in (some[step] for step in _evenly(list(some), n)):
+                states += n_state * min(1.0, rows / max(n_rollout, 1))
+        return per_state * states
+
+    n = max(map(len, counts))
+    while n > _FEWEST_STEPS and size(n, rows) > budget:
+        n -= 1
+    while rows > 1 and size(n, rows) > budget:
+        rows -= 1
+    while n > 1 and size(n, rows) > budget:
+        n -= 1
+    return [_evenly(list(some), n) for some in counts], rows
+
+
+def _evenly(steps: list[int], n: int) -> list[int]:
+    """Take n steps, the first and the last among them."""
+    if n >= len(steps):
+        return steps
+    return [steps[i] for i in np.linspace(0, len(steps) - 1, n).round().astype(int)]
+
+
+def _left_out(
+    offered: list[list[int]], kept: list[list[int]], rows: int, kept_rows: int, max_mb: float
+) -> list[str]:
+    parts = []
+    if kept != offered:
+        parts.append(f"{len(kept[0])} of {len(offered[0])} steps, evenly spread")
+    if kept_rows != rows:
+        parts.append(f"the first {kept_rows} of {rows} rollouts of a step")
+    if not parts:
+        return []
+    return [
+        f"Shown are {' and '.join(parts)}, to stay within {max_mb:g} MB; choose with --steps and "
+        "--rollouts, or raise --max-mb."
+    ]
+
+
+def _page(
+    runs: Sequence[Run],
+    labels: list[str],
+    texts: list[TokenTexts],
+    kept: list[list[int]],
+    rows: int,
+    notices: list[str],
+) -> str:
+    described, blocks, values = [], [], []
+    attrs: dict[str, dict[str, Any]] = {}
+    for run, label, text, steps in zip(runs, labels, texts, kept, strict=True):
+        packed, used = [], set()
+        for step in steps:
+            ds = run.load(step)
+            one = pack_step(ds, rows)
+            packed.append({"step": step, "block": f"block-{len(blocks)}", **one.columns})
+            blocks.append(one.block)
+            values.append(one.values)
+            used.update(one.ids.tolist())
+            attrs |= {
+                q.name: q.compute(ds.isel(state=slice(0))).attrs
+                for q in QUANTITIES
+                if q.name not in attrs and q.needs in ds
+            }
+        shown = {token: text[token] for token in sorted(used)}
+        described.append(
+            {
+                "label": label,
+                "student": _model_name(run, "student"),
+                "teacher": _model_name(run, "teacher"),
+                "gap": text.gap,
+                "token_id": list(shown),
+                "token_kind": [token.kind for token in shown.values()],
+                "token_text": [token.text for token in shown.values()],
+                "steps": packed,
+            }
+        )
+    every = np.concatenate(values, axis=1)
+    quantities = [
+        {
+            "name": q.name,
+            "worse": q.worse,
+            "two_sided": q.two_sided,
+            "bounds": level_bounds(q, every[row]),
+            **attrs.get(q.name, {}),
+        }
+        for row, q in enumerate(QUANTITIES)
+    ]
+    index = {"runs": described, "quantities": quantities, "notices": notices}
+    return _render(labels, pack_json(index), blocks)
+
+
+def _render(labels: list[str], index: str, blocks: list[str]) -> str:
+    folder = files("opdprobe.report") / "templates"
+    script, style = ((folder / f"view.{kind}").read_text("utf-8") for kind in ("js", "css"))
+    environment = Environment(
+        loader=PackageLoader("opdprobe.report"), autoescape=True, undefined=StrictUndefined
+    )
+    return environment.get_template("view.html.jinja").render(
+        title=" and ".join(labels),
+        index=index,
+        blocks=blocks,
+        script=Markup(script),
+        style=Markup(style),
+        script_hash=_csp_hash(script),
+        style_hash=_csp_hash(style),
+    )
+
+
+def _csp_hash(text: str) -> str:
+    """Name an inline script or style in the page's security policy, so that no other runs."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _replace(path: Path, page: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(page, encoding="utf-8")
+    os.replace(temporary, path)

@@ -1,0 +1,202 @@
+"""The token viewer's data: a step's numbers as one compressed block, read by ``view.js``."""
+
+import base64
+import gzip
+import json
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+import opdprobe.accessor  # noqa: F401  # registers ds.opd
+
+LOGP_UNIT = 1e-3  # nats a step of the 16-bit log-probabilities: a probability to 0.05 %
+_LOWEST = 65_535  # stands for all below -65.5 nats, and is shown as probability 0
+# Half of the tokens stay plain; each further colour is for rarer ones.
+_LEVELS = (0.5, 0.75, 0.9, 0.97, 0.99)
+
+
+class Quantity(NamedTuple):
+    """A number that a token can be coloured by.
+
+    Attributes
+    ----------
+    name : str
+        Key in the page and in its address.
+    worse : int
+        +1 if a high value is the bad one, -1 if a low one is.
+    compute : callable
+        From a step to one value a state, with ``units`` and ``long_name``.
+    needs : str
+        The step's variable without which there is no such number.
+    two_sided : bool
+        Whether values of both signs have colours.
+    """
+
+    name: str
+    worse: int
+    compute: Callable[[xr.Dataset], xr.DataArray]
+    needs: str
+    two_sided: bool = False
+
+
+QUANTITIES = (
+    Quantity("reverse_kl", 1, lambda ds: ds.opd.reverse_kl(), "reverse_kl"),
+    Quantity("advantage", -1, lambda ds: ds.opd.overlap_token_advantage(), "logp"),
+    Quantity("overlap", -1, lambda ds: ds.opd.overlap_ratio(), "match"),
+    Quantity("student_entropy", 1, lambda ds: ds.opd.entropy("student"), "entropy"),
+    Quantity("teacher_entropy", 1, lambda ds: ds.opd.entropy("teacher"), "entropy"),
+    Quantity("reward", -1, lambda ds: ds.opd.sampled_reward(), "sampled_logp", two_sided=True),
+)
+
+
+class PackedStep(NamedTuple):
+    """A step as the page holds it.
+
+    Attributes
+    ----------
+    columns : dict
+        For the page's index: ``n`` states, ``k``, and one list each over rollouts.
+    block : str
+        The arrays, one after the other, little-endian, compressed (`pack`): values (quantity,
+        state) float32; positions (state) int32; token ids (state, support, rank) int32; the
+        prompts' and the responses' ids, int32; log-probabilities (state, model, support, rank)
+        and those of the sampled token (state, model), uint16 in multiples of -`LOGP_UNIT` nats.
+    values : ndarray of float32, shape (quantity, state)
+        The same as in the block; NaN where a quantity is not defined or not recorded.
+    ids : ndarray of int
+        Every token id in the block, once.
+    """
+
+    columns: dict[str, Any]
+    block: str
+    values: NDArray[np.float32]
+    ids: NDArray[np.integer]
+
+
+def pack_step(ds: xr.Dataset, rollouts: int) -> PackedStep:
+    """Pack the first rollouts of a step, its states in the order of the text.
+
+    Parameters
+    ----------
+    ds : xarray.Dataset
+        A step in the store's schema. Without texts (`response_ids`), the recorded states stand
+        for the response.
+    rollouts : int
+        How many.
+
+    Returns
+    -------
+    PackedStep
+        Columns, block, and what the page's legend and token table need.
+
+    Examples
+    --------
+    >>> from opdprobe.testing import synthetic_step
+    >>> packed = pack_step(synthetic_step(n_rollouts=3, length=[2, 1, 4]), 2)
+    >>> packed.columns["n"], packed.columns["n_states"], packed.values.shape
+    (3, [2, 1], (6, 3))
+    """
+    rollout = ds["rollout"].values
+    n_rollout = min(rollouts, ds.sizes.get("rollout", int(rollout.max(initial=-1)) + 1))
+    order = np.lexsort((ds["position"].values, rollout))
+    ds = ds.isel(state=order[: int((rollout < n_rollout).sum())])
+    n = ds.sizes["state"]
+    n_states = np.bincount(ds["rollout"].values, minlength=n_rollout)
+    positions = ds["position"].values
+    if "response_ids" in ds:
+        n_response = ds["length"].values[:n_rollout]
+        response = ds["response_ids"].values[: n_response.sum()]
+    else:
+        n_response = n_states
+        response = ds["sampled_id"].values if "sampled_id" in ds else np.full(n, -1)
+        positions = np.arange(n) - np.repeat(np.cumsum(n_states) - n_states, n_states)
+    n_prompt, prompt = np.zeros(n_rollout, int), np.zeros(0, int)
+    if "prompt_ids" in ds:
+        n_prompt = ds["prompt_length"].values[:n_rollout]
+        prompt = ds["prompt_ids"].values[: n_prompt.sum()]
+    sampled = ds["sampled_logp"] if "sampled_logp" in ds else xr.full_like(ds["entropy"], np.nan)
+    token_id = ds["token_id"].values
+    values = np.array(
+        [q.compute(ds).values if q.needs in ds else np.full(n, np.nan) for q in QUANTITIES], "<f4"
+    )
+    arrays = [
+        values,
+        *(ids.astype("<i4") for ids in (positions, token_id, prompt, response)),
+        *(_fixed_point(logp) for logp in (ds["logp"].values, sampled.values)),
+    ]
+    columns = {
+        "n": n,
+        "k": ds.sizes["rank"],
+        "n_states": n_states.tolist(),
+        "n_prompt": n_prompt.tolist(),
+        "n_response": n_response.tolist(),
+        **{name: _column(ds, name, n_rollout) for name in ("prompt_id", "finished", "correct")},
+    }
+    block = pack(b"".join(array.tobytes() for array in arrays))
+    ids = np.unique(np.concatenate([token_id.ravel(), prompt, response]))
+    return PackedStep(columns, block, values, ids)
+
+
+def _column(ds: xr.Dataset, name: str, n: int) -> list[Any]:
+    """One value a rollout; None where it is not known."""
+    values = ds[name].values[:n].tolist() if name in ds else [None] * n
+    return [None if value != value else value for value in values]
+
+
+def _fixed_point(logp: NDArray[np.floating]) -> NDArray[np.uint16]:
+    steps = np.round(-np.nan_to_num(logp, nan=-np.inf) / LOGP_UNIT)
+    return np.clip(steps, 0, _LOWEST).astype("<u2")
+
+
+def level_bounds(quantity: Quantity, values: NDArray[np.floating]) -> list[float]:
+    """Values beyond which a token takes the next colour, from the common to the rare.
+
+    Parameters
+    ----------
+    quantity : Quantity
+        Says which side is worse; of a two-sided one the absolute values are taken.
+    values : ndarray of float
+        All values in the page; what is not finite is left out.
+
+    Returns
+    -------
+    list of float
+        Quantiles (50, 75, 90, 97 and 99 % count as better), rounded to two digits; fewer where
+        they coincide, none if there is no value.
+
+    Examples
+    --------
+    >>> kl, *_, reward = QUANTITIES
+    >>> level_bounds(kl, np.arange(1001.0))
+    [500.0, 750.0, 900.0, 970.0, 990.0]
+    >>> level_bounds(QUANTITIES[2], np.ones(8)), level_bounds(kl, np.array([np.nan]))
+    ([1.0], [])
+    >>> level_bounds(reward, np.array([-4.0, 4.0]))
+    [4.0]
+    """
+    finite = values[np.isfinite(values)].astype(float)
+    if not finite.size:
+        return []
+    sign = 1 if quantity.two_sided else quantity.worse
+    worse = np.abs(finite) if quantity.two_sided else sign * finite
+    bounds = dict.fromkeys(float(f"{bound:.2g}") for bound in np.quantile(worse, _LEVELS))
+    return [sign * bound + 0.0 for bound in bounds]  # + 0.0: no minus zero
+
+
+def pack(data: bytes) -> str:
+    """Compress bytes to base64 text; equal bytes give equal text.
+
+    Examples
+    --------
+    >>> gzip.decompress(base64.b64decode(pack(b"<script>")))
+    b'<script>'
+    """
+    return base64.b64encode(gzip.compress(data, mtime=0)).decode()
+
+
+def pack_json(data: Any) -> str:
+    """Compress what JSON can hold, likewise."""
+    return pack(json.dumps(data, allow_nan=False, separators=(",", ":")).encode())

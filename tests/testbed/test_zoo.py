@@ -1,0 +1,140 @@
+"""The zoo: shipped models are ordinary directories, and building one is resumable."""
+
+import json
+from functools import partial
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from opdprobe.testbed import world, zoo
+from opdprobe.testbed.problems import problems
+from opdprobe.testbed.tokenizer import build_tokenizer
+from opdprobe.testbed.zoo import MEMBERS, Member, ZooError
+from opdprobe.train.config import GRPOConfig, SFTConfig
+
+SFT = SFTConfig(learning_rate=1e-2, batch_size=8, max_steps=5, optimizer="muon", save_steps=2)
+GRPO = GRPOConfig(
+    learning_rate=1e-3,
+    batch_size=4,
+    num_generations=2,
+    max_completion_length=8,
+    max_steps=3,
+    save_steps=2,
+)
+TINY = {
+    "tiny": Member("a student", SFT, size={"hidden_size": 16, "layers": 1}),
+    "tiny-rl": Member("its RL", GRPO, parent="tiny"),
+}
+
+
+@pytest.fixture
+def tiny_zoo(tmp_path, monkeypatch):
+    """A zoo of two tiny members, none of them built."""
+    monkeypatch.setattr(zoo, "MEMBERS", TINY)
+    monkeypatch.setattr(zoo, "ZOO", tmp_path / "zoo")
+    monkeypatch.setattr(zoo, "MANIFEST", tmp_path / "zoo" / "zoo.json")
+    monkeypatch.setattr(zoo, "measure", partial(zoo.measure, n_problems=4, n=1))
+    return tmp_path / "work"
+
+
+@pytest.mark.parametrize("name", list(MEMBERS))
+def test_a_shipped_model_is_an_ordinary_directory(name):
+    path = zoo.zoo_path(name)
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    assert model.config.vocab_size == len(tokenizer) == len(world.vocabulary())
+    assert model.num_parameters() == zoo.manifest()[name]["parameters"]
+    (prompt,) = problems(1, split="test")
+    inputs = tokenizer.apply_chat_template(
+        list(prompt.messages), add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+    output = model.generate(**inputs, do_sample=False, max_new_tokens=zoo.MAX_COMPLETION_LENGTH)
+    response = output[0, inputs["input_ids"].shape[1] :].tolist()
+    assert response[-1] == tokenizer.eos_token_id
+    text = tokenizer.decode(response, skip_special_tokens=True)
+    assert world.strategy_of(text) in world.STRATEGIES
+    assert text.split()[-2] == "answer"
+
+
+def test_the_manifest_names_every_member_and_how_it_is_made():
+    manifest = zoo.manifest()
+    assert list(manifest) == list(MEMBERS)
+    for name, member in MEMBERS.items():
+        recipe = {"type": type(member.recipe).__name__, **member.recipe.to_dict()}
+        assert manifest[name]["recipe"] == recipe
+        assert manifest[name]["parent"] == member.parent
+
+
+def test_the_members_stand_to_each_other_as_the_papers_models_do():
+    """The larger model and the RL'd one are both stronger than the student, by 0.15 or more."""
+    accuracy = {name: entry["accuracy"] for name, entry in zoo.manifest().items()}
+    assert accuracy["sft-large"] - accuracy["sft-small"] >= 0.15
+    assert accuracy["rl-small"] - accuracy["sft-small"] >= 0.15
+
+
+def test_build_trains_publishes_and_records(tiny_zoo):
+    steps = [metrics["step"] for metrics in zoo.build("tiny", tiny_zoo)]
+    assert steps == [0, 1, 2, 3, 4]
+    steps = [metrics["step"] for metrics in zoo.build("tiny-rl", tiny_zoo)]
+    assert steps == [0, 1, 2]
+    assert list(zoo.manifest()) == ["tiny", "tiny-rl"]
+    weights = {}
+    for name, member in TINY.items():
+        entry = zoo.manifest()[name]
+        weights[name] = AutoModelForCausalLM.from_pretrained(zoo.zoo_path(name))
+        assert weights[name].dtype == torch.bfloat16
+        assert entry["parameters"] == weights[name].num_parameters()
+        assert entry["parent"] == member.parent
+        assert zoo.check(name)["accuracy"] == pytest.approx(entry["accuracy"], abs=1e-4)
+    assert entry["recipe"] == {"type": "GRPOConfig", **GRPO.to_dict()}
+
+
+def test_an_interrupted_build_goes_on_and_ends_in_the_same_bytes(tiny_zoo, tmp_path):
+    list(zoo.build("tiny", tmp_path / "unbroken"))
+    want = zoo.manifest()["tiny"]["sha256"]
+    broken = zoo.build("tiny", tiny_zoo)
+    for _ in range(4):
+        next(broken)
+    broken.close()
+    assert zoo.manifest()["tiny"]["sha256"] == want  # nothing is published before the end
+    assert [metrics["step"] for metrics in zoo.build("tiny", tiny_zoo)] == [4]
+    assert zoo.manifest()["tiny"]["sha256"] == want
+
+
+def test_a_parent_comes_first(tiny_zoo):
+    with pytest.raises(ZooError, match="tiny is not built; run `opdprobe zoo build tiny`"):
+        next(zoo.build("tiny-rl", tiny_zoo))
+
+
+def test_check_finds_other_bytes_and_another_accuracy(tiny_zoo):
+    list(zoo.build("tiny", tiny_zoo))
+    manifest = json.loads(zoo.MANIFEST.read_text())
+    manifest["tiny"]["accuracy"] = 0.9
+    zoo.MANIFEST.write_text(json.dumps(manifest))
+    with pytest.raises(ZooError, match=r"tiny: accuracy 0\.\d+, the manifest says 0\.900"):
+        zoo.check("tiny")
+    weights = zoo.ZOO / "tiny" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    with pytest.raises(ZooError, match=r"has sha256 .* restore the file or rebuild it"):
+        zoo.check("tiny")
+    zoo.MANIFEST.unlink()
+    with pytest.raises(ZooError, match=r"has no entry tiny; run `opdprobe zoo build tiny`"):
+        zoo.check("tiny")
+
+
+def test_unknown_members_list_those_there_are(tiny_zoo):
+    for use in (zoo.zoo_path, zoo.check, lambda name: next(zoo.build(name, tiny_zoo))):
+        with pytest.raises(ZooError, match=r"no zoo model 'huge'; there are tiny, tiny-rl\."):
+            use("huge")
+
+
+def test_new_models_are_seeded_and_leave_the_random_state_alone():
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    models = [zoo._new_model(build_tokenizer(), hidden_size=16, layers=1) for _ in range(2)]
+    assert torch.equal(torch.get_rng_state(), before)
+    for a, b in zip(*(model.parameters() for model in models), strict=True):
+        assert torch.equal(a, b)
