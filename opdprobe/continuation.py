@@ -93,7 +93,7 @@ def continuation_gain(
             "with the grader of prompts with answers."
         )
     own = _prompts_of(step, {prompt.id: prompt for prompt in prompts})
-    starts, responses = _rows(step, "prompt"), _rows(step, "response")
+    starts, responses = token_rows(step, "prompt"), token_rows(step, "response")
     score = np.full((len(depths), len(own)), np.nan)
     for row, depth in zip(score, depths, strict=True):
         reach = [i for i, response in enumerate(responses) if len(response) > depth]
@@ -139,8 +139,8 @@ def _prompts_of(step: xr.Dataset, by_id: Mapping[str, Prompt]) -> list[Prompt]:
     return [by_id[name] for name in ids]
 
 
-def _rows(step: xr.Dataset, part: str) -> list[list[int]]:
-    """Token ids of each rollout's prompt or response."""
+def token_rows(step: xr.Dataset, part: str) -> list[list[int]]:
+    """Token ids of each rollout's ``prompt`` or ``response``."""
     lengths: NDArray = step["length" if part == "response" else "prompt_length"].values
     return [ids.tolist() for ids in np.split(step[f"{part}_ids"].values, np.cumsum(lengths)[:-1])]
 

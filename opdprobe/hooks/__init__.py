@@ -1,0 +1,17 @@
+"""Watch a training run that is not ours: a trainer's, a plain loop's, or one already over.
+
+A hook leaves the same store as `opdprobe.OPDTrainer`, and the training as it would be without it.
+
+=====================  ========================================================================
+`ProbeCallback`        transformers' `Trainer` and every trainer of TRL: every so many steps the
+                       student answers fixed prompts
+`capture`              a plain torch loop: records what the loop's own forward pass computed
+`probe_checkpoints`    saved checkpoints, each answering the same prompts
+=====================  ========================================================================
+"""
+
+from opdprobe.hooks.checkpoints import find_checkpoints, probe_checkpoints
+from opdprobe.hooks.plain_loop import Capture, capture
+from opdprobe.hooks.trainer_callback import ProbeCallback
+
+__all__ = ["Capture", "ProbeCallback", "capture", "find_checkpoints", "probe_checkpoints"]

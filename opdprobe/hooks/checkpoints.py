@@ -1,0 +1,195 @@
+"""A run made of saved checkpoints: the steps are the checkpoints'."""
+
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from opdprobe.errors import ConfigError, ModelError, NonFiniteError
+from opdprobe.grade import Grader
+from opdprobe.hooks.observe import (
+    ProbeConfig,
+    encode,
+    identity,
+    make_pair,
+    read_prompts,
+    run_attrs,
+    undisturbed,
+)
+from opdprobe.models import load_model, load_tokenizer, weight_hash
+from opdprobe.probe import probe
+from opdprobe.prompts import Prompt
+from opdprobe.record import step_metrics
+from opdprobe.store import Run, RunWriter, open_run
+
+# checkpoint-500, global_step_500, 000500
+_STEP = re.compile(r"(?:.*\D)?(\d+)")
+
+
+def find_checkpoints(checkpoints: str | Path | Sequence[str | Path]) -> dict[int, Path]:
+    """Find the checkpoints and their steps.
+
+    Parameters
+    ----------
+    checkpoints : str, Path or sequence of them
+        A directory that holds one directory a checkpoint; or the checkpoints themselves, each a
+        directory that ends in its step ("checkpoint-500"). A single model without a number is
+        step 0.
+
+    Returns
+    -------
+    dict of int to Path
+        In the order of the steps.
+
+    Raises
+    ------
+    ModelError
+        There is no checkpoint.
+    ConfigError
+        A name among several has no step, or two have the same.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     for name in ("checkpoint-1000", "checkpoint-500", "logs"):
+    ...         Path(folder, name).mkdir()
+    ...     for name in ("checkpoint-1000", "checkpoint-500"):
+    ...         _ = Path(folder, name, "config.json").write_text("{}")
+    ...     list(find_checkpoints(folder))
+    [500, 1000]
+    """
+    given = [checkpoints] if isinstance(checkpoints, str | Path) else list(checkpoints)
+    paths: list[Path] = []
+    for path in map(Path, given):
+        if (path / "config.json").is_file():
+            paths.append(path)
+            continue
+        inside = sorted(file.parent for file in path.glob("*/config.json"))
+        # A folder of checkpoints may hold a final model beside them, which has no step.
+        if not (numbered := [child for child in inside if _STEP.fullmatch(child.name)]):
+            raise ModelError(
+                f"{path}: no checkpoint there; expected a saved model (config.json and "
+                "safetensors), or a directory of such whose names end in a step (checkpoint-500)."
+            )
+        paths += numbered
+    if not paths:
+        raise ModelError("no checkpoints; expected a directory of them, or at least one path.")
+    found: dict[int, Path] = {}
+    for path in paths:
+        match = _STEP.fullmatch(path.resolve().name)
+        if match is None and len(paths) > 1:
+            raise ConfigError(
+                f"{path}: the name ends in no step; expected one like checkpoint-500, since "
+                f"{len(paths)} checkpoints were given."
+            )
+        step = int(match[1]) if match else 0
+        if step in found:
+            raise ConfigError(f"{found[step]} and {path} are both step {step}; leave one out.")
+        found[step] = path
+    return dict(sorted(found.items()))
+
+
+def probe_checkpoints(
+    checkpoints: str | Path | Sequence[str | Path],
+    teacher: PreTrainedModel | str | Path,
+    prompts: Sequence[Prompt] | str | Path,
+    run_dir: str | Path,
+    *,
+    k: int = 16,
+    n: int = 4,
+    max_new_tokens: int = 512,
+    grader: Grader | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    teacher_tokenizer: PreTrainedTokenizerBase | None = None,
+    seed: int = 0,
+    temperature: float = 1.0,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Run:
+    """Probe every checkpoint of a student on the same prompts, into one run.
+
+    Resumable: steps that the run holds already are left as they are, so that the same call goes
+    on after an interruption, and takes up checkpoints that have come since.
+
+    Parameters
+    ----------
+    checkpoints : str, Path or sequence of them
+        See `find_checkpoints`.
+    teacher, prompts, run_dir, k, n, max_new_tokens, grader, seed, temperature
+        As for `opdprobe.ProbeCallback`.
+    tokenizer : PreTrainedTokenizerBase, optional
+        The students'; by default the one saved with the first checkpoint.
+    teacher_tokenizer : PreTrainedTokenizerBase, optional
+        Compared with the students'; loaded along with a teacher that is a name.
+    on_progress : callable, optional
+        Called with (checkpoints done, checkpoints in all).
+
+    Returns
+    -------
+    Run
+        Its steps are the checkpoints'; a step's attributes `checkpoint` and `weight_hash` say
+        which one it is of.
+
+    Raises
+    ------
+    ModelError, VocabularyError, PromptError, ConfigError
+        A model, the tokenizers, a prompt or a setting cannot be used.
+    StoreError
+        `run_dir` holds something else.
+    NonFiniteError
+        A model's logits are NaN or infinite; names the checkpoint.
+
+    Examples
+    --------
+    >>> run = probe_checkpoints("out", "my/teacher", "probe.jsonl", "runs/x")   # doctest: +SKIP
+    >>> run.steps                                                               # doctest: +SKIP
+    [500, 1000, 1500]
+    """
+    config = ProbeConfig(
+        k=k, n=n, max_new_tokens=max_new_tokens, seed=seed, temperature=float(temperature)
+    )
+    found = find_checkpoints(checkpoints)
+    first = next(iter(found.values()))
+    tokenizer = tokenizer or load_tokenizer(first)
+    prompts = read_prompts(prompts)
+    writer: RunWriter | None = None
+    recorded: list[int] = []
+    for done, (step, path) in enumerate(found.items()):
+        if on_progress:
+            on_progress(done, len(found))
+        if step in recorded:
+            continue
+        student = load_model(path)
+        if isinstance(teacher, PreTrainedModel):
+            student.to(teacher.device)  # pyright: ignore[reportArgumentType]  # transformers' stub of `to`
+        pair = make_pair(student, teacher, tokenizer, teacher_tokenizer)
+        teacher = pair.teacher  # loaded once
+        encoded, prompt_set = encode(tokenizer, prompts)
+        if writer is None:
+            attrs = run_attrs(
+                pair,
+                # Not one model: each step says which it is of.
+                {"name": str(first.parent if len(found) > 1 else first)},
+                identity(pair.teacher),
+                recorded_by="probe_checkpoints",
+                k=k,
+                temperature=config.temperature,
+                seed=seed,
+                prompts=prompt_set,
+            )
+            writer = RunWriter(run_dir, attrs=attrs, config=config.to_dict(), resume=True)
+            recorded = open_run(run_dir).steps
+            if step in recorded:
+                continue
+        try:
+            with undisturbed(student, pair.teacher):
+                dataset = probe(pair, encoded, step=step, grader=grader, **config.sampling())
+        except NonFiniteError as error:
+            raise NonFiniteError(f"{path}: {error}") from error
+        identified = {"checkpoint": path.name, "weight_hash": weight_hash(student)}
+        writer.write_step(step, dataset.assign_attrs(identified))
+        writer.log_metrics(step, step_metrics(dataset))
+    if on_progress:
+        on_progress(len(found), len(found))
+    return open_run(run_dir)

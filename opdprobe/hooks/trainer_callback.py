@@ -1,0 +1,290 @@
+"""A callback for transformers' Trainer and every trainer of TRL."""
+
+import logging
+import math
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
+
+from opdprobe.errors import ConfigError, NonFiniteError
+from opdprobe.grade import Grader
+from opdprobe.hooks.observe import (
+    ProbeConfig,
+    encode,
+    identity,
+    make_pair,
+    recorded_attrs,
+    run_attrs,
+    undisturbed,
+    unwrap,
+)
+from opdprobe.pair import Pair
+from opdprobe.probe import probe
+from opdprobe.prompts import EncodedPrompt, Prompt
+from opdprobe.record import step_metrics
+from opdprobe.store import RunWriter, open_run
+
+logger = logging.getLogger("opdprobe")
+
+# What the trainer logs under the names of our own trainer's metrics; figures of a run read them.
+_TAKEN_OVER = ("loss", "grad_norm", "learning_rate")
+
+
+class ProbeCallback(TrainerCallback):
+    """Probe the student of a trainer as it learns, and keep the run.
+
+    Before the first step, every `every` steps and at the end, the student answers a fixed set of
+    prompts, both models are scored at every state it visits, and the record goes into the same
+    store that `opdprobe.OPDTrainer` writes. A record of step s is of the student after s updates.
+
+    Training goes on as if the callback were not there: global random states (Python, numpy,
+    torch), every module's mode, gradients, generation settings and tokenizer are what they were.
+    It costs time: `n` rollouts a prompt of up to `max_new_tokens` tokens, and one pass of both
+    models over them. On several processes the main one probes and the others wait.
+
+    The step's means (`opdprobe.record.step_metrics`) go, under ``opd/``, to the trainer's
+    ``state.log_history``; with `attach` they reach its trackers and progress bar too. The run's
+    own metrics hold them without the prefix, and the trainer's loss, gradient norm and learning
+    rate.
+
+    A trainer that resumes from a checkpoint continues the run: what was recorded after the
+    checkpoint's step is dropped. One that starts from the beginning wants a new directory.
+
+    Parameters
+    ----------
+    teacher : PreTrainedModel or str or Path
+        A causal LM of the student's vocabulary; a name is loaded (in float32) when training
+        begins. It is moved to the student's device.
+    prompts : sequence of Prompt or str or Path
+        What the student is asked, every time the same; or a file for `opdprobe.load_prompts`,
+        read when training begins. Both models see them in the student's chat template.
+    run_dir : str or Path
+        Where the run is kept; see `opdprobe.open_run`.
+    k : int
+        Tokens kept for either model (paper Table 2: 16).
+    every : int
+        Steps between two probes.
+    n : int
+        Rollouts a prompt.
+    max_new_tokens : int
+        Longest response, in tokens.
+    grader : callable, optional
+        ``grader(response_text, prompt)`` in [0, 1]; without one, `correct` is NaN.
+    tokenizer : PreTrainedTokenizerBase, optional
+        The student's; the trainer's processing class by default.
+    teacher_tokenizer : PreTrainedTokenizerBase, optional
+        Compared with the student's; loaded along with a teacher that is a name.
+    seed : int
+        Of the rollouts.
+    temperature : float
+        Of sampling and of the recorded distributions.
+
+    Raises
+    ------
+    ConfigError
+        A setting is out of range. When training begins: there is no tokenizer, the student is
+        sharded over processes, or the run in `run_dir` has other settings.
+    VocabularyError
+        When training begins: the tokenizers differ.
+    StoreError
+        When training begins: `run_dir` holds something else, or a run already though training
+        starts at step 0.
+    NonFiniteError
+        A model's logits are NaN or infinite; names model and step.
+
+    References
+    ----------
+    PAPER sect. 2.3 and App. B, for the quantities.
+
+    Examples
+    --------
+    >>> from trl import DistillationConfig, DistillationTrainer          # doctest: +SKIP
+    >>> from opdprobe import ProbeCallback, load_prompts, open_run       # doctest: +SKIP
+    >>> trainer = DistillationTrainer(                                   # doctest: +SKIP
+    ...     model="my/student", teacher_model="my/teacher", train_dataset=dataset,
+    ...     args=DistillationConfig("out", max_steps=200),
+    ...     callbacks=[ProbeCallback("my/teacher", load_prompts("probe.jsonl"), "runs/x")],
+    ... )
+    >>> trainer.train()                                                  # doctest: +SKIP
+    >>> open_run("runs/x").metrics.overlap_ratio.plot()                  # doctest: +SKIP
+
+    >>> ProbeCallback("my/teacher", [], "runs/x", every=0)
+    Traceback (most recent call last):
+    ...
+    opdprobe.errors.ConfigError: every = 0; expected a number above 0.
+    """
+
+    def __init__(
+        self,
+        teacher: PreTrainedModel | str | Path,
+        prompts: Sequence[Prompt] | str | Path,
+        run_dir: str | Path,
+        k: int = 16,
+        every: int = 10,
+        *,
+        n: int = 4,
+        max_new_tokens: int = 512,
+        grader: Grader | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        teacher_tokenizer: PreTrainedTokenizerBase | None = None,
+        seed: int = 0,
+        temperature: float = 1.0,
+    ):
+        self.config = ProbeConfig(
+            k=k,
+            every=every,
+            n=n,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            temperature=float(temperature),
+        )
+        self.every = every
+        self.teacher = teacher
+        self.prompts = prompts
+        self.run_dir = Path(run_dir)
+        self.grader = grader
+        self.tokenizer = tokenizer
+        self.teacher_tokenizer = teacher_tokenizer
+        self._trainer: Trainer | None = None
+        # On the main process, from the beginning of training on.
+        self._writer: RunWriter | None = None
+        self._pair: Pair
+        self._encoded: list[EncodedPrompt]
+
+    def attach(self, trainer: Trainer) -> None:
+        """Add this callback to a trainer, with its trackers and progress bar for the scalars.
+
+        transformers shows a callback neither the trainer nor the other callbacks, and runs the
+        trackers before it: one that is only passed in ``callbacks=[…]`` can write the log history
+        but not reach the trackers.
+
+        Parameters
+        ----------
+        trainer : transformers.Trainer
+            The trainer, before `train` is called.
+        """
+        self._trainer = trainer
+        if self not in trainer.callback_handler.callbacks:
+            trainer.add_callback(self)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Open the run and probe the student as it comes."""
+        if not state.is_world_process_zero:
+            return
+        student = unwrap(kwargs["model"])
+        # A multimodal processor holds the tokenizer.
+        given = kwargs.get("processing_class")
+        tokenizer = self.tokenizer or getattr(given, "tokenizer", given)
+        if not isinstance(tokenizer, PreTrainedTokenizerBase):
+            raise ConfigError(
+                f"the trainer's processing_class is {type(tokenizer).__name__}, expected a "
+                "tokenizer; pass ProbeCallback(…, tokenizer=) or the trainer's processing_class=."
+            )
+        if args.report_to and self._trainer is None:
+            logger.warning(
+                "The scalars under opd/ go to state.log_history but not to %s: add the callback "
+                "by ProbeCallback(…).attach(trainer) instead of callbacks=[…].",
+                ", ".join(args.report_to),
+            )
+        with undisturbed(student), _precision(args, student):
+            pair = make_pair(student, self.teacher, tokenizer, self.teacher_tokenizer)
+        self._pair = pair
+        self._encoded, prompt_set = encode(tokenizer, self.prompts)
+        resumed = state.global_step > 0
+        recorded = recorded_attrs(self.run_dir) if resumed else {}
+        self._writer = RunWriter(
+            self.run_dir,
+            attrs=run_attrs(
+                pair,
+                identity(student, recorded.get("student")),
+                identity(pair.teacher),
+                recorded_by="ProbeCallback",
+                k=self.config.k,
+                temperature=self.config.temperature,
+                seed=self.config.seed,
+                prompts=prompt_set,
+            ),
+            config=self.config.to_dict(),
+            resume=resumed,
+        )
+        self._writer.truncate_after(state.global_step)
+        self._probe(args, state, control)
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Probe if it is time."""
+        last = state.global_step >= state.max_steps or control.should_training_stop
+        if last or state.global_step % self.every == 0:
+            self._probe(args, state, control)
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take over loss, gradient norm and learning rate into the run's metrics."""
+        logs = kwargs["logs"]
+        taken = {name: logs[name] for name in _TAKEN_OVER if name in logs}
+        if self._writer is not None and taken:
+            self._writer.log_metrics(state.global_step, taken)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Probe a student whose training was stopped between two probes."""
+        # The best model, put back by now, is not the one of the last step.
+        if not args.load_best_model_at_end:
+            self._probe(args, state, control)
+
+    def _probe(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
+        step = state.global_step
+        if self._writer is None or step in open_run(self.run_dir).steps:
+            return
+        pair = self._pair
+        try:
+            with undisturbed(pair.student, pair.teacher), _precision(args, pair.student):
+                dataset = probe(
+                    pair, self._encoded, step=step, grader=self.grader, **self.config.sampling()
+                )
+        except NonFiniteError as error:
+            raise NonFiniteError(f"step {step}: {error}") from error
+        self._writer.write_step(step, dataset)
+        metrics = step_metrics(dataset)
+        self._writer.log_metrics(step, metrics)
+        # NaN means that there is nothing to average (nothing graded, say); trackers that write
+        # JSON stumble over it.
+        self._log(
+            {f"opd/{name}": x for name, x in metrics.items() if not math.isnan(x)}, state, control
+        )
+
+    def _log(self, logs: dict[str, float], state: TrainerState, control: TrainerControl) -> None:
+        if self._trainer is None:
+            # What Trainer.log does, less the callbacks.
+            epoch = {} if state.epoch is None else {"epoch": state.epoch}
+            state.log_history.append({**logs, **epoch, "step": state.global_step})
+            return
+        # Not the trainer's own `log`: TRL's would empty the averages it is gathering for the next
+        # regular log. And a log clears should_log, which would cancel that one.
+        due = control.should_log
+        Trainer.log(self._trainer, logs)
+        control.should_log = due
+
+
+def _precision(args: TrainingArguments, model: PreTrainedModel) -> AbstractContextManager:
+    """Run both models in the precision that the trainer's forward pass has."""
+    if not (args.bf16 or args.fp16):
+        return nullcontext()
+    return torch.autocast(model.device.type, torch.bfloat16 if args.bf16 else torch.float16)

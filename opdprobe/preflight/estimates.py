@@ -1,0 +1,97 @@
+"""Numbers with intervals: bootstrap over prompts, whose rollouts are not independent."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from opdprobe.probes import curve, reward_auroc
+
+N_BOOT = 1000
+LEVEL = 0.95
+
+
+@dataclass(frozen=True)
+class Number:
+    """An estimate.
+
+    Parameters
+    ----------
+    value
+        NaN if unknown.
+    low, high
+        Its 95 % interval; NaN where there is none.
+    """
+
+    value: float
+    low: float = np.nan
+    high: float = np.nan
+
+
+UNKNOWN = Number(np.nan)
+
+
+def state_mean(step: xr.Dataset, probe: str | Callable[[xr.Dataset], xr.DataArray]) -> Number:
+    """Mean of a probe over all states, bootstrap over rollouts."""
+    found = curve(step, probe, ci=LEVEL, n_boot=N_BOOT)
+    return Number(*(float(found[name].item()) for name in ("value", "low", "high")))
+
+
+def prompt_mean(values: NDArray[np.float64], prompt: NDArray[np.intp]) -> Number:
+    """Mean of a value a rollout, NaN left out, bootstrap over prompts."""
+    known = ~np.isnan(values)
+    if not known.any():
+        return UNKNOWN
+    n = int(prompt.max()) + 1
+    total = np.bincount(prompt, np.where(known, values, 0.0), minlength=n)
+    count = np.bincount(prompt, known, minlength=n)
+    drawn = _draws(n)
+    with np.errstate(invalid="ignore"):  # 0/0 where only prompts without a value were drawn
+        samples = (drawn @ total) / (drawn @ count)
+    return _number(float(values[known].mean()), samples)
+
+
+def prompt_auroc(
+    reward: NDArray[np.float64], correct: NDArray[np.float64], prompt: NDArray[np.intp]
+) -> Number:
+    """AUROC of a reward for correct rollouts, bootstrap over prompts."""
+    value = reward_auroc(reward, correct)
+    if np.isnan(value):
+        return UNKNOWN
+    rows = [np.flatnonzero(prompt == p) for p in range(int(prompt.max()) + 1)]
+    samples = []
+    for drawn in _draws(len(rows))[:200]:  # each replicate is a sort; 200 fix a bound to 0.01
+        chosen = np.concatenate([np.tile(rows[p], int(n)) for p, n in enumerate(drawn) if n])
+        samples.append(reward_auroc(reward[chosen], correct[chosen]))
+    return _number(value, np.array(samples))
+
+
+def agreement(cosines: NDArray[np.float64]) -> Number:
+    """Mean cosine of different groups, bootstrap over groups."""
+    n = len(cosines)
+    apart = ~np.eye(n, dtype=bool)
+    if np.isnan(cosines).any():
+        return UNKNOWN
+    drawn = _draws(n)
+    off = np.where(apart, cosines, 0.0)
+    with np.errstate(invalid="ignore"):  # 0/0 where one group alone was drawn
+        samples = np.einsum("bi,ij,bj->b", drawn, off, drawn) / np.einsum(
+            "bi,ij,bj->b", drawn, apart.astype(float), drawn
+        )
+    return _number(float(cosines[apart].mean()), samples)
+
+
+def _draws(n: int) -> NDArray[np.float64]:
+    """How often each of n units is drawn, one row a replicate."""
+    return np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=N_BOOT).astype(float)
+
+
+def _number(value: float, samples: NDArray[np.float64]) -> Number:
+    samples = samples[~np.isnan(samples)]
+    if samples.size < 2 or np.ptp(samples) == 0 and samples[0] != value:
+        return Number(value)
+    tail = (1 - LEVEL) / 2
+    low, high = np.quantile(samples, [tail, 1 - tail])
+    return Number(value, float(low), float(high))
