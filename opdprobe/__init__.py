@@ -36,6 +36,7 @@ from opdprobe.store import Run, RunWriter, open_run
 
 if TYPE_CHECKING:
     from opdprobe.data import Prompt, load_prompts
+    from opdprobe.hooks import ProbeCallback, capture, probe_checkpoints
     from opdprobe.models import drop_layers, load_model, load_tokenizer
     from opdprobe.train.config import OPDConfig
     from opdprobe.train.trainer import Callback, OPDTrainer
@@ -46,11 +47,14 @@ _NEED_TORCH = {
     "Callback": "opdprobe.train.trainer",
     "OPDConfig": "opdprobe.train.config",
     "OPDTrainer": "opdprobe.train.trainer",
+    "ProbeCallback": "opdprobe.hooks",
     "Prompt": "opdprobe.data",
+    "capture": "opdprobe.hooks",
     "drop_layers": "opdprobe.models",
     "load_model": "opdprobe.models",
     "load_prompts": "opdprobe.data",
     "load_tokenizer": "opdprobe.models",
+    "probe_checkpoints": "opdprobe.hooks",
 }
 
 __all__ = [
@@ -61,12 +65,14 @@ __all__ = [
     "OPDConfig",
     "OPDProbeError",
     "OPDTrainer",
+    "ProbeCallback",
     "Prompt",
     "PromptError",
     "Run",
     "RunWriter",
     "StoreError",
     "VocabularyError",
+    "capture",
     "curve",
     "drop_layers",
     "entropy_gap",
@@ -82,6 +88,7 @@ __all__ = [
     "overlap_mass",
     "overlap_ratio",
     "overlap_token_advantage",
+    "probe_checkpoints",
     "reward_auroc",
     "sequence_mean_reward",
     "validate",

@@ -18,6 +18,9 @@ from opdprobe.head import evaluating
 # Dropping rows copies the cache, so it waits until this share of the batch has ended.
 _DROP_AT = 0.25
 
+# Columns in a pile when drawing: the piles' sums and the pile that is picked are both short then.
+_PILE = 32
+
 
 @dataclass(frozen=True)
 class Rollouts:
@@ -52,8 +55,8 @@ def draw(
 ) -> Tensor:
     """Draw one token a row by inverting the cumulative distribution.
 
-    One uniform number and a binary search a row: several times faster than `torch.multinomial`
-    over a vocabulary of 150,000.
+    One uniform number a row, and two short searches instead of a sum over the whole vocabulary:
+    several times faster than `torch.multinomial` over 150,000 tokens.
 
     Parameters
     ----------
@@ -72,20 +75,47 @@ def draw(
     """
     if temperature == 0:
         return logits.argmax(-1)
-    probs = torch.softmax(logits.float() / temperature, -1)
-    order = None
+    logits = logits.float()
+    if temperature != 1:
+        logits = logits / temperature
+    probs = (logits - logits.amax(-1, keepdim=True)).exp_()  # up to the normaliser
+    u = torch.rand(len(probs), generator=generator, device=generator.device if generator else None)
+    u = u.to(probs)[:, None]
     if top_p < 1:
-        probs, order = probs.sort(-1, descending=True)
+        probs, order = (probs / probs.sum(-1, keepdim=True)).sort(-1, descending=True)
         # A token stays while the mass before it is below top_p, so the first always stays.
         probs = probs.masked_fill(probs.cumsum(-1) - probs >= top_p, 0.0)
-    cdf = probs.cumsum(-1)
-    u = torch.rand(len(cdf), 1, generator=generator, device=generator.device if generator else None)
-    # right=True finds the first entry above u: a token of probability 0 is never drawn. On some
-    # devices u can be 1, or the sums not quite in order: never go past the last possible token.
-    picks = torch.searchsorted(cdf, u.to(cdf) * cdf[:, -1:], right=True)
+        return order.gather(-1, _invert(probs, u)).squeeze(-1)
+    return _invert(probs, u).squeeze(-1)
+
+
+def _invert(weights: Tensor, u: Tensor) -> Tensor:
+    """Pick the column where a row's running sum passes u times its total, (N, V), (N, 1) -> (N, 1).
+
+    The columns are dealt out to q piles of `_PILE` (column j goes to pile j mod q, so that summing
+    the piles runs along memory), and the few that are left over are piles of one. First a pile is
+    picked by the running sum of the piles, then a column in it.
+    """
+    q = weights.shape[1] // _PILE
+    dealt = weights[:, : q * _PILE].view(len(weights), _PILE, q)
+    cdf = torch.cat([dealt.sum(1), weights[:, q * _PILE :]], 1).cumsum(-1)
+    target = u * cdf[:, -1:]
+    pile = _first_above(cdf, target)
+    whole = pile < q
+    before = torch.where(pile > 0, cdf.gather(1, (pile - 1).clamp(min=0)), 0)
+    first = torch.where(whole, pile, pile - q + q * _PILE)
+    # A pile of one is its column and _PILE - 1 repetitions of it without weight.
+    rank = torch.arange(_PILE, device=weights.device)
+    columns = first + torch.where(whole, q * rank, 0)
+    inside = torch.where(whole | (rank == 0), weights.gather(1, columns), 0).cumsum(-1)
+    return columns.gather(1, _first_above(inside, (target - before).clamp(min=0)))
+
+
+def _first_above(cdf: Tensor, target: Tensor) -> Tensor:
+    # right=True finds the first entry above the target: one without weight is never picked. A u of
+    # 1 (on some devices) or rounding must not lead past the last entry that has any.
     last = (cdf < cdf[:, -1:]).sum(-1, keepdim=True)
-    picks = torch.minimum(picks, last)
-    return (picks if order is None else order.gather(-1, picks)).squeeze(-1)
+    return torch.minimum(torch.searchsorted(cdf, target, right=True), last)
 
 
 def left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:

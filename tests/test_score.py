@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from opdprobe import ConfigError, NonFiniteError, score
+from opdprobe.head import Head
 from opdprobe.pair import Pair, in_rollout_order
 from opdprobe.rollout import Rollouts
 from opdprobe.score import Scores, batches
@@ -128,15 +129,17 @@ def test_non_finite_logits_name_the_model_and_the_row(pair, role, bad):
         score.score(states["student"], states["teacher"], *heads, torch.zeros(3, dtype=int), k=2)
 
 
-def test_a_logit_of_minus_infinity_is_refused(pair):
-    class Masked:
-        width = 3
+def test_a_logit_of_minus_infinity_is_refused():
+    identity = Head(None, 3)
+    logits = torch.tensor([[0.0, 1.0, 2.0], [0.0, -torch.inf, 2.0]])
+    with pytest.raises(NonFiniteError, match="student gave NaN or infinite logits at row 1 of 2"):
+        score.score(logits, logits, identity, identity, torch.zeros(2, dtype=int), k=2)
 
-        def __call__(self, hidden):
-            return torch.tensor([[0.0, 1.0, 2.0], [0.0, -torch.inf, 2.0]])
 
-    with pytest.raises(NonFiniteError, match="row 1 of 2"):
-        score.log_softmax(Masked(), torch.zeros(2, 1), 1.0)
+@pytest.mark.parametrize("width", [40, 5000])  # below and above where tokens are dealt to piles
+def test_the_largest_are_those_of_a_sort(width):
+    z = torch.randn(7, width, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(score._top(z, 16), z.argsort(-1, descending=True)[:, :16])
 
 
 def test_k_is_at_most_the_shared_vocabulary(pair):

@@ -13,7 +13,6 @@ from opdprobe.hooks.observe import (
     encode,
     identity,
     make_pair,
-    read_prompts,
     run_attrs,
     undisturbed,
 )
@@ -23,8 +22,8 @@ from opdprobe.prompts import Prompt
 from opdprobe.record import step_metrics
 from opdprobe.store import Run, RunWriter, open_run
 
-# checkpoint-500, global_step_500, 000500
-_STEP = re.compile(r"(?:.*\D)?(\d+)")
+# checkpoint-500, global_step_500, 000500; not smollm2
+_STEP = re.compile(r"(?:.*[-_])?(\d+)")
 
 
 def find_checkpoints(checkpoints: str | Path | Sequence[str | Path]) -> dict[int, Path]:
@@ -152,7 +151,7 @@ def probe_checkpoints(
     found = find_checkpoints(checkpoints)
     first = next(iter(found.values()))
     tokenizer = tokenizer or load_tokenizer(first)
-    prompts = read_prompts(prompts)
+    encoded, prompt_set = encode(tokenizer, prompts)
     writer: RunWriter | None = None
     recorded: list[int] = []
     for done, (step, path) in enumerate(found.items()):
@@ -165,16 +164,16 @@ def probe_checkpoints(
             student.to(teacher.device)  # pyright: ignore[reportArgumentType]  # transformers' stub of `to`
         pair = make_pair(student, teacher, tokenizer, teacher_tokenizer)
         teacher = pair.teacher  # loaded once
-        encoded, prompt_set = encode(tokenizer, prompts)
         if writer is None:
             attrs = run_attrs(
                 pair,
                 # Not one model: each step says which it is of.
-                {"name": str(first.parent if len(found) > 1 else first)},
+                {"name": str(first.parent if _STEP.fullmatch(first.name) else first)},
                 identity(pair.teacher),
                 recorded_by="probe_checkpoints",
                 k=k,
                 temperature=config.temperature,
+                top_p=1.0,
                 seed=seed,
                 prompts=prompt_set,
             )

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -86,7 +86,7 @@ def unwrap(model: nn.Module) -> PreTrainedModel:
             "the student's parameters are sharded over processes (FSDP or DeepSpeed ZeRO-3), so "
             "one process cannot run it alone; save checkpoints and use probe_checkpoints on them."
         )
-    inner: Any = extract_model_from_parallel(model)
+    inner: Any = extract_model_from_parallel(model, keep_torch_compile=False)
     if hasattr(inner, "get_base_model"):  # PEFT; it need not be installed
         if any(adapter.is_prompt_learning for adapter in inner.peft_config.values()):
             raise ConfigError(
@@ -111,15 +111,12 @@ def undisturbed(*models: nn.Module) -> Iterator[None]:
     """
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002  # the global one is what is kept
     gpus = {p.device for m in models for p in m.parameters() if p.device.type == "cuda"}
-    modes = [evaluating(model) for model in models]
-    with torch.random.fork_rng(list(gpus)):
-        for mode in modes:
-            mode.__enter__()
+    with torch.random.fork_rng(list(gpus)), ExitStack() as modes:
+        for model in models:
+            modes.enter_context(evaluating(model))
         try:
             yield
         finally:
-            for mode in reversed(modes):
-                mode.__exit__(None, None, None)
             random.setstate(python_state)
             np.random.set_state(numpy_state)  # noqa: NPY002  # likewise
 
@@ -213,6 +210,5 @@ def run_attrs(
         "vocabulary": pair.width,
         "k": k,
         "temperature": temperature,
-        "top_p": 1.0,
         **more,
     }

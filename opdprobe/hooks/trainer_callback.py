@@ -57,7 +57,7 @@ class ProbeCallback(TrainerCallback):
     The step's means (`opdprobe.record.step_metrics`) go, under ``opd/``, to the trainer's
     ``state.log_history``; with `attach` they reach its trackers and progress bar too. The run's
     own metrics hold them without the prefix, and the trainer's loss, gradient norm and learning
-    rate.
+    rate at the steps it logs them at: there, the loss of step s is what led up to s updates.
 
     A trainer that resumes from a checkpoint continues the run: what was recorded after the
     checkpoint's step is dropped. One that starts from the beginning wants a new directory.
@@ -215,6 +215,7 @@ class ProbeCallback(TrainerCallback):
                 recorded_by="ProbeCallback",
                 k=self.config.k,
                 temperature=self.config.temperature,
+                top_p=1.0,
                 seed=self.config.seed,
                 prompts=prompt_set,
             ),

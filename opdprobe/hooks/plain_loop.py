@@ -1,0 +1,350 @@
+"""Record a plain torch loop from what its own forward pass computed.
+
+Shape suffixes: B sequences, T tokens of each with padding, N states, D hidden size.
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from opdprobe.errors import ConfigError, NonFiniteError
+from opdprobe.hooks.observe import (
+    identity,
+    make_pair,
+    recorded_attrs,
+    run_attrs,
+    undisturbed,
+    unwrap,
+)
+from opdprobe.pair import Pair
+from opdprobe.prompts import Prompt
+from opdprobe.record import record_dataset, step_metrics
+from opdprobe.rollout import Rollouts, eos_ids
+from opdprobe.score import Scores, score
+from opdprobe.store import RunWriter
+
+
+@contextmanager
+def capture(
+    student: nn.Module,
+    teacher: PreTrainedModel,
+    run_dir: str | Path,
+    *,
+    step: int,
+    tokenizer: PreTrainedTokenizerBase,
+    k: int = 16,
+    temperature: float = 1.0,
+    teacher_tokenizer: PreTrainedTokenizerBase | None = None,
+) -> "Iterator[Capture]":
+    """Record one step of a loop of your own, without a second pass of the student.
+
+    Inside the block, a forward pass of `student` that gets ``labels`` is recorded: the teacher
+    runs over the same tokens, and both are scored where a label is not -100. A pass without
+    labels is recorded by ``c.record(response_mask)`` right after it; other passes (sampling, say)
+    are not. Several passes (micro-batches) make one step. It is written when the block ends, and
+    not at all if the block fails.
+
+    A token is a *response token* where its label is not -100 (or the mask is true); its state is
+    the position before it, which predicts it. Labels are those of transformers, not yet shifted.
+    Of a row, the tokens from the first to the last response token are the response, what comes
+    before is the prompt; positions in between that are masked (a tool's output) are no states.
+
+    The student's distributions are those of the loop's pass as it is: with dropout in training
+    mode, in its autocast precision. The record belongs to `step`, whose update has not been made:
+    call the optimiser after the pass, inside the block or after it.
+
+    Parameters
+    ----------
+    student : torch.nn.Module
+        The causal LM that the loop calls; under DDP or PEFT too.
+    teacher : PreTrainedModel
+        A causal LM of the same vocabulary. Moved to the student's device.
+    run_dir : str or Path
+        The run: begun, or continued by a step. A step that it has already is replaced.
+    step : int
+        Updates the student has had.
+    tokenizer : PreTrainedTokenizerBase
+        The student's.
+    k : int
+        Tokens kept for either model (paper Table 2: 16).
+    temperature : float
+        Divides both models' logits: the temperature that the responses were sampled at.
+    teacher_tokenizer : PreTrainedTokenizerBase, optional
+        Compared with `tokenizer`.
+
+    Yields
+    ------
+    Capture
+        After the block, its `dataset` and `metrics` are the step's. On a process that is not the
+        main one it records nothing.
+
+    Raises
+    ------
+    ConfigError
+        No pass was recorded, shapes do not fit, sequences are packed, or the run has other
+        settings.
+    VocabularyError
+        The tokenizers differ.
+    StoreError
+        `run_dir` holds something else.
+    NonFiniteError
+        A model's logits are NaN or infinite; names model and step.
+
+    Examples
+    --------
+    >>> for step, batch in enumerate(loader):                               # doctest: +SKIP
+    ...     with capture(student, teacher, "runs/x", step=step, tokenizer=tok) as c:
+    ...         student(**batch).loss.backward()      # batch holds labels
+    ...     optimizer.step()
+    ...     print(c.metrics["overlap_ratio"])
+    """
+    spread = torch.distributed.is_available() and torch.distributed.is_initialized()
+    if spread and torch.distributed.get_rank() != 0:
+        yield Capture(None, step, k, temperature)
+        return
+    inner = unwrap(student)
+    with undisturbed(inner, teacher):
+        pair = make_pair(inner, teacher, tokenizer, teacher_tokenizer)
+    run_dir = Path(run_dir)
+    recorded = recorded_attrs(run_dir)
+    attrs = run_attrs(
+        pair,
+        # Before the block, which may train the student.
+        identity(inner, recorded.get("student")),
+        identity(teacher, recorded.get("teacher")),
+        recorded_by="capture",
+        k=k,
+        temperature=temperature,
+    )
+    captured = Capture(pair, step, k, temperature)
+    handles = [student.register_forward_hook(captured._after_pass, with_kwargs=True)]
+    if pair.student_head.projection is not None:
+        handles.append(pair.student_head.projection.register_forward_hook(captured._after_body))
+    try:
+        yield captured
+    finally:
+        for handle in handles:
+            handle.remove()
+    captured._close()
+    config = {"k": k, "temperature": temperature}
+    writer = RunWriter(run_dir, attrs=attrs, config=config, resume=True)
+    writer.write_step(step, captured.dataset)
+    writer.log_metrics(step, captured.metrics)
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """A forward pass of the student: what went in, the last hidden states, and the precision."""
+
+    input_ids: Tensor | None
+    attention_mask: Tensor | None
+    position_ids: Tensor | None
+    hidden_BTD: Tensor | None
+    autocast: torch.dtype | None
+
+
+class Capture:
+    """What one step's forward passes said; made by `capture`.
+
+    Attributes
+    ----------
+    dataset : xarray.Dataset
+        The step, after the block.
+    metrics : dict of str to float
+        Its means (`opdprobe.record.step_metrics`), after the block.
+    """
+
+    dataset: xr.Dataset
+    metrics: dict[str, float]
+
+    def __init__(self, pair: Pair | None, step: int, k: int, temperature: float):
+        self.metrics = {}
+        self._pair, self._step, self._k, self._temperature = pair, step, k, temperature
+        self._hidden: Tensor | None = None
+        self._pass: _Pass | None = None
+        self._n_passes = 0
+        # One entry a rollout, and one a micro-batch's states.
+        self._prompt_ids: list[list[int]] = []
+        self._response_ids: list[list[int]] = []
+        self._correct: list[float] = []
+        self._is_state: list[Tensor] = []
+        self._scores: list[Scores] = []
+
+    def record(self, response_mask: Tensor, *, correct: Sequence[float] | None = None) -> None:
+        """Record the last forward pass.
+
+        Parameters
+        ----------
+        response_mask : Tensor (B, T)
+            True (or not 0) at the response tokens of that pass's ``input_ids``.
+        correct : sequence of float, optional
+            A grade in [0, 1] for each of the B sequences.
+
+        Raises
+        ------
+        ConfigError
+            There is no pass that was not recorded yet, or shapes do not fit.
+        """
+        if self._pair is None:
+            return
+        if self._pass is None:
+            raise ConfigError(
+                "no forward pass to record: call the student that was given to capture() first. "
+                "A pass is recorded once, and one with labels by itself."
+            )
+        seen, self._pass = self._pass, None
+        ids_BT, real_BT = _tokens(seen)
+        if response_mask.shape != ids_BT.shape:
+            raise ConfigError(
+                f"response_mask has shape {tuple(response_mask.shape)}, expected that of "
+                f"input_ids: {tuple(ids_BT.shape)}."
+            )
+        if correct is not None and len(correct) != len(ids_BT):
+            raise ConfigError(f"correct has {len(correct)} grades for {len(ids_BT)} sequences.")
+        chosen_BT = response_mask.to(ids_BT.device).bool() & real_BT
+        # A sequence's first token is predicted by nothing.
+        chosen_BT[:, 1:] &= real_BT[:, :-1]
+        chosen_BT[:, 0] = False
+        rows, times = [], []
+        for b in range(len(ids_BT)):
+            at = chosen_BT[b].nonzero()[:, 0]
+            start, end = (int(at[0]), int(at[-1]) + 1) if len(at) else (ids_BT.shape[1],) * 2
+            self._prompt_ids.append(ids_BT[b, :start][real_BT[b, :start]].tolist())
+            self._response_ids.append(ids_BT[b, start:end].tolist())
+            self._is_state.append(chosen_BT[b, start:end].cpu())
+            rows += [b] * (end - start)
+            times += range(start - 1, end - 1)
+        self._correct += [float("nan")] * len(ids_BT) if correct is None else map(float, correct)
+        if rows:
+            at = torch.tensor([rows, times], device=ids_BT.device)
+            self._scores.append(self._score(seen, ids_BT, real_BT, at[0], at[1]))
+
+    def _score(
+        self, seen: _Pass, ids_BT: Tensor, real_BT: Tensor, row_N: Tensor, time_N: Tensor
+    ) -> Scores:
+        """Run the teacher over the pass's tokens and compare both models, now.
+
+        Not at the end of the block: the optimiser may have moved the student's head by then.
+        """
+        pair = self._pair
+        assert pair is not None
+        assert seen.hidden_BTD is not None
+        device = ids_BT.device.type
+        with (
+            torch.no_grad(),
+            undisturbed(pair.teacher),
+            torch.autocast(device, seen.autocast, enabled=seen.autocast is not None),
+        ):
+            teacher_BTD = pair.teacher_body(
+                input_ids=ids_BT,
+                attention_mask=real_BT.long(),
+                position_ids=real_BT.long().cumsum(-1).sub(1).clamp(min=0),
+                use_cache=False,
+            ).last_hidden_state
+            assert teacher_BTD is not None  # optional in the type only
+            try:
+                return score(
+                    seen.hidden_BTD[row_N, time_N],
+                    teacher_BTD[row_N, time_N],
+                    pair.student_head,
+                    pair.teacher_head,
+                    ids_BT[row_N, time_N + 1],
+                    k=self._k,
+                    temperature=self._temperature,
+                ).cpu()
+            except NonFiniteError as error:
+                raise NonFiniteError(f"step {self._step}: {error}") from error
+
+    def _after_body(self, _head: nn.Module, args: tuple[Tensor, ...], _logits: Tensor) -> None:
+        self._hidden = args[0].detach()
+
+    def _after_pass(
+        self, _model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], output: Any
+    ) -> None:
+        assert self._pair is not None
+        hidden, self._hidden = self._hidden, None
+        if self._pair.student_head.projection is None:  # the slow path of split_head
+            hidden = None if output.logits is None else output.logits.detach()
+        # input_ids and attention_mask come first in transformers and in PEFT.
+        named = {**dict(zip(("input_ids", "attention_mask"), args, strict=False)), **kwargs}
+        device = self._pair.student.device.type
+        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        self._n_passes += 1
+        self._pass = _Pass(
+            named.get("input_ids"),
+            named.get("attention_mask"),
+            named.get("position_ids"),
+            hidden,
+            autocast,
+        )
+        if named.get("labels") is not None:
+            self.record(named["labels"] != -100)
+
+    def _close(self) -> None:
+        """Make the step of what was recorded."""
+        pair = self._pair
+        assert pair is not None
+        if not self._scores:
+            raise ConfigError(
+                f"capture() saw {self._n_passes} forward passes of the student at step "
+                f"{self._step} and no response token: give the student labels=, or call "
+                "c.record(response_mask) after the pass."
+            )
+        enders = set(eos_ids(pair.student, pair.tokenizer))
+        rollouts = Rollouts(
+            prompt_ids=self._prompt_ids,
+            response_ids=self._response_ids,
+            finished=[bool(r) and r[-1] in enders for r in self._response_ids],
+            prompt_index=list(range(len(self._prompt_ids))),
+        )
+        # The loop has told no names of its prompts: equal prompts get equal ones, at any step.
+        names = [hashlib.sha256(repr(ids).encode()).hexdigest()[:12] for ids in self._prompt_ids]
+        dataset = record_dataset(
+            self._step,
+            rollouts,
+            Scores.concatenate(self._scores),
+            [Prompt(name, text=name) for name in names],
+            self._correct,
+        )
+        self.dataset = dataset.isel(state=np.asarray(torch.cat(self._is_state)))
+        self.metrics = step_metrics(self.dataset)
+
+
+def _tokens(seen: _Pass) -> tuple[Tensor, Tensor]:
+    """Token ids of a pass and which of them are no padding, both (B, T), if all is as expected."""
+    ids_BT, hidden = seen.input_ids, seen.hidden_BTD
+    if ids_BT is None or hidden is None:
+        missing = "input_ids" if ids_BT is None else "the output head's input"
+        raise ConfigError(
+            f"the forward pass gave no {missing} to record: call the student on input_ids, and "
+            "let it compute its logits (a fused loss does not)."
+        )
+    if hidden.shape[:2] != ids_BT.shape:
+        raise ConfigError(
+            f"the output head saw hidden states of shape {tuple(hidden.shape)} for input_ids of "
+            f"shape {tuple(ids_BT.shape)}; expected one a token: pass no logits_to_keep."
+        )
+    mask = seen.attention_mask
+    if mask is not None and mask.shape != ids_BT.shape:
+        raise ConfigError(
+            f"attention_mask has shape {tuple(mask.shape)}, expected {tuple(ids_BT.shape)}: 1 at "
+            "tokens, 0 at padding."
+        )
+    real_BT = torch.ones_like(ids_BT, dtype=torch.bool) if mask is None else mask.bool()
+    if seen.position_ids is not None:
+        both = real_BT[:, 1:] & real_BT[:, :-1]
+        if (seen.position_ids.diff(dim=-1).expand_as(both)[both] != 1).any():
+            raise ConfigError(
+                "position_ids do not count up: sequences packed into one row cannot be recorded; "
+                "give each a row of its own."
+            )
+    return ids_BT, real_BT
