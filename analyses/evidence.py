@@ -62,7 +62,7 @@ class Evidence:
         return resample(self.scores[role])
 
     def recovery(self, experiment: str) -> list[Estimate]:
-        """Gap recovery rate (PAPER §3.2), one a seed; all three accuracies on the same problems."""
+        """Gap recovery rate (paper §3.2), one a seed; all three accuracies on the same problems."""
         teacher = self.role(EXPERIMENTS[experiment].teacher)
         return [
             before.map(after, teacher, by=gap_recovery_rate)

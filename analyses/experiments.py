@@ -128,7 +128,7 @@ PRESETS = {
         seeds=(0, 1, 2, 3, 4),
         n_probe=256,
     ),
-    # PAPER §4: models, prompts and hyper-parameters; one file stands for the three benchmarks.
+    # The paper's models, prompts and hyper-parameters; AIME24 stands for its three benchmarks.
     "paper": Preset(
         models={
             "student": "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B",

@@ -107,7 +107,7 @@ def thin(
 
 
 def step_metrics(dataset: xr.Dataset) -> dict[str, float]:
-    """Average the paper's quantities over all states of a step (PAPER §3).
+    """Average the paper's quantities over all states of a step (paper §2.3, App. B).
 
     Returns
     -------

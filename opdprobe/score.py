@@ -27,7 +27,7 @@ _PILE = 32
 
 @dataclass(frozen=True)
 class Scores:
-    """Both models' distributions at N states, cut to what analysis needs (PAPER §2.3).
+    """Both models' distributions at N states, cut to what analysis needs (paper §2.3).
 
     Parameters
     ----------

@@ -139,7 +139,7 @@ class OPDConfig(Config):
         Thinning of the store: every n-th step (0: nothing), that share of a step's rollouts, that
         many first positions of each (None: all).
     eval_every, eval_n, eval_temperature, eval_top_p
-        In-training evaluation, avg@n (§3: n = 16, T 0.7, top-p 0.95); 0 switches it off. The first
+        In-training evaluation, avg@n (paper: n = 16, T 0.7, top-p 0.95); 0 switches it off. The first
         and the last step are always evaluated.
     save_steps
         A checkpoint every that many steps (0: only at the end).
@@ -245,7 +245,7 @@ class OPDConfig(Config):
         if self.objective == "sampled" and self.estimator != "policy_gradient":
             raise ConfigError(
                 "objective='sampled' needs estimator='policy_gradient': the derivative of "
-                "log p(y) - log q(y) has no teacher term (PAPER §2.2, Eq. 3)."
+                "log p(y) - log q(y) has no teacher term (paper §2.2, Eq. 3)."
             )
         if self.objective == "full" and self.estimator == "policy_gradient":
             raise ConfigError(

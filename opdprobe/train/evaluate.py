@@ -1,4 +1,4 @@
-"""Accuracy of a model: avg@n over problems (PAPER §3)."""
+"""Accuracy of a model: avg@n over problems (paper: n = 16, T 0.7, top-p 0.95)."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""GRPO, purely on-policy: what makes the testbed's RL teachers (PAPER §4, Table 1).
+"""GRPO, purely on-policy: what makes the testbed's RL teachers (paper Table 1).
 
 One optimiser step a batch of rollouts, so the importance ratio is 1 and clipping never acts; no KL
 term; the loss is a mean over all tokens of the batch. It is not a general RL trainer.

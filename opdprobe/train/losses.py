@@ -1,4 +1,4 @@
-"""The objectives of on-policy distillation (PAPER §2.2), as sums over states.
+"""The objectives of on-policy distillation (paper §2.2), as sums over states.
 
 Every objective compares the student's distribution p with the teacher's q at student-visited
 states. Three choices make one:
@@ -157,7 +157,7 @@ def distillation_loss(part: Scored, pair: Pair, config: OPDConfig) -> Tensor:
 
     References
     ----------
-    PAPER §2.2, Eq. 3 to 5; §4.2 for the overlap supports.
+    Paper §2.2, Eq. 3 to 5; §4.2 for the overlap supports.
     """
     tau = config.temperature
     hidden, scores, head = part.hidden, part.scores, pair.student_head
