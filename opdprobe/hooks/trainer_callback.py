@@ -106,7 +106,7 @@ class ProbeCallback(TrainerCallback):
 
     References
     ----------
-    PAPER sect. 2.3 and App. B, for the quantities.
+    Paper, sect. 2.3 and App. B, for the quantities.
 
     Examples
     --------

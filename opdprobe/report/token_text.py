@@ -134,7 +134,9 @@ def _decoder(rules: dict[str, Any] | None) -> Callable[[str], TokenText]:
     if "Metaspace" in by_type:
         replacements.append((by_type["Metaspace"].get("replacement", "▁"), " "))
     if "String" in by_type.get("Replace", {}).get("pattern", {}):
-        replacements.append((by_type["Replace"]["pattern"]["String"], by_type["Replace"]["content"]))
+        replacements.append(
+            (by_type["Replace"]["pattern"]["String"], by_type["Replace"]["content"])
+        )
     prefix = by_type["WordPiece"].get("prefix", "##") if "WordPiece" in by_type else None
 
     def decode(piece: str) -> TokenText:

@@ -24,6 +24,7 @@ from opdprobe.store import Run
 from opdprobe.store.reader import step_path
 from opdprobe.store.step_file import read_counts
 
+_SCRIPTS = ("view_data.js", "view_draw.js", "view.js")
 _FEWEST_STEPS = 12  # where a page is too large, steps go first, down to so many; then rollouts
 
 
@@ -103,7 +104,9 @@ def write_view(
     while True:
         kept, kept_rows = _thin(counts, rows, per_state, budget)
         left_out = _left_out(offered, kept, rows, kept_rows, max_mb)
-        page = _page(runs, labels, [texts for texts, _ in found], kept, kept_rows, left_out + notices)
+        page = _page(
+            runs, labels, [texts for texts, _ in found], kept, kept_rows, left_out + notices
+        )
         size = len(page.encode())
         if size <= limit:
             break
@@ -149,6 +152,11 @@ def _model_name(run: Run, role: str) -> str | None:
     """Name of a model; what else wrote the run may have stored a bare name, or none."""
     model = run.attrs.get(role)
     return model.get("name") if isinstance(model, dict) else model
+
+
+def _short(name: str | None) -> str | None:
+    """Leave out where on a machine a model lay: a page may be passed on."""
+    return Path(name).name if name and Path(name).is_absolute() else name
 
 
 def _steps(run: Run, runs: Sequence[Run], given: Sequence[int] | None) -> list[int]:
@@ -238,8 +246,8 @@ def _page(
         described.append(
             {
                 "label": label,
-                "student": _model_name(run, "student"),
-                "teacher": _model_name(run, "teacher"),
+                "student": _short(_model_name(run, "student")),
+                "teacher": _short(_model_name(run, "teacher")),
                 "gap": text.gap,
                 "token_id": list(shown),
                 "token_kind": [token.kind for token in shown.values()],
@@ -264,7 +272,8 @@ def _page(
 
 def _render(labels: list[str], index: str, blocks: list[str]) -> str:
     folder = files("opdprobe.report") / "templates"
-    script, style = ((folder / f"view.{kind}").read_text("utf-8") for kind in ("js", "css"))
+    script = "".join((folder / name).read_text("utf-8") for name in _SCRIPTS)
+    style = (folder / "view.css").read_text("utf-8")
     environment = Environment(
         loader=PackageLoader("opdprobe.report"), autoescape=True, undefined=StrictUndefined
     )

@@ -1,8 +1,9 @@
-"""The token viewer's data: a step's numbers as one compressed block, read by ``view.js``."""
+"""The token viewer's data: a step's numbers as one compressed block, read by ``view_data.js``."""
 
 import base64
 import gzip
 import json
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -11,6 +12,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 import opdprobe.accessor  # noqa: F401  # registers ds.opd
+from opdprobe.report.token_text import visible
 
 LOGP_UNIT = 1e-3  # nats a step of the 16-bit log-probabilities: a probability to 0.05 %
 _LOWEST = 65_535  # stands for all below -65.5 nats, and is shown as probability 0
@@ -143,12 +145,13 @@ def pack_step(ds: xr.Dataset, rollouts: int) -> PackedStep:
 def _column(ds: xr.Dataset, name: str, n: int) -> list[Any]:
     """One value a rollout; None where it is not known."""
     values = ds[name].values[:n].tolist() if name in ds else [None] * n
-    return [None if value != value else value for value in values]
+    known = [None if value != value else value for value in values]
+    return [visible(value) if isinstance(value, str) else value for value in known]
 
 
 def _fixed_point(logp: NDArray[np.floating]) -> NDArray[np.uint16]:
-    steps = np.round(-np.nan_to_num(logp, nan=-np.inf) / LOGP_UNIT)
-    return np.clip(steps, 0, _LOWEST).astype("<u2")
+    steps = np.where(np.isnan(logp), np.inf, -logp / LOGP_UNIT)
+    return np.clip(steps, 0, _LOWEST).round().astype("<u2")
 
 
 def level_bounds(quantity: Quantity, values: NDArray[np.floating]) -> list[float]:
@@ -164,16 +167,16 @@ def level_bounds(quantity: Quantity, values: NDArray[np.floating]) -> list[float
     Returns
     -------
     list of float
-        Quantiles (50, 75, 90, 97 and 99 % count as better), rounded to two digits; fewer where
-        they coincide, none if there is no value.
+        Quantiles (50, 75, 90, 97 and 99 % count as better), in two digits; fewer where they
+        coincide, none if there is no value.
 
     Examples
     --------
     >>> kl, *_, reward = QUANTITIES
     >>> level_bounds(kl, np.arange(1001.0))
     [500.0, 750.0, 900.0, 970.0, 990.0]
-    >>> level_bounds(QUANTITIES[2], np.ones(8)), level_bounds(kl, np.array([np.nan]))
-    ([1.0], [])
+    >>> level_bounds(QUANTITIES[2], np.full(8, 0.875)), level_bounds(kl, np.array([np.nan]))
+    ([0.87], [])
     >>> level_bounds(reward, np.array([-4.0, 4.0]))
     [4.0]
     """
@@ -182,8 +185,17 @@ def level_bounds(quantity: Quantity, values: NDArray[np.floating]) -> list[float
         return []
     sign = 1 if quantity.two_sided else quantity.worse
     worse = np.abs(finite) if quantity.two_sided else sign * finite
-    bounds = dict.fromkeys(float(f"{bound:.2g}") for bound in np.quantile(worse, _LEVELS))
+    bounds = dict.fromkeys(_two_digits(float(bound)) for bound in np.quantile(worse, _LEVELS))
     return [sign * bound + 0.0 for bound in bounds]  # + 0.0: no minus zero
+
+
+def _two_digits(bound: float) -> float:
+    """Round up, so that a value at the very bound stays on its side of it."""
+    if bound == 0:
+        return 0.0
+    unit = 10.0 ** (math.floor(math.log10(abs(bound))) - 1)
+    # The inner rounding undoes the division's own error: 0.31 / 0.01 is 31.000000000000004.
+    return float(f"{math.ceil(round(bound / unit, 6)) * unit:.6g}")
 
 
 def pack(data: bytes) -> str:
@@ -194,7 +206,7 @@ def pack(data: bytes) -> str:
     >>> gzip.decompress(base64.b64decode(pack(b"<script>")))
     b'<script>'
     """
-    return base64.b64encode(gzip.compress(data, mtime=0)).decode()
+    return base64.b64encode(gzip.compress(data, compresslevel=6, mtime=0)).decode()
 
 
 def pack_json(data: Any) -> str:

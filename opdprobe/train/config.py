@@ -139,8 +139,8 @@ class OPDConfig(Config):
         Thinning of the store: every n-th step (0: nothing), that share of a step's rollouts, that
         many first positions of each (None: all).
     eval_every, eval_n, eval_temperature, eval_top_p
-        In-training evaluation, avg@n (paper: n = 16, T 0.7, top-p 0.95); 0 switches it off. The first
-        and the last step are always evaluated.
+        In-training evaluation, avg@n (paper: n = 16, T 0.7, top-p 0.95); 0 switches it off. The
+        first and the last step are always evaluated.
     save_steps
         A checkpoint every that many steps (0: only at the end).
     seed

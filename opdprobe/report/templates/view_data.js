@@ -1,0 +1,90 @@
+
+"use strict";
+// The page's data, unpacked: an index as JSON and one block a step (opdprobe/report/view_data.py),
+// each gzipped, in base64. And how numbers and tokens are written.
+
+const byId = (id) => document.getElementById(id);
+const LOGP_UNIT = 1e-3, LOWEST = 65535;
+
+let index; // what there is: runs with their steps, quantities, notices
+
+async function inflate(id) {
+  const text = byId(id).textContent;
+  const packed = Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
+  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+  return new Response(stream).arrayBuffer();
+}
+
+const starts = (lengths) => {
+  let sum = 0;
+  return lengths.map((n) => (sum += n) - n);
+};
+
+// A step's arrays, as views into its block; unpacked once.
+async function load(run, step) {
+  const header = index.runs[run].steps[step];
+  header.data ??= inflate(header.block).then((buffer) => {
+    const { n, k } = header, total = (lengths) => lengths.reduce((sum, one) => sum + one, 0);
+    let offset = 0;
+    const take = (Type, length) => {
+      const view = new Type(buffer, offset, length);
+      offset += view.byteLength;
+      return view;
+    };
+    return {
+      values: take(Float32Array, index.quantities.length * n), // (quantity, state)
+      position: take(Int32Array, n),
+      ids: take(Int32Array, n * 2 * k), // (state, support, rank)
+      prompt: take(Int32Array, total(header.n_prompt)),
+      response: take(Int32Array, total(header.n_response)),
+      logp: take(Uint16Array, n * 4 * k), // (state, model, support, rank)
+      sampled: take(Uint16Array, n * 2), // (state, model)
+      states: starts(header.n_states), prompts: starts(header.n_prompt), responses: starts(header.n_response),
+    };
+  });
+  return header.data;
+}
+
+const probability = (fixed) => (fixed === LOWEST ? 0 : Math.exp(-fixed * LOGP_UNIT));
+
+function token(run, id) {
+  const { texts } = index.runs[run];
+  return texts.get(id) ?? { kind: "id", text: id < 0 ? "?" : String(id) };
+}
+
+// In a list every space counts; in running text only what would not be seen is marked.
+const inList = ({ text }) => (text === "" ? "(empty)" : text.replace(/^ +| +$/g, (s) => "␣".repeat(s.length)).replaceAll("\n", "↵"));
+const inText = ({ text }) => text.replaceAll("\n", "↵\n");
+
+function number(value, digits = 3) {
+  if (Number.isNaN(value)) return "–";
+  if (!Number.isFinite(value)) return value > 0 ? "∞" : "−∞";
+  if (value === 0) return "0";
+  const size = Math.abs(value);
+  const text = size < 1e-3 || size >= 1e5 ? value.toExponential(1) : String(Number(value.toPrecision(digits)));
+  return text.replaceAll("-", "−");
+}
+const chance = (p) => (p >= 0.001 ? p.toFixed(3) : p === 0 ? "0" : p.toExponential(0).replace("-", "−"));
+const withUnit = (value, { units }) => number(value) + (units === "nats" && Number.isFinite(value) ? " nats" : "");
+
+// How far out a value is: 0 common … 5 rare; bounds may be fewer than five, so count from the top.
+function level(quantity, value) {
+  if (Number.isNaN(value)) return "undefined";
+  const { worse, two_sided, bounds } = quantity;
+  const out = two_sided ? Math.abs(value) : worse * value;
+  const passed = bounds.filter((bound) => out > (two_sided ? bound : worse * bound)).length;
+  if (passed === 0) return "";
+  return (two_sided && worse * value < 0 ? "good" : "bad") + (5 - bounds.length + passed);
+}
+
+function make(tag, className, text) {
+  const element = document.createElement(tag);
+  if (className) element.className = className;
+  if (text !== undefined) element.textContent = text;
+  return element;
+}
+
+function fill(select, options, value) {
+  select.replaceChildren(...options.map(({ value, label }) => new Option(label, value)));
+  select.value = value;
+}

@@ -1,0 +1,201 @@
+
+// What the page shows, drawn from its state. Every string is set with textContent: what a model
+// wrote stays text.
+
+const WORST = 24; // buttons in the list of the worst tokens
+
+let view = {}; // what is shown: run, step (index), rollout, token, by, with {run, step, rollout}, scope
+const panes = {}; // a, b: {run, step, rollout, data, spans, states} as drawn
+let remembering; // the timer that writes it to the address
+let worst = []; // the worst tokens of the scope, worst first: {rollout, token, value}
+
+const quantity = () => index.quantities[view.by];
+const header = (place) => index.runs[place.run].steps[place.step];
+const grade = (correct) => (correct === null ? null : correct === 1 ? "correct" : correct === 0 ? "wrong" : `score ${number(correct)}`);
+
+function rolloutLabel(place) {
+  const { prompt_id, correct, n_response, n_states } = header(place), row = place.rollout;
+  const parts = [row, prompt_id[row], grade(correct[row]), `${n_response[row]} tokens`];
+  if (n_states[row] === 0) parts.push("not recorded");
+  return parts.filter((part) => part !== null).join(" · ");
+}
+
+// Other rollouts of the same prompt. Those of other runs and steps come first: they are the point.
+function companions(place) {
+  const prompt = header(place).prompt_id[place.rollout], found = [];
+  if (prompt === null) return found;
+  index.runs.forEach(({ steps }, run) => steps.forEach((one, step) => one.prompt_id.forEach((id, rollout) => {
+    const other = { run, step, rollout };
+    if (id === prompt && !same(other, place)) found.push(other);
+  })));
+  const here = (other) => (other.run === place.run) + (other.step === place.step) * (other.run === place.run);
+  return found.sort((x, y) => here(x) - here(y) || distance(x, place) - distance(y, place));
+}
+const stepNumber = (place) => header(place).step;
+const distance = (x, y) => Math.abs(stepNumber(x) - stepNumber(y)) * 1e4 + Math.abs(x.rollout - y.rollout);
+const same = (x, y) => x.run === y.run && x.step === y.step && x.rollout === y.rollout;
+const key = ({ run, step, rollout }) => `${run}.${index.runs[run].steps[step].step}.${rollout}`;
+
+function place(text) {
+  const [run, number, rollout] = text.split(".").map(Number);
+  const step = index.runs[run]?.steps.findIndex((one) => one.step === number) ?? -1;
+  return step >= 0 && rollout in index.runs[run].steps[step].n_states ? { run, step, rollout } : null;
+}
+
+async function draw() {
+  const drawing = { ...view };
+  view.drawing = drawing;
+  const [a, b] = await Promise.all([view, view.with].map((one) => one && load(one.run, one.step)));
+  if (view.drawing !== drawing) return; // another choice came in between
+  const reading = document.activeElement.closest(".response") !== null;
+  drawControls();
+  drawLegend();
+  drawPane("a", view, a);
+  byId("pane-b").hidden = !view.with;
+  byId("panes").classList.toggle("two", Boolean(view.with));
+  if (view.with) drawPane("b", view.with, b);
+  rank();
+  if (view.token === null || view.token >= panes.a.spans.length) view.token = worst.find((one) => one.rollout === view.rollout)?.token ?? 0;
+  choose("a", view.token, reading);
+}
+
+function drawControls() {
+  const { steps } = index.runs[view.run], rows = header(view).n_states.length;
+  byId("run-field").hidden = index.runs.length < 2;
+  fill(byId("run"), index.runs.map(({ label }, value) => ({ value, label })), view.run);
+  fill(byId("step"), steps.map(({ step }, value) => ({ value, label: step })), view.step);
+  fill(byId("rollout"), Array.from({ length: rows }, (_, rollout) => ({ value: rollout, label: rolloutLabel({ ...view, rollout }) })), view.rollout);
+  fill(byId("by"), index.quantities.flatMap(({ long_name, name, units }, value) => units ? [{ value, label: long_name ?? name }] : []), view.by);
+  byId("step-back").disabled = view.step === 0;
+  byId("step-on").disabled = view.step === steps.length - 1;
+  byId("rollout-back").disabled = view.rollout === 0;
+  byId("rollout-on").disabled = view.rollout === rows - 1;
+  const others = companions(view);
+  const label = (other) => `${index.runs.length > 1 ? index.runs[other.run].label + " · " : ""}step ${stepNumber(other)} · ${rolloutLabel(other)}`;
+  const none = { value: "", label: others.length ? "nothing" : "nothing: no other rollout of it here" };
+  fill(byId("with"), [none, ...others.map((other) => ({ value: key(other), label: label(other) }))], view.with ? key(view.with) : "");
+  byId("with").disabled = others.length === 0;
+  byId("scope").value = view.scope;
+}
+
+function drawLegend() {
+  const one = quantity(), { bounds, worse, two_sided } = one, list = byId("legend").querySelector("ol");
+  const unit = one.units === "nats" ? ", nats" : "";
+  byId("legend").querySelector("figcaption").textContent =
+    `${one.long_name}${unit}: half of all tokens are plain, the outermost 1 % have the thickest bar`;
+  const top = (i) => 5 - bounds.length + i + 1, sign = two_sided ? -1 : worse;
+  const range = (i, sign) => {
+    const [near, far] = [bounds[i], bounds[i + 1]].map((bound) => (bound === undefined ? undefined : number(two_sided ? sign * bound : bound)));
+    return far === undefined ? `${sign > 0 ? ">" : "<"} ${near}` : `${near} to ${far}`;
+  };
+  const items = bounds.map((_, i) => make("li", `bad${top(i)}`, range(i, sign)));
+  const plain = bounds.length ? (two_sided ? `±${number(bounds[0])}` : `${worse > 0 ? "≤" : "≥"} ${number(bounds[0])}`) : "all";
+  items.unshift(make("li", "", plain));
+  if (two_sided) bounds.forEach((_, i) => items.unshift(make("li", `good${top(i)}`, range(i, 1))));
+  list.replaceChildren(...items);
+}
+
+function tokenSpan(run, id) {
+  const one = token(run, id), blank = one.kind === "text" && /^\s+$/.test(one.text);
+  const text = inText(one), lead = !blank && one.kind === "text" && text.startsWith(" ") ? " " : "";
+  const span = make("span", `k-${blank ? "blank" : one.kind}`, blank ? text.replaceAll(" ", "␣") : text.slice(lead.length));
+  if (lead) span.dataset.lead = lead;
+  return span;
+}
+
+function drawPane(name, { run, step, rollout }, data) {
+  const pane = byId(`pane-${name}`), head = header({ run, step }), { gap } = index.runs[run];
+  const slice = (array, offsets, lengths) => array.subarray(offsets[rollout], offsets[rollout] + lengths[rollout]);
+  const prompt = slice(data.prompt, data.prompts, head.n_prompt);
+  const response = slice(data.response, data.responses, head.n_response);
+  const n_states = head.n_states[rollout], first = data.states[rollout];
+  byId(`title-${name}`).textContent = `${index.runs.length > 1 ? index.runs[run].label + ", " : ""}step ${head.step}, rollout ${rollout}`;
+  pane.querySelector(".prompt").hidden = prompt.length === 0;
+  pane.querySelector(".prompt .text").textContent = Array.from(prompt, (id) => inText(token(run, id))).join(gap);
+
+  // Where each token's state lies in the block; -1 where none was recorded.
+  const states = new Int32Array(response.length).fill(-1);
+  for (let i = first; i < first + n_states; i++) states[data.position[i]] = i;
+  const spans = Array.from(response, (id, position) => {
+    const span = tokenSpan(run, id);
+    span.dataset.token = position;
+    span.dataset.kind = span.className;
+    span.setAttribute("role", "option");
+    span.setAttribute("aria-selected", "false");
+    span.tabIndex = -1;
+    return span;
+  });
+  const box = pane.querySelector(".response");
+  box.replaceChildren(...spaced(spans, gap));
+  box.setAttribute("aria-label", `Response, ${response.length} tokens`);
+  if (spans.length) spans[0].tabIndex = 0;
+  else box.textContent = "(no tokens)";
+  panes[name] = { run, step, rollout, data, head, response, spans, states, selected: -1 };
+  colour(name);
+  const facts = [head.prompt_id[rollout] === null ? null : `prompt ${head.prompt_id[rollout]}`, grade(head.correct[rollout]),
+    head.finished[rollout] === null ? null : head.finished[rollout] ? "ended by itself" : "cut off",
+    `${response.length} tokens${n_states < response.length ? `, ${n_states} recorded` : ""}`, mean(name)];
+  if (name === "b" && shared() > 0) facts.push(`the first ${shared()} tokens are the same`);
+  pane.querySelector(".facts").textContent = facts.filter(Boolean).join(" · ");
+}
+
+// A token's own leading space stands before its box: within, it would hang at the end of a line.
+const spaced = (spans, gap) => spans.flatMap((span, i) => [(i ? gap : "") + (span.dataset.lead ?? ""), span]);
+
+function shared() {
+  const [a, b] = [panes.a, panes.b].map(({ response, run }) => Array.from(response, (id) => token(run, id).text));
+  const n = a.findIndex((text, i) => text !== b[i]);
+  return n < 0 ? a.length : n;
+}
+
+const value = (pane, position, by = view.by) => (pane.states[position] < 0 ? NaN : pane.data.values[by * pane.head.n + pane.states[position]]);
+
+function mean(name) {
+  const pane = panes[name], all = Array.from(pane.spans, (_, i) => value(pane, i)).filter((x) => !Number.isNaN(x));
+  return all.length ? `mean ${quantity().long_name} ${withUnit(all.reduce((sum, x) => sum + x, 0) / all.length, quantity())}` : null;
+}
+
+function colour(name) {
+  const pane = panes[name];
+  pane.spans.forEach((span, i) => {
+    span.className = `t ${span.dataset.kind} ${pane.states[i] < 0 ? "none" : level(quantity(), value(pane, i))}`;
+  });
+}
+
+function rank() {
+  const { data, head } = panes.a, { worse, two_sided } = quantity(), found = [];
+  const rows = view.scope === "step" ? head.n_states.keys() : [view.rollout];
+  for (const rollout of rows) {
+    for (let i = data.states[rollout], end = i + head.n_states[rollout]; i < end; i++) {
+      const value = data.values[view.by * head.n + i];
+      if (!Number.isNaN(value)) found.push({ rollout, token: data.position[i], value, id: data.response[data.responses[rollout] + data.position[i]] });
+    }
+  }
+  worst = found.sort((x, y) => (x.value === y.value ? 0 : worse * (y.value - x.value)));
+  byId("worst-title").textContent = `${two_sided || worse < 0 ? "Lowest" : "Highest"} ${quantity().long_name}`;
+  byId("worst").querySelector("ol").replaceChildren(...worst.slice(0, WORST).map((one, i) => {
+    const item = make("li"), button = make("button");
+    button.type = "button";
+    button.dataset.worst = i;
+    button.append(make("bdi", "", inList(token(view.run, one.id))), " ", make("span", "value", number(one.value)));
+    const where = view.scope === "step" ? `rollout ${one.rollout}, token ${one.token}` : `token ${one.token}`;
+    if (view.scope === "step") button.append(make("span", "value", ` in ${one.rollout}`));
+    button.title = where;
+    button.setAttribute("aria-label", `${inList(token(view.run, one.id))}, ${where}, ${withUnit(one.value, quantity())}`);
+    item.append(button);
+    return item;
+  }));
+}
+
+function jump(i) {
+  const one = worst[i];
+  if (!one) return;
+  if (one.rollout === view.rollout) choose("a", one.token);
+  else go({ rollout: one.rollout, token: one.token }).then(() => choose("a", one.token));
+}
+
+function markWorst() {
+  const at = worst.findIndex((one) => one.rollout === view.rollout && one.token === view.token);
+  byId("worst").querySelectorAll("button").forEach((button, i) => button.setAttribute("aria-current", String(i === at)));
+  return at;
+}
