@@ -112,8 +112,8 @@ def reproduce(
     preset = PRESETS[preset_name]
     folder = out / preset_name
     chosen = list(FIGURES) if figure_names is None else list(dict.fromkeys(figure_names))
-    _work(plan(preset, needed(chosen)), preset, folder, workers, on_progress)
-    _work([Job("analyse", figure) for figure in chosen], preset, folder, workers, on_progress)
+    stages = [plan(preset, needed(chosen)), [Job("analyse", figure) for figure in chosen]]
+    _work(stages, preset, folder, workers, on_progress)
     results = [load(folder / "results" / f"{figure}.json") for figure in chosen]
     figures.make(folder / "results", folder / "figures", chosen)
     write_report(
@@ -126,25 +126,27 @@ def reproduce(
 
 
 def _work(
-    jobs: list[Job], preset: Preset, folder: Path, workers: int, on_progress: Progress
+    stages: list[list[Job]], preset: Preset, folder: Path, workers: int, on_progress: Progress
 ) -> None:
+    """Do the jobs of a stage side by side, one stage after the other."""
     # Fresh interpreters: forking a process that has used torch's threads can hang.
     context = multiprocessing.get_context("spawn")
     progress = context.Queue()
     pool = ProcessPoolExecutor(
-        min(workers, len(jobs)), mp_context=context, initializer=_start_worker, initargs=(progress,)
+        workers, mp_context=context, initializer=_start_worker, initargs=(progress,)
     )
     try:
-        waiting = {pool.submit(_do, job, preset, folder) for job in jobs}
-        while waiting:
-            done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
-            while True:
-                try:
-                    on_progress(*progress.get_nowait())
-                except queue.Empty:
-                    break
-            for future in done:
-                future.result()
+        for jobs in stages:
+            waiting = {pool.submit(_do, job, preset, folder) for job in jobs}
+            while waiting:
+                done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_COMPLETED)
+                while True:
+                    try:
+                        on_progress(*progress.get_nowait())
+                    except queue.Empty:
+                        break
+                for future in done:
+                    future.result()
     except BrokenProcessPool as error:
         raise OPDProbeError(
             "a process was killed, perhaps for want of memory; the same command goes on where it "

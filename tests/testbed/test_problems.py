@@ -74,14 +74,14 @@ def test_demonstrations_are_what_a_trained_model_is_asked_and_should_say():
     examples = batch_at(5)
     assert len(examples) == 64
     for prompt_ids, response_ids in examples:
-        text = TOKENIZER.decode(prompt_ids)
+        text = str(TOKENIZER.decode(prompt_ids))
         question = text.removeprefix("<bos> <user> ").removesuffix(" <assistant>")
         # The same ids as the trainer's own way from a question to a prompt.
         prompt = Prompt("x", messages=({"role": "user", "content": question},))
         (encoded,) = encode_prompts(TOKENIZER, [prompt])
         assert tuple(prompt_ids) == encoded.ids
         answer = str(sum(int(word) for word in question.split() if word.isdigit()))
-        assert world.grade(TOKENIZER.decode(response_ids), answer) == 1
+        assert world.grade(str(TOKENIZER.decode(response_ids)), answer) == 1
         assert response_ids[-1] == TOKENIZER.eos_token_id
         assert len(response_ids) <= MAX_COMPLETION_LENGTH
 

@@ -42,12 +42,12 @@ def test_words_are_tokens_and_come_back(sequence):
 @pytest.mark.parametrize("name", list(MEMBERS))
 def test_the_chat_template_survives(name):
     for tokenizer in (BUILT, LOADED[name]):
-        whole = tokenizer.apply_chat_template(CHAT, tokenize=False)
+        whole = str(tokenizer.apply_chat_template(CHAT, tokenize=False))
         assert whole == (
             "<bos> <user> add 7 12 3 19 <assistant> well the total is 41 so answer 41 <eos>"
         )
         prompt = tokenizer.apply_chat_template(CHAT[:1], tokenize=False, add_generation_prompt=True)
-        assert whole.startswith(prompt)
+        assert whole.startswith(str(prompt))
 
 
 def test_an_unknown_word_is_an_error():

@@ -79,15 +79,15 @@ def test_build_trains_publishes_and_records(tiny_zoo):
     steps = [metrics["step"] for metrics in zoo.build("tiny-rl", tiny_zoo)]
     assert steps == [0, 1, 2]
     assert list(zoo.manifest()) == ["tiny", "tiny-rl"]
-    weights = {}
     for name, member in TINY.items():
         entry = zoo.manifest()[name]
-        weights[name] = AutoModelForCausalLM.from_pretrained(zoo.zoo_path(name))
-        assert weights[name].dtype == torch.bfloat16
-        assert entry["parameters"] == weights[name].num_parameters()
+        model = AutoModelForCausalLM.from_pretrained(zoo.zoo_path(name))
+        assert model.dtype == torch.bfloat16
+        assert entry["parameters"] == model.num_parameters()
         assert entry["parent"] == member.parent
         assert zoo.check(name)["accuracy"] == pytest.approx(entry["accuracy"], abs=1e-4)
-    assert entry["recipe"] == {"type": "GRPOConfig", **GRPO.to_dict()}
+    recipe = zoo.manifest()["tiny-rl"]["recipe"]
+    assert recipe == {"type": "GRPOConfig", **GRPO.to_dict()}
 
 
 def test_an_interrupted_build_goes_on_and_ends_in_the_same_bytes(tiny_zoo, tmp_path):
@@ -96,7 +96,7 @@ def test_an_interrupted_build_goes_on_and_ends_in_the_same_bytes(tiny_zoo, tmp_p
     broken = zoo.build("tiny", tiny_zoo)
     for _ in range(4):
         next(broken)
-    broken.close()
+    del broken
     assert zoo.manifest()["tiny"]["sha256"] == want  # nothing is published before the end
     assert [metrics["step"] for metrics in zoo.build("tiny", tiny_zoo)] == [4]
     assert zoo.manifest()["tiny"]["sha256"] == want

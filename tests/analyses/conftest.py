@@ -1,0 +1,95 @@
+"""Hand-made evidence: runs in which the success aligns and the failure does not."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from analyses.evidence import BENCHMARK, Evidence
+from analyses.experiments import EXPERIMENTS, PRESETS
+from opdprobe import open_run
+from opdprobe.store import Run, RunWriter
+from opdprobe.testing import synthetic_step
+
+N_STEPS, N_PROBLEMS, K = 12, 40, 8
+EVALUATED = (0, 6, 12)
+LENGTHS = [7, 3, 0, 9, 5, 6]  # a rollout without a state is left out of every mean
+
+ACCURACY = {"student": 0.35, "rl_student": 0.9, "large": 0.7}
+# Accuracy at the evaluated steps.
+ACCURACIES = {
+    "success": (0.35, 0.7, 0.88),
+    "failure": (0.35, 0.37, 0.4),
+    "reverse_small": (0.9, 0.5, 0.38),
+    "reverse_large": (0.9, 0.6, 0.42),
+    "support_overlap": (0.35, 0.65, 0.87),
+    "support_non_overlap": (0.35, 0.4, 0.5),
+}
+# Correlation of both models' logits in the first and in the second half of a run.
+AGREEMENT = {"success": (0.3, 0.999)}
+# What the non-overlap run logs: its 5-step means start at 0.8, fall to 0.7, and end at 0.73.
+OVERLAP = [0.8] * 5 + [0.75] + [0.7] * 5 + [0.85]
+
+
+def problem_scores(accuracy: float, seed: int) -> list[float]:
+    """Scores of the problems, of four samples each: harder and easier ones, the same for all."""
+    difficulty = np.random.default_rng(0).normal(size=N_PROBLEMS)
+    chance = 1 / (1 + np.exp(difficulty - np.log(accuracy / (1 - accuracy)) * 1.2))
+    return (np.random.default_rng([1, seed]).binomial(4, chance) / 4).tolist()
+
+
+def write_run(path: Path, name: str, seed: int, n_recorded: int) -> Run:
+    attrs = {"seed": seed, "k": K, "student": {"name": "s"}, "teacher": {"name": "t"}}
+    writer = RunWriter(path, attrs=attrs, config={"eval_n": 4}, resume=False)
+    early, late = AGREEMENT.get(name, (0.3, 0.3))
+    rng = np.random.default_rng([2, seed])
+    for step in range(N_STEPS if EXPERIMENTS[name].train else 1):
+        if step < n_recorded:
+            agreement = early if step < N_STEPS / 2 else late
+            size = {"n_rollouts": len(LENGTHS), "length": LENGTHS, "k": K}
+            writer.write_step(step, synthetic_step(step, agreement=agreement, seed=seed, **size))
+        metrics = {
+            "loss": (3.0 if name == "success" else 1.0) + rng.random(),
+            "grad_norm": 1.0,
+            "overlap_ratio": OVERLAP[step] if name == "support_non_overlap" else 0.8,
+        }
+        writer.log_metrics(step, metrics)
+    for step, accuracy in zip(EVALUATED, ACCURACIES.get(name, ()), strict=False):
+        scores = problem_scores(accuracy, 10 * seed + step)
+        ids = [f"test-{i}" for i in range(N_PROBLEMS)]
+        writer.log_evaluation(step, BENCHMARK, ids, scores)
+        if step == N_STEPS:  # as the trainer does: a row of metrics with the accuracy alone
+            writer.log_metrics(step, {"accuracy/test": float(np.mean(scores))})
+    return open_run(path)
+
+
+@pytest.fixture(scope="session")
+def make_evidence(tmp_path_factory) -> Callable[..., Evidence]:
+    """Make the evidence of some experiments, one run a seed, with so many recorded steps."""
+
+    def make(recorded: dict[str, int], seeds: Iterable[int] = (0,)) -> Evidence:
+        folder = tmp_path_factory.mktemp("runs")
+        return Evidence(
+            preset="quick",
+            models=PRESETS["quick"].models,
+            runs={
+                name: [write_run(folder / f"{name}-{seed}", name, seed, n) for seed in seeds]
+                for name, n in recorded.items()
+            },
+            scores={r: np.array(problem_scores(a, 100)) for r, a in ACCURACY.items()},
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def evidence(make_evidence) -> Evidence:
+    """One seed of every experiment; whole runs of the two whose states claims look at."""
+    few = dict.fromkeys(EXPERIMENTS, 2)
+    return make_evidence(few | {"success": N_STEPS, "failure": N_STEPS})
+
+
+@pytest.fixture(scope="session")
+def five_seeds(make_evidence) -> Evidence:
+    return make_evidence({"success": 3, "failure": 3}, seeds=range(5))

@@ -1,0 +1,209 @@
+"""What figures share: recovery, changes, panels, verdicts."""
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from analyses.estimate import N_BOOT, resample
+from analyses.evidence import (
+    accuracy_panel,
+    axis_label,
+    claim,
+    curve_panel,
+    metric_series,
+)
+from opdprobe.probes import curve
+
+NAN = float("nan")
+
+
+def scores(run, end):
+    return run.evaluation("test")["score"].values[end]
+
+
+def test_accuracy_is_that_of_the_first_and_of_the_last_evaluation(evidence):
+    (run,) = evidence.runs["success"]
+    for end in (0, -1):
+        (estimate,) = evidence.accuracy("success", end=end)
+        assert estimate.value == pytest.approx(scores(run, end).mean())
+    assert evidence.role("large").value == pytest.approx(evidence.scores["large"].mean())
+
+
+@pytest.mark.parametrize(
+    ("name", "teacher"),
+    [("success", "rl_student"), ("failure", "large"), ("reverse_small", "student")],
+)
+def test_recovery_is_the_share_of_the_gap_on_the_same_problems(evidence, name, teacher):
+    (run,) = evidence.runs[name]
+    before, after, best = scores(run, 0), scores(run, -1), evidence.scores[teacher]
+    (estimate,) = evidence.recovery(name)
+    want = (after.mean() - before.mean()) / (best.mean() - before.mean())
+    assert estimate.value == pytest.approx(want)
+    rows = np.random.default_rng(0).integers(0, len(best), (N_BOOT, len(best)))
+    samples = [
+        (after[i].mean() - before[i].mean()) / (best[i].mean() - before[i].mean()) for i in rows
+    ]
+    np.testing.assert_allclose(estimate.samples, samples)
+
+
+def test_no_gap_has_no_recovery(evidence):
+    (run,) = evidence.runs["success"]
+    level = type(evidence)(
+        evidence.preset, evidence.models, evidence.runs, {"rl_student": scores(run, 0)}
+    )
+    (estimate,) = level.recovery("success")
+    assert np.isnan(estimate.value)
+    assert np.isnan(estimate.samples).all()
+
+
+def test_change_and_remaining_compare_the_first_five_steps_with_the_last_five(evidence):
+    (run,) = evidence.runs["success"]
+    first, last = (
+        run.states(steps)["reverse_kl"].values.astype(float).mean()
+        for steps in (range(5), range(7, 12))
+    )
+    (change,) = evidence.change("success", lambda ds: ds.opd.reverse_kl())
+    (left,) = evidence.remaining("success", lambda ds: ds.opd.reverse_kl())
+    assert change.value == pytest.approx(last - first, rel=1e-9)
+    assert left.value == pytest.approx(last / first, rel=1e-9)
+
+
+def test_nothing_at_the_start_leaves_no_share(evidence):
+    (left,) = evidence.remaining("failure", lambda ds: 0 * ds.opd.reverse_kl())
+    assert np.isnan(left.value)
+
+
+def test_meta_counts_what_is_behind_a_figure(evidence, five_seeds):
+    meta = evidence.meta(["success", "failure"])
+    tables = [evidence.runs[n][0].rollouts() for n in ("success", "failure")]
+    assert meta.n_rollouts == sum(t.sizes["rollout"] for t in tables) == 2 * 12 * 6
+    assert meta.n_states == sum(int(t.length.sum()) for t in tables) == 2 * 12 * 30
+    assert (meta.seeds, meta.k, meta.preset) == ([0], 8, "quick")
+    assert meta.runs["failure"] == {
+        "student": "zoo:sft-small",
+        "teacher": "zoo:sft-large",
+        "steps": 12,
+        "states": 360,
+    }
+    assert "bootstrap" in meta.interval
+    assert five_seeds.meta(["success"]).seeds == [0, 1, 2, 3, 4]
+    assert five_seeds.meta(["success"]).interval == "95 % t-interval over 5 seeds"
+    assert five_seeds.meta(["success"]).runs["success"]["states"] == 5 * 3 * 30
+
+
+# Panels
+
+
+def test_accuracy_panel_shows_every_evaluation(evidence):
+    panel = accuracy_panel(evidence, {"success": "S", "failure": "F"}, {"large": "larger"})
+    assert panel.y_label == "accuracy (avg@4)"
+    assert [s.label for s in panel.series] == ["S", "F"]
+    (run,) = evidence.runs["failure"]
+    series = panel.series[1]
+    assert list(series.x) == [0, 6, 12]
+    np.testing.assert_allclose(series.y, [scores(run, i).mean() for i in range(3)])
+    assert all(lo < y < hi for lo, y, hi in zip(series.low, series.y, series.high, strict=True))
+    (line,) = panel.references
+    assert (line.role, line.label) == ("large", "larger")
+    assert line.y == pytest.approx(evidence.scores["large"].mean())
+
+
+def test_accuracy_panel_of_five_seeds_has_students_interval(five_seeds):
+    (series,) = accuracy_panel(five_seeds, {"success": "S"}, {}).series
+    for i in range(3):
+        values = [scores(run, i).mean() for run in five_seeds.runs["success"]]
+        want = stats.t.interval(0.95, 4, loc=np.mean(values), scale=stats.sem(values))
+        assert series.y[i] == pytest.approx(np.mean(values))
+        assert (series.low[i], series.high[i]) == pytest.approx(want)
+
+
+def test_curve_panel_is_the_curve_of_one_run(evidence):
+    panel = curve_panel(evidence, "overlap_token_advantage", {"failure": "F"}, title="T")
+    want = curve(evidence.runs["failure"][0], "overlap_token_advantage", n_boot=N_BOOT)
+    (series,) = panel.series
+    assert list(series.x) == list(range(12))
+    for name, got in (("value", series.y), ("low", series.low), ("high", series.high)):
+        np.testing.assert_allclose(got, want[name])
+    assert panel.y_label == "overlap-token advantage [nats]"
+    ratio = curve_panel(evidence, "overlap_ratio", {"failure": "F"}, title="T")
+    assert ratio.y_label == "overlap ratio"
+    mass = curve_panel(evidence, "overlap_mass", {"failure": "F"}, title="T", model="teacher")
+    assert mass.y_label == "teacher overlap mass"
+
+
+def test_curve_panel_of_five_seeds_is_their_mean_with_students_interval(five_seeds):
+    (series,) = curve_panel(five_seeds, "reverse_kl", {"success": "S"}, title="T").series
+    values = np.array([curve(run, "reverse_kl")["value"] for run in five_seeds.runs["success"]])
+    low, high = stats.t.interval(0.95, 4, loc=values.mean(0), scale=stats.sem(values))
+    np.testing.assert_allclose(series.y, values.mean(0))
+    np.testing.assert_allclose(series.low, low)
+    np.testing.assert_allclose(series.high, high)
+
+
+def test_logged_scalars_have_a_band_with_three_seeds_or_more_only(evidence, five_seeds):
+    one = metric_series(evidence.runs["success"], "loss", role="success", label="S")
+    # The last evaluation is a row of the metrics without a loss: no point of the curve.
+    assert list(one.x) == list(range(12))
+    np.testing.assert_array_equal(one.y, evidence.runs["success"][0].metrics["loss"].values[:12])
+    assert np.isnan([*one.low, *one.high]).all()
+    many = metric_series(five_seeds.runs["success"], "loss", role="success", label="S")
+    values = np.array([run.metrics["loss"].values[:12] for run in five_seeds.runs["success"]])
+    low, high = stats.t.interval(0.95, 4, loc=values.mean(0), scale=stats.sem(values))
+    np.testing.assert_allclose(many.low, low)
+    np.testing.assert_allclose(many.high, high)
+
+
+def test_axis_labels_have_a_unit_where_there_is_one():
+    assert axis_label("overlap ratio", "1") == "overlap ratio"
+    assert axis_label("entropy gap", "nats") == "entropy gap [nats]"
+
+
+# Verdicts
+
+
+def judged(*values, opposite=None):
+    """Judge "the mean is at least 1" over problems with these values."""
+    extra = {} if opposite is None else {"opposite": opposite}
+    return claim(
+        "fig06.x",
+        "the claim",
+        paper="1",
+        ours=[resample(np.array(values, float))],
+        test="≥ 1",
+        holds=lambda mean: mean >= 1,
+        **extra,
+    )
+
+
+def below_zero(low, high):
+    return high < 0
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict"),
+    [
+        ((2, 2), "shown"),
+        ((1, 1), "shown"),  # the limit itself counts
+        ((0.9, 1.0), "not shown"),
+        ((0, 0), "not shown"),  # a whole interval at 0 is not below it
+        ((-5, 4), "not shown"),  # the mean is below 0, the interval not wholly
+        ((-2, -1), "opposite"),
+        ((NAN, NAN), "not shown"),
+        ((NAN, 2), "not shown"),
+    ],
+)
+def test_a_verdict_needs_the_mean_and_its_opposite_the_whole_interval(values, verdict):
+    assert judged(*values, opposite=below_zero).verdict == verdict
+
+
+def test_without_a_stated_opposite_there_is_none():
+    assert judged(-2, -1).verdict == "not shown"
+
+
+def test_a_claim_carries_its_number_and_interval():
+    found = judged(1, 2, 3, 4)
+    assert (found.ours, found.paper, found.test) == (2.5, "1", "≥ 1")
+    samples = resample(np.array([1.0, 2, 3, 4])).samples
+    assert (found.low, found.high) == pytest.approx(np.percentile(samples, [2.5, 97.5]))
+    unknown = judged(NAN)
+    assert np.isnan([unknown.ours, unknown.low, unknown.high]).all()
