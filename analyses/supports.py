@@ -72,5 +72,7 @@ def analyse(evidence: Evidence) -> Results:
 
 def _fall(run: Run) -> tuple[float, float]:
     """How far the overlap ratio falls below its start, and how much it regains (5-step means)."""
-    smooth = np.convolve(run.metrics["overlap_ratio"].dropna("step"), np.ones(5) / 5, "valid")
+    values = run.metrics["overlap_ratio"].dropna("step").values
+    width = min(5, len(values))
+    smooth = np.convolve(values, np.ones(width) / width, "valid")
     return float(smooth[0] - smooth.min()), float(smooth[-1] - smooth.min())

@@ -116,10 +116,59 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--report-to", action="append", default=[], help="a tracker of accelerate")
     sub.add_argument("--json", action="store_true", help="print the last metrics as JSON")
 
+    sub = command("probe", _probe, "sample saved checkpoints, score them, and record a run")
+    sub.add_argument(
+        "checkpoint",
+        nargs="+",
+        metavar="CKPT",
+        help="a directory of checkpoints, or checkpoints (checkpoint-500, …); or zoo:NAME",
+    )
+    sub.add_argument("--teacher", required=True, help="directory, hub id, GGUF file or zoo:NAME")
+    sub.add_argument("--prompts", required=True, help="parquet or JSON-lines file, or zoo:SPLIT")
+    sub.add_argument("--run-dir", required=True, type=Path)
+    sub.add_argument("--limit", type=_positive, help="use the first so many prompts")
+    sub.add_argument("--k", type=_positive, default=16, help="tokens kept; default: %(default)s")
+    sub.add_argument("--n", type=_positive, default=4, help="rollouts a prompt; %(default)s")
+    sub.add_argument(
+        "--max-new-tokens", type=_positive, default=512, help="longest response; %(default)s"
+    )
+    sub.add_argument("--json", action="store_true", help="print the last metrics as JSON")
+
+    sub = command("preflight", _preflight, "will this teacher teach this student? before training")
+    sub.add_argument("--student", required=True, help="directory, hub id, GGUF file or zoo:NAME")
+    sub.add_argument("--teacher", required=True, help="likewise")
+    sub.add_argument("--prompts", required=True, help="parquet or JSON-lines file, or zoo:SPLIT")
+    sub.add_argument("--drop-layers", metavar="A-B", help="remove the student's layers A to B")
+    sub.add_argument(
+        "--template",
+        action="append",
+        default=[],
+        help="a wording to compare: boxed, dapo, or a text with {question}; may be given again",
+    )
+    sub.add_argument("--n-prompts", type=_positive, default=32, help="default: %(default)s")
+    sub.add_argument("--n", type=_positive, default=4, help="rollouts a prompt (%(default)s)")
+    sub.add_argument("--k", type=_positive, default=16, help="tokens compared (%(default)s)")
+    sub.add_argument(
+        "--max-new-tokens", type=_positive, default=64, help="longest response (%(default)s)"
+    )
+    sub.add_argument("--temperature", type=float, default=1.0, help="default: %(default)s")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--skip-bad-prompts", action="store_true", help="leave out unusable prompts")
+    sub.add_argument("--json", action="store_true", help="print verdict and numbers as JSON")
+
     sub = command("inspect", _inspect, "show what a recorded run holds, and check it")
     sub.add_argument("run_dir", type=Path, metavar="RUN")
     sub.add_argument("--figure", type=Path, metavar="FILE", help="draw its curves (pdf, png, svg)")
     sub.add_argument("--json", action="store_true")
+
+    sub = command("view", _view, "write one HTML page that shows every token of a run, or of two")
+    sub.add_argument("run_dir", type=Path, metavar="RUN")
+    sub.add_argument("other", type=Path, nargs="?", metavar="RUN2", help="a run to compare with")
+    sub.add_argument("--out", type=Path, metavar="FILE", help="default: view.html in RUN")
+    sub.add_argument("--steps", type=_numbers, metavar="A,B,…", help="recorded steps; default: all")
+    sub.add_argument("--rollouts", type=_positive, metavar="N", help="the first N of each step")
+    sub.add_argument("--tokenizer", type=Path, metavar="DIR", help="default: the student's")
+    sub.add_argument("--max-mb", type=float, default=20, help="thin above; default: %(default)s")
 
     sub = command("zoo", _zoo, "the testbed's models")
     sub.add_argument("action", choices=["list", "build", "check"])
@@ -132,6 +181,13 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
     return int(text)
+
+
+def _numbers(text: str) -> list[int]:
+    parts = text.split(",")
+    if not all(part.strip().isdecimal() for part in parts):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers such as 0,10,20")
+    return [int(part) for part in parts]
 
 
 @contextmanager
@@ -211,7 +267,6 @@ def _train(arguments: argparse.Namespace) -> None:
     from opdprobe.train.trainer import OPDTrainer
 
     transformers.utils.logging.disable_progress_bar()
-    _check_trackers(arguments.report_to)
     config = OPDConfig.from_yaml(arguments.config) if arguments.config else OPDConfig()
     config = replace(config, **_settings(arguments.set))
     prompts, grader = resolve_prompts(arguments.prompts, arguments.limit)
@@ -251,17 +306,47 @@ def _train(arguments: argparse.Namespace) -> None:
         console.print(_metrics_table(run))
 
 
-def _check_trackers(names: list[str]) -> None:
-    """Refuse a tracker that accelerate would leave out without a word."""
-    from accelerate.tracking import get_available_trackers
+def _preflight(arguments: argparse.Namespace) -> None:
+    import transformers
 
-    known = ["all", *map(str, get_available_trackers())]
-    missing = sorted(set(names) - set(known))
-    if missing:
-        raise ConfigError(
-            f"--report-to {', '.join(missing)}: no such tracker, or its package is not installed; "
-            f"ready here: {', '.join(known[1:]) or 'none'}."
+    from opdprobe.models import drop_layers, load_model, load_tokenizer
+    from opdprobe.names import resolve_model, resolve_prompts
+    from opdprobe.preflight import preflight
+    from opdprobe.preflight.show import rendered
+    from opdprobe.prompts import BOXED_TEMPLATE, DAPO_TEMPLATE
+
+    transformers.utils.logging.disable_progress_bar()
+    student_name, teacher_name = map(resolve_model, (arguments.student, arguments.teacher))
+    prompts, grader = resolve_prompts(arguments.prompts)
+    known = {"boxed": BOXED_TEMPLATE, "dapo": DAPO_TEMPLATE}
+    student = load_model(student_name)
+    names = {"student": arguments.student, "teacher": arguments.teacher}
+    if arguments.drop_layers:
+        student = drop_layers(student, _layers(arguments.drop_layers))
+        names["student"] += f" without layers {arguments.drop_layers}"
+    templates = {str(text): known.get(text, str(text)) for text in arguments.template}
+    with _progress() as show:
+        result = preflight(
+            student,
+            teacher_name,
+            prompts,
+            tokenizer=load_tokenizer(student_name),
+            grader=grader,
+            templates=templates,
+            n_prompts=arguments.n_prompts,
+            n=arguments.n,
+            k=arguments.k,
+            max_new_tokens=arguments.max_new_tokens,
+            temperature=arguments.temperature,
+            skip_bad_prompts=arguments.skip_bad_prompts,
+            seed=arguments.seed,
+            on_progress=lambda done, total: show("measurement", done, total),
         )
+    result = replace(result, settings={**result.settings, **names})
+    if arguments.json:
+        print(json.dumps(result.to_dict()))
+    else:
+        console.print(rendered(result))
 
 
 def _settings(pairs: list[str]) -> dict[str, Any]:
@@ -294,6 +379,32 @@ def _layers(text: str) -> range:
     if not (dash and first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
         raise ConfigError(f"--drop-layers {text!r}: expected A-B with A ≤ B, for example 14-17.")
     return range(int(first), int(last) + 1)
+
+
+def _probe(arguments: argparse.Namespace) -> None:
+    import transformers
+
+    from opdprobe.hooks import probe_checkpoints
+    from opdprobe.names import resolve_model, resolve_prompts
+
+    transformers.utils.logging.disable_progress_bar()
+    prompts, grader = resolve_prompts(arguments.prompts, arguments.limit)
+    with _progress() as show:
+        run = probe_checkpoints(
+            [resolve_model(name) for name in arguments.checkpoint],
+            resolve_model(arguments.teacher),
+            prompts,
+            arguments.run_dir,
+            k=arguments.k,
+            n=arguments.n,
+            max_new_tokens=arguments.max_new_tokens,
+            grader=grader,
+            on_progress=lambda done, total: show("checkpoint", done, total),
+        )
+    if arguments.json:
+        print(json.dumps({"run_dir": str(run.path), "steps": run.steps, **_last(run)}))
+    else:
+        console.print(_metrics_table(run))
 
 
 def _inspect(arguments: argparse.Namespace) -> None:
@@ -366,6 +477,24 @@ def _last(run: Run) -> dict[str, float]:
     metrics = run.metrics
     known = {str(name): values.dropna("step") for name, values in metrics.data_vars.items()}
     return {name: float(v[-1]) for name, v in known.items() if v.size}
+
+
+def _view(arguments: argparse.Namespace) -> None:
+    from opdprobe.report.view import write_view
+
+    paths = [path for path in (arguments.run_dir, arguments.other) if path]
+    out = arguments.out or arguments.run_dir / "view.html"
+    notices = write_view(
+        out,
+        [open_run(path) for path in paths],
+        steps=arguments.steps,
+        rollouts=arguments.rollouts,
+        tokenizer=arguments.tokenizer,
+        max_mb=arguments.max_mb,
+    )
+    for notice in notices:
+        errors.print(notice, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{out}: {_size(out.stat().st_size)}; open it in a browser.", soft_wrap=True)
 
 
 def _zoo(arguments: argparse.Namespace) -> None:

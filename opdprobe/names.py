@@ -6,11 +6,15 @@
 from pathlib import Path
 
 from opdprobe.data import load_prompts
+from opdprobe.errors import PromptError
 from opdprobe.grade import Grader, grade_math
 from opdprobe.prompts import Prompt
 from opdprobe.testbed.problems import grader as testbed_grader
 from opdprobe.testbed.problems import problems
 from opdprobe.testbed.zoo import zoo_path
+
+SPLITS = ("train", "rl", "test")
+"""Problem sets of the testbed: for distillation, for RL, and held out."""
 
 
 def resolve_model(name: str) -> str | Path:
@@ -35,8 +39,12 @@ def resolve_prompts(name: str, limit: int | None = None) -> tuple[list[Prompt], 
         The testbed's, or `opdprobe.grade.grade_math` if every prompt has an answer; else None.
     """
     if name.startswith("zoo:"):
-        n = 2048 if limit is None else limit
-        return problems(n, split=name.removeprefix("zoo:")), testbed_grader
+        split = name.removeprefix("zoo:")
+        if split not in SPLITS:
+            raise PromptError(
+                f"no testbed problems {name!r}; there are zoo:{', zoo:'.join(SPLITS)}."
+            )
+        return problems(2048 if limit is None else limit, split=split), testbed_grader
     prompts = load_prompts(name, limit=limit)
     answered = all(prompt.answer is not None for prompt in prompts)
     return prompts, grade_math if answered else None

@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from analyses.results import Claim, Meta, Panel, Results, Series, save
-from opdprobe import open_run
+from opdprobe import cli, open_run
 from opdprobe.cli import main
 from opdprobe.models import load_model, load_tokenizer, weight_hash
 from opdprobe.store import RunWriter
@@ -153,7 +153,7 @@ def test_bad_prompts_can_be_left_out(tmp_path, capsys):
         (["--drop-layers", "1-0"], "--drop-layers '1-0': expected A-B with A ≤ B"),
         (["--drop-layers", "1-2"], "layers to drop are [2], but the model has layers 0 … 1"),
         (["--drop-layers", "0-1"], "all 2 layers would be dropped"),
-        (["--report-to", "tensorbored"], "--report-to tensorbored: no such tracker"),
+        (["--report-to", "tensorbored"], "report_to tensorbored: no such tracker"),
         (["--benchmark", "absent.parquet"], "absent.parquet: no such file"),
         (["--prompts", "absent.jsonl"], "absent.jsonl: no such file"),
         (["--student", "zoo:huge"], "no zoo model 'huge'; there are sft-small, sft-large, rl-sm"),
@@ -171,7 +171,7 @@ def test_a_tracker_that_is_not_installed_is_an_error(tmp_path, capsys, monkeypat
     monkeypatch.setattr("accelerate.tracking._available_trackers", ["wandb"])
     code = train(tmp_path / "run", *SET, "--report-to", "wandb", "--report-to", "tensorboard")
     reason, _ = failed(capsys, code)
-    assert "--report-to tensorboard: no such tracker, or its package is not installed" in reason
+    assert "report_to tensorboard: no such tracker, or its package is not installed" in reason
     assert "ready here: wandb." in reason
 
 
@@ -195,7 +195,7 @@ def test_run_directories_that_do_not_fit_are_left_alone(run_dir, tmp_path, capsy
 
 
 def test_inspect_summarises_and_checks_a_run(run_dir, capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setattr(cli.console, "width", 300)
     assert main(["inspect", str(run_dir)]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     n_states = open_run(run_dir).states().sizes["state"]
@@ -280,7 +280,7 @@ def test_figures_without_name_or_results(tmp_path, capsys):
 
 
 def test_zoo_list_names_every_member(capsys, monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(cli.console, "width", 200)
     assert main(["zoo", "list"]) == 0
     out = capsys.readouterr().out
     rows = {cells[1].strip(): cells for line in out.splitlines() if (cells := line.split("│"))[1:]}

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opdprobe.errors import ConfigError, NonFiniteError, StoreError
@@ -122,6 +123,7 @@ class OPDTrainer:
         self.run_dir = Path(run_dir)
         self.callbacks = list(callbacks)
         self.grader = grader
+        _check_trackers(report_to)
         self.accelerator = Accelerator(log_with=list(report_to) or None, project_dir=self.run_dir)
         if self.accelerator.num_processes > 1:
             raise ConfigError(
@@ -385,3 +387,14 @@ class OPDTrainer:
             "top_p": self.config.top_p,
             "seed": self.config.seed,
         }
+
+
+def _check_trackers(names: Sequence[str]) -> None:
+    """Refuse a tracker that accelerate would leave out without a word."""
+    known = ["all", *map(str, get_available_trackers())]
+    missing = sorted(set(names) - set(known))
+    if missing:
+        raise ConfigError(
+            f"report_to {', '.join(missing)}: no such tracker, or its package is not installed; "
+            f"ready here: {', '.join(known[1:]) or 'none'}."
+        )
