@@ -10,7 +10,7 @@ import hashlib
 import importlib.util
 import re
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ __all__ = [
     "Head",
     "ModelError",
     "drop_layers",
+    "identity",
     "load_model",
     "load_tokenizer",
     "shared_vocabulary",
@@ -209,6 +210,25 @@ def drop_layers(model: PreTrainedModel, layers: Iterable[int]) -> PreTrainedMode
     # A run of this student should not be recorded under the whole model's name.
     smaller.config._name_or_path = f"{model.name_or_path} without layers {sorted(dropped)}"
     return smaller
+
+
+def identity(model: PreTrainedModel, recorded: Any = None) -> dict[str, Any]:
+    """Name, revision and weight hash of a model.
+
+    Parameters
+    ----------
+    model
+        The model.
+    recorded
+        What a run says of it. Its weight hash is taken over: of a student in training it names
+        the weights that the run began with.
+    """
+    known = recorded.get("weight_hash") if isinstance(recorded, Mapping) else None
+    return {
+        "name": model.config._name_or_path or type(model).__name__,
+        "revision": getattr(model.config, "_commit_hash", None),
+        "weight_hash": known or weight_hash(model),
+    }
 
 
 def weight_hash(model: nn.Module) -> str:

@@ -11,12 +11,11 @@ from opdprobe.grade import Grader
 from opdprobe.hooks.observe import (
     ProbeConfig,
     encode,
-    identity,
     make_pair,
     run_attrs,
     undisturbed,
 )
-from opdprobe.models import load_model, load_tokenizer, weight_hash
+from opdprobe.models import identity, load_model, load_tokenizer, weight_hash
 from opdprobe.probe import probe
 from opdprobe.prompts import Prompt
 from opdprobe.record import step_metrics

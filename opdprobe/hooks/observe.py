@@ -18,7 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from opdprobe.data import load_prompts
 from opdprobe.errors import ConfigError
 from opdprobe.head import evaluating
-from opdprobe.models import load_model, load_tokenizer, weight_hash
+from opdprobe.models import load_model, load_tokenizer
 from opdprobe.pair import Pair
 from opdprobe.prompts import EncodedPrompt, Prompt, encode_prompts
 from opdprobe.store import open_run
@@ -170,25 +170,6 @@ def encode(
 def recorded_attrs(run_dir: Path) -> dict[str, Any]:
     """Attributes of the run in a directory; none where there is no run."""
     return open_run(run_dir).attrs if (run_dir / "run.json").exists() else {}
-
-
-def identity(model: PreTrainedModel, recorded: Any = None) -> dict[str, Any]:
-    """Name, revision and weight hash of a model.
-
-    Parameters
-    ----------
-    model
-        The model.
-    recorded
-        What a run says of it. Its weight hash is taken over: of a student in training it names
-        the weights that the run began with.
-    """
-    known = recorded.get("weight_hash") if isinstance(recorded, Mapping) else None
-    return {
-        "name": model.config._name_or_path or type(model).__name__,
-        "revision": getattr(model.config, "_commit_hash", None),
-        "weight_hash": known or weight_hash(model),
-    }
 
 
 def run_attrs(

@@ -18,13 +18,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opdprobe.errors import ConfigError, NonFiniteError
 from opdprobe.hooks.observe import (
-    identity,
     make_pair,
     recorded_attrs,
     run_attrs,
     undisturbed,
     unwrap,
 )
+from opdprobe.models import identity
 from opdprobe.pair import Pair
 from opdprobe.prompts import Prompt
 from opdprobe.record import record_dataset, step_metrics

@@ -23,13 +23,13 @@ from opdprobe.grade import Grader
 from opdprobe.hooks.observe import (
     ProbeConfig,
     encode,
-    identity,
     make_pair,
     recorded_attrs,
     run_attrs,
     undisturbed,
     unwrap,
 )
+from opdprobe.models import identity
 from opdprobe.pair import Pair
 from opdprobe.probe import probe
 from opdprobe.prompts import EncodedPrompt, Prompt

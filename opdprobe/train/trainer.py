@@ -24,7 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opdprobe.errors import ConfigError, NonFiniteError, StoreError
 from opdprobe.grade import Grader, grade_rollouts
-from opdprobe.models import load_model, load_tokenizer, weight_hash
+from opdprobe.models import identity, load_model, load_tokenizer, weight_hash
 from opdprobe.pair import Pair, in_rollout_order
 from opdprobe.prompts import EncodedPrompt, Prompt, encode_prompts
 from opdprobe.record import record_dataset, step_metrics, thin
@@ -370,13 +370,6 @@ class OPDTrainer:
         return [self.prompts[i] for i in chosen]
 
     def _identify(self) -> dict:
-        def identity(model: PreTrainedModel) -> dict:
-            return {
-                "name": model.config._name_or_path or type(model).__name__,
-                "revision": getattr(model.config, "_commit_hash", None),
-                "weight_hash": weight_hash(model),
-            }
-
         return {
             "student": identity(self.student),
             "teacher": identity(self.teacher),
