@@ -22,7 +22,7 @@ _NUMPY = re.compile(r"np\.\w+\((.*)\)")
 
 
 def read_log(path: str | Path, source: str) -> xr.Dataset:
-    """Read a training log of verl, the paper's code, TRL or ms-swift.
+    r"""Read a training log of verl, the paper's code, TRL or ms-swift.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ def read_log(path: str | Path, source: str) -> xr.Dataset:
     >>> from tempfile import TemporaryDirectory
     >>> with TemporaryDirectory() as folder:
     ...     log = Path(folder, "console.txt")
-    ...     _ = log.write_text("step:1 - actor/distillation/overlap_ratio:0.72 - perf/mfu:0.4\\n")
+    ...     _ = log.write_text("step:1 - actor/distillation/overlap_ratio:0.72 - perf/mfu:0.4\n")
     ...     metrics = read_log(log, "verl")
     >>> {name: metrics[name].item() for name in metrics.data_vars}
     {'overlap_ratio': 0.72, 'perf/mfu': 0.4}

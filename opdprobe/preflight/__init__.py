@@ -1,1 +1,337 @@
-"""tmp."""
+"""Will this teacher teach this student? What can be known before any training.
+
+`preflight` measures, `opdprobe.preflight.verdict` judges; ``opdprobe preflight`` does both.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from opdprobe.continuation import Sampling
+from opdprobe.errors import ConfigError
+from opdprobe.grade import Grader
+from opdprobe.models import load_model, load_tokenizer
+from opdprobe.pair import Pair
+from opdprobe.preflight import measure
+from opdprobe.preflight.estimates import Number, agreement
+from opdprobe.preflight.gradients import gradient_cosines
+from opdprobe.preflight.measure import Answers
+from opdprobe.preflight.verdict import Evidence, Verdict, judge
+from opdprobe.prompts import Prompt, encode_prompts
+from opdprobe.train.config import OPDConfig
+
+__all__ = ["Preflight", "preflight"]
+
+_GROUPS = 8
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What a preflight measured, and the verdict.
+
+    Parameters
+    ----------
+    settings
+        Models, sizes and sampling.
+    states
+        Means over the student's states, by the names of ``Run.metrics``: nats and shares.
+    by_position
+        The same by output position, a row a range.
+    answers
+        Accuracies and what depends on them; all unknown without answers.
+    cosine
+        Mean cosine between the gradients of groups of prompts.
+    noise
+        The student against itself.
+    responses, teacher_responses
+        Mean length, and the shares that were cut off or repeat themselves. The teacher's only with
+        answers.
+    templates
+        `states` and ``accuracy`` under each prompt template; the prompts' own is ``as given``.
+        Empty without templates.
+    cost
+        Of a recorded run at the paper's batch: tokens, bytes and seconds a step.
+    seconds
+        What each part of the preflight took.
+    """
+
+    settings: Mapping[str, Any]
+    states: Mapping[str, Number]
+    by_position: Sequence[Mapping[str, float]]
+    answers: Answers
+    cosine: Number
+    noise: Mapping[str, float]
+    responses: Mapping[str, float]
+    teacher_responses: Mapping[str, float] | None
+    templates: Mapping[str, Mapping[str, Number]]
+    cost: Mapping[str, float]
+    seconds: Mapping[str, float]
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        """The rule of `opdprobe.preflight.verdict.judge` on this evidence."""
+        a = self.answers
+        gains = a.continuation or {}
+        ends = [depth for depth, gain in sorted(gains.items()) if depth > 0 and gain.low <= 0]
+        return judge(
+            Evidence(
+                overlap=self.states["overlap_ratio"],
+                reverse_kl=self.states["reverse_kl"],
+                noise=self.noise["reverse_kl"],
+                cosine=self.cosine,
+                accuracy=a.student,
+                teacher_accuracy=a.teacher,
+                gap=a.gap,
+                pattern=a.pattern,
+                tail=ends[0] if ends and a.gap.low > 0 else None,
+                truncated=self.responses["truncated"],
+                teacher_truncated=(self.teacher_responses or {}).get("truncated", 0.0),
+                repetitive=self.responses["repetitive"],
+            )
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """All numbers and the verdict as plain values; None where a number is unknown."""
+        return _jsonable(asdict(self) | {"verdict": asdict(self.verdict)})
+
+
+def preflight(
+    student: PreTrainedModel | str | Path,
+    teacher: PreTrainedModel | str | Path,
+    prompts: Sequence[Prompt],
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    teacher_tokenizer: PreTrainedTokenizerBase | None = None,
+    grader: Grader | None = None,
+    templates: Mapping[str, str] | None = None,
+    n_prompts: int = 32,
+    n: int = 4,
+    k: int = 16,
+    max_new_tokens: int = 64,
+    temperature: float = 1.0,
+    depths: Sequence[int] | None = None,
+    max_prompt_length: int = 1024,
+    skip_bad_prompts: bool = False,
+    max_tokens: int = 2048,
+    seed: int = 0,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Preflight:
+    """Measure, without training, whether a teacher suits a student.
+
+    Samples the student and scores both models at its states; compares gradients of different
+    prompts; and, if answers are known, lets each model go on from the other's openings. Neither
+    model is changed, and torch's global random state is left alone. The defaults take about eight
+    minutes for models of 0.1 B parameters on two free cores; on a GPU take more of everything.
+
+    Parameters
+    ----------
+    student, teacher : PreTrainedModel or str or Path
+        Causal LMs of one vocabulary; a name or path is loaded, with its tokenizer.
+    prompts : sequence of Prompt
+        As for training.
+    tokenizer, teacher_tokenizer
+        The student's is needed along with a student that is already loaded; the teacher's is
+        compared with it.
+    grader : callable, optional
+        ``grader(response_text, prompt)`` in {0, 1}. Without it, accuracies and the gains that need
+        them are unknown, and the verdict says less.
+    templates : mapping of str to str, optional
+        Wordings to compare, by name, each with ``{question}`` (`encode_prompts`).
+    n_prompts, n
+        Prompts, drawn at random, and rollouts of each by either model.
+    k
+        Tokens compared a state.
+    max_new_tokens
+        Longest response. Accuracies count only if most responses end before it.
+    temperature
+        Of sampling and of the compared distributions.
+    depths : sequence of int, optional
+        Prefix lengths of the continuation gain; by default a quarter and a half of the median
+        response.
+    max_prompt_length, skip_bad_prompts
+        Longest prompt, and whether longer ones are left out rather than refused.
+    max_tokens
+        Most tokens in a scored micro-batch; eight times as many are sampled at once.
+    seed
+        Of prompts and sampling.
+    on_progress
+        Called with (parts done, parts in all).
+
+    Returns
+    -------
+    Preflight
+        Its ``verdict`` has the answer and the reasons.
+
+    Raises
+    ------
+    VocabularyError
+        The tokenizers differ; names the first token that does.
+    ConfigError
+        A size is out of range, or the tokenizer is missing.
+    PromptError
+        A prompt is empty or over-long.
+
+    References
+    ----------
+    Quantities: §2.3 and App. B. Continuation gain and AUROC: §6.1 and §6.2. Gradients: the
+    hypothesis of §6.2. Going on from the teacher's openings is not in the paper: it turns §3's
+    finding, that a student takes over the pattern and not the scale, into a measurement.
+
+    Examples
+    --------
+    >>> from opdprobe.testing import tiny_model, tiny_tokenizer
+    >>> twins = tiny_model(), tiny_model()
+    >>> prompts = [Prompt("a", text="7 8"), Prompt("b", text="9")]
+    >>> preflight(*twins, prompts, tokenizer=tiny_tokenizer(), max_new_tokens=4).verdict.word
+    'unlikely to help'
+    """
+    _check(n_prompts=n_prompts, n=n, k=k, max_new_tokens=max_new_tokens, max_tokens=max_tokens)
+    if temperature <= 0:
+        raise ConfigError(f"temperature = {temperature}; expected a number above 0.")
+    names = [_name(student), _name(teacher)]
+    if not isinstance(student, PreTrainedModel):
+        tokenizer = tokenizer or load_tokenizer(student)
+        student = load_model(student)
+    if not isinstance(teacher, PreTrainedModel):
+        teacher_tokenizer = teacher_tokenizer or load_tokenizer(teacher)
+        teacher = load_model(teacher)
+    if tokenizer is None:
+        raise ConfigError("pass tokenizer= along with a student that is already loaded.")
+    pair = Pair(student, teacher, tokenizer, teacher_tokenizer)
+    if k > pair.width:
+        raise ConfigError(f"k = {k} is larger than the vocabulary of {pair.width}.")
+    order = np.random.default_rng(seed).permutation(len(prompts))[:n_prompts]
+    chosen = [prompts[i] for i in sorted(order)]
+    # All wordings first: what cannot be encoded is found before an hour is spent.
+    encoded, *others = (
+        encode_prompts(
+            tokenizer,
+            chosen,
+            max_length=max_prompt_length,
+            template=template,
+            on_error="skip" if skip_bad_prompts else "raise",
+        )
+        for template in (None, *(templates or {}).values())
+    )
+    sampling = Sampling(
+        max_new_tokens, temperature, seed=seed, width=pair.width, max_tokens=8 * max_tokens
+    )
+    clock = _Clock(4 + (grader is not None) + len(others), on_progress)
+
+    with clock("sample"):
+        rollouts = measure.sampled(student, pair, encoded, sampling, n)
+    own = [encoded[i].prompt for i in rollouts.prompt_index]
+    with clock("score"):
+        step = measure.recorded(
+            pair, rollouts, own, grader, k=k, temperature=temperature, max_tokens=max_tokens
+        )
+    with clock("noise floor"):
+        noise = measure.noise_floor(pair, rollouts, k, temperature)
+    with clock("gradients"):
+        config = OPDConfig(k=k, temperature=temperature)
+        cosines = gradient_cosines(pair, step, groups=_GROUPS, config=config, max_tokens=max_tokens)
+    found, teacher_responses = Answers(), None
+    if grader is not None:
+        half = int(np.median(step["length"])) // 2
+        at = sorted({half // 2, half} - {0}) if depths is None else depths
+        with clock("answers"):
+            theirs = measure.sampled(teacher, pair, encoded, sampling, n)
+            found = measure.answers(pair, step, theirs, own, grader, sampling, at)
+        teacher_responses = measure.texts(tokenizer, measure.rollout_dataset(theirs, own))
+    compared = {"as given": _wording(step)} if others else {}
+    for name, wording in zip(templates or {}, others, strict=True):
+        with clock(f"template {name}"):
+            some = measure.sampled(student, pair, wording, sampling, n)
+            its = [wording[i].prompt for i in some.prompt_index]
+            compared[name] = _wording(
+                measure.recorded(
+                    pair, some, its, grader, k=k, temperature=temperature, max_tokens=max_tokens
+                )
+            )
+    responses = measure.texts(tokenizer, step)
+    n_tokens = step.sizes["state"]
+    return Preflight(
+        settings={
+            "student": names[0],
+            "teacher": names[1],
+            "vocabulary": pair.width,
+            "n_prompts": len(encoded),
+            "n": n,
+            "k": k,
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "seed": seed,
+            "states": n_tokens,
+        },
+        states=measure.means(step),
+        by_position=measure.by_position(step),
+        answers=found,
+        cosine=agreement(cosines),
+        noise=noise,
+        responses=responses,
+        teacher_responses=teacher_responses,
+        templates=compared,
+        cost=measure.run_cost(
+            responses["mean_length"],
+            k,
+            clock.seconds["sample"] / n_tokens,
+            clock.seconds["gradients"] / n_tokens,
+        ),
+        seconds=clock.seconds,
+    )
+
+
+def _wording(step: xr.Dataset) -> dict[str, Number]:
+    prompt = np.unique(step["prompt_id"].values, return_inverse=True)[1]
+    correct = step["correct"].values.astype(np.float64)
+    finished = step["finished"].values.astype(np.float64)
+    return measure.means(step) | {
+        "accuracy": measure.prompt_mean(correct, prompt),
+        "finished": measure.prompt_mean(finished, prompt),
+    }
+
+
+class _Clock:
+    """Times named parts and reports how many are done."""
+
+    def __init__(self, total: int, on_progress: Callable[[int, int], None] | None):
+        self.seconds: dict[str, float] = {}
+        self.total = total
+        self.report = on_progress or (lambda done, total: None)
+
+    @contextmanager
+    def __call__(self, name: str):
+        self.report(len(self.seconds), self.total)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start
+        self.report(len(self.seconds), self.total)
+
+
+def _check(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise ConfigError(f"{name} = {size}; expected a whole number above 0.")
+
+
+def _name(model: PreTrainedModel | str | Path) -> str:
+    if isinstance(model, PreTrainedModel):
+        return model.config._name_or_path or type(model).__name__
+    return str(model)
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

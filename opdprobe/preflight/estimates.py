@@ -22,7 +22,7 @@ class Number:
     value
         NaN if unknown.
     low, high
-        Its 95 % interval; NaN where there is none.
+        Its 95 % interval; NaN if unknown, as from a single prompt.
     """
 
     value: float
@@ -50,7 +50,7 @@ def prompt_mean(values: NDArray[np.float64], prompt: NDArray[np.intp]) -> Number
     drawn = _draws(n)
     with np.errstate(invalid="ignore"):  # 0/0 where only prompts without a value were drawn
         samples = (drawn @ total) / (drawn @ count)
-    return _number(float(values[known].mean()), samples)
+    return _number(float(values[known].mean()), samples, units=int(np.count_nonzero(count)))
 
 
 def prompt_auroc(
@@ -65,14 +65,14 @@ def prompt_auroc(
     for drawn in _draws(len(rows))[:200]:  # each replicate is a sort; 200 fix a bound to 0.01
         chosen = np.concatenate([np.tile(rows[p], int(n)) for p, n in enumerate(drawn) if n])
         samples.append(reward_auroc(reward[chosen], correct[chosen]))
-    return _number(value, np.array(samples))
+    return _number(value, np.array(samples), units=len(rows))
 
 
 def agreement(cosines: NDArray[np.float64]) -> Number:
     """Mean cosine of different groups, bootstrap over groups."""
     n = len(cosines)
     apart = ~np.eye(n, dtype=bool)
-    if np.isnan(cosines).any():
+    if n < 2 or np.isnan(cosines).any():
         return UNKNOWN
     drawn = _draws(n)
     off = np.where(apart, cosines, 0.0)
@@ -80,7 +80,7 @@ def agreement(cosines: NDArray[np.float64]) -> Number:
         samples = np.einsum("bi,ij,bj->b", drawn, off, drawn) / np.einsum(
             "bi,ij,bj->b", drawn, apart.astype(float), drawn
         )
-    return _number(float(cosines[apart].mean()), samples)
+    return _number(float(cosines[apart].mean()), samples, units=n - 1)  # of two, one pair only
 
 
 def _draws(n: int) -> NDArray[np.float64]:
@@ -88,9 +88,9 @@ def _draws(n: int) -> NDArray[np.float64]:
     return np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=N_BOOT).astype(float)
 
 
-def _number(value: float, samples: NDArray[np.float64]) -> Number:
+def _number(value: float, samples: NDArray[np.float64], *, units: int) -> Number:
     samples = samples[~np.isnan(samples)]
-    if samples.size < 2 or np.ptp(samples) == 0 and samples[0] != value:
+    if units < 2 or not samples.size:  # one unit drawn again and again shows no spread
         return Number(value)
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(samples, [tail, 1 - tail])

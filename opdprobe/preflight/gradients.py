@@ -47,8 +47,8 @@ def gradient_cosines(
     Returns
     -------
     (groups, groups) ndarray of float64
-        Cosines in [-1, 1], symmetric, 1 on the diagonal. NaN where a gradient is 0: the models
-        agree at every state.
+        Cosines in [-1, 1], symmetric, 1 on the diagonal. NaN where a gradient is exactly 0;
+        those of two models that are the same are rounding, and their cosines mean nothing.
 
     Raises
     ------

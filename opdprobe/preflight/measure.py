@@ -1,0 +1,312 @@
+"""The measurements of a preflight, one function each."""
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import xarray as xr
+from numpy.typing import NDArray
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from opdprobe.continuation import Sampling, continuation_gain, continued, token_rows
+from opdprobe.grade import Grader, grade_rollouts
+from opdprobe.head import evaluating
+from opdprobe.pair import Pair, in_rollout_order
+from opdprobe.preflight.estimates import UNKNOWN, Number, prompt_auroc, prompt_mean, state_mean
+from opdprobe.probes import curve
+from opdprobe.prompts import EncodedPrompt, Prompt
+from opdprobe.record import record_dataset
+from opdprobe.rollout import Rollouts, eos_ids, sample, step_generator
+from opdprobe.score import batches, score
+from opdprobe.store.step_file import estimate_bytes
+
+# A text this much longer than its compressed form repeats itself. The limit is the one that
+# StableOPD's RepRate uses; ordinary text stays between 2 and 4.
+_REPETITIVE = 10
+_NOISE_ROLLOUTS = 8
+# Of each teacher response: enough to show its pattern, too little to hold the answer.
+OPENING = 1 / 8
+
+PROBES = {
+    "overlap_ratio": lambda ds: ds.opd.overlap_ratio(),
+    "student_overlap_mass": lambda ds: ds.opd.overlap_mass("student"),
+    "teacher_overlap_mass": lambda ds: ds.opd.overlap_mass("teacher"),
+    "overlap_token_advantage": lambda ds: ds.opd.overlap_token_advantage(),
+    "entropy_gap": lambda ds: ds.opd.entropy_gap(),
+    "student_entropy": lambda ds: ds.opd.entropy("student"),
+    "teacher_entropy": lambda ds: ds.opd.entropy("teacher"),
+    "reverse_kl": lambda ds: ds.opd.reverse_kl(),
+}
+"""What is measured at the student's states, by the names of ``Run.metrics``."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What known answers tell.
+
+    Parameters
+    ----------
+    student, teacher
+        Accuracy of each model's own responses, at the sampling temperature.
+    gap
+        Teacher minus student, over the same prompts.
+    pattern
+        Accuracy of the student going on from the first eighth of the teacher's responses, minus
+        that of its own responses.
+    auroc
+        Of the sequence mean reward for the student's correct rollouts (§6.2).
+    continuation
+        Continuation gain (§6.1) by prefix length in tokens, of one rollout a prompt.
+    n_continued
+        Rollouts that reach each of those lengths.
+    """
+
+    student: Number = UNKNOWN
+    teacher: Number = UNKNOWN
+    gap: Number = UNKNOWN
+    pattern: Number = UNKNOWN
+    auroc: Number = UNKNOWN
+    continuation: dict[int, Number] | None = None
+    n_continued: dict[int, int] | None = None
+
+
+def sampled(
+    model: PreTrainedModel,
+    pair: Pair,
+    prompts: Sequence[EncodedPrompt],
+    sampling: Sampling,
+    n: int,
+) -> Rollouts:
+    """Sample either model of the pair; prompts of similar length share a batch."""
+    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].ids))
+    found: list[list[tuple[list[int], bool]]] = [[] for _ in prompts]
+    start = 0
+    while start < len(order):
+        longest = len(prompts[order[start]].ids) + sampling.max_new_tokens
+        batch = order[start : start + max(1, sampling.max_tokens // (longest * n))]
+        rollouts = sample(
+            model,
+            [prompts[i].ids for i in batch],
+            n=n,
+            max_new_tokens=sampling.max_new_tokens,
+            eos_ids=eos_ids(model, pair.tokenizer),
+            pad_id=pair.pad_id,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            generator=step_generator(sampling.seed, start, model.device),
+            width=pair.width,
+        )
+        for i, ids, done in zip(
+            rollouts.prompt_index, rollouts.response_ids, rollouts.finished, strict=True
+        ):
+            found[batch[i]].append((ids, done))
+        start += len(batch)
+    return Rollouts(
+        [list(prompt.ids) for prompt in prompts for _ in range(n)],
+        [ids for some in found for ids, _ in some],
+        [done for some in found for _, done in some],
+        [i for i in range(len(prompts)) for _ in range(n)],
+    )
+
+
+@torch.no_grad()
+def recorded(
+    pair: Pair,
+    rollouts: Rollouts,
+    prompts: Sequence[Prompt],
+    grader: Grader | None,
+    *,
+    k: int,
+    temperature: float,
+    max_tokens: int,
+) -> xr.Dataset:
+    """Score rollouts with both models and lay them out as a step."""
+    with evaluating(pair.student), evaluating(pair.teacher):
+        parts = [
+            (part.batch.state, part.scores.cpu())
+            for part in pair.scored(rollouts, k=k, temperature=temperature, max_tokens=max_tokens)
+        ]
+    correct = _graded(pair.tokenizer, rollouts, prompts, grader)
+    return record_dataset(0, rollouts, in_rollout_order(parts), prompts, correct)
+
+
+def _graded(
+    tokenizer: PreTrainedTokenizerBase,
+    rollouts: Rollouts,
+    prompts: Sequence[Prompt],
+    grader: Grader | None,
+) -> list[float] | None:
+    if grader is None:
+        return None
+    return grade_rollouts(tokenizer, rollouts.response_ids, prompts, grader)
+
+
+def answers(
+    pair: Pair,
+    step: xr.Dataset,
+    teacher_rollouts: Rollouts,
+    own: Sequence[Prompt],
+    grader: Grader,
+    sampling: Sampling,
+    depths: Sequence[int],
+) -> Answers:
+    """Compare what the models, and each from the other's openings, get right.
+
+    Parameters
+    ----------
+    pair
+        Student and teacher.
+    step
+        The student's rollouts, graded.
+    teacher_rollouts
+        The teacher's, of the same prompts in the same order.
+    own
+        The prompt of each rollout.
+    """
+    prompt = np.unique(step["prompt_id"].values, return_inverse=True)[1]
+    correct = step["correct"].values.astype(np.float64)
+    theirs = rollout_dataset(teacher_rollouts, own)
+    teacher_correct = np.array(_graded(pair.tokenizer, teacher_rollouts, own, grader))
+    from_opening = continued(
+        theirs,
+        pair.student,
+        pair.tokenizer,
+        own,
+        grader,
+        sampling,
+        cut=np.ceil(theirs["length"].values * OPENING).astype(int),
+    )
+    # No part of the verdict, and the most expensive: one rollout a prompt will do.
+    first = np.r_[True, prompt[1:] != prompt[:-1]]
+    gain = continuation_gain(
+        step, pair.teacher, pair.tokenizer, own, grader, sampling, depths=depths, which=first
+    )["gain"]
+    return Answers(
+        student=prompt_mean(correct, prompt),
+        teacher=prompt_mean(teacher_correct, prompt),
+        gap=prompt_mean(teacher_correct - correct, prompt),
+        pattern=prompt_mean(from_opening - correct, prompt),
+        auroc=prompt_auroc(step.opd.sequence_mean_reward().values, correct, prompt),
+        continuation={int(d): prompt_mean(gain.sel(depth=d).values, prompt) for d in depths},
+        n_continued={int(d): int(gain.sel(depth=d).notnull().sum()) for d in depths},
+    )
+
+
+def rollout_dataset(rollouts: Rollouts, own: Sequence[Prompt]) -> xr.Dataset:
+    """Lay out rollouts that nobody scored, as far as `continued` and `texts` read a step."""
+    tokens = {
+        f"{part}_ids": (f"{part}_token", np.concatenate([np.asarray(r, np.int32) for r in rows]))
+        for part, rows in (("prompt", rollouts.prompt_ids), ("response", rollouts.response_ids))
+    }
+    return xr.Dataset(
+        {
+            "prompt_id": ("rollout", [prompt.id for prompt in own]),
+            "prompt_length": ("rollout", [len(r) for r in rollouts.prompt_ids]),
+            "length": ("rollout", [len(r) for r in rollouts.response_ids]),
+            "finished": ("rollout", rollouts.finished),
+            **tokens,
+        }
+    )
+
+
+def means(step: xr.Dataset) -> dict[str, Number]:
+    """Every quantity of `PROBES`, averaged over states."""
+    return {name: state_mean(step, probe) for name, probe in PROBES.items()}
+
+
+def by_position(step: xr.Dataset, bins: int = 8) -> list[dict[str, float]]:
+    """Every quantity of `PROBES` by output position; a row a range, ``stop`` exclusive."""
+    found = {name: curve(step, probe, by="position", bins=bins) for name, probe in PROBES.items()}
+    first = found["overlap_ratio"]
+    return [
+        {
+            "start": int(first["position_start"].values[i]),
+            "stop": int(first["position_stop"].values[i]),
+            "states": int(first["n"].values[i]),
+            **{name: float(c["value"].values[i]) for name, c in found.items()},
+        }
+        for i in range(first.sizes["position"])
+    ]
+
+
+@torch.no_grad()
+def noise_floor(pair: Pair, rollouts: Rollouts, k: int, temperature: float) -> dict[str, float]:
+    """Compare the student with itself: once many rollouts at a time, once each by itself.
+
+    What differs is rounding alone (and whatever else the backend does not repeat): no difference
+    between two models that is as small means anything.
+    """
+    rows = list(range(0, len(rollouts), max(1, len(rollouts) // _NOISE_ROLLOUTS)))
+    some = Rollouts(
+        [rollouts.prompt_ids[i] for i in rows],
+        [rollouts.response_ids[i] for i in rows],
+        [rollouts.finished[i] for i in rows],
+        rows,
+    )
+    passes = []
+    with evaluating(pair.student):
+        for max_tokens in (16384, 1):
+            hidden, ids, order = [], [], []
+            for batch in batches(
+                some, max_tokens=max_tokens, pad_id=pair.pad_id, device=pair.student.device
+            ):
+                hidden.append(batch.hidden(pair.student_body))
+                ids.append(batch.sampled_ids)
+                order.append(batch.state)
+            place = torch.cat(order).argsort().to(hidden[0].device)
+            passes.append((torch.cat(hidden)[place], torch.cat(ids)[place]))
+    (together, sampled_ids), (alone, _) = passes
+    head = pair.student_head
+    scores = score(together, alone, head, head, sampled_ids, k=k, temperature=temperature).cpu()
+    own = [Prompt(str(i), text="-") for i in rows]
+    step = record_dataset(0, some, scores, own)
+    wanted = ("overlap_ratio", "overlap_token_advantage", "entropy_gap", "reverse_kl")
+    return {name: float(PROBES[name](step).mean()) for name in wanted}
+
+
+def texts(tokenizer: PreTrainedTokenizerBase, step: xr.Dataset) -> dict[str, float]:
+    """How much of the responses is cut off, and how much is repetition."""
+    responses = tokenizer.batch_decode(token_rows(step, "response"), skip_special_tokens=True)
+    ratio = compression(responses)
+    return {
+        "mean_length": float(step["length"].mean()),
+        "truncated": 1 - float(step["finished"].mean()),
+        "compression": float(ratio.mean()),
+        "repetitive": float((ratio > _REPETITIVE).mean()),
+    }
+
+
+def compression(responses: Sequence[str]) -> NDArray[np.float64]:
+    """Length of each text over that of its zlib form, both in bytes; of its last 10,000 characters.
+
+    Examples
+    --------
+    >>> compression(["so " * 300, "A sentence says a thing, once.", ""]) > 10
+    array([ True, False, False])
+    """
+    tails = [text[-10_000:].encode() for text in responses]
+    return np.array([len(tail) / len(zlib.compress(tail)) for tail in tails])
+
+
+def run_cost(
+    mean_length: float, k: int, seconds_sample: float, seconds_update: float
+) -> dict[str, float]:
+    """Expect what a step of the paper's batch (64 prompts × 4 rollouts) would take here.
+
+    Parameters
+    ----------
+    mean_length
+        Tokens a response.
+    k
+        Tokens kept a state.
+    seconds_sample, seconds_update
+        Measured seconds a response token.
+    """
+    tokens = 64 * 4 * mean_length
+    return {
+        "tokens_a_step": tokens,
+        "bytes_a_step": float(estimate_bytes(round(tokens), k)),
+        "seconds_a_step": tokens * (seconds_sample + seconds_update),
+    }

@@ -1,0 +1,141 @@
+"""A preflight as text for a terminal."""
+
+from collections.abc import Mapping
+
+from rich import box
+from rich.console import Group, RenderableType
+from rich.padding import Padding
+from rich.table import Table
+from rich.text import Text
+
+from opdprobe.preflight import Preflight
+from opdprobe.preflight.estimates import Number
+from opdprobe.preflight.verdict import HARMFUL, LIKELY, UNLIKELY
+
+_STYLES = {LIKELY: "bold green", UNLIKELY: "bold yellow", HARMFUL: "bold red"}
+_LABELS = {
+    "overlap_ratio": "overlap ratio",
+    "student_overlap_mass": "student's mass on the overlap",
+    "teacher_overlap_mass": "teacher's mass on the overlap",
+    "overlap_token_advantage": "overlap-token advantage [nats]",
+    "entropy_gap": "entropy gap [nats]",
+    "student_entropy": "student's entropy [nats]",
+    "teacher_entropy": "teacher's entropy [nats]",
+    "reverse_kl": "reverse KL [nats]",
+}
+_SHORT = {
+    "overlap_ratio": "overlap",
+    "student_overlap_mass": "mass",
+    "overlap_token_advantage": "advantage",
+    "entropy_gap": "entropy gap",
+    "reverse_kl": "reverse KL",
+    "accuracy": "accuracy",
+    "finished": "finished",
+}
+_POSITIONS = ("overlap_ratio", "overlap_token_advantage", "entropy_gap", "reverse_kl")
+_TEMPLATES = ("overlap_ratio", "student_overlap_mass", "reverse_kl", "accuracy", "finished")
+
+
+def rendered(result: Preflight) -> RenderableType:
+    """Lay out a preflight, the verdict last.
+
+    Parameters
+    ----------
+    result
+        What `opdprobe.preflight.preflight` gives.
+    """
+    s, verdict = result.settings, result.verdict
+    title = Text(
+        f"{s['student']} from {s['teacher']}: {s['n_prompts']} prompts × {s['n']} rollouts, "
+        f"{s['states']} states, k = {s['k']} of {s['vocabulary']} tokens; 95 % intervals"
+    )
+    tables = [_states(result), _answers(result), _positions(result)]
+    if result.templates:
+        tables.append(_templates(result.templates))
+    parts: list[RenderableType] = [title]
+    for table in tables:
+        parts += [Text(), table]
+    parts += [Text(), *(Text(line) for line in _lines(result))]
+    parts += [Text(), Text(verdict.word.upper(), _STYLES.get(verdict.word, "bold"))]
+    parts += [Padding(Text(f"- {reason}"), (0, 0, 0, 2)) for reason in verdict.reasons]
+    if verdict.advice:
+        parts += [Text("To try:"), *(Padding(Text(f"- {a}"), (0, 0, 0, 2)) for a in verdict.advice)]
+    return Group(*parts, Text(verdict.validated, "italic"))
+
+
+def _states(result: Preflight) -> Table:
+    table = _table("at the student's states", "mean", "interval", "against itself")
+    for name, number in result.states.items():
+        noise = result.noise.get(name)
+        shown = "" if noise is None else f"{noise:.2g}"
+        table.add_row(_LABELS[name], *_cells(number), shown)
+    table.add_row("cosine of prompts' gradients", *_cells(result.cosine), "")
+    return table
+
+
+def _answers(result: Preflight) -> RenderableType:
+    a = result.answers
+    if a.continuation is None:
+        return Text("No answers known: accuracies, AUROC and continuation gain are left out.")
+    table = _table("by known answers", "mean", "interval")
+    rows = {
+        "student's accuracy": a.student,
+        "teacher's accuracy": a.teacher,
+        "teacher minus student": a.gap,
+        "student after teacher's openings, gain": a.pattern,
+        "AUROC of the sequence mean reward": a.auroc,
+    }
+    reach = a.n_continued or {}
+    rows |= {
+        f"teacher after {depth} tokens, gain ({reach[depth]} rollouts)": gain
+        for depth, gain in a.continuation.items()
+    }
+    for name, number in rows.items():
+        table.add_row(name, *_cells(number))
+    return table
+
+
+def _positions(result: Preflight) -> Table:
+    table = _table("by output position", *(_SHORT[name] for name in _POSITIONS))
+    for row in result.by_position:
+        first, last = row["start"], row["stop"] - 1
+        table.add_row(f"{first}–{last}", *(f"{row[name]:.3g}" for name in _POSITIONS))
+    return table
+
+
+def _templates(templates: Mapping[str, Mapping[str, Number]]) -> Table:
+    table = _table("prompt template", *(_SHORT[name] for name in _TEMPLATES))
+    for template, numbers in templates.items():
+        table.add_row(template, *(_cells(numbers[name])[0] for name in _TEMPLATES))
+    return table
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), show_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left")
+    return table
+
+
+def _lines(result: Preflight) -> list[str]:
+    lines = []
+    for who, found in (("Student", result.responses), ("Teacher", result.teacher_responses)):
+        if found:
+            lines.append(
+                f"{who}'s responses: {found['mean_length']:.0f} tokens, {found['truncated']:.0%} "
+                f"cut off, {found['repetitive']:.0%} repetitive (zlib ratio "
+                f"{found['compression']:.1f} on average)."
+            )
+    cost = result.cost
+    lines.append(
+        "A recorded step of 64 prompts × 4 rollouts like these: about "
+        f"{cost['bytes_a_step'] / 1e6:.1f} MB and {cost['seconds_a_step']:.0f} s on this machine."
+    )
+    return lines
+
+
+def _cells(number: Number) -> tuple[str, str]:
+    if number.value != number.value:
+        return "unknown", ""
+    bounds = number.low == number.low
+    return f"{number.value:.3g}", f"[{number.low:.3g}, {number.high:.3g}]" if bounds else ""
