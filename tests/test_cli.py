@@ -11,7 +11,7 @@ import torch
 import yaml
 
 from analyses.results import Claim, Meta, Panel, Results, Series, save
-from opdprobe import cli, open_run
+from opdprobe import commands, open_run
 from opdprobe.cli import main
 from opdprobe.models import load_model, load_tokenizer, weight_hash
 from opdprobe.store import RunWriter
@@ -195,7 +195,7 @@ def test_run_directories_that_do_not_fit_are_left_alone(run_dir, tmp_path, capsy
 
 
 def test_inspect_summarises_and_checks_a_run(run_dir, capsys, monkeypatch):
-    monkeypatch.setattr(cli.console, "width", 300)
+    monkeypatch.setattr(commands.console, "width", 300)
     assert main(["inspect", str(run_dir)]) == 0
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     n_states = open_run(run_dir).states().sizes["state"]
@@ -280,7 +280,7 @@ def test_figures_without_name_or_results(tmp_path, capsys):
 
 
 def test_zoo_list_names_every_member(capsys, monkeypatch):
-    monkeypatch.setattr(cli.console, "width", 200)
+    monkeypatch.setattr(commands.console, "width", 200)
     assert main(["zoo", "list"]) == 0
     out = capsys.readouterr().out
     rows = {cells[1].strip(): cells for line in out.splitlines() if (cells := line.split("│"))[1:]}

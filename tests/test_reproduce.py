@@ -12,7 +12,7 @@ import pytest
 import figures
 from analyses.experiments import EXPERIMENTS, FIGURES, PRESETS, ROLES, needed
 from analyses.results import VERDICTS, load
-from opdprobe import cli, open_run, reproduce
+from opdprobe import commands, open_run, reproduce
 from opdprobe.cli import main
 from opdprobe.errors import ConfigError, OPDProbeError
 from opdprobe.reproduce import ANALYSES, Job, plan
@@ -128,7 +128,7 @@ def test_a_second_time_nothing_is_trained_or_measured(killed_and_resumed, inline
 
 
 def test_the_verdicts_as_a_table(killed_and_resumed, inline, capsys, monkeypatch):
-    monkeypatch.setattr(cli.console, "width", 250)
+    monkeypatch.setattr(commands.console, "width", 250)
     folder, results, *_ = killed_and_resumed
     only = ["--only", "fig05", "--only", "fig05"]  # named twice, done once
     assert main(["reproduce", "--out", str(folder.parent), *only]) == 0
