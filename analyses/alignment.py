@@ -30,7 +30,7 @@ def analyse(evidence: Evidence) -> Results:
             accuracy_panel(
                 evidence,
                 RUNS,
-                {"rl_student": "the RL'd teacher itself", "large": "the larger teacher itself"},
+                {"rl_student": "RL'd teacher", "large": "larger teacher"},
             ),
             curve_panel(evidence, "overlap_ratio", RUNS, title="Overlap ratio"),
             curve_panel(evidence, "overlap_token_advantage", RUNS, title="Overlap-token advantage"),
