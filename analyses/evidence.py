@@ -231,9 +231,10 @@ def claim(
     test: str,
     holds: Callable[[float], bool],
     opposite: Callable[[float, float], bool] = lambda low, high: False,
+    whole_interval: bool = False,
     unit: str = "",
 ) -> Claim:
-    """Judge a claim by a test stated beforehand.
+    """Judge a claim by a test that stands in the code, its threshold included.
 
     Parameters
     ----------
@@ -249,9 +250,13 @@ def claim(
         The test: takes the mean over seeds.
     opposite
         Whether the whole interval speaks for the opposite: takes its ends.
+    whole_interval
+        Whether the test has to hold at both ends of the interval too. For a claim that names a
+        direction and no size: an estimate alone is on one side or the other by chance.
     """
     value, low, high = combine(ours)
-    verdict = "shown" if holds(value) else "opposite" if opposite(low, high) else "not shown"
+    shown = holds(value) and (not whole_interval or (holds(low) and holds(high)))
+    verdict = "shown" if shown else "opposite" if opposite(low, high) else "not shown"
     return Claim(
         id=name,
         claim=text,

@@ -54,8 +54,9 @@ def analyse(evidence: Evidence) -> Results:
                     f"the failing run starts with the smaller {title.lower()}",
                     paper="small",
                     ours=start[name],
-                    test="mean of the first 5 steps, failure / success < 1",
+                    test="mean of the first 5 steps, failure / success < 1, whole interval",
                     holds=lambda r: r < 1,
+                    whole_interval=True,
                     opposite=lambda low, high: low > 1,
                 )
                 for name, (title, _) in LOGGED.items()

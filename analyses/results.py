@@ -161,7 +161,7 @@ class Claim:
     unit
         Unit of the three; empty for a ratio.
     test
-        The test that decides, stated before the runs.
+        The test that decides, in words.
     verdict
         ``"shown"``, ``"not shown"`` or ``"opposite"``.
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analyses.estimate import N_BOOT, resample
+from analyses.estimate import N_BOOT, Estimate, resample
 from analyses.evidence import (
     accuracy_panel,
     axis_label,
@@ -207,3 +207,13 @@ def test_a_claim_carries_its_number_and_interval():
     assert (found.low, found.high) == pytest.approx(np.percentile(samples, [2.5, 97.5]))
     unknown = judged(NAN)
     assert np.isnan([unknown.ours, unknown.low, unknown.high]).all()
+
+
+@pytest.mark.parametrize(("spread", "verdict"), [(0.1, "shown"), (0.5, "not shown")])
+def test_a_direction_asks_the_whole_interval(spread, verdict):
+    below_one = Estimate(0.7, np.linspace(0.7 - spread, 0.7 + spread, 1000))
+    found = claim(
+        "fig19.x", "", paper="", ours=[below_one], test="< 1",
+        holds=lambda r: r < 1, whole_interval=True,
+    )  # fmt: skip
+    assert found.verdict == verdict
