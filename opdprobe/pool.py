@@ -1,0 +1,114 @@
+"""Work for several processes side by side, in an order that some of it asks for."""
+
+import multiprocessing
+import os
+import queue
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Any
+
+from opdprobe.errors import OPDProbeError
+
+Report = Callable[[int, int], None]
+"""Called with steps done, steps in all."""
+Progress = Callable[[str, int, int], None]
+"""Called with a task's label, steps done, steps in all."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One piece of work.
+
+    Parameters
+    ----------
+    label
+        Its name, shown to the user.
+    function
+        Called in a process of its own as ``function(*arguments, report)``; of a module's top level.
+    arguments
+        What can be pickled.
+    after
+        Labels of tasks that have to be finished before; of other tasks than those given, no matter.
+    """
+
+    label: str
+    function: Callable[..., None]
+    arguments: tuple[Any, ...] = ()
+    after: frozenset[str] = frozenset()
+
+
+def work(
+    tasks: Sequence[Task],
+    *,
+    workers: int = 2,
+    on_progress: Progress = lambda label, done, total: None,
+) -> None:
+    """Do tasks side by side, in the order given where nothing else is asked for.
+
+    Parameters
+    ----------
+    tasks
+        Those listed earlier start earlier.
+    workers
+        Processes, one thread each.
+    on_progress
+        Called whenever a task has moved on.
+
+    Raises
+    ------
+    OPDProbeError
+        A process was killed. What a task raises comes through as it is; tasks that have started
+        are finished first.
+    """
+    # Fresh interpreters: forking a process that has used torch's threads can hang.
+    context = multiprocessing.get_context("spawn")
+    progress = context.Queue()
+    pool = ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_start_worker, initargs=(progress,)
+    )
+    left, running = list(tasks), dict[Future[None], str]()
+    try:
+        while left or running:
+            unfinished = {task.label for task in left} | set(running.values())
+            for task in [t for t in left if not t.after & unfinished]:
+                left.remove(task)
+                running[pool.submit(_do, task)] = task.label
+            if not running:
+                raise ValueError(f"tasks wait for each other: {', '.join(t.label for t in left)}.")
+            done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+            while True:
+                try:
+                    on_progress(*progress.get_nowait())
+                except queue.Empty:
+                    break
+            for future in done:
+                del running[future]
+                future.result()
+    except BrokenProcessPool as error:
+        raise OPDProbeError(
+            "a process was killed, perhaps for want of memory; the same command goes on where it "
+            "was, with --workers 1 in less memory."
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+_progress: Any = None  # the worker's end of the queue
+
+
+def _start_worker(progress: Any) -> None:
+    global _progress
+    _progress = progress
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import torch
+    import transformers
+
+    # The models are tiny: a second thread costs more than it gives.
+    torch.set_num_threads(1)
+    transformers.utils.logging.disable_progress_bar()
+
+
+def _do(task: Task) -> None:
+    task.function(*task.arguments, lambda done, total: _progress.put((task.label, done, total)))
