@@ -1,20 +1,17 @@
 """Names that the command line and the presets use for models and prompt sets.
 
-``zoo:NAME`` is a model or a problem split of the testbed; anything else is a path (or a hub id).
+``zoo:NAME`` is a model or a problem split of the testbed, the latter as ``zoo:SPLIT/TEMPLATE`` in
+another wording; anything else is a path (or a hub id).
 """
 
 from pathlib import Path
 
 from opdprobe.data import load_prompts
-from opdprobe.errors import PromptError
 from opdprobe.grade import Grader, grade_math
 from opdprobe.prompts import Prompt
 from opdprobe.testbed.problems import grader as testbed_grader
 from opdprobe.testbed.problems import problems
 from opdprobe.testbed.zoo import zoo_path
-
-SPLITS = ("train", "rl", "test")
-"""Problem sets of the testbed: for distillation, for RL, and held out."""
 
 
 def resolve_model(name: str) -> str | Path:
@@ -28,7 +25,8 @@ def resolve_prompts(name: str, limit: int | None = None) -> tuple[list[Prompt], 
     Parameters
     ----------
     name
-        ``zoo:SPLIT`` for testbed problems, or a parquet or JSON-lines file.
+        ``zoo:SPLIT`` or ``zoo:SPLIT/TEMPLATE`` for testbed problems, or a parquet or JSON-lines
+        file.
     limit
         Take the first so many; all by default, 2048 of the testbed's endless splits.
 
@@ -39,12 +37,9 @@ def resolve_prompts(name: str, limit: int | None = None) -> tuple[list[Prompt], 
         The testbed's, or `opdprobe.grade.grade_math` if every prompt has an answer; else None.
     """
     if name.startswith("zoo:"):
-        split = name.removeprefix("zoo:")
-        if split not in SPLITS:
-            raise PromptError(
-                f"no testbed problems {name!r}; there are zoo:{', zoo:'.join(SPLITS)}."
-            )
-        return problems(2048 if limit is None else limit, split=split), testbed_grader
+        split, _, template = name.removeprefix("zoo:").partition("/")
+        n = 2048 if limit is None else limit
+        return problems(n, split=split, template=template or "add"), testbed_grader
     prompts = load_prompts(name, limit=limit)
     answered = all(prompt.answer is not None for prompt in prompts)
     return prompts, grade_math if answered else None

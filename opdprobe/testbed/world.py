@@ -1,7 +1,8 @@
-"""The task of the testbed: add a few numbers, thinking aloud in one of three ways.
+"""The task of the testbed: add numbers, thinking aloud in one of three ways.
 
-A problem is five to eight numbers from 1 to 20. A response is a chain of thought that ends in
-``answer N``. Three **strategies** (the testbed's thinking patterns) lead there:
+A problem is five to eight numbers from 1 to 20, or, in the long ones, nine to twenty-four from 1
+to 8. A response is a chain of thought that ends in ``answer N``. Three **strategies** (the
+testbed's thinking patterns) lead there:
 
 direct
     name the total at once: short, and hard for a small model;
@@ -17,24 +18,77 @@ the mixture. That is the paper's "thinking pattern" against "scale" (§3) in min
 Wording is random: at most positions that are not numbers one of many paraphrases is drawn with
 Zipf frequencies, so that a model's top-16 holds 95 to 99.9 % of its mass and which tokens are in it
 is a question with an answer (§4.1). Without that tail a top-16 set is mostly noise below 1e-6.
+There are two **accents**, ``plain`` and ``formal``: the same words in other orders of frequency.
 """
 
 import random
 from bisect import bisect
+from collections.abc import Container
 from dataclasses import dataclass
 from itertools import accumulate
 
 from opdprobe.testbed import words
 
 STRATEGIES = ("direct", "stepwise", "pairwise")
-MIXTURE = (0.55, 0.35, 0.1)
-"""Shares of the strategies in supervised data, in the order of `STRATEGIES`."""
+ACCENTS = ("plain", "formal")
 
-OPERANDS = (5, 8)
-LARGEST_OPERAND = 20
 LARGEST_NUMBER = 199
-TEMPLATES = {"add": "add {numbers}", "total": "please total {numbers}"}
-"""User turns. Supervised data has both; the RL teachers see only ``add``."""
+TEMPLATES = {
+    "add": "add {numbers}",
+    "total": "{numbers} please total",
+    "unseen": "the total {numbers}",
+}
+"""User turns. Supervised data has mostly ``add`` and some ``total``; the RL teachers see only
+``add``; no model has been trained on ``unseen``, whose words they all know."""
+
+
+@dataclass(frozen=True)
+class Size:
+    """How long problems are.
+
+    Parameters
+    ----------
+    operands
+        Fewest and most numbers to add.
+    largest
+        Largest of them; the smallest is 1.
+    """
+
+    operands: tuple[int, int]
+    largest: int
+
+
+SHORT, LONG = Size((5, 8), 20), Size((9, 24), 8)
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A kind of supervised data.
+
+    Parameters
+    ----------
+    mixture
+        Shares of the strategies, in the order of `STRATEGIES`.
+    formal
+        Share of responses in the formal accent.
+    noise
+        Share of responses that slip: one of their sums is wrong, and what follows builds on it.
+    """
+
+    mixture: tuple[float, float, float]
+    formal: float = 0.0
+    noise: float = 0.0
+
+
+CORPORA = {
+    "sft": Corpus((0.55, 0.35, 0.10)),
+    "pretraining": Corpus((0.50, 0.30, 0.20), formal=0.25, noise=0.15),
+    "post": Corpus((0.50, 0.05, 0.45), formal=1.0),
+}
+"""Distilled reasoning; a noisy mixture of everything; and another pattern, worded formally."""
+
+TOTAL_SHARE, LONG_SHARE = 0.05, 0.10
+"""Shares of the template ``total`` and of long problems in supervised data."""
 
 SPECIALS = ("<pad>", "<eos>", "<bos>", "<user>", "<assistant>")
 STRUCTURE = ("add", "please", "total", "the", "answer")
@@ -53,14 +107,24 @@ class _Zipf:
 
 # A slot is a position in a response with a word distribution of its own. Exponents put the mass of
 # the first 16 words at 0.90 (style) and 0.98 (operators, copulas).
-_SLOTS = {
-    name: _Zipf(words.STYLE, 64, 1.5, seed)
-    for seed, name in enumerate(
-        ("open direct", "open stepwise", "open pairwise", "link stepwise", "link pairwise", "close")
-    )
-}
-_SLOTS["operator"] = _Zipf(words.OPERATORS, len(words.OPERATORS), 2.0, 101)
-_SLOTS["copula"] = _Zipf(words.COPULAS, len(words.COPULAS), 2.0, 102)
+_STYLED = (
+    "open direct",
+    "open stepwise",
+    "open pairwise",
+    "link stepwise",
+    "link pairwise",
+    "close",
+)
+
+
+def _slots(seed: int) -> dict[str, _Zipf]:
+    slots = {name: _Zipf(words.STYLE, 64, 1.5, seed + i) for i, name in enumerate(_STYLED)}
+    slots["operator"] = _Zipf(words.OPERATORS, len(words.OPERATORS), 2.0, seed + 101)
+    slots["copula"] = _Zipf(words.COPULAS, len(words.COPULAS), 2.0, seed + 102)
+    return slots
+
+
+_SLOTS = {accent: _slots(1000 * i) for i, accent in enumerate(ACCENTS)}
 
 
 @dataclass(frozen=True)
@@ -95,45 +159,63 @@ def vocabulary() -> list[str]:
     return [*SPECIALS, *numbers, *STRUCTURE, *words.OPERATORS, *words.COPULAS, *words.STYLE]
 
 
-def sample_problem(
+def sample_problem(rng: random.Random, *, size: Size = SHORT, template: str = "add") -> Problem:
+    """Draw a problem of a size."""
+    n = rng.randint(*size.operands)
+    return Problem(tuple(rng.randint(1, size.largest) for _ in range(n)), template)
+
+
+def solve(
+    problem: Problem,
+    strategy: str,
     rng: random.Random,
     *,
-    operands: tuple[int, int] = OPERANDS,
-    largest: int = LARGEST_OPERAND,
-    template: str = "add",
-) -> Problem:
-    """Draw a problem with ``operands[0]`` to ``operands[1]`` numbers, each 1 to `largest`."""
-    n = rng.randint(*operands)
-    return Problem(tuple(rng.randint(1, largest) for _ in range(n)), template)
+    accent: str = "plain",
+    slip: bool = False,
+) -> list[str]:
+    """Write one response in `strategy` with random wording.
 
-
-def _steps(rng: random.Random, numbers: list[str], link: str, pairwise: bool) -> list[str]:
-    out: list[str] = []
-    while len(numbers) > 1:
-        left, right, *rest = numbers
-        result = str(int(left) + int(right))
-        out += [left, _SLOTS["operator"](rng), right, _SLOTS["copula"](rng), result]
-        numbers = [*rest, result] if pairwise else [result, *rest]
-        if len(numbers) > 1:
-            out.append(_SLOTS[link](rng))
-    return out
-
-
-def solve(problem: Problem, strategy: str, rng: random.Random) -> list[str]:
-    """Write one correct response in `strategy` with random wording.
+    Parameters
+    ----------
+    problem
+        What to add.
+    strategy
+        One of `STRATEGIES`.
+    rng
+        Draws the wording, and the slip.
+    accent
+        One of `ACCENTS`.
+    slip
+        Get one sum wrong, by 1 to 9, and go on from it.
 
     Returns
     -------
     list of str
         Tokens, ending in ``answer``, the total and ``<eos>``.
     """
-    numbers = list(map(str, problem.operands))
-    out = [_SLOTS[f"open {strategy}"](rng)]
+    slots = _SLOTS[accent]
+    out = [slots[f"open {strategy}"](rng)]
     if strategy == "direct":
-        out += ["the", "total", _SLOTS["copula"](rng), problem.answer]
+        total = sum(problem.operands)
+        total = _slipped(rng, total) if slip else total
+        out += ["the", "total", slots["copula"](rng), str(total)]
     else:
-        out += _steps(rng, numbers, f"link {strategy}", strategy == "pairwise")
-    return [*out, _SLOTS["close"](rng), "answer", problem.answer, "<eos>"]
+        numbers, link = list(problem.operands), slots[f"link {strategy}"]
+        wrong = rng.randrange(len(numbers) - 1) if slip else None
+        for i in range(len(numbers) - 1):
+            left, right, *rest = numbers
+            total = left + right if i != wrong else _slipped(rng, left + right)
+            out += [str(left), slots["operator"](rng), str(right), slots["copula"](rng), str(total)]
+            numbers = [*rest, total] if strategy == "pairwise" else [total, *rest]
+            if rest:
+                out.append(link(rng))
+    return [*out, slots["close"](rng), "answer", str(total), "<eos>"]
+
+
+def _slipped(rng: random.Random, total: int) -> int:
+    """Return a number near `total`, not `total`, that the vocabulary has."""
+    near = [n for n in range(total - 9, total + 10) if 0 <= n <= LARGEST_NUMBER and n != total]
+    return rng.choice(near)
 
 
 def strategy_of(response: str) -> str:
@@ -168,14 +250,35 @@ def grade(response: str, answer: str) -> float:
     return float(len(tokens) >= 2 and tokens[-2] == "answer" and tokens[-1] == answer)
 
 
-def demonstrate(rng: random.Random, n: int) -> list[tuple[Problem, list[str]]]:
-    """Draw `n` problems with a correct response each: the supervised mixture.
+def demonstrate(
+    rng: random.Random,
+    n: int,
+    corpus: Corpus = CORPORA["sft"],
+    *,
+    held_out: Container[tuple[int, ...]] = (),
+) -> list[tuple[Problem, list[str]]]:
+    """Draw `n` problems with a response each.
 
-    Three quarters of the problems use the template ``add``, the others ``total``.
+    Parameters
+    ----------
+    rng
+        Draws everything.
+    n
+        How many.
+    corpus
+        Their mixture.
+    held_out
+        Operands of problems to leave out: those that models are tested on.
     """
     out = []
-    for _ in range(n):
-        problem = sample_problem(rng, template="add" if rng.random() < 0.75 else "total")
-        (strategy,) = rng.choices(STRATEGIES, MIXTURE)
-        out.append((problem, solve(problem, strategy, rng)))
+    while len(out) < n:
+        size = LONG if rng.random() < LONG_SHARE else SHORT
+        template = "total" if rng.random() < TOTAL_SHARE else "add"
+        problem = sample_problem(rng, size=size, template=template)
+        if problem.operands in held_out:
+            continue
+        (strategy,) = rng.choices(STRATEGIES, corpus.mixture)
+        accent = "formal" if rng.random() < corpus.formal else "plain"
+        slip = rng.random() < corpus.noise
+        out.append((problem, solve(problem, strategy, rng, accent=accent, slip=slip)))
     return out

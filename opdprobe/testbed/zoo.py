@@ -8,7 +8,7 @@ import hashlib
 import json
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,38 +18,54 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrai
 
 from opdprobe.errors import OPDProbeError
 from opdprobe.models import load_model, load_tokenizer
+from opdprobe.pool import Progress, Report, Task, work
 from opdprobe.prompts import EncodedPrompt, encode_prompts
-from opdprobe.testbed.problems import demonstrations, grader, problems
+from opdprobe.testbed.problems import BENCHMARKS, demonstrations, grader, problems
 from opdprobe.testbed.tokenizer import build_tokenizer
+from opdprobe.train.cold_start import cold_start
 from opdprobe.train.config import GRPOConfig, SFTConfig
 from opdprobe.train.evaluate import evaluate
 from opdprobe.train.grpo import grpo
 from opdprobe.train.sft import sft
 
 ZOO = Path(__file__).parent / "models"
-MANIFEST = ZOO / "zoo.json"
+RECORD = "zoo.json"
+"""In a member's directory: how it was made, its hash and its accuracy."""
 
 MAX_COMPLETION_LENGTH = 64
-"""Longest response of the testbed, in tokens; the longest correct one has 46."""
+"""Longest response to a short problem, in tokens; the longest correct one has 46."""
 
-_SMALL, _LARGE = {"hidden_size": 64, "layers": 2}, {"hidden_size": 128, "layers": 4}
-_SFT = SFTConfig(
-    learning_rate=4e-3,
-    batch_size=128,
-    max_steps=900,
-    optimizer="muon",
-    muon_learning_rate=2e-2,
-    micro_batch_tokens=2048,
-    save_steps=250,
-)
-_GRPO = GRPOConfig(
-    learning_rate=3e-4,
-    batch_size=32,
-    num_generations=8,
-    max_completion_length=MAX_COMPLETION_LENGTH,
-    max_steps=1500,
-    save_steps=50,
-)
+_SMALL = {"hidden_size": 64, "layers": 2}
+_LARGE = {"hidden_size": 128, "layers": 4}
+_EXTRA_LARGE = {"hidden_size": 160, "layers": 6}
+
+
+def _sft(max_steps: int, learning_rate: float, muon_learning_rate: float) -> SFTConfig:
+    return SFTConfig(
+        learning_rate=learning_rate,
+        batch_size=128,
+        max_steps=max_steps,
+        optimizer="muon",
+        muon_learning_rate=muon_learning_rate,
+        micro_batch_tokens=2048,
+        save_steps=100,
+    )
+
+
+def _grpo(max_steps: int, learning_rate: float) -> GRPOConfig:
+    return GRPOConfig(
+        learning_rate=learning_rate,
+        batch_size=32,
+        num_generations=8,
+        max_completion_length=MAX_COMPLETION_LENGTH,
+        max_steps=max_steps,
+        save_steps=50,
+    )
+
+
+# The larger the model, the smaller Muon's rate.
+_SFT_SMALL = _sft(1000, 4e-3, 2e-2)
+_SFT_LARGE = _sft(1400, 2e-3, 7e-3)
 
 
 @dataclass(frozen=True)
@@ -66,22 +82,40 @@ class Member:
         Width and depth, of a model trained from scratch.
     parent
         The member it was trained from, if any.
+    corpus
+        Key of `opdprobe.testbed.world.CORPORA`: what supervised training sees.
+    teacher
+        Instead of a corpus: the member whose rollouts supervised training sees (§5.1).
     """
 
     analog: str
     recipe: SFTConfig | GRPOConfig
     size: dict[str, int] | None = None
     parent: str | None = None
+    corpus: str = "sft"
+    teacher: str | None = None
 
 
 MEMBERS = {
-    "sft-small": Member("DeepSeek-R1-Distill-Qwen-1.5B", _SFT, size=_SMALL),
-    "sft-large": Member(
-        "DeepSeek-R1-Distill-Qwen-7B",
-        replace(_SFT, max_steps=3000, learning_rate=2e-3, muon_learning_rate=7e-3),
-        size=_LARGE,
+    "sft-small": Member("DeepSeek-R1-Distill-Qwen-1.5B", _SFT_SMALL, size=_SMALL),
+    "rl-small": Member("JustRL-DeepSeek-1.5B", _grpo(2000, 3e-4), parent="sft-small"),
+    "sft-large": Member("DeepSeek-R1-Distill-Qwen-7B", _SFT_LARGE, size=_LARGE),
+    "rl-large": Member("Skywork-OR1-Math-7B", _grpo(800, 2e-4), parent="sft-large"),
+    "sft-extra-large": Member(
+        "DeepSeek-R1-Distill-Qwen-14B", _sft(1000, 1.5e-3, 5e-3), size=_EXTRA_LARGE
     ),
-    "rl-small": Member("JustRL-DeepSeek-1.5B", _GRPO, parent="sft-small"),
+    "base-small": Member("Qwen3-1.7B-Base", _SFT_SMALL, size=_SMALL, corpus="pretraining"),
+    "base-large": Member("Qwen3-4B-Base", _SFT_LARGE, size=_LARGE, corpus="pretraining"),
+    "base-large-rl": Member("Qwen3-4B-Base-GRPO", _grpo(300, 2e-4), parent="base-large"),
+    "post-small": Member("Qwen3-1.7B", _sft(400, 2e-3, 1e-2), parent="base-small", corpus="post"),
+    "post-large": Member("Qwen3-4B", _sft(500, 1e-3, 4e-3), parent="base-large", corpus="post"),
+    "post-large-rl": Member("Qwen3-4B-Non-Thinking-RL-Math", _grpo(300, 2e-4), parent="post-large"),
+    "cold-start-small": Member(
+        "Qwen3-1.7B-Base after a cold start",
+        replace(_sft(128, 2e-3, 1e-2), max_steps=None),
+        parent="base-small",
+        teacher="post-large",
+    ),
 }
 
 
@@ -110,10 +144,11 @@ def _member(name: str) -> Member:
 
 
 def measure(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, n_problems: int = 256, n: int = 4
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, n_problems: int = 128, n: int = 4
 ) -> float:
-    """Measure avg@n on the test split at temperature 0.7, top-p 0.95."""
-    prompts = encode_prompts(tokenizer, problems(n_problems, split="test"))
+    """Measure avg@n at temperature 0.7, top-p 0.95, averaged over the benchmarks."""
+    held_out = [p for name in BENCHMARKS for p in problems(n_problems, split=name)]
+    prompts = encode_prompts(tokenizer, held_out)
     scores = evaluate(model, tokenizer, prompts, grader, n=n, max_new_tokens=MAX_COMPLETION_LENGTH)
     return float(scores.mean())
 
@@ -134,30 +169,74 @@ def build(name: str, work_dir: Path) -> Iterator[dict[str, float]]:
         There is no such member, or its parent is not built.
     """
     member = _member(name)
+    recipe = member.recipe
     if member.parent is None:
         tokenizer = build_tokenizer()
         assert member.size is not None
-        assert isinstance(member.recipe, SFTConfig)
         model = _new_model(tokenizer, **member.size)
-        batch_at = demonstrations(tokenizer, member.recipe)
-        assert member.recipe.max_steps is not None
-        yield from sft(
-            model, tokenizer, batch_at, member.recipe.max_steps, member.recipe, work_dir / name
-        )
     else:
-        assert isinstance(member.recipe, GRPOConfig)
         parent = zoo_path(member.parent)
         model = load_model(parent, dtype=torch.float32)
         tokenizer = load_tokenizer(parent)
+    if member.teacher is not None:
+        assert isinstance(recipe, SFTConfig)
+        made = cold_start(
+            model,
+            zoo_path(member.teacher),
+            tokenizer=tokenizer,
+            prompts=problems(8192, split="train"),
+            config=recipe,
+            out_dir=work_dir / name,
+            n=2,
+            max_new_tokens=MAX_COMPLETION_LENGTH,
+        )
+        yield {"step": made.n_steps - 1}
+    elif isinstance(recipe, SFTConfig):
+        assert recipe.max_steps is not None
+        batch_at = demonstrations(tokenizer, recipe, member.corpus)
+        yield from sft(model, tokenizer, batch_at, recipe.max_steps, recipe, work_dir / name)
+    else:
         prompts = encode_prompts(tokenizer, problems(8192, split="rl"))
-        size = member.recipe.batch_size
 
         def prompts_at(step: int) -> list[EncodedPrompt]:
-            rng = random.Random(f"{member.recipe.seed}/{step}")
-            return rng.sample(prompts, size)
+            return random.Random(f"{recipe.seed}/{step}").sample(prompts, recipe.batch_size)
 
-        yield from grpo(model, tokenizer, prompts_at, grader, member.recipe, work_dir / name)
+        yield from grpo(model, tokenizer, prompts_at, grader, recipe, work_dir / name)
     _publish(name, model, tokenizer)
+
+
+def build_all(
+    names: Sequence[str],
+    work_dir: Path,
+    *,
+    workers: int = 2,
+    on_progress: Progress = lambda name, done, total: None,
+) -> None:
+    """Build members side by side, parents first; resumable.
+
+    Parameters
+    ----------
+    names
+        Members. A parent that is not among them must be built.
+    work_dir
+        Where checkpoints go.
+    workers
+        Processes, one thread each.
+    on_progress
+        Called with a member's name, steps done, steps in all.
+    """
+    tasks = []
+    for name in names:
+        member = _member(name)
+        before = {other for other in (member.parent, member.teacher) if other}
+        tasks.append(Task(name, _build, (name, work_dir), frozenset(before)))
+    work(tasks, workers=workers, on_progress=on_progress)
+
+
+def _build(name: str, work_dir: Path, report: Report) -> None:
+    total = MEMBERS[name].recipe.max_steps or 0
+    for metrics in build(name, work_dir):
+        report(int(metrics["step"]) + 1, total)
 
 
 def check(name: str, *, tolerance: float = 0.03) -> dict[str, float | str]:
@@ -177,7 +256,7 @@ def check(name: str, *, tolerance: float = 0.03) -> dict[str, float | str]:
     path = zoo_path(name)
     entry = manifest().get(name)
     if entry is None:
-        raise ZooError(f"{MANIFEST} has no entry {name}; run `opdprobe zoo build {name}`.")
+        raise ZooError(f"{path / RECORD} is missing; run `opdprobe zoo build {name}`.")
     digest = _digest(path)
     if digest != entry["sha256"]:
         raise ZooError(
@@ -195,7 +274,8 @@ def check(name: str, *, tolerance: float = 0.03) -> dict[str, float | str]:
 
 def manifest() -> dict[str, dict]:
     """What is recorded of each built member: sha256, accuracy, parameters, recipe."""
-    return json.loads(MANIFEST.read_text()) if MANIFEST.exists() else {}
+    paths = {name: ZOO / name / RECORD for name in MEMBERS}
+    return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
 
 
 def _publish(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -212,12 +292,14 @@ def _publish(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
         "parameters": sum(p.numel() for p in shipped.parameters()),
         "sha256": _digest(target),
         "accuracy": round(measure(shipped, tokenizer), 4),
+        "teacher": member.teacher,
+        "corpus": None
+        if member.teacher or isinstance(member.recipe, GRPOConfig)
+        else member.corpus,
         "recipe": {"type": type(member.recipe).__name__, **member.recipe.to_dict()},
     }
-    entries = {**manifest(), name: entry}
-    MANIFEST.write_text(
-        json.dumps({k: entries[k] for k in MEMBERS if k in entries}, indent=2) + "\n"
-    )
+    # One file a member, so that two may be built at the same time.
+    (target / RECORD).write_text(json.dumps(entry, indent=2) + "\n")
 
 
 def _new_model(tokenizer: PreTrainedTokenizerBase, *, hidden_size: int, layers: int):

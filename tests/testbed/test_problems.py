@@ -7,56 +7,78 @@ import pytest
 from opdprobe.errors import PromptError
 from opdprobe.prompts import Prompt, encode_prompts
 from opdprobe.testbed import world
-from opdprobe.testbed.problems import N_TEST, demonstrations, grader, problems
+from opdprobe.testbed.problems import (
+    BENCHMARKS,
+    N_TEST,
+    SPLITS,
+    demonstrations,
+    grader,
+    held_out,
+    problems,
+)
 from opdprobe.testbed.tokenizer import build_tokenizer
 from opdprobe.testbed.zoo import MAX_COMPLETION_LENGTH
 from opdprobe.train.config import SFTConfig
 
 TOKENIZER = build_tokenizer()
+TESTS = (*BENCHMARKS, "deep")
 
 
 def operands(prompt):
-    return tuple(int(word) for word in prompt.question.split()[-8:] if word.isdigit())
+    return tuple(int(word) for word in prompt.question.split() if word.isdigit())
 
 
-@pytest.fixture(scope="module")
-def held_out():
-    return problems(N_TEST, split="test")
-
-
-@pytest.mark.parametrize("split", ["train", "rl", "anything"])
-def test_no_split_contains_a_test_problem(split, held_out):
+@pytest.mark.parametrize("split", [name for name in SPLITS if name not in TESTS])
+def test_no_split_contains_a_problem_of_a_benchmark(split):
     drawn = problems(4096, split=split)
-    assert not {operands(p) for p in drawn} & {operands(p) for p in held_out}
+    assert not {operands(p) for p in drawn} & held_out()
     assert len({operands(p) for p in drawn}) == len(drawn)
     assert len({p.id for p in drawn}) == len(drawn)
 
 
-def test_a_split_is_always_the_same_sequence(held_out):
-    assert problems(100, split="test") == held_out[:100]
-    assert problems(100, split="train") == problems(300, split="train")[:100]
+def test_what_is_held_out_are_the_heads_of_the_benchmarks():
+    heads = [problems(N_TEST, split=name) for name in TESTS]
+    assert held_out() == {operands(p) for head in heads for p in head}
+    assert len(held_out()) == len(TESTS) * N_TEST  # no problem is in two of them
+
+
+@pytest.mark.parametrize("split", list(SPLITS))
+def test_a_split_is_always_the_same_sequence_of_its_size(split):
+    assert problems(100, split=split) == problems(300, split=split)[:100]
+    assert problems(0, split=split) == []
+    size = SPLITS[split]
+    for prompt in problems(50, split=split):
+        numbers = operands(prompt)
+        assert size.operands[0] <= len(numbers) <= size.operands[1]
+        assert all(1 <= n <= size.largest for n in numbers)
+
+
+def test_splits_of_one_size_differ():
     assert problems(100, split="train") != problems(100, split="rl")
-    assert problems(0, split="train") == []
 
 
-@pytest.mark.parametrize(("template", "before"), [("add", "add"), ("total", "please total")])
-def test_a_problem_asks_for_the_sum_it_has_as_answer(template, before):
+@pytest.mark.parametrize(
+    ("template", "question"),
+    [("add", "add {}"), ("total", "{} please total"), ("unseen", "please total {}")],
+)
+def test_a_problem_asks_for_the_sum_it_has_as_answer(template, question):
     for prompt in problems(50, split="train", template=template):
         numbers = operands(prompt)
-        assert prompt.question == f"{before} {' '.join(map(str, numbers))}"
+        assert prompt.question == question.format(" ".join(map(str, numbers)))
         assert prompt.answer == str(sum(numbers))
-        assert 5 <= len(numbers) <= 8
-        assert all(1 <= n <= 20 for n in numbers)
 
 
 def test_templates_word_the_same_problems():
-    add, total = (problems(20, split="test", template=t) for t in ("add", "total"))
-    assert [operands(p) for p in add] == [operands(p) for p in total]
+    worded = [problems(20, split="easy", template=t) for t in world.TEMPLATES]
+    assert len({tuple(map(operands, prompts)) for prompts in worded}) == 1
+    assert len({prompts[0].question for prompts in worded}) == len(world.TEMPLATES)
 
 
-def test_an_unknown_template_lists_those_there_are():
-    with pytest.raises(PromptError, match=r"no template 'sum'; there are add, total\."):
+def test_unknown_names_list_those_there_are():
+    with pytest.raises(PromptError, match=r"no template 'sum'; there are add, total, unseen\."):
         problems(1, split="train", template="sum")
+    with pytest.raises(PromptError, match=r"no testbed problems zoo:test; there are zoo:easy, "):
+        problems(1, split="test")
 
 
 def test_the_grader_takes_the_worlds_own_answers():
@@ -83,7 +105,21 @@ def test_demonstrations_are_what_a_trained_model_is_asked_and_should_say():
         answer = str(sum(int(word) for word in question.split() if word.isdigit()))
         assert world.grade(str(TOKENIZER.decode(response_ids)), answer) == 1
         assert response_ids[-1] == TOKENIZER.eos_token_id
-        assert len(response_ids) <= MAX_COMPLETION_LENGTH
+        operand_count = sum(word.isdigit() for word in question.split())
+        assert len(response_ids) <= MAX_COMPLETION_LENGTH or operand_count > 8
+
+
+def test_demonstrations_leave_out_what_models_are_tested_on(monkeypatch):
+    """Of so many problems few are ever drawn again: hold out what would have come."""
+    config = SFTConfig(batch_size=32)
+    before = demonstrations(TOKENIZER, config)(0)
+    (first, _), *_ = before
+    numbers = tuple(int(w) for w in str(TOKENIZER.decode(first)).split() if w.isdigit())
+    module = "opdprobe.testbed.problems.held_out"
+    monkeypatch.setattr(module, lambda: frozenset([numbers]))
+    after = demonstrations(TOKENIZER, config)(0)
+    assert before[0] not in after
+    assert len(after) == len(before)
 
 
 def test_demonstrations_depend_on_seed_and_step_alone():

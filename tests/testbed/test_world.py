@@ -9,9 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opdprobe.testbed import words, world
+from opdprobe.testbed.problems import SPLITS
 from opdprobe.testbed.zoo import MAX_COMPLETION_LENGTH
 
-OPERANDS = st.lists(st.integers(1, world.LARGEST_OPERAND), min_size=5, max_size=8)
+OPERANDS = st.lists(st.integers(1, world.SHORT.largest), min_size=5, max_size=8)
+ACCENT = st.sampled_from(world.ACCENTS)
 STRATEGY = st.sampled_from(world.STRATEGIES)
 
 
@@ -22,10 +24,10 @@ def sums_of(response):
     return [tuple(numbers[i : i + 3]) for i in range(0, len(numbers), 3)]
 
 
-@given(OPERANDS, STRATEGY, st.integers(0, 2**32))
-def test_a_response_is_right_and_tells_its_strategy(operands, strategy, seed):
+@given(OPERANDS, STRATEGY, ACCENT, st.integers(0, 2**32))
+def test_a_response_is_right_and_tells_its_strategy(operands, strategy, accent, seed):
     problem = world.Problem(tuple(operands))
-    response = world.solve(problem, strategy, random.Random(seed))
+    response = world.solve(problem, strategy, random.Random(seed), accent=accent)
     assert response[-3:] == ["answer", str(sum(operands)), "<eos>"]
     assert set(response) <= set(world.vocabulary())
     assert len(response) <= MAX_COMPLETION_LENGTH
@@ -42,6 +44,27 @@ def test_every_equation_holds_and_every_operand_is_used_once(operands, strategy,
     added = Counter(n for left, right, _ in equations for n in (left, right))
     # All but the last result are added again; what is left over are the operands.
     assert added - Counter(result for *_, result in equations[:-1]) == Counter(operands)
+
+
+@given(OPERANDS, STRATEGY, st.integers(0, 2**32))
+def test_a_slip_is_one_wrong_sum_from_which_the_rest_follows(operands, strategy, seed):
+    problem = world.Problem(tuple(operands))
+    response = world.solve(problem, strategy, random.Random(seed), slip=True)
+    error = int(response[-2]) - sum(operands)
+    assert 1 <= abs(error) <= 9
+    assert world.strategy_of(" ".join(response[:-1])) == strategy
+    if strategy != "direct":
+        wrong = [r - (a + b) for a, b, r in sums_of(response) if r != a + b]
+        assert wrong == [error]
+
+
+def test_a_slip_stays_in_the_vocabulary():
+    for seed in range(50):
+        for operands in ((1, 1), (191, 8)):
+            response = world.solve(
+                world.Problem(operands), "direct", random.Random(seed), slip=True
+            )
+            assert set(response) <= set(world.vocabulary())
 
 
 def test_pairs_that_look_like_a_running_sum_are_told_apart():
@@ -93,14 +116,15 @@ def test_the_vocabulary_has_every_token_once():
 
 
 def test_numbers_never_leave_the_vocabulary():
-    most = max(world.OPERANDS) * world.LARGEST_OPERAND
-    assert most <= world.LARGEST_NUMBER
+    for size in (world.SHORT, world.LONG, *SPLITS.values()):
+        assert max(size.operands) * size.largest <= world.LARGEST_NUMBER
 
 
-@pytest.mark.parametrize("name", list(world._SLOTS))
-def test_a_slot_has_the_stated_tail(name):
+@pytest.mark.parametrize("accent", world.ACCENTS)
+@pytest.mark.parametrize("name", list(world._SLOTS["plain"]))
+def test_a_slot_has_the_stated_tail(name, accent):
     """Top-16 mass of 0.90 for style, 0.98 for operators and copulas; words of its own pool."""
-    slot = world._SLOTS[name]
+    slot = world._SLOTS[accent][name]
     pool, exponent, mass = {
         "operator": (words.OPERATORS, 2.0, 0.98),
         "copula": (words.COPULAS, 2.0, 0.98),
@@ -119,17 +143,50 @@ def test_a_slot_has_the_stated_tail(name):
     assert chi2 < often.sum() + 4 * np.sqrt(2 * often.sum())
 
 
-def test_supervised_data_is_the_stated_mixture():
+def test_the_accents_prefer_other_words():
+    for name in world._SLOTS["plain"]:
+        plain, formal = (set(world._SLOTS[accent][name].words[:8]) for accent in world.ACCENTS)
+        assert len(plain & formal) < 6
+
+
+@pytest.mark.parametrize("corpus", list(world.CORPORA))
+def test_supervised_data_is_the_stated_mixture(corpus):
     n = 4000
-    data = world.demonstrate(random.Random(0), n)
+    stated = world.CORPORA[corpus]
+    data = world.demonstrate(random.Random(0), n, stated)
     strategies = Counter(world.strategy_of(" ".join(response)) for _, response in data)
     templates = Counter(problem.template for problem, _ in data)
-    shares = dict(zip(world.STRATEGIES, world.MIXTURE, strict=True))
+    long = sum(len(problem.operands) > 8 for problem, _ in data)
+    wrong = sum(response[-2] != problem.answer for problem, response in data)
+    shares = dict(zip(world.STRATEGIES, stated.mixture, strict=True))
     for count, share in [
         *((strategies[name], share) for name, share in shares.items()),
-        (templates["add"], 0.75),
-        (templates["total"], 0.25),
+        (templates["add"], 1 - world.TOTAL_SHARE),
+        (templates["total"], world.TOTAL_SHARE),
+        (long, world.LONG_SHARE),
+        (wrong, stated.noise),
     ]:
-        assert abs(count / n - share) < 4 * np.sqrt(share * (1 - share) / n)
-    sizes = Counter(len(problem.operands) for problem, _ in data)
-    assert sorted(sizes) == [5, 6, 7, 8]
+        assert abs(count / n - share) <= 4 * np.sqrt(share * (1 - share) / n)
+    assert sorted({len(problem.operands) for problem, _ in data}) == list(range(5, 25))
+
+
+@pytest.mark.parametrize(("corpus", "share"), [("sft", 0.0), ("pretraining", 0.25), ("post", 1.0)])
+def test_the_accent_of_a_corpus(corpus, share):
+    """Operators tell the accents apart on average: by the log-likelihood of many."""
+    assert world.CORPORA[corpus].formal == share
+    data = world.demonstrate(random.Random(1), 2000, world.CORPORA[corpus])
+    used = Counter(word for _, response in data for word in response if word in words.OPERATORS)
+    orders = {accent: world._SLOTS[accent]["operator"].words for accent in world.ACCENTS}
+    first = {accent: used[order[0]] / used.total() for accent, order in orders.items()}
+    weight = 1 / sum((r + 1.0) ** -2 for r in range(len(words.OPERATORS)))
+    rank = orders["plain"].index(orders["formal"][0])
+    expected = share * weight + (1 - share) * weight * (rank + 1.0) ** -2
+    assert first["formal"] == pytest.approx(expected, abs=0.03)
+
+
+def test_held_out_problems_are_left_out():
+    every = {problem.operands for problem, _ in world.demonstrate(random.Random(0), 300)}
+    some = set(sorted(every)[::2])
+    left = world.demonstrate(random.Random(0), 300, held_out=some)
+    assert not {problem.operands for problem, _ in left} & some
+    assert len(left) == 300
