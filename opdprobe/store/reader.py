@@ -103,6 +103,12 @@ class Run:
             {"step": ("step", np.asarray(steps, np.int64), variable_attrs("step"))},
         )
 
+    @property
+    def benchmarks(self) -> list[str]:
+        """Names of the benchmarks that have been evaluated, in the order of their first time."""
+        lines = read_lines(self.path / "evaluations.jsonl")
+        return list(dict.fromkeys(line["benchmark"] for line in lines))
+
     def evaluation(self, benchmark: str) -> xr.Dataset:
         """Scores of every problem of a benchmark at every evaluated step.
 

@@ -141,6 +141,8 @@ class OPDConfig(Config):
     eval_every, eval_n, eval_temperature, eval_top_p
         In-training evaluation, avg@n (paper: n = 16, T 0.7, top-p 0.95); 0 switches it off. The
         first and the last step are always evaluated.
+    eval_max_completion_length
+        Longest response in evaluation; None: `max_completion_length`.
     save_steps
         A checkpoint every that many steps (0: only at the end).
     seed
@@ -192,6 +194,7 @@ class OPDConfig(Config):
     eval_n: int = 16
     eval_temperature: float = 0.7
     eval_top_p: float = 0.95
+    eval_max_completion_length: int | None = None
     save_steps: int = 0
     seed: int = 0
 
@@ -220,6 +223,7 @@ class OPDConfig(Config):
         "record_max_positions",
         "eval_n",
         "eval_top_p",
+        "eval_max_completion_length",
     )
     _not_negative = (
         "warmup_steps",

@@ -351,7 +351,7 @@ class OPDTrainer:
                 prompts,
                 self.grader,
                 n=c.eval_n,
-                max_new_tokens=c.max_completion_length,
+                max_new_tokens=c.eval_max_completion_length or c.max_completion_length,
                 temperature=c.eval_temperature,
                 top_p=c.eval_top_p,
                 seed=c.seed,
