@@ -1,6 +1,6 @@
 """Point estimates with intervals: bootstrap within a run, Student's t over seeds."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -72,6 +72,36 @@ def resample(values: NDArray, weights: NDArray | None = None, *, seed: int = 0) 
 def exact(value: float) -> Estimate:
     """Wrap a number of which a single run has no interval."""
     return Estimate(value, np.full(N_BOOT, np.nan))
+
+
+def ranked(candidates: Mapping[str, Sequence[Estimate]]) -> list[str]:
+    """Order the names of some quantities by their mean over seeds, the lowest first.
+
+    To pick the largest of several by its mean flatters it less than to pick it anew in every seed.
+    """
+    return sorted(candidates, key=lambda name: float(np.mean([e.value for e in candidates[name]])))
+
+
+def spearman(x: NDArray, y: NDArray) -> float:
+    """Correlate the ranks of two samples; ties share their mean rank.
+
+    Returns
+    -------
+    float
+        In [-1, 1]; NaN for fewer than two pairs, or where one of them never changes.
+
+    Examples
+    --------
+    >>> spearman(np.array([1, 2, 3, 4]), np.array([10, 10, 7, -5]))
+    -0.9486832980505138
+    """
+    ranks = []
+    for values in (x, y):
+        _, place, count = np.unique(values, return_inverse=True, return_counts=True)
+        ranks.append((np.cumsum(count) - (count - 1) / 2)[place])
+    centred = np.array([r - r.mean() if r.size else r for r in ranks])
+    size = np.sqrt((centred**2).sum(axis=1).prod())
+    return float(ratio(centred[0] @ centred[1], size))
 
 
 def window(run: Run, probe: Probe, steps: Sequence[int]) -> Estimate:

@@ -1,9 +1,10 @@
 """What every analysis takes, and the pieces that figures share: curves, accuracies, claims."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
+import xarray as xr
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
@@ -27,6 +28,7 @@ from opdprobe.store import Run
 
 # Ends of a run are averaged over this many recorded steps, or 1 % of them smooths nothing.
 EDGE = 5
+FIRST, LAST, EVERY = slice(EDGE), slice(-EDGE, None), slice(None)
 
 
 @dataclass(frozen=True)
@@ -42,51 +44,70 @@ class Evidence:
     runs
         Experiment to its runs, one a seed.
     scores
-        Role to the mean score of every benchmark problem, ndarray (problems,), in the order of
+        Role and benchmark to the mean score of every problem, ndarray (problems,), in the order of
         the runs' evaluations.
+    continuations
+        Experiment to what the teacher made of its rollouts' prefixes, one Dataset a seed as
+        `opdprobe.continuation.continuation_gain` gives it.
     """
 
     preset: str
     models: dict[str, str]
     runs: dict[str, list[Run]]
-    scores: dict[str, NDArray[np.float64]]
+    scores: dict[str, dict[str, NDArray[np.float64]]]
+    continuations: dict[str, list[xr.Dataset]] = field(default_factory=dict)
 
-    def accuracy(self, experiment: str, *, end: int = -1) -> list[Estimate]:
+    @property
+    def benchmarks(self) -> list[str]:
+        """Names of the benchmarks, in the preset's order."""
+        return list(next(iter(self.scores.values())))
+
+    def evaluations(self, run: Run, benchmark: str | None = None) -> tuple[list[int], NDArray]:
+        """Steps of a run's evaluations, and scores (steps, problems).
+
+        Without a benchmark, problems of all that the run was evaluated on: the mean over problems
+        is the accuracy that a figure calls by no name.
+        """
+        names = run.benchmarks if benchmark is None else [benchmark]
+        found = [run.evaluation(name)["score"] for name in names]
+        return found[0]["step"].values.tolist(), np.concatenate([s.values for s in found], axis=1)
+
+    def accuracy(
+        self, experiment: str, *, end: int = -1, benchmark: str | None = None
+    ) -> list[Estimate]:
         """Accuracy of the student at the first (0) or last (-1) evaluation, one a seed."""
-        return [
-            resample(r.evaluation(BENCHMARK)["score"].values[end]) for r in self.runs[experiment]
-        ]
+        return [resample(self.evaluations(run, benchmark)[1][end]) for run in self.runs[experiment]]
 
-    def role(self, role: str) -> Estimate:
+    def role(self, role: str, *, benchmark: str | None = None) -> Estimate:
         """Accuracy of an untrained model."""
-        return resample(self.scores[role])
+        names = self.benchmarks if benchmark is None else [benchmark]
+        return resample(np.concatenate([self.scores[role][name] for name in names]))
 
-    def recovery(self, experiment: str) -> list[Estimate]:
+    def recovery(self, experiment: str, *, benchmark: str | None = None) -> list[Estimate]:
         """Gap recovery rate (paper §3.2), one a seed; all three accuracies on the same problems."""
-        teacher = self.role(EXPERIMENTS[experiment].teacher)
+        teacher = self.role(EXPERIMENTS[experiment].teacher, benchmark=benchmark)
         return [
             before.map(after, teacher, by=gap_recovery_rate)
             for before, after in zip(
-                self.accuracy(experiment, end=0), self.accuracy(experiment), strict=True
+                self.accuracy(experiment, end=0, benchmark=benchmark),
+                self.accuracy(experiment, benchmark=benchmark),
+                strict=True,
             )
         ]
 
-    def edges(self, experiment: str, probe: Probe) -> tuple[list[Estimate], list[Estimate]]:
-        """A probe's mean over the first and over the last recorded steps, one a seed."""
-        runs = self.runs[experiment]
-        first = [window(r, probe, r.steps[:EDGE]) for r in runs]
-        last = [window(r, probe, r.steps[-EDGE:]) for r in runs]
-        return first, last
+    def mean(self, experiment: str, probe: Probe, steps: slice) -> list[Estimate]:
+        """A probe's mean over all states of some of the recorded steps, one a seed."""
+        return [window(run, probe, run.steps[steps]) for run in self.runs[experiment]]
 
     def change(self, experiment: str, probe: Probe) -> list[Estimate]:
-        """Last minus first."""
-        first, last = self.edges(experiment, probe)
-        return [b.map(a, by=np.subtract) for a, b in zip(first, last, strict=True)]
+        """A probe's mean over the last recorded steps minus that over the first."""
+        first, last = (self.mean(experiment, probe, end) for end in (FIRST, LAST))
+        return differences(last, first)
 
     def remaining(self, experiment: str, probe: Probe) -> list[Estimate]:
         """Last divided by first: the share of a quantity that training left."""
-        first, last = self.edges(experiment, probe)
-        return [b.map(a, by=ratio) for a, b in zip(first, last, strict=True)]
+        first, last = (self.mean(experiment, probe, end) for end in (FIRST, LAST))
+        return ratios(last, first)
 
     def meta(self, experiments: Sequence[str]) -> Meta:
         """Provenance of a results file."""
@@ -113,15 +134,23 @@ class Evidence:
         )
 
 
-BENCHMARK = "test"
+def differences(of: Sequence[Estimate], to: Sequence[Estimate]) -> list[Estimate]:
+    """Subtract the second from the first, seed by seed."""
+    return [a.map(b, by=np.subtract) for a, b in zip(of, to, strict=True)]
+
+
+def ratios(of: Sequence[Estimate], to: Sequence[Estimate]) -> list[Estimate]:
+    """Divide the first by the second, seed by seed; NaN where that is 0."""
+    return [a.map(b, by=ratio) for a, b in zip(of, to, strict=True)]
 
 
 def accuracy_panel(
     evidence: Evidence,
-    experiments: dict[str, str],
-    references: dict[str, str],
+    experiments: Mapping[str, str],
+    references: Mapping[str, str],
     *,
     title: str = "Accuracy",
+    benchmark: str | None = None,
 ) -> Panel:
     """Accuracy by training step.
 
@@ -131,21 +160,23 @@ def accuracy_panel(
         Experiment to legend label; an experiment's name is also its plotting role.
     references
         Model role to label, drawn as horizontal lines.
+    benchmark
+        One of them; all by default.
     """
     series = []
     for name, label in experiments.items():
-        runs = evidence.runs[name]
-        scores = [run.evaluation(BENCHMARK)["score"] for run in runs]
-        points = [combine([resample(s.values[i]) for s in scores]) for i in range(len(scores[0]))]
+        found = [evidence.evaluations(run, benchmark) for run in evidence.runs[name]]
+        x = found[0][0]
+        points = [combine([resample(scores[i]) for _, scores in found]) for i in range(len(x))]
         value, low, high = zip(*points, strict=True)
-        x = scores[0]["step"].values.tolist()
         series.append(Series(name, label, x=x, y=list(value), low=list(low), high=list(high)))
     lines = [
-        Reference(role, label, evidence.role(role).value) for role, label in references.items()
+        Reference(role, label, evidence.role(role, benchmark=benchmark).value)
+        for role, label in references.items()
     ]
     n = evidence.runs[next(iter(experiments))][0].config["eval_n"]
     return Panel(
-        name="accuracy",
+        name="accuracy" if benchmark is None else f"accuracy_{benchmark}",
         title=title,
         x_label="training step",
         y_label=f"accuracy (avg@{n})",
@@ -156,7 +187,7 @@ def accuracy_panel(
 
 
 def curve_panel(
-    evidence: Evidence, probe: str, experiments: dict[str, str], *, title: str, **arguments: str
+    evidence: Evidence, probe: str, experiments: Mapping[str, str], *, title: str, **arguments: str
 ) -> Panel:
     """Draw a probe's mean over states by training step, one line an experiment."""
     series = [
@@ -166,7 +197,7 @@ def curve_panel(
     run = evidence.runs[next(iter(experiments))][0]
     sample = getattr(run.load(run.steps[0]).opd, probe)(**arguments)
     return Panel(
-        name=probe,
+        name="_".join([*arguments.values(), probe]),
         title=title,
         x_label="training step",
         y_label=axis_label(sample.attrs["long_name"], sample.attrs["units"]),
@@ -267,4 +298,54 @@ def claim(
         unit=unit,
         test=test,
         verdict=verdict,
+    )
+
+
+def at_least(
+    name: str, text: str, *, paper: str, ours: Sequence[Estimate], statistic: str, limit: float
+) -> Claim:
+    """Judge a claim that something is larger, by so much; `statistic` says what `ours` is.
+
+    Its opposite is that something is smaller: the whole interval is below 0.
+    """
+    return claim(
+        name,
+        text,
+        paper=paper,
+        ours=ours,
+        test=f"{statistic} ≥ {limit:.2f}",
+        holds=lambda value: value >= limit,
+        opposite=lambda low, high: high < 0,
+    )
+
+
+def above(
+    name: str, text: str, *, paper: str, ours: Sequence[Estimate], statistic: str, limit: float = 0
+) -> Claim:
+    """Judge a claim that names a direction and no size: a difference > 0, a ratio > 1."""
+    return claim(
+        name,
+        text,
+        paper=paper,
+        ours=ours,
+        test=f"{statistic} > {limit:g}, whole interval",
+        holds=lambda value: value > limit,
+        opposite=lambda low, high: high < limit,
+        whole_interval=True,
+    )
+
+
+def below(
+    name: str, text: str, *, paper: str, ours: Sequence[Estimate], statistic: str, limit: float = 0
+) -> Claim:
+    """Judge the other direction: a difference < 0, a ratio < 1."""
+    return claim(
+        name,
+        text,
+        paper=paper,
+        ours=ours,
+        test=f"{statistic} < {limit:g}, whole interval",
+        holds=lambda value: value < limit,
+        opposite=lambda low, high: low > limit,
+        whole_interval=True,
     )

@@ -1,20 +1,37 @@
 """What is run for which figure, and on which models: the plan behind `opdprobe reproduce`.
 
-An experiment names *roles*; a preset says which model plays each role. The same code therefore runs
-on the testbed (quick, full) and on the paper's models (paper).
+An experiment names *roles*; a preset says which model, which prompts play each role. The same code
+therefore runs on the testbed (quick, full), on the paper's models (paper) and on anybody's own.
 """
 
 from dataclasses import dataclass, field
 from typing import Any
 
 from opdprobe.errors import OPDProbeError
-from opdprobe.train.config import OPDConfig
 
-ROLES = {
+MODEL_ROLES = {
     "student": "the student before RL (paper: DeepSeek-R1-Distill-Qwen-1.5B)",
     "rl_student": "the student after RL: teacher of the success, student of the reverse runs "
     "(paper: JustRL-DeepSeek-1.5B)",
     "large": "a larger model of the student's own pipeline (paper: DeepSeek-R1-Distill-Qwen-7B)",
+    "rl_large": "the larger model after RL (paper: Skywork-OR1-Math-7B)",
+    "extra_large": "a still larger model of that pipeline (paper: DeepSeek-R1-Distill-Qwen-14B)",
+    "base": "a small pre-trained model (paper: Qwen3-1.7B-Base)",
+    "rl_base_large": "a larger pre-trained model after RL (paper: Qwen3-4B-Base-GRPO)",
+    "post": "a small model, post-trained to another pattern (paper: Qwen3-1.7B)",
+    "post_large": "a larger model, post-trained to that pattern (paper: Qwen3-4B)",
+    "rl_post_large": "the latter after RL (paper: Qwen3-4B-Non-Thinking-RL-Math)",
+    "cold_start": "the base model after SFT on rollouts of `post_large` (§5.1)",
+}
+
+PROMPT_ROLES = {
+    "train": "what every run uses unless said otherwise: such as the RL teachers were trained on, "
+    "in their wording",
+    "original": "the same questions in another wording (paper: DAPO's own template)",
+    "other": "in-domain prompts that the RL teachers were not trained on, deduplicated against "
+    "those (paper: DeepMath)",
+    "other_original": "the latter in the other wording",
+    "long": "prompts that need long responses",
 }
 
 
@@ -25,7 +42,9 @@ class Experiment:
     Parameters
     ----------
     student, teacher
-        Roles.
+        Roles of models.
+    prompts
+        Role of the training prompts.
     overrides
         Settings that differ from the preset's.
     train
@@ -33,117 +52,142 @@ class Experiment:
     steps
         Factor on the preset's `max_steps`. Undoing RL takes longer than following it: what the
         teacher does, the student has all but stopped to sample.
+    select
+        How prompts are chosen (§5.2): ``mixed`` takes a share of `other` ones among them,
+        ``max_divergence`` those of both on which the two models differ most.
+    max_completion_length
+        Longest response as a multiple of the preset's.
     """
 
     student: str
     teacher: str
+    prompts: str = "train"
     overrides: dict[str, Any] = field(default_factory=dict)
     train: bool = True
     steps: float = 1.0
+    select: str | None = None
+    max_completion_length: float = 1.0
 
+    @property
+    def prompt_roles(self) -> tuple[str, ...]:
+        """Roles of the prompts it uses."""
+        return (self.prompts, "other") if self.select else (self.prompts,)
+
+
+LENGTHS = {
+    "length_1": 0.03125,
+    "length_2": 0.125,
+    "length_3": 0.25,
+    "length_4": 0.5,
+    "length_5": 1.0,
+    "length_6": 2.5,
+}
+"""Maximum response lengths of figure 11, as multiples of the preset's (paper: 0.5K to 15K)."""
+
+_PG = {"estimator": "policy_gradient"}
 
 EXPERIMENTS = {
-    "success": Experiment("student", "rl_student"),
-    "failure": Experiment("student", "large"),
-    "reverse_small": Experiment("rl_student", "student", steps=2.0),
-    "reverse_large": Experiment("rl_student", "large", steps=2.0),
-    "support_overlap": Experiment("student", "rl_student", {"support": "overlap"}),
-    "support_non_overlap": Experiment("student", "rl_student", {"support": "non_overlap"}),
+    # Long enough for the curves to level off: figures 1, 5, 6, 14, 18, 19.
+    "success": Experiment("student", "rl_student", steps=2.0),
+    "failure": Experiment("student", "large", steps=2.0),
+    "reverse_small": Experiment("rl_student", "student", steps=5.0),
+    "reverse_large": Experiment("rl_student", "large", steps=5.0),
     "probe_success": Experiment("student", "rl_student", train=False),
     "probe_failure": Experiment("student", "large", train=False),
+    # What variants of the success are compared with, at equal steps: its first half.
+    "baseline": Experiment("student", "rl_student"),
+    # Figure 7.
+    "support_overlap": Experiment("student", "rl_student", overrides={"support": "overlap"}),
+    "support_non_overlap": Experiment(
+        "student", "rl_student", overrides={"support": "non_overlap"}
+    ),
+    # Figures 2, 3, 17: a base student and two teachers.
+    "base_rl": Experiment("base", "rl_base_large"),
+    "base_post": Experiment("base", "post_large"),
+    # Figure 4: before and after RL, two families; the first one's before is `failure`.
+    "large_rl": Experiment("student", "rl_large", steps=2.0),
+    "post_same": Experiment("post", "post_large", steps=2.0),
+    "post_rl": Experiment("post", "rl_post_large", steps=2.0),
+    # Figures 8, 21: against `base_post`.
+    "cold_start": Experiment("cold_start", "post_large"),
+    # Figures 9, 22.
+    "template_original": Experiment("student", "rl_student", prompts="original"),
+    # Figure 10: against `base_rl`.
+    "content_other": Experiment(
+        "base", "rl_base_large", prompts="other", max_completion_length=1.5
+    ),
+    # Figures 11, 12, 13, 23.
+    **{
+        name: Experiment("student", "rl_student", prompts="long", max_completion_length=length)
+        for name, length in LENGTHS.items()
+    },
+    # Figures 15, 16; k = 16 is `baseline`. With one token there is nothing to renormalise: only
+    # the policy gradient can learn from it.
+    "sampled": Experiment("student", "rl_student", overrides={"objective": "sampled", **_PG}),
+    "k1_pg": Experiment("student", "rl_student", overrides={"k": 1, **_PG}),
+    "k4_pg": Experiment("student", "rl_student", overrides={"k": 4, **_PG}),
+    "k16_pg": Experiment("student", "rl_student", overrides=_PG),
+    "k64_pg": Experiment("student", "rl_student", overrides={"k": 64, **_PG}),
+    "k4": Experiment("student", "rl_student", overrides={"k": 4}),
+    "k64": Experiment("student", "rl_student", overrides={"k": 64}),
+    # Figure 20.
+    "large_success": Experiment("large", "rl_large", steps=2.0),
+    "large_failure": Experiment("large", "extra_large", steps=2.0),
+    # Data selection (§5.2): `template_original` has the content alone, `baseline` both.
+    "select_none": Experiment(
+        "student", "rl_student", prompts="other_original", max_completion_length=1.5
+    ),
+    "select_template": Experiment(
+        "student", "rl_student", prompts="other", max_completion_length=1.5
+    ),
+    "select_mixed": Experiment("student", "rl_student", select="mixed", max_completion_length=1.5),
+    "select_divergence": Experiment(
+        "student", "rl_student", select="max_divergence", max_completion_length=1.5
+    ),
 }
 
 FIGURES = {
+    "fig01": ("success", "failure", "large_rl", "reverse_small", "reverse_large"),
+    "fig02": ("base_rl", "base_post"),
+    "fig03": ("base_rl", "base_post"),
+    "fig04": ("failure", "large_rl", "post_same", "post_rl"),
     "fig05": ("reverse_small", "reverse_large"),
     "fig06": ("success", "failure"),
-    "fig07": ("success", "support_overlap", "support_non_overlap"),
+    "fig07": ("baseline", "support_overlap", "support_non_overlap"),
+    "fig08": ("base_post", "cold_start"),
+    "fig09": ("baseline", "template_original"),
+    "fig10": ("base_rl", "content_other"),
+    "fig11": (*LENGTHS, "probe_success"),
+    "fig12": tuple(LENGTHS),
+    "fig13": ("length_6",),
     "fig14": ("probe_success", "probe_failure"),
+    "fig15": ("baseline", "sampled", "k1_pg", "k4", "k64", "k4_pg", "k16_pg", "k64_pg"),
+    "fig16": ("baseline", "sampled", "k1_pg", "k4", "k64"),
+    "fig17": ("base_rl", "base_post"),
     "fig18": ("success", "failure"),
     "fig19": ("success", "failure"),
-}
-
-
-@dataclass(frozen=True)
-class Preset:
-    """Models, prompts and settings of a reproduction.
-
-    Parameters
-    ----------
-    models
-        Role to a name that `opdprobe.names.resolve_model` takes.
-    prompts, benchmark
-        Training prompts and evaluation problems, as `opdprobe.names.resolve_prompts` takes them.
-    n_prompts, n_problems
-        How many of either; None takes all.
-    config
-        Settings of every run, before an experiment's overrides.
-    seeds
-        One run each.
-    n_probe
-        Prompts of a probe without training, `config.num_generations` rollouts each.
-    """
-
-    models: dict[str, str]
-    prompts: str
-    benchmark: str
-    n_prompts: int | None
-    n_problems: int | None
-    config: OPDConfig
-    seeds: tuple[int, ...]
-    n_probe: int
-
-
-_TESTBED = {"student": "zoo:sft-small", "rl_student": "zoo:rl-small", "large": "zoo:sft-large"}
-_QUICK = OPDConfig(
-    batch_size=16,
-    num_generations=4,
-    max_prompt_length=32,
-    max_completion_length=64,
-    learning_rate=2e-4,
-    max_steps=120,
-    micro_batch_tokens=2048,
-    eval_every=10,
-    eval_n=4,
-    save_steps=20,
-)
-
-PRESETS = {
-    "quick": Preset(
-        models=_TESTBED,
-        prompts="zoo:train",
-        benchmark="zoo:test",
-        n_prompts=2048,
-        n_problems=256,
-        config=_QUICK,
-        seeds=(0,),
-        n_probe=128,
-    ),
-    "full": Preset(
-        models=_TESTBED,
-        prompts="zoo:train",
-        benchmark="zoo:test",
-        n_prompts=4096,
-        n_problems=256,
-        config=_QUICK,
-        seeds=(0, 1, 2, 3, 4),
-        n_probe=256,
-    ),
-    # The paper's models, prompts and hyper-parameters; AIME24 stands for its three benchmarks.
-    "paper": Preset(
-        models={
-            "student": "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B",
-            "rl_student": "hbx/JustRL-DeepSeek-1.5B",
-            "large": "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B",
-        },
-        prompts="dapo-math-17k-processed.parquet",
-        benchmark="AIME24.parquet",
-        n_prompts=None,
-        n_problems=None,
-        config=OPDConfig(eval_every=20, record_fraction=0.1, save_steps=20),
-        seeds=(0,),
-        n_probe=64,
+    "fig20": ("large_success", "large_failure"),
+    "fig21": ("base_post", "cold_start"),
+    "fig22": ("baseline", "template_original"),
+    "fig23": ("length_6",),
+    "selection": (
+        "select_none",
+        "select_template",
+        "template_original",
+        "select_mixed",
+        "select_divergence",
+        "baseline",
     ),
 }
+
+
+def roles_of(figure: str) -> tuple[set[str], set[str]]:
+    """Roles of the models and of the prompts that a figure's experiments need."""
+    experiments = [EXPERIMENTS[name] for name in FIGURES[figure]]
+    return (
+        {role for e in experiments for role in (e.student, e.teacher)},
+        {role for e in experiments for role in e.prompt_roles},
+    )
 
 
 def needed(figures: list[str] | None) -> list[str]:

@@ -1,7 +1,6 @@
 """Figure 18: how much of either model's probability lies on the shared tokens (App. B.1)?"""
 
-from analyses.estimate import window
-from analyses.evidence import Evidence, claim, curve_series
+from analyses.evidence import EVERY, Evidence, claim, curve_series
 from analyses.results import Panel, Results
 
 RUNS = {"success": "Success", "failure": "Failure"}
@@ -38,10 +37,9 @@ def analyse(evidence: Evidence) -> Results:
                 f"fig18.{model}",
                 f"the {model}'s mass on the overlap stays near one in the success",
                 paper="97 to 99 %",
-                ours=[
-                    window(run, lambda ds, model=model: ds.opd.overlap_mass(model), run.steps)
-                    for run in evidence.runs["success"]
-                ],
+                ours=evidence.mean(
+                    "success", lambda ds, model=model: ds.opd.overlap_mass(model), EVERY
+                ),
                 test="mean over all steps ≥ 0.95",
                 holds=lambda m: m >= 0.95,
                 opposite=lambda low, high: high < 0.9,

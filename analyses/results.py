@@ -10,18 +10,19 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
 from opdprobe.errors import OPDProbeError
 
 FORMAT = "opdprobe-results"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2  # 1 knew neither bars nor heat maps
 
-Kind = Literal["line", "histogram"]
+Kind = Literal["line", "histogram", "bar", "heatmap"]
 Verdict = Literal["shown", "not shown", "opposite"]
 
-KINDS: tuple[Kind, ...] = ("line", "histogram")
+KINDS: tuple[Kind, ...] = ("line", "histogram", "bar", "heatmap")
 VERDICTS: tuple[Verdict, ...] = ("shown", "not shown", "opposite")
 
 
@@ -31,7 +32,7 @@ class ResultsError(OPDProbeError):
 
 @dataclass(frozen=True)
 class Series:
-    """One line with its band, or the sample behind one histogram.
+    """One line with its band, one colour of bars, or the sample behind one histogram.
 
     Parameters
     ----------
@@ -40,7 +41,8 @@ class Series:
     label
         Name in the legend.
     x, y, low, high : sequence of float
-        Line and ends of its interval, of one length; NaN where there is none.
+        Points (of a line, or tops of bars) and ends of their intervals, of one length; NaN where
+        there is none.
     values : sequence of float
         Sample; then the line is empty.
 
@@ -83,7 +85,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Reference:
-    """A horizontal line: an accuracy that a curve is to be read against.
+    """A horizontal line: an accuracy that a curve or bars are to be read against.
 
     Parameters
     ----------
@@ -99,6 +101,58 @@ class Reference:
 
 
 @dataclass(frozen=True)
+class Heat:
+    """What a heat map shows: one number for each pair of a column and a row.
+
+    Parameters
+    ----------
+    x
+        Columns, such as training steps, increasing.
+    y
+        Rows, such as the middles of bins of output positions, increasing.
+    z
+        A sequence for each row, with a number for each column; NaN where there is nothing.
+    label
+        What the numbers are, with their unit: the label of the colour bar.
+
+    Raises
+    ------
+    ResultsError
+        If `x` or `y` is empty or does not increase, or `z` is not of their lengths.
+
+    Examples
+    --------
+    >>> heat = Heat(x=[0, 10], y=[16, 48, 80], z=[[0.9, 0.8], [0.9, 0.7], [1.2, float("nan")]],
+    ...             label="student entropy [nats]")
+    >>> heat.z[2][0]  # at step 0, around position 80
+    1.2
+    >>> Heat(x=[0, 10], y=[16], z=[[0.9]], label="student entropy [nats]")
+    Traceback (most recent call last):
+    ...
+    analyses.results.ResultsError: heat map 'student entropy [nats]': z has 1 rows of 1 numbers; ...
+    """
+
+    x: Sequence[float]
+    y: Sequence[float]
+    z: Sequence[Sequence[float]]
+    label: str
+
+    def __post_init__(self):
+        for name, values in (("x", self.x), ("y", self.y)):
+            if not len(values) or not all(a < b for a, b in pairwise([-math.inf, *values])):
+                raise ResultsError(
+                    f"heat map {self.label!r}: {name} is {list(values)}; give increasing numbers."
+                )
+        widths = sorted({len(row) for row in self.z})
+        if len(self.z) != len(self.y) or widths != [len(self.x)]:
+            raise ResultsError(
+                f"heat map {self.label!r}: z has {len(self.z)} rows of "
+                f"{' or '.join(map(str, widths))} numbers; give {len(self.y)} (y) "
+                f"of {len(self.x)} (x)."
+            )
+
+
+@dataclass(frozen=True)
 class Panel:
     """One pair of axes.
 
@@ -111,16 +165,35 @@ class Panel:
     x_label, y_label
         Axis labels, with the unit where there is one.
     kind
-        ``"line"`` or ``"histogram"``: which of `Series`' fields are filled.
+        ``"line"``, ``"histogram"``, ``"bar"`` or ``"heatmap"``: which of the fields here and in
+        `Series` are filled.
     series
-        What is drawn, first at the bottom.
+        What is drawn, first at the bottom. A heat map has none.
     references
         Horizontal lines.
+    ticks
+        Names of categories, for bars and where wanted for lines. The `x` of the series are then
+        places in this list, 0 to ``len(ticks) - 1``.
+    heat
+        What a heat map shows; None for every other kind.
 
     Raises
     ------
     ResultsError
-        If the kind is unknown, or a series is of the other kind.
+        If the kind is unknown, something is of another kind, or an `x` has no tick.
+
+    Examples
+    --------
+    >>> def bars(x):
+    ...     return Series("teacher", "teacher", x=x, y=[0.7, 0.4], low=[0.6, 0.3], high=[0.8, 0.5])
+    >>> Panel("accuracy", "Teachers", "benchmark", "accuracy", "bar", [bars([0, 1])],
+    ...       ticks=["AIME24", "AMC23"]).ticks
+    ['AIME24', 'AMC23']
+    >>> Panel("accuracy", "Teachers", "benchmark", "accuracy", "bar", [bars([1, 2])],
+    ...       ticks=["AIME24", "AMC23"])
+    Traceback (most recent call last):
+    ...
+    analyses.results.ResultsError: panel 'accuracy' has x 2 in teacher, but 2 ticks; ...
     """
 
     name: str
@@ -130,18 +203,46 @@ class Panel:
     kind: Kind
     series: Sequence[Series]
     references: Sequence[Reference] = ()
+    ticks: Sequence[str] = ()
+    heat: Heat | None = None
 
     def __post_init__(self):
         if self.kind not in KINDS:
             raise ResultsError(
                 f"panel {self.name!r} is of kind {self.kind!r}; choose one of {', '.join(KINDS)}."
             )
-        other = "values" if self.kind == "line" else "x"
+        if (self.heat is not None) != (self.kind == "heatmap"):
+            has = "no heat" if self.heat is None else "heat"
+            raise ResultsError(
+                f"panel {self.name!r} is a {self.kind} with {has}; give heat to heatmaps alone."
+            )
+        if self.kind == "heatmap" and (self.series or self.references):
+            raise ResultsError(
+                f"panel {self.name!r} is a heatmap, but has series or references; it shows neither."
+            )
+        other = "x" if self.kind == "histogram" else "values"
         wrong = [s.label for s in self.series if len(getattr(s, other))]
         if wrong:
             raise ResultsError(
                 f"panel {self.name!r} is a {self.kind}, but has {other} in {', '.join(wrong)}."
             )
+        self._check_ticks()
+
+    def _check_ticks(self) -> None:
+        if self.kind == "bar" and not self.ticks:
+            raise ResultsError(f"panel {self.name!r} is a bar without ticks; name its categories.")
+        if not self.ticks:
+            return
+        if self.kind not in ("line", "bar"):
+            raise ResultsError(f"panel {self.name!r} is a {self.kind}, which has no ticks.")
+        places = range(len(self.ticks))
+        for series in self.series:
+            outside = [str(x) for x in series.x if x not in places]
+            if outside:
+                raise ResultsError(
+                    f"panel {self.name!r} has x {', '.join(outside)} in {series.label}, but "
+                    f"{len(places)} ticks; give whole numbers from 0 to {places[-1]}."
+                )
 
 
 @dataclass(frozen=True)
@@ -151,7 +252,7 @@ class Claim:
     Parameters
     ----------
     id
-        ``figNN.what``.
+        The figure's name, a full stop and what is claimed: ``figNN.what``, ``selection.what``.
     claim
         The paper's claim.
     paper
@@ -242,7 +343,8 @@ class Results:
     Parameters
     ----------
     figure
-        ``figNN``, the paper's number.
+        ``figNN``, the paper's number; or ``selection``, for the comparison of ways to select data,
+        which the paper has no figure of.
     title
         Heading.
     section
@@ -259,7 +361,7 @@ class Results:
     Raises
     ------
     ResultsError
-        If the figure's name is not ``figNN``.
+        If the figure's name is neither ``figNN`` nor ``selection``.
 
     Examples
     --------
@@ -283,14 +385,17 @@ class Results:
     claims: Sequence[Claim]
 
     def __post_init__(self):
-        if not re.fullmatch(r"fig\d\d", self.figure):
-            raise ResultsError(f"figure {self.figure!r} should be figNN, such as fig06.")
+        if not re.fullmatch(r"fig\d\d|selection", self.figure):
+            raise ResultsError(
+                f"figure {self.figure!r} should be figNN, such as fig06, or selection."
+            )
 
     @property
     def heading(self) -> str:
-        """Number and place in the paper, such as ``"Figure 6 (§4.1)"``."""
+        """Name and place in the paper, such as ``"Figure 6 (§4.1)"``."""
+        name = "Data selection" if self.figure == "selection" else f"Figure {int(self.figure[3:])}"
         appendix = self.section[:1].isalpha()
-        return f"Figure {int(self.figure[3:])} ({'App. ' if appendix else '§'}{self.section})"
+        return f"{name} ({'App. ' if appendix else '§'}{self.section})"
 
 
 def save(results: Results, path: Path) -> None:
@@ -371,23 +476,31 @@ def _encode(value: Any) -> Any:
 def _decode(content: dict[str, Any]) -> Results:
     meta = content.pop("meta")
     runs = {run.pop("name"): run for run in meta.pop("runs")}
-    panels = [
-        Panel(
-            **{
-                **panel,
-                "series": [_series(**series) for series in panel["series"]],
-                "references": [
-                    Reference(**{**line, "y": _float(line["y"])}) for line in panel["references"]
-                ],
-            }
-        )
-        for panel in content.pop("panels")
-    ]
+    panels = [_panel(**panel) for panel in content.pop("panels")]
     claims = [
         Claim(**{**claim, **{name: _float(claim[name]) for name in ("ours", "low", "high")}})
         for claim in content.pop("claims")
     ]
     return Results(**content, meta=Meta(**meta, runs=runs), panels=panels, claims=claims)
+
+
+def _panel(
+    series: list[dict[str, Any]],
+    references: list[dict[str, Any]],
+    heat: dict[str, Any] | None = None,  # absent in version 1, as ticks are
+    **fields: Any,
+) -> Panel:
+    return Panel(
+        **fields,
+        series=[_series(**one) for one in series],
+        references=[Reference(**{**line, "y": _float(line["y"])}) for line in references],
+        heat=None if heat is None else _heat(**heat),
+    )
+
+
+def _heat(x: list[Any], y: list[Any], z: list[list[Any]], label: str) -> Heat:
+    rows = [[_float(n) for n in row] for row in z]
+    return Heat([_float(n) for n in x], [_float(n) for n in y], rows, label)
 
 
 def _series(role: str, label: str, **numbers: list[Any]) -> Series:

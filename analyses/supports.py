@@ -8,7 +8,7 @@ from analyses.results import Results
 from opdprobe.store import Run
 
 RUNS = {
-    "success": "student top-k",
+    "baseline": "student top-k",
     "support_overlap": "overlap",
     "support_non_overlap": "non-overlap",
 }

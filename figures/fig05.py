@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 
 from analyses.results import Results
 from figures import panels
-from figures.style import SINGLE_COLUMN
 
 READING = (
     "Accuracy of the RL'd student by training step, towards each of two teachers; dotted: accuracy "
@@ -21,7 +20,7 @@ READING = (
 
 def draw(results: Results, axes: Sequence[Axes] | None = None) -> Figure:
     """Draw the figure; see `figures.panels.draw` for the parameters."""
-    return panels.draw(results, (SINGLE_COLUMN, 2.7), grid=(1, 1), axes=axes)
+    return panels.draw(results, axes)
 
 
 def caption(results: Results) -> str:

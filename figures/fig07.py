@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 
 from analyses.results import Results
 from figures import panels
-from figures.style import DOUBLE_COLUMN
 
 READING = (
     "The loss is on the student's top-k, on the overlap of both top-k lists or on what only one of "
@@ -22,7 +21,7 @@ READING = (
 
 def draw(results: Results, axes: Sequence[Axes] | None = None) -> Figure:
     """Draw the figure; see `figures.panels.draw` for the parameters."""
-    return panels.draw(results, (DOUBLE_COLUMN, 2.7), grid=(1, 2), axes=axes)
+    return panels.draw(results, axes)
 
 
 def caption(results: Results) -> str:

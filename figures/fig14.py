@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 
 from analyses.results import Results
 from figures import panels
-from figures.style import DOUBLE_COLUMN
 
 
 def draw(results: Results, axes: Sequence[Axes] | None = None) -> Figure:
@@ -24,7 +23,7 @@ def draw(results: Results, axes: Sequence[Axes] | None = None) -> Figure:
         line = f"\nAUROC {found.ours:.2f} [{found.low:.2f}, {found.high:.2f}]" if found else ""
         titled.append(replace(panel, title=panel.title + line))
     results = replace(results, panels=titled)
-    return panels.draw(results, (DOUBLE_COLUMN, 2.9), grid=(1, 2), axes=axes)
+    return panels.draw(results, axes)
 
 
 def caption(results: Results) -> str:

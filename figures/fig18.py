@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 
 from analyses.results import Results
 from figures import panels
-from figures.style import DOUBLE_COLUMN
 
 READING = (
     "Probability, not renormalised, that each model puts on the tokens in both top-k lists, by "
@@ -20,7 +19,7 @@ READING = (
 
 def draw(results: Results, axes: Sequence[Axes] | None = None) -> Figure:
     """Draw the figure; see `figures.panels.draw` for the parameters."""
-    return panels.draw(results, (DOUBLE_COLUMN, 2.7), grid=(1, 2), axes=axes, sharey=True)
+    return panels.draw(results, axes, sharey=True)
 
 
 def caption(results: Results) -> str:

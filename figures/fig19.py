@@ -11,7 +11,6 @@ from matplotlib.figure import Figure
 
 from analyses.results import Results
 from figures import panels
-from figures.style import DOUBLE_COLUMN
 
 READING = (
     "By training step: (a) loss; (b) global gradient norm before clipping; (c) student's minus "
@@ -21,7 +20,7 @@ READING = (
 
 def draw(results: Results, axes: Sequence[Axes] | None = None) -> Figure:
     """Draw the figure; see `figures.panels.draw` for the parameters."""
-    return panels.draw(results, (DOUBLE_COLUMN, 2.5), grid=(1, 3), axes=axes)
+    return panels.draw(results, axes)
 
 
 def caption(results: Results) -> str:

@@ -9,27 +9,70 @@ from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
 
-from analyses.results import Results, load
-from figures import fig05, fig06, fig07, fig14, fig18, fig19
+from analyses.results import Results, ResultsError, load
+from figures import (
+    fig01,
+    fig02,
+    fig03,
+    fig04,
+    fig05,
+    fig06,
+    fig07,
+    fig08,
+    fig09,
+    fig10,
+    fig11,
+    fig12,
+    fig13,
+    fig14,
+    fig15,
+    fig16,
+    fig17,
+    fig18,
+    fig19,
+    fig20,
+    fig21,
+    fig22,
+    fig23,
+    selection,
+)
 from figures.style import FigureError, style
 
 FIGURES = {
+    "fig01": fig01,
+    "fig02": fig02,
+    "fig03": fig03,
+    "fig04": fig04,
     "fig05": fig05,
     "fig06": fig06,
     "fig07": fig07,
+    "fig08": fig08,
+    "fig09": fig09,
+    "fig10": fig10,
+    "fig11": fig11,
+    "fig12": fig12,
+    "fig13": fig13,
     "fig14": fig14,
+    "fig15": fig15,
+    "fig16": fig16,
+    "fig17": fig17,
     "fig18": fig18,
     "fig19": fig19,
+    "fig20": fig20,
+    "fig21": fig21,
+    "fig22": fig22,
+    "fig23": fig23,
+    "selection": selection,
 }
 
 
 def figure_names() -> list[str]:
-    """Return the names of all figures there are.
+    """Return the names of all figures there are: the paper's, then ``selection``.
 
     Examples
     --------
     >>> figure_names()[:2]
-    ['fig05', 'fig06']
+    ['fig01', 'fig02']
     """
     return list(FIGURES)
 
@@ -40,25 +83,25 @@ def make(results_dir: Path, out_dir: Path, names: Sequence[str] | None = None) -
     Parameters
     ----------
     results_dir
-        Directory with a ``figNN.json`` a figure.
+        Directory with a file a figure: ``figNN.json``, ``selection.json``.
     out_dir
         Where to write; made if need be.
     names
-        Figures to draw; all by default.
+        Figures to draw; by default all that `results_dir` has results for.
 
     Returns
     -------
     list of Path
-        ``figNN.pdf`` and ``figNN.png`` of every figure drawn, then ``captions.md``: the captions of
-        all figures that `results_dir` has results for.
+        A PDF and a PNG of every figure drawn, then ``captions.md``: the captions of all that
+        `results_dir` has results for.
 
     Raises
     ------
     FigureError
         If a figure is unknown; lists those there are.
     ResultsError
-        If results are missing or unreadable; names the command that makes them. No file has been
-        written then.
+        If results are missing (those of a named figure, or all) or unreadable; names the command
+        that makes them. No file has been written then.
     """
     written = []
     for name, content in list(_files(Path(results_dir), names)):
@@ -97,16 +140,18 @@ def check(results_dir: Path, out_dir: Path, names: Sequence[str] | None = None) 
 
 
 def _files(results_dir: Path, names: Sequence[str] | None) -> Iterator[tuple[str, bytes]]:
-    names = list(FIGURES) if names is None else list(names)
+    there = [name for name in FIGURES if (results_dir / f"{name}.json").exists()]
+    if names is None and not there:
+        raise ResultsError(f"no results in {results_dir}; run `opdprobe reproduce`.")
+    names = there if names is None else list(names)
     unknown = sorted(set(names) - set(FIGURES))
     if unknown:
         raise FigureError(f"no figure {', '.join(unknown)}; there are {', '.join(FIGURES)}.")
     for name in names:
         yield from _images(name, load(results_dir / f"{name}.json"))
     captions = [
-        f"## {name}\n\n{module.caption(load(path))}\n"
-        for name, module in FIGURES.items()
-        if (path := results_dir / f"{name}.json").exists()
+        f"## {name}\n\n{FIGURES[name].caption(load(results_dir / f'{name}.json'))}\n"
+        for name in there
     ]
     yield "captions.md", "\n".join(captions).encode()
 

@@ -1,26 +1,25 @@
-"""What figures are made of: axes, lines with bands, histograms, one legend, the caption."""
+"""What figures are made of: axes, one a panel, in a grid; one legend below them; the caption."""
 
 from collections.abc import Sequence
+from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.legend_handler import HandlerTuple
 
-from analyses.results import Panel, Results
-from figures.style import DOTTED, FigureError, role, style
+from analyses.results import Results
+from figures import marks
+from figures.style import DOUBLE_COLUMN, SINGLE_COLUMN, FigureError, role, style
 
-N_MARKERS = 6
-N_BINS = 30
-ROUND = [1, 2, 2.5, 5, 10]  # ticks at these multiples only: 0.72, 0.78, 0.84 are hard to read
+ROW_HEIGHT = 2.1  # inches, of a row of panels with its titles and axis labels
+MARGIN = 0.08  # inches
 
 
 def draw(
     results: Results,
-    size: tuple[float, float],
+    axes: Sequence[Axes] | None = None,
     *,
-    grid: tuple[int, int],
-    axes: Sequence[Axes] | None,
+    columns: int = 3,
     sharey: bool = False,
 ) -> Figure:
     """Draw every panel of a figure.
@@ -29,13 +28,12 @@ def draw(
     ----------
     results
         The figure's results.
-    size
-        Width and height in inches.
-    grid
-        Rows and columns.
     axes
         Axes to draw into, one a panel, in a figure of the caller's, who adds the legend; by default
-        a figure is made, with one legend below its panels.
+        a figure is made, as wide as one column of text for a single panel and as two for more, with
+        one legend below its panels.
+    columns
+        Largest number of panels side by side.
     sharey
         Whether all panels have one vertical scale.
 
@@ -52,101 +50,18 @@ def draw(
     if axes is not None:
         _fill(results, axes)
         return _owner(axes[0])
+    n = len(results.panels)
+    rows = -(-n // columns)
+    columns = -(-n // rows)  # four panels in rows of at most three: two rows of two
     with style():
-        figure = Figure(figsize=size)
-        axes = figure.subplots(*grid, squeeze=False, sharey=sharey).ravel().tolist()
-        _fill(results, axes)
-        _legend(figure, axes)
+        width = SINGLE_COLUMN if n == 1 else DOUBLE_COLUMN
+        figure = Figure(figsize=(width, ROW_HEIGHT * rows))
+        axes = figure.subplots(rows, columns, squeeze=False, sharey=sharey).ravel().tolist()
+        for spare in axes[n:]:
+            spare.remove()
+        _fill(results, axes[:n])
+        _legend(figure, results, axes[:n])
     return figure
-
-
-def draw_lines(panel: Panel, ax: Axes) -> None:
-    """Draw a panel of lines, each with its band and a few markers, over its reference lines.
-
-    Parameters
-    ----------
-    panel
-        Panel of kind ``"line"``.
-    ax
-        Axes to draw into.
-    """
-    for i, series in enumerate(panel.series):
-        look = role(series.role)
-        x = np.asarray(series.x, float)
-        ax.fill_between(x, series.low, series.high, color=look.color, alpha=0.2, linewidth=0)
-        # Staggered, so that markers of lines that coincide do not hide each other.
-        every = max(1, len(x) // N_MARKERS)
-        start = i * every // max(1, len(panel.series))
-        ax.plot(
-            x,
-            series.y,
-            color=look.color,
-            linestyle=look.linestyle,
-            marker=look.marker,
-            markevery=(start, every),
-            markeredgecolor="white",
-            markeredgewidth=0.4,
-            label=series.label,
-        )
-    for line in panel.references:
-        look = role(line.role)
-        # Thin and dotted, its marker at the right end only: it is a level, not a course.
-        ax.axhline(
-            line.y,
-            color=look.color,
-            linestyle=DOTTED,
-            linewidth=1,
-            marker=look.marker,
-            markevery=[1],
-            clip_on=False,
-            zorder=1.5,  # below the runs
-            label=line.label,
-        )
-    ax.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=ROUND, integer=True))
-    ax.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=ROUND))
-
-
-def draw_histogram(panel: Panel, ax: Axes) -> None:
-    """Draw a panel of densities over shared bins; a marker above the axes is each median.
-
-    Parameters
-    ----------
-    panel
-        Panel of kind ``"histogram"``. A sample without a finite value is left out.
-    ax
-        Axes to draw into.
-    """
-    samples = [np.asarray(s.values, float) for s in panel.series]
-    samples = [values[np.isfinite(values)] for values in samples]
-    bins = np.histogram_bin_edges(np.concatenate([*samples, np.zeros(0)]), N_BINS)
-    for series, values in zip(panel.series, samples, strict=True):
-        if not values.size:
-            continue
-        look = role(series.role)
-        ax.hist(
-            values, bins.tolist(), density=True, histtype="stepfilled", color=look.color, alpha=0.15
-        )
-        ax.hist(
-            values,
-            bins.tolist(),
-            density=True,
-            histtype="step",
-            edgecolor=look.color,
-            linestyle=look.linestyle,
-            linewidth=1.3,
-        )
-        ax.plot(
-            [np.median(values)],
-            [1.0],
-            transform=ax.get_xaxis_transform(),
-            clip_on=False,
-            color=look.color,
-            linestyle=look.linestyle,
-            marker=look.marker,
-            label=series.label,
-        )
-    ax.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=ROUND))
-    ax.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=ROUND))
 
 
 def caption(results: Results, reading: str) -> str:
@@ -185,27 +100,52 @@ def _fill(results: Results, axes: Sequence[Axes]) -> None:
             f"{results.figure} has {len(results.panels)} panels, but there are {len(axes)} axes: "
             "give one a panel."
         )
-    for letter, panel, ax in zip("abcdefgh", results.panels, axes, strict=False):
-        draw_panel = draw_lines if panel.kind == "line" else draw_histogram
-        draw_panel(panel, ax)
-        ax.set_title(f"({letter}) {panel.title}" if len(axes) > 1 else panel.title, loc="left")
+    limits = marks.heat_limits(results.panels)
+    for i, (panel, ax) in enumerate(zip(results.panels, axes, strict=True)):
+        match panel.kind:
+            case "line":
+                marks.draw_lines(panel, ax)
+            case "bar":
+                marks.draw_bars(panel, ax)
+            case "histogram":
+                marks.draw_histogram(panel, ax)
+            case "heatmap":
+                marks.draw_heatmap(panel, ax, limits)
+        title = panel.title if len(axes) == 1 else f"({chr(ord('a') + i)}) {panel.title}"
+        ax.set_title(title, loc="left")
         ax.set_xlabel(panel.x_label)
         ax.set_ylabel(panel.y_label)
 
 
-def _legend(figure: Figure, axes: Sequence[Axes]) -> None:
-    """One legend below all panels, where it covers no data; a label stands in it once."""
-    handles = {}
-    for ax in axes:
+def _legend(figure: Figure, results: Results, axes: Sequence[Axes]) -> None:
+    """Add one legend below all panels, where it covers no data, and make the page longer for it.
+
+    What has the same label and look in several panels stands in it once: with its line and its bar,
+    if it has both.
+    """
+    entries = {}
+    for panel, ax in zip(results.panels, axes, strict=True):
+        looks = {line.label: role(line.role) for line in (*panel.series, *panel.references)}
         for handle, label in zip(*ax.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-    columns = 2 if figure.get_figwidth() < 5 else 4
-    figure.legend(
-        handles.values(),
-        handles.keys(),
-        loc="outside lower center",
-        ncols=min(columns, len(handles)),
-    )
+            entries.setdefault((label, looks[label]), {}).setdefault(type(handle), handle)
+    if not entries:
+        return
+    labels = [label for label, _ in entries]
+    # Legends take tuples of artists, which their annotation does not know of.
+    handles: list[Any] = [tuple(by_kind.values()) for by_kind in entries.values()]
+    for rows in range(1, len(labels) + 1):
+        legend = figure.legend(
+            handles,
+            labels,
+            loc="outside lower center",
+            ncols=-(-len(labels) // rows),
+            handler_map={tuple: HandlerTuple(ndivide=None)},
+        )
+        box = legend.get_window_extent()
+        if box.width <= figure.bbox.width - 2 * MARGIN * figure.dpi or rows == len(labels):
+            figure.set_figheight(figure.get_figheight() + box.height / figure.dpi)
+            return
+        legend.remove()
 
 
 def _owner(ax: Axes) -> Figure:

@@ -6,7 +6,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from analyses.results import Panel
-from figures.panels import draw_lines
+from figures.marks import draw_lines
 from figures.style import DOUBLE_COLUMN, style
 
 

@@ -3,6 +3,8 @@
 import re
 import subprocess
 import sys
+from dataclasses import replace
+from itertools import pairwise, zip_longest
 from math import nan
 from pathlib import Path
 
@@ -12,31 +14,115 @@ import pytest
 import seaborn
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from PIL import Image
 
 import figures
-from analyses.results import Claim, Meta, Panel, Reference, Results, ResultsError, Series, save
-from figures import panels, style
+from analyses.results import (
+    Claim,
+    Heat,
+    Meta,
+    Panel,
+    Reference,
+    Results,
+    ResultsError,
+    Series,
+    save,
+)
+from figures import marks, style
 from figures.make import FIGURES
 
-STEPS = np.arange(0, 100)
 ROOT = Path(__file__).parents[1]
 
 
-def course(role, label, first, last, *, band=0.02, seed=0, steps=STEPS):
+LABELS = {
+    "student": "pre-RL student",
+    "teacher": "teacher − student",
+    "rl_student": "RL'd teacher",
+    "rl_base_large": "RL'd-base teacher",
+    "rl_large": "teacher after RL",
+    "large": "teacher before RL",
+    "post_large": "other-pattern teacher",
+    "extra_large": "still larger teacher",
+    "success": "RL'd same-size teacher",
+    "baseline": "k = 16",
+    "base_rl": "toward the RL'd-base teacher",
+    "large_success": "same teacher after RL",
+    "failure": "larger same-pipeline teacher",
+    "base_post": "toward the other-pattern teacher",
+    "large_failure": "larger same-pipeline teacher",
+    "reverse_small": "toward its pre-RL checkpoint",
+    "reverse_large": "toward the larger model",
+    "cold_start": "cold start",
+    "template_original": "original template",
+    "content_other": "other in-domain prompts",
+    "select_none": "neither",
+    "select_template": "teacher's template",
+    "select_mixed": "both, with other prompts",
+    "select_divergence": "largest divergence",
+    **{f"length_{i}": f"{n} tokens" for i, n in enumerate((32, 64, 128, 256, 384, 640), 1)},
+    "sampled": "sampled token",
+    **{f"k{k}": f"k = {k}" for k in (4, 64)},
+    **{f"k{k}_pg": f"k = {k}, policy gradient" for k in (1, 4, 16, 64)},
+    "direct": "direct gradient",
+    "policy_gradient": "policy gradient",
+    "support_overlap": "overlap top-k",
+    "support_non_overlap": "non-overlap top-k",
+    "before": "before RL",
+    "after": "after RL",
+}
+LENGTHS = [f"length_{i}" for i in range(1, 7)]
+SWEEP = ["sampled", "k1_pg", "k4_pg", "k4", "k16_pg", "baseline", "k64_pg", "k64"]
+SELECTION = ["select_none", "select_template", "template_original", "select_mixed"]
+SELECTION += ["select_divergence", "baseline"]
+REVERSE = ["reverse_small", "reverse_large"]
+RL = {"failure": "before RL", "success": "after RL"}
+FAMILIES = ["R1-Distill family", "Qwen3 family"]
+BENCHMARKS = ["AIME24", "AIME25", "AMC23"]
+
+
+def series(role, first=0.5, last=0.8, *, label="", band=0.02, x=range(100)):
     """A noisy approach from one level to another, with a band."""
-    noise = np.random.default_rng(seed).normal(0, 0.05 * abs(last - first), len(steps))
-    y = last + (first - last) * np.exp(-steps / 25) + noise
-    x = steps.tolist()
-    return Series(role, label, x, y.tolist(), (y - band).tolist(), (y + band).tolist())
+    x = np.array(x)
+    noise = np.random.default_rng(len(role)).normal(0, 0.05 * abs(last - first), len(x))
+    y = last + (first - last) * np.exp(-x / 25) + noise
+    ends = (y - band).tolist(), (y + band).tolist()
+    return Series(role, label or LABELS[role], x.tolist(), y.tolist(), *ends)
 
 
-def line_panel(name, title, y_label, *series, references=()):
-    return Panel(name, title, "training step", y_label, "line", series, references)
+def lines(title, roles, references=(), *, unit="", ticks=(), band=0.02, x=range(100), labels=()):
+    """A panel of lines that end at different heights."""
+    drawn = [
+        series(role, last=0.8 - 0.05 * i, band=band, x=x, label=label)
+        for i, (role, label) in enumerate(zip_longest(roles, labels))
+    ]
+    levels = [Reference(role, LABELS[role], 0.85 - 0.06 * i) for i, role in enumerate(references)]
+    x_label = "training step" if not ticks else "tokens"
+    y_label = title.lower() + unit
+    return Panel(title, title, x_label, y_label, "line", drawn, levels, ticks)
 
 
-def accuracy(*series, references=()):
-    return line_panel("accuracy", "Accuracy", "accuracy (avg@4)", *series, references=references)
+def accuracy(roles, references=(), *, title="Accuracy", **options):
+    panel = lines(title, roles, references, x=range(0, 100, 10), **options)
+    return replace(panel, y_label="accuracy (avg@4)")
+
+
+def bars(title, roles, ticks, *, labels=()):
+    drawn = [
+        series(role, last=0.9, band=0.07, x=range(len(ticks)), label=label)
+        for role, label in zip_longest(roles, labels)
+    ]
+    return Panel(title, title, "", title.lower(), "bar", drawn, ticks=ticks)
+
+
+def entropy_map(model):
+    """Higher at the end of responses, which get longer with time."""
+    steps, positions = np.arange(0, 120, 3), np.arange(16, 640, 32)
+    z = 0.4 + np.add.outer(positions / 640, steps / 240)
+    z[np.greater.outer(positions, 200 + 5 * steps)] = nan
+    heat = Heat(steps.tolist(), positions.tolist(), z.tolist(), f"{model} entropy [nats]")
+    axes = ("training step", "output position [tokens]")
+    return Panel("entropy", f"{model.title()} entropy", *axes, "heatmap", [], heat=heat)
 
 
 def histogram(name, title, shift):
@@ -47,86 +133,109 @@ def histogram(name, title, shift):
     return Panel(name, title, "sequence mean reward [nats]", "density", "histogram", samples)
 
 
+def signature(success, failure, references):
+    two = [success, failure]
+    return [
+        accuracy(two, references),
+        lines("Overlap ratio", two),
+        lines("Overlap-token advantage", two, unit=" [nats]"),
+        lines("Entropy gap", two, unit=" [nats]"),
+    ]
+
+
+def masses(*roles):
+    return [lines(f"{whose} overlap mass", roles) for whose in ("Student", "Teacher")]
+
+
+def dynamics(roles):
+    titles = {"Overlap ratio": "", "Student entropy": " [nats]", "Gradient norm": ""}
+    return [lines(title, roles, unit=unit) for title, unit in titles.items()]
+
+
+BASE, TWO = ["base_rl", "base_post"], ["success", "failure"]
+PANELS = {
+    "fig01": [
+        bars("Gap recovery", ["before", "after"], FAMILIES),
+        accuracy(REVERSE, ["student", "large"], title="Reverse distillation"),
+        lines("Overlap ratio", TWO),
+    ],
+    "fig02": [accuracy(BASE, ["rl_base_large", "post_large"]), lines("Overlap ratio", BASE)],
+    "fig03": [bars("Accuracy of the teachers", ["rl_base_large", "post_large"], BENCHMARKS)],
+    "fig04": [
+        *(accuracy(RL, ["large", "rl_large"], title=f, labels=RL.values()) for f in FAMILIES),
+        bars("Gap recovery", RL, FAMILIES, labels=RL.values()),
+    ],
+    "fig05": [accuracy(REVERSE, ["student", "large"])],
+    "fig06": signature("success", "failure", ["rl_student", "large"]),
+    "fig07": [
+        accuracy(["baseline", "support_overlap", "support_non_overlap"], ["rl_student"]),
+        lines("Overlap ratio", ["baseline", "support_overlap", "support_non_overlap"]),
+    ],
+    "fig08": [
+        accuracy(["base_post", "cold_start"], ["post_large"]),
+        lines("Overlap ratio", ["base_post", "cold_start"]),
+        lines("Entropy gap", ["base_post", "cold_start"], unit=" [nats]"),
+    ],
+    "fig09": [
+        accuracy(["baseline", "template_original"], ["rl_student"]),
+        lines("Overlap ratio", ["baseline", "template_original"]),
+    ],
+    "fig10": [
+        accuracy(["base_rl", "content_other"], ["rl_base_large"]),
+        lines("Overlap ratio", ["base_rl", "content_other"]),
+        lines("Student overlap mass", ["base_rl", "content_other"]),
+        lines("Student entropy", ["base_rl", "content_other"], unit=" [nats]"),
+    ],
+    "fig11": [
+        replace(
+            lines("Accuracy by maximum length", ["success"], ["student"], x=range(6),
+                  ticks=["32", "64", "128", "256", "384", "640"], labels=["final accuracy"]),
+            x_label="maximum response length [tokens]",
+        ),
+        lines("Continuation gain", ["teacher"], x=range(4), ticks=["16", "64", "128", "224"]),
+    ],
+    "fig12": dynamics(LENGTHS),
+    "fig13": [entropy_map("student")],
+    "fig14": [
+        histogram("probe_success", "RL'd same-size teacher", 0.06),
+        histogram("probe_failure", "Larger same-pipeline teacher", 0.08),
+    ],
+    "fig15": [
+        accuracy(SWEEP),
+        lines("Final accuracy", ["direct", "policy_gradient"], x=range(5),
+              ticks=["sampled", "1", "4", "16", "64"]),
+    ],
+    "fig16": dynamics(["sampled", "k1_pg", "k4", "success", "k64"]),
+    "fig17": [accuracy(BASE, ["rl_base_large", "post_large"], title=b) for b in BENCHMARKS],
+    "fig18": [
+        lines(title, ["student", "teacher"], labels=["student mass", "teacher mass"], band=0.004)
+        for title in ("Success", "Failure")
+    ],
+    "fig19": [
+        lines("Loss", TWO, unit=" [nats]", band=nan),
+        lines("Gradient norm", TWO, band=nan),
+        lines("Extreme-advantage gap", TWO),
+    ],
+    "fig20": signature("large_success", "large_failure", ["rl_large", "extra_large"]),
+    "fig21": masses("base_post", "cold_start"),
+    "fig22": [
+        accuracy(["baseline", "template_original"], ["rl_student"], title=b) for b in BENCHMARKS
+    ],
+    "fig23": [entropy_map("teacher")],
+    "selection": [accuracy(SELECTION, ["rl_student"]), lines("Overlap ratio", SELECTION)],
+}  # fmt: skip
+
+
 def example(name):
     """Realistic results of a figure."""
-    rl = Reference("rl_student", "RL'd teacher", 0.86)
-    large = Reference("large", "larger teacher", 0.72)
-    evaluated = STEPS[::10]
-    two = {"success": "RL'd same-size teacher", "failure": "larger same-pipeline teacher"}
-
-    def pair(success, failure, **options):
-        ends = zip(two.items(), (success, failure), strict=True)
-        return [course(r, label, *e, seed=i, **options) for i, ((r, label), e) in enumerate(ends)]
-
-    three = {"success": 0.86, "support_overlap": 0.85, "support_non_overlap": 0.63}
-    content = {
-        "fig05": lambda: [
-            accuracy(
-                course("reverse_small", "toward its pre-RL checkpoint", 0.86, 0.5, steps=evaluated),
-                course("reverse_large", "toward the larger model", 0.86, 0.53, steps=evaluated),
-                references=[Reference("student", "pre-RL student", 0.5), large],
-            )
-        ],
-        "fig06": lambda: [
-            accuracy(
-                *pair((0.5, 0.85), (0.5, 0.55), steps=evaluated, band=0.04), references=[rl, large]
-            ),
-            line_panel(
-                "overlap", "Overlap ratio", "overlap ratio", *pair((0.72, 0.91), (0.7, 0.7))
-            ),
-            line_panel(
-                "advantage",
-                "Overlap-token advantage",
-                "overlap-token advantage [nats]",
-                *pair((-0.02, -0.001), (-0.018, -0.016), band=0.001),
-            ),
-            line_panel("gap", "Entropy gap", "entropy gap [nats]", *pair((0.4, 0.1), (0.3, 0.3))),
-        ],
-        "fig07": lambda: [
-            accuracy(
-                *(course(r, r, 0.5, end, steps=evaluated) for r, end in three.items()),
-                references=[Reference("rl_student", "teacher", 0.86)],
-            ),
-            line_panel(
-                "overlap",
-                "Overlap ratio",
-                "overlap ratio",
-                *(course(r, r, 0.72, end) for r, end in three.items()),
-            ),
-        ],
-        "fig14": lambda: [
-            histogram("probe_success", "RL'd same-size teacher", 0.06),
-            histogram("probe_failure", "Larger same-pipeline teacher", 0.08),
-        ],
-        "fig18": lambda: [
-            line_panel(
-                title.lower(),
-                title,
-                "overlap mass",
-                course("student", "student mass", first, 0.985, band=0.004),
-                course("teacher", "teacher mass", first - 0.01, 0.98, band=0.004),
-            )
-            for title, first in {"Success": 0.97, "Failure": 0.98}.items()
-        ],
-        "fig19": lambda: [
-            line_panel("loss", "Loss", "loss [nats]", *pair((0.3, 0.03), (0.12, 0.1), band=nan)),
-            line_panel("norm", "Gradient norm", "gradient norm", *pair((3, 0.5), (1, 1), band=nan)),
-            line_panel(
-                "extreme",
-                "Extreme-advantage gap",
-                "extreme-advantage gap",
-                *pair((0.1, 0.01), (0.09, 0.08)),
-            ),
-        ],
-    }[name]()
-    runs = {r: {"student": "zoo:sft-small", "teacher": "zoo:rl-small", "steps": 100} for r in two}
+    runs = {r: {"student": "zoo:sft-small", "teacher": "zoo:rl-small", "steps": 100} for r in TWO}
     meta = Meta("quick", [0], 16, 6400, 204_800, "95 % bootstrap over rollouts", runs, "", "0.1.0")
     auroc = [
         Claim(f"fig14.{run}", "it separates", "0.73", 0.71, 0.66, 0.76, "", "≥ 0.60", "shown")
-        for run in two
+        for run in TWO
         if name == "fig14"
     ]
-    return Results(name, "A title", "4.1", "The claim.", meta, content, auroc)
+    return Results(name, "A title", "4.1", "The claim.", meta, PANELS[name], auroc)
 
 
 @pytest.fixture(scope="module")
@@ -137,8 +246,13 @@ def results_dir(tmp_path_factory):
     return folder
 
 
+def plots(figure):
+    """The axes of a figure's panels, without colour bars."""
+    return [ax for ax in figure.axes if ax.get_label() != "<colorbar>"]
+
+
 def drawn_text(figure):
-    axes = figure.axes
+    axes = plots(figure)
     titles = [ax.get_title(loc="left") for ax in axes]
     labels = [text for ax in axes for text in (ax.get_xlabel(), ax.get_ylabel())]
     legends = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
@@ -148,39 +262,95 @@ def drawn_text(figure):
 @pytest.mark.parametrize("name", list(FIGURES))
 def test_a_figure_shows_every_panel_with_labels_and_one_legend(name):
     results = example(name)
-    titles, labels, legends = drawn_text(FIGURES[name].draw(results))
+    figure = FIGURES[name].draw(results)
+    titles, labels, legends = drawn_text(figure)
     assert len(titles) == len(results.panels)
     for title, panel in zip(titles, results.panels, strict=True):
         assert panel.title in title
     assert labels == [text for p in results.panels for text in (p.x_label, p.y_label)]
     shown = [line.label for p in results.panels for line in (*p.series, *p.references)]
     assert sorted(legends) == sorted(set(shown))
+    bars = [ax.get_ylabel() for ax in figure.axes if ax not in plots(figure)]
+    assert bars == [p.heat.label for p in results.panels if p.heat]
 
 
-@pytest.mark.parametrize("name", list(FIGURES))
-def test_nothing_overlaps_or_is_cut_off(name):
-    """The legend covers no axes, no text leaves the page, and no text is below 7 pt."""
-    figure = FIGURES[name].draw(example(name))
+def assert_nothing_overlaps(figure):
+    """The legend covers no axes, no text leaves the page or another, and none is below 7 pt."""
     figure.draw_without_rendering()
-    page, legend = figure.bbox, figure.legends[0].get_window_extent()
+    page = figure.bbox
     boxes = [ax.get_tightbbox() for ax in figure.axes]
-    for box in boxes:
-        assert not box.overlaps(legend)
-    for box in (*boxes, legend):
+    boxes += [legend.get_window_extent() for legend in figure.legends]
+    for i, box in enumerate(boxes):
         assert page.x0 - 1 <= box.x0
         assert box.x1 <= page.x1 + 1
         assert page.y0 - 1 <= box.y0
         assert box.y1 <= page.y1 + 1
-    for i, box in enumerate(boxes):
         assert not any(box.overlaps(other) for other in boxes[:i])
+    for ax in figure.axes:
+        for axis in (ax.xaxis, ax.yaxis):
+            ticks = [t for t in axis.get_ticklabels() if t.get_text() and t.get_visible()]
+            boxes = [t.get_window_extent() for t in ticks if not t.get_rotation()]
+            assert not any(a.overlaps(b) for a, b in pairwise(boxes))  # aslant, boxes always do
     texts = [t for ax in figure.axes for t in (ax.title, ax.xaxis.label, *ax.get_xticklabels())]
-    assert min(t.get_fontsize() for t in (*texts, *figure.legends[0].get_texts())) >= 7
+    texts += [t for legend in figure.legends for t in legend.get_texts()]
+    assert min(t.get_fontsize() for t in texts) >= 7
+
+
+@pytest.mark.parametrize("name", list(FIGURES))
+def test_nothing_overlaps_or_is_cut_off(name):
+    assert_nothing_overlaps(FIGURES[name].draw(example(name)))
+
+
+@pytest.mark.parametrize("n", [1, 2, 8])
+@pytest.mark.parametrize(
+    "text", ["k = {}", "teacher {} after RL", "toward larger teacher {} of its pipeline"]
+)
+def test_the_legend_takes_as_many_rows_as_its_labels_need(n, text):
+    """Next to one panel and below two; one row where the labels are short enough."""
+    labels = [text.format(i) for i in range(n)]
+    shown = lines("Overlap ratio", LENGTHS[:1] * n, labels=labels)
+    for panels in ([shown], [shown, shown]):
+        figure = FIGURES["fig02"].draw(replace(example("fig02"), panels=panels))
+        assert_nothing_overlaps(figure)
+        (legend,) = figure.legends
+        width = sum(text.get_window_extent().width + 45 for text in legend.get_texts())
+        rows = len({round(text.get_window_extent().y0) for text in legend.get_texts()})
+        assert rows <= 1 + 1.5 * width / figure.bbox.width
+
+
+@pytest.mark.parametrize(
+    "ticks", [["a"], ["AIME24"] * 9, ["a long name of a benchmark"] * 3, ["AReallyLongName"] * 8]
+)
+def test_categories_of_any_number_and_length_are_readable(ticks):
+    for panel in (
+        bars("Accuracy", ["before", "after"], ticks),
+        lines("Accuracy", ["success"], x=range(len(ticks)), ticks=ticks),
+    ):
+        for many in (1, 3):
+            results = replace(example("fig03"), panels=[panel] * many)
+            figure = FIGURES["fig03"].draw(results)
+            assert_nothing_overlaps(figure)
+            written = [t.get_text().replace("\n", " ") for t in figure.axes[0].get_xticklabels()]
+            assert written == ticks
+
+
+@pytest.mark.parametrize(
+    ("n", "rows", "columns"), [(1, 1, 1), (2, 1, 2), (3, 1, 3), (4, 2, 2), (5, 2, 3), (7, 3, 3)]
+)
+def test_benchmarks_of_any_number_are_laid_out_in_rows(n, rows, columns):
+    results = example("fig17")
+    figure = FIGURES["fig17"].draw(replace(results, panels=[results.panels[0]] * n))
+    assert len(figure.axes) == n
+    grid = figure.axes[0].get_gridspec()
+    assert (grid.nrows, grid.ncols) == (rows, columns)
+    assert_nothing_overlaps(figure)
 
 
 @pytest.mark.parametrize("name", list(FIGURES))
 def test_a_caption_names_runs_seeds_sizes_and_the_interval(name):
     text = FIGURES[name].caption(example(name))
-    assert text.startswith(f"Figure {int(name[3:])} (§4.1). A title. The paper's claim: The claim.")
+    what = "Data selection" if name == "selection" else f"Figure {int(name[3:])}"
+    assert text.startswith(f"{what} (§4.1). A title. The paper's claim: The claim.")
     for part in ("zoo:rl-small", "seed 0", "k = 16", "6,400 rollouts", "204,800 states"):
         assert part in text
     assert "95 % bootstrap over rollouts" in text
@@ -195,45 +365,21 @@ def test_figure_14_carries_the_auroc_of_each_teacher():
     assert [title.split("\n")[1] for title in titles] == ["AUROC 0.71 [0.66, 0.76]"] * 2
 
 
-def test_lines_bands_and_references_are_the_numbers_of_the_panel():
-    series = Series("success", "s", [0, 1, 2], [0.1, 0.2, nan], [0.0, 0.1, nan], [0.2, 0.3, nan])
-    panel = accuracy(series, references=[Reference("large", "r", 0.9)])
-    ax = Figure().subplots()
-    panels.draw_lines(panel, ax)
-    run, level = ax.get_lines()
-    np.testing.assert_array_equal(run.get_xydata(), [[0, 0.1], [1, 0.2], [2, nan]])
-    np.testing.assert_array_equal(level.get_ydata(), [0.9, 0.9])
-    corners = {tuple(v) for path in ax.collections[0].get_paths() for v in np.array(path.vertices)}
-    assert {(0, 0), (1, 0.1), (0, 0.2), (1, 0.3)} <= corners
-    assert (run.get_label(), level.get_label()) == ("s", "r")
+def test_heat_maps_of_a_figure_share_one_colour_scale():
+    low, high = (
+        Panel("h", "h", "x", "y", "heatmap", [], heat=Heat([0], [1], [[z]], "z")) for z in (1, 3)
+    )
+    figure = FIGURES["fig13"].draw(replace(example("fig13"), panels=[low, high]))
+    assert [ax.collections[0].get_clim() for ax in plots(figure)] == [(1, 3), (1, 3)]
+    assert_nothing_overlaps(figure)
 
 
-def test_histograms_share_bins_are_densities_and_mark_the_median():
-    panel = Panel(
-        "h", "h", "x", "y", "histogram",
-        [
-            Series("correct", "right", values=[0.0, 1.0, 2.0, nan]),
-            Series("incorrect", "wrong", values=[2.0, 5.0]),
-        ],
-    )  # fmt: skip
-    ax = Figure().subplots()
-    panels.draw_histogram(panel, ax)
-    outlines = [np.array(patch.get_path().vertices) for patch in ax.patches if not patch.get_fill()]
-    edges = [np.unique(xy[:, 0]) for xy in outlines]
-    np.testing.assert_allclose(edges[0], np.linspace(0, 5, panels.N_BINS + 1))
-    np.testing.assert_array_equal(edges[0], edges[1])
-    for xy in outlines:  # a step outline: the area below it is the sum over its flat pieces
-        np.testing.assert_allclose(np.sum(np.diff(xy[:, 0]) * xy[1:, 1]), 1)
-    assert [list(np.array(line.get_xdata())) for line in ax.get_lines()] == [[1.0], [3.5]]
-
-
-def test_a_sample_without_values_leaves_the_other(recwarn):
-    some, none = Series("correct", "right", values=[1.0]), Series("incorrect", "w", values=[])
-    for series in ([some, none], [none]):
-        ax = Figure().subplots()
-        panels.draw_histogram(Panel("h", "h", "x", "y", "histogram", series), ax)
-        assert len(ax.get_lines()) == len(series) - 1
-    assert not recwarn.list
+@pytest.mark.parametrize("z", [nan, 0.5])
+def test_a_heat_map_of_one_number_or_of_none_is_drawn(z):
+    panel = Panel("h", "h", "x", "y", "heatmap", [], heat=Heat([3], [1], [[z]], "z"))
+    figure = FIGURES["fig13"].draw(replace(example("fig13"), panels=[panel]))
+    assert_nothing_overlaps(figure)
+    assert figure.axes[0].get_xlim() == (2.5, 3.5)
 
 
 def test_axes_of_the_caller_are_filled_and_get_no_legend():
@@ -254,25 +400,62 @@ def test_drawing_leaves_the_users_settings_alone():
     assert figure.axes[0].get_lines()[0].get_linewidth() == 1.3
 
 
-def test_roles_are_seaborns_colour_blind_palette():
+def test_colours_are_of_palettes_for_the_colour_blind():
     known = {to_hex(c) for c in seaborn.color_palette("colorblind")}
-    assert {r.color for r in style.ROLES.values()} <= known
+    crest = [to_hex(c) for c in seaborn.color_palette("crest", 6)]
+    assert [style.ROLES[name].color for name in LENGTHS] == crest
+    assert {r.color for r in style.ROLES.values()} <= {*known, *crest, style.INDIGO, style.DARK}
 
 
 @pytest.mark.parametrize("name", list(FIGURES))
-def test_lines_of_a_figure_differ_without_colour(name):
-    results = example(name)
-    for panel in results.panels:
+def test_all_in_a_panel_differs_without_colour(name):
+    for panel in example(name).panels:
         looks = [style.role(line.role) for line in panel.series]
-        assert len({look.marker for look in looks}) == len(looks)
-        assert len({str(look.linestyle) for look in looks}) == len(looks)
         every = [style.role(line.role) for line in (*panel.series, *panel.references)]
         assert len({look.marker for look in every}) == len(every)
+        assert len({(look.color, look.linestyle) for look in looks}) == len(looks)
+        if panel.kind in ("bar", "histogram"):
+            assert len({look.hatch for look in looks}) == len(looks)
+
+
+def test_dashes_differ_except_in_the_sweep_over_k_where_they_are_the_estimator():
+    for name in set(FIGURES) - {"fig15", "fig16"}:
+        for panel in example(name).panels:
+            dashes = [style.role(line.role).linestyle for line in panel.series]
+            assert len(set(dashes)) == len(dashes)
+    for k in (4, 16, 64):
+        direct, gradient = style.role(f"k{k}" if k != 16 else "success"), style.role(f"k{k}_pg")
+        assert direct.color == gradient.color
+        assert (direct.linestyle, gradient.linestyle) == (style.SOLID, style.DASHED)
+
+
+@pytest.mark.parametrize("name", list(FIGURES))
+def test_what_is_called_differently_in_a_figure_looks_different(name):
+    shown = {}
+    for panel in example(name).panels:
+        for line in (*panel.series, *panel.references):
+            kind = panel.kind if isinstance(line, Series) else "reference"
+            shown.setdefault((kind, style.role(line.role)), set()).add(line.label)
+    assert all(len(labels) == 1 for labels in shown.values())
+
+
+def test_a_label_stands_in_the_legend_once_with_its_line_and_its_bar():
+    one = Series("success", "after RL", [0], [0.5], [0.4], [0.6])
+    both = [
+        Panel("a", "A", "x", "y", "line", [one]),
+        Panel("b", "B", "x", "y", "bar", [one], ticks=["one"]),
+        Panel("c", "C", "x", "y", "line", [replace(one, role="failure")]),
+    ]
+    figure = FIGURES["fig04"].draw(replace(example("fig04"), panels=both))
+    assert drawn_text(figure)[2] == ["after RL", "after RL"]  # two looks, two entries
+    shown = figure.legends[0].legend_handles
+    assert [type(handle).__name__ for handle in shown] == ["Line2D", "Line2D"]
+    assert len(figure.legends[0].findobj(Rectangle)) == 1
 
 
 def test_an_unknown_role_lists_those_there_are():
     with pytest.raises(style.FigureError, match=r"no role 'succes'; there are student, teacher,"):
-        panels.draw_lines(accuracy(course("succes", "s", 0, 1)), Figure().subplots())
+        marks.draw_lines(lines("Overlap ratio", ["succes"], labels=["s"]), Figure().subplots())
 
 
 def test_make_writes_pdf_png_and_captions(results_dir, tmp_path):
@@ -289,7 +472,8 @@ def test_make_writes_pdf_png_and_captions(results_dir, tmp_path):
         with Image.open(out / f"{name}.png") as image:
             assert image.info["Description"] == caption
             assert round(image.info["dpi"][0]) == 300
-            inches = style.SINGLE_COLUMN if name == "fig05" else style.DOUBLE_COLUMN
+            alone = len(example(name).panels) == 1
+            inches = style.SINGLE_COLUMN if alone else style.DOUBLE_COLUMN
             assert image.width == round(300 * inches)
         # Type 3 fonts are refused by some journals; type 42 shows as TrueType.
         pdf = (out / f"{name}.pdf").read_bytes()
@@ -298,8 +482,9 @@ def test_make_writes_pdf_png_and_captions(results_dir, tmp_path):
 
 
 def test_the_same_results_give_the_same_bytes_in_another_process(results_dir, tmp_path):
-    first = figures.make(results_dir, tmp_path / "first", ["fig06", "fig14"])
-    code = "import sys, figures; figures.make(*sys.argv[1:3], ['fig06', 'fig14'])"
+    names = ["fig01", "fig06", "fig13", "fig14", "fig15"]
+    first = figures.make(results_dir, tmp_path / "first", names)
+    code = f"import sys, figures; figures.make(*sys.argv[1:3], {names})"
     subprocess.run(
         [sys.executable, "-c", code, results_dir, tmp_path / "second"],
         env={"PYTHONHASHSEED": "7", "PYTHONPATH": str(ROOT), "MPLCONFIGDIR": str(tmp_path)},
@@ -329,8 +514,31 @@ def test_missing_results_name_the_command_and_nothing_is_written(results_dir, tm
     assert not (tmp_path / "out").exists()
 
 
+def test_by_default_all_figures_with_results_are_drawn(results_dir, tmp_path):
+    some = tmp_path / "results"
+    for name in ("selection", "fig03"):
+        save(example(name), some / f"{name}.json")
+    written = figures.make(some, tmp_path / "out")
+    assert [path.name for path in written] == [
+        *("fig03.pdf", "fig03.png", "selection.pdf", "selection.png"),
+        "captions.md",
+    ]
+    figures.check(some, tmp_path / "out")
+    (tmp_path / "out" / "selection.pdf").unlink()
+    with pytest.raises(style.FigureError, match=r"^selection\.pdf in"):
+        figures.check(some, tmp_path / "out")
+
+
+@pytest.mark.parametrize("draw", [figures.make, figures.check])
+def test_without_any_results_the_command_that_makes_them_is_named(draw, tmp_path):
+    (tmp_path / "results").mkdir()
+    with pytest.raises(ResultsError, match=r"no results in .*results; run `opdprobe reproduce`"):
+        draw(tmp_path / "results", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_unknown_names_list_those_there_are(results_dir, tmp_path):
-    with pytest.raises(style.FigureError, match=r"no figure fig6; there are fig05, fig06,"):
+    with pytest.raises(style.FigureError, match=r"no figure fig6; there are fig01, fig02,"):
         figures.make(results_dir, tmp_path, ["fig6"])
 
 

@@ -10,6 +10,7 @@ from opdprobe.probes.divergence import extreme_advantage_gap, overlap_token_adva
 from opdprobe.probes.entropy import entropy_gap, entropy_gap_of_means, topk_entropy
 from opdprobe.probes.logits import from_logits
 from opdprobe.probes.mass import overlap_mass, topk_mass
+from opdprobe.probes.positions import heat_map
 from opdprobe.probes.reward import gap_recovery_rate, reward_auroc, sequence_mean_reward
 from opdprobe.probes.sets import mass_set_size, overlap_mask, overlap_ratio
 
@@ -20,6 +21,7 @@ __all__ = [
     "extreme_advantage_gap",
     "from_logits",
     "gap_recovery_rate",
+    "heat_map",
     "mass_set_size",
     "overlap_mask",
     "overlap_mass",

@@ -1,6 +1,6 @@
 """A probe over training steps or over output positions, with a bootstrap interval."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -8,11 +8,21 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from opdprobe.errors import ConfigError
+from opdprobe.probes.states import (
+    Probe,
+    by_step,
+    check_bins,
+    check_coords,
+    check_steps,
+    evaluate,
+    position_coords,
+    position_edges,
+    probe_attrs,
+    step_coord,
+)
 
 if TYPE_CHECKING:
     from opdprobe.store import Run
-
-Probe = str | Callable[[xr.Dataset], xr.DataArray]
 
 
 def curve(
@@ -94,19 +104,18 @@ def curve(
     if not 0 < ci < 1 or n_boot < 100:
         raise ConfigError(f"ci is {ci}, n_boot {n_boot}; expected 0 < ci < 1 and n_boot >= 100")
 
-    if isinstance(run_or_dataset, xr.Dataset):
-        for name in ("rollout", by):
-            if name not in run_or_dataset.coords:
-                raise ValueError(f"the Dataset has no coordinate {name!r}; expected one on 'state'")
-
-    edges = _position_edges(run_or_dataset, bins) if by == "position" else None
+    check_coords(run_or_dataset, "rollout", by)
+    edges = None
+    if by == "position":
+        check_bins(bins)
+        edges = position_edges(bins, lambda: _n_positions(run_or_dataset))
     steps: list[int] = []
     columns: list[dict[str, NDArray[Any]]] = []  # by step: one each; by position: the sum of all
     attrs: dict[str, Any] = {}
-    for step, part in _by_step(run_or_dataset):
+    for step, part in by_step(run_or_dataset):
         steps.append(step)
-        quantity = _evaluate(probe, part)
-        attrs = {k: v for k, v in quantity.attrs.items() if k in ("units", "long_name")}
+        quantity = evaluate(probe, part)
+        attrs = probe_attrs(quantity)
         if edges is None:
             point, width = np.zeros(quantity.size, np.intp), 1
         else:
@@ -125,23 +134,16 @@ def curve(
         else:
             for name, array in sums.items():
                 columns[0][name] += array
-    if not steps:
-        raise ValueError("there are no states to average; expected a run with at least one step")
+    check_steps(steps)
 
     joined = {name: np.concatenate([c[name] for c in columns], axis=-1) for name in columns[0]}
     result = _summary(joined, by, ci, attrs)
     if edges is None:
-        result = result.assign_coords(step=("step", np.asarray(steps, np.int64)))
+        result = result.assign_coords(step_coord(steps))
     else:
-        start, stop = edges[:-1], edges[1:]
-        result = result.assign_coords(
-            position=("position", (start + stop - 1) / 2),
-            position_start=("position", start),
-            position_stop=("position", stop),
-        )
+        result = result.assign_coords(position_coords(edges))
         if bins is None:
             result = result.isel(position=(result["n"] + result["n_missing"]).values > 0)
-    result[by].attrs = {"units": "1", "long_name": "training step" if by == "step" else "position"}
     result.attrs = attrs | {
         "ci_kind": "percentile bootstrap over rollouts",
         "ci_prob": ci,
@@ -213,58 +215,9 @@ def _summary(
     )
 
 
-def _evaluate(probe: Probe, part: xr.Dataset) -> xr.DataArray:
-    if isinstance(probe, str):
-        method = None if probe.startswith("_") else getattr(part.opd, probe, None)
-        if method is None:
-            known = ", ".join(name for name in dir(part.opd) if not name.startswith("_"))
-            raise ConfigError(f"probe is {probe!r}; ds.opd offers {known}: name one, or a function")
-        quantity = method()
-    else:
-        quantity = probe(part)
-    dims = getattr(quantity, "dims", None)
-    if dims != ("state",):
-        raise ValueError(
-            f"probe {probe!r} gave a {type(quantity).__name__} with dims {dims}; expected a "
-            "DataArray over 'state', one value a state"
-        )
-    return quantity
-
-
-def _by_step(source: "Run | xr.Dataset") -> Iterator[tuple[int, xr.Dataset]]:
-    """Yield the steps in order, one at a time in memory; a Dataset without steps is step 0."""
-    if not isinstance(source, xr.Dataset):
-        for step in source.steps:
-            yield step, source.load(step)
-    elif not source.sizes["state"]:
-        return
-    elif "step" not in source.coords:
-        yield 0, source
-    else:
-        values = source["step"].values
-        order = np.argsort(values, kind="stable")
-        steps, first = np.unique(values[order], return_index=True)
-        for step, index in zip(steps.tolist(), np.split(order, first[1:]), strict=True):
-            # A slice where the states of a step lie together, as in a store: no copy, no dask take.
-            together = index[-1] - index[0] == index.size - 1
-            yield step, source.isel(state=slice(index[0], index[-1] + 1) if together else index)
-
-
-def _position_edges(source: "Run | xr.Dataset", bins: Any) -> NDArray[Any]:
-    """Edges of the position ranges; for a number of bins, whole numbers from 0 to the last."""
-    if bins is not None and np.ndim(bins) == 1:
-        edges = np.asarray(bins)
-        if len(edges) < 2 or not (np.diff(edges) > 0).all():
-            raise ConfigError(f"bins is {bins!r}; expected two or more increasing edges")
-        return edges
+def _n_positions(source: "Run | xr.Dataset") -> int:
+    """One more than the last position that occurs; reads every step."""
     parts = [source] if isinstance(source, xr.Dataset) else map(source.load, source.steps)
-    stop = 1 + max(
+    return 1 + max(
         (int(part["position"].max()) for part in parts if part.sizes["state"]), default=0
     )
-    if bins is None:
-        return np.arange(stop + 1)
-    if not isinstance(bins, int | np.integer) or bins < 1:
-        raise ConfigError(f"bins is {bins!r}; expected a number of ranges, edges or None")
-    # Whole numbers, so that the ranges hold equally many positions give or take one; no range is
-    # empty when there are fewer positions than bins.
-    return np.unique(np.linspace(0, stop, bins + 1).round().astype(int))

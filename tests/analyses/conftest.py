@@ -6,37 +6,83 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from analyses.evidence import BENCHMARK, Evidence
-from analyses.experiments import EXPERIMENTS, PRESETS
+from analyses.evidence import Evidence
+from analyses.experiments import EXPERIMENTS
+from analyses.presets import PRESETS
 from opdprobe import open_run
 from opdprobe.store import Run, RunWriter
 from opdprobe.testing import synthetic_step
 
-N_STEPS, N_PROBLEMS, K = 12, 40, 8
+N_STEPS, K = 12, 8
 EVALUATED = (0, 6, 12)
 LENGTHS = [7, 3, 0, 9, 5, 6]  # a rollout without a state is left out of every mean
 
-ACCURACY = {"student": 0.35, "rl_student": 0.9, "large": 0.7}
+# Problems of each benchmark.
+BENCHMARKS = {"easy": 16, "medium": 14, "hard": 10}
+N_PROBLEMS = sum(BENCHMARKS.values())
+
+# Of the models, over all benchmarks.
+ACCURACY = {
+    "student": 0.35,
+    "rl_student": 0.9,
+    "large": 0.7,
+    "rl_large": 0.92,
+    "extra_large": 0.9,
+    "base": 0.2,
+    "rl_base_large": 0.8,
+    "post": 0.4,
+    "post_large": 0.8,
+    "rl_post_large": 0.88,
+    "cold_start": 0.45,
+}
 # Accuracy at the evaluated steps.
 ACCURACIES = {
     "success": (0.35, 0.7, 0.88),
+    "baseline": (0.35, 0.7, 0.88),
     "failure": (0.35, 0.37, 0.4),
     "reverse_small": (0.9, 0.5, 0.38),
     "reverse_large": (0.9, 0.6, 0.42),
     "support_overlap": (0.35, 0.65, 0.87),
     "support_non_overlap": (0.35, 0.4, 0.5),
+    "base_rl": (0.2, 0.6, 0.75),
+    "base_post": (0.2, 0.35, 0.5),
+    "large_rl": (0.35, 0.6, 0.75),
+    "post_same": (0.4, 0.42, 0.45),
+    "post_rl": (0.4, 0.65, 0.75),
+    "cold_start": (0.45, 0.6, 0.7),
+    "template_original": (0.35, 0.6, 0.75),
+    "content_other": (0.2, 0.5, 0.6),
+    "large_success": (0.7, 0.8, 0.9),
+    "large_failure": (0.7, 0.7, 0.72),
+    "select_none": (0.35, 0.4, 0.45),
+    "select_template": (0.35, 0.55, 0.7),
+    "select_mixed": (0.35, 0.65, 0.8),
+    "select_divergence": (0.35, 0.5, 0.65),
 }
 # Correlation of both models' logits in the first and in the second half of a run.
-AGREEMENT = {"success": (0.3, 0.999)}
+AGREEMENT = {
+    "success": (0.3, 0.999),
+    "baseline": (0.3, 0.999),
+    "large_success": (0.3, 0.999),
+    "base_rl": (0.9, 0.95),
+    "base_post": (0.2, 0.7),
+    "content_other": (0.95, 0.97),
+    "cold_start": (0.999, 0.999),
+    "template_original": (0.0, 0.3),
+}
+# Factor on both models' entropies.
+ENTROPY = {"base_rl": 0.4, "template_original": 0.5, "select_mixed": 1.5}
 # What the non-overlap run logs: its 5-step means start at 0.8, fall to 0.7, and end at 0.73.
 OVERLAP = [0.8] * 5 + [0.75] + [0.7] * 5 + [0.85]
 
 
-def problem_scores(accuracy: float, seed: int) -> list[float]:
-    """Scores of the problems, of four samples each: harder and easier ones, the same for all."""
+def problem_scores(accuracy: float, seed: int) -> dict[str, np.ndarray]:
+    """Scores of each benchmark's problems, of four samples each: the same ones are hard for all."""
     difficulty = np.random.default_rng(0).normal(size=N_PROBLEMS)
     chance = 1 / (1 + np.exp(difficulty - np.log(accuracy / (1 - accuracy)) * 1.2))
-    return (np.random.default_rng([1, seed]).binomial(4, chance) / 4).tolist()
+    scores = np.random.default_rng([1, seed]).binomial(4, chance) / 4
+    parts = np.split(scores, np.cumsum(list(BENCHMARKS.values()))[:-1])
+    return dict(zip(BENCHMARKS, parts, strict=True))
 
 
 def write_run(path: Path, name: str, seed: int, n_recorded: int) -> Run:
@@ -48,7 +94,9 @@ def write_run(path: Path, name: str, seed: int, n_recorded: int) -> Run:
         if step < n_recorded:
             agreement = early if step < N_STEPS / 2 else late
             size = {"n_rollouts": len(LENGTHS), "length": LENGTHS, "k": K}
-            writer.write_step(step, synthetic_step(step, agreement=agreement, seed=seed, **size))
+            ds = synthetic_step(step, agreement=agreement, seed=seed, **size)
+            ds["entropy"] *= np.float32(ENTROPY.get(name, 1))
+            writer.write_step(step, ds)
         metrics = {
             "loss": (3.0 if name == "success" else 1.0) + rng.random(),
             "grad_norm": 1.0,
@@ -57,10 +105,11 @@ def write_run(path: Path, name: str, seed: int, n_recorded: int) -> Run:
         writer.log_metrics(step, metrics)
     for step, accuracy in zip(EVALUATED, ACCURACIES.get(name, ()), strict=False):
         scores = problem_scores(accuracy, 10 * seed + step)
-        ids = [f"test-{i}" for i in range(N_PROBLEMS)]
-        writer.log_evaluation(step, BENCHMARK, ids, scores)
-        if step == N_STEPS:  # as the trainer does: a row of metrics with the accuracy alone
-            writer.log_metrics(step, {"accuracy/test": float(np.mean(scores))})
+        for benchmark, values in scores.items():
+            ids = [f"{benchmark}-{i}" for i in range(len(values))]
+            writer.log_evaluation(step, benchmark, ids, values.tolist())
+        if step == N_STEPS:  # as the trainer does: a row of metrics with the accuracies alone
+            writer.log_metrics(step, {f"accuracy/{b}": v.mean() for b, v in scores.items()})
     return open_run(path)
 
 
@@ -77,7 +126,7 @@ def make_evidence(tmp_path_factory) -> Callable[..., Evidence]:
                 name: [write_run(folder / f"{name}-{seed}", name, seed, n) for seed in seeds]
                 for name, n in recorded.items()
             },
-            scores={r: np.array(problem_scores(a, 100)) for r, a in ACCURACY.items()},
+            scores={role: problem_scores(a, 100) for role, a in ACCURACY.items()},
         )
 
     return make

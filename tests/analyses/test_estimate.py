@@ -12,8 +12,10 @@ from analyses.estimate import (
     combine,
     exact,
     interval_name,
+    ranked,
     ratio,
     resample,
+    spearman,
     window,
 )
 
@@ -146,3 +148,25 @@ def test_window_draws_whole_rollouts(evidence):
     rows = np.random.default_rng(0).integers(0, 6, (N_BOOT, 6))
     want = [sum(i * n[i] for i in row) / sum(n[i] for i in row) for row in rows]
     np.testing.assert_allclose(estimate.samples, want)
+
+
+# Ranks
+
+
+@given(st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=2, max_size=12))
+def test_spearman_is_scipys(pairs):
+    x, y = np.array(pairs).T
+    if len(set(x)) == 1 or len(set(y)) == 1:
+        assert np.isnan(spearman(x, y))  # scipy warns besides
+    else:
+        assert spearman(x, y) == pytest.approx(stats.spearmanr(x, y)[0])
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_fewer_than_two_pairs_have_no_rank_correlation(n):
+    assert np.isnan(spearman(np.arange(n), np.arange(n)))
+
+
+def test_ranked_looks_at_the_mean_over_seeds():
+    candidates = {"a": [exact(0.5), exact(0.5)], "b": [exact(0.9), exact(0.0)], "c": [exact(0.6)]}
+    assert ranked(candidates) == ["b", "a", "c"]

@@ -1,24 +1,35 @@
 """What figures share: recovery, changes, panels, verdicts."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from scipy import stats
 
 from analyses.estimate import N_BOOT, Estimate, resample
 from analyses.evidence import (
+    above,
     accuracy_panel,
+    at_least,
     axis_label,
+    below,
     claim,
     curve_panel,
+    differences,
     metric_series,
+    ratios,
 )
 from opdprobe.probes import curve
 
 NAN = float("nan")
 
 
-def scores(run, end):
-    return run.evaluation("test")["score"].values[end]
+def scores(run, end, benchmarks=("easy", "medium", "hard")):
+    return np.concatenate([run.evaluation(name)["score"].values[end] for name in benchmarks])
+
+
+def role_scores(evidence, role):
+    return np.concatenate([evidence.scores[role][name] for name in ("easy", "medium", "hard")])
 
 
 def test_accuracy_is_that_of_the_first_and_of_the_last_evaluation(evidence):
@@ -26,7 +37,25 @@ def test_accuracy_is_that_of_the_first_and_of_the_last_evaluation(evidence):
     for end in (0, -1):
         (estimate,) = evidence.accuracy("success", end=end)
         assert estimate.value == pytest.approx(scores(run, end).mean())
-    assert evidence.role("large").value == pytest.approx(evidence.scores["large"].mean())
+    assert evidence.role("large").value == pytest.approx(role_scores(evidence, "large").mean())
+
+
+@pytest.mark.parametrize("benchmark", ["easy", "medium", "hard"])
+def test_a_benchmark_has_its_own_accuracy_and_recovery(evidence, benchmark):
+    (run,) = evidence.runs["success"]
+    before, after = (scores(run, end, [benchmark]).mean() for end in (0, -1))
+    best = evidence.scores["rl_student"][benchmark].mean()
+    (estimate,) = evidence.accuracy("success", benchmark=benchmark)
+    assert estimate.value == pytest.approx(after)
+    assert evidence.role("rl_student", benchmark=benchmark).value == pytest.approx(best)
+    (estimate,) = evidence.recovery("success", benchmark=benchmark)
+    assert estimate.value == pytest.approx((after - before) / (best - before))
+    panel = accuracy_panel(
+        evidence, {"success": "S"}, {"rl_student": "T"}, title="T", benchmark=benchmark
+    )
+    assert panel.name == f"accuracy_{benchmark}"
+    assert (panel.series[0].y[0], panel.series[0].y[-1]) == pytest.approx((before, after))
+    assert panel.references[0].y == pytest.approx(best)
 
 
 @pytest.mark.parametrize(
@@ -35,7 +64,7 @@ def test_accuracy_is_that_of_the_first_and_of_the_last_evaluation(evidence):
 )
 def test_recovery_is_the_share_of_the_gap_on_the_same_problems(evidence, name, teacher):
     (run,) = evidence.runs[name]
-    before, after, best = scores(run, 0), scores(run, -1), evidence.scores[teacher]
+    before, after, best = scores(run, 0), scores(run, -1), role_scores(evidence, teacher)
     (estimate,) = evidence.recovery(name)
     want = (after.mean() - before.mean()) / (best.mean() - before.mean())
     assert estimate.value == pytest.approx(want)
@@ -48,9 +77,8 @@ def test_recovery_is_the_share_of_the_gap_on_the_same_problems(evidence, name, t
 
 def test_no_gap_has_no_recovery(evidence):
     (run,) = evidence.runs["success"]
-    level = type(evidence)(
-        evidence.preset, evidence.models, evidence.runs, {"rl_student": scores(run, 0)}
-    )
+    before = {name: run.evaluation(name)["score"].values[0] for name in evidence.benchmarks}
+    level = replace(evidence, scores={"rl_student": before})
     (estimate,) = level.recovery("success")
     assert np.isnan(estimate.value)
     assert np.isnan(estimate.samples).all()
@@ -66,6 +94,16 @@ def test_change_and_remaining_compare_the_first_five_steps_with_the_last_five(ev
     (left,) = evidence.remaining("success", lambda ds: ds.opd.reverse_kl())
     assert change.value == pytest.approx(last - first, rel=1e-9)
     assert left.value == pytest.approx(last / first, rel=1e-9)
+
+
+def test_pairs_are_compared_seed_by_seed():
+    a, b = (
+        [resample(np.array(v)) for v in pair] for pair in ([[1.0, 3], [6.0, 8]], [[4.0], [0.0]])
+    )
+    assert [e.value for e in differences(a, b)] == [-2, 7]
+    assert [e.value for e in ratios(a, b)] == pytest.approx([0.5, NAN], nan_ok=True)
+    with pytest.raises(ValueError, match="shorter"):
+        differences(a, b[:1])
 
 
 def test_nothing_at_the_start_leaves_no_share(evidence):
@@ -105,7 +143,7 @@ def test_accuracy_panel_shows_every_evaluation(evidence):
     assert all(lo < y < hi for lo, y, hi in zip(series.low, series.y, series.high, strict=True))
     (line,) = panel.references
     assert (line.role, line.label) == ("large", "larger")
-    assert line.y == pytest.approx(evidence.scores["large"].mean())
+    assert line.y == pytest.approx(role_scores(evidence, "large").mean())
 
 
 def test_accuracy_panel_of_five_seeds_has_students_interval(five_seeds):
@@ -217,3 +255,38 @@ def test_a_direction_asks_the_whole_interval(spread, verdict):
         holds=lambda r: r < 1, whole_interval=True,
     )  # fmt: skip
     assert found.verdict == verdict
+
+
+def spread(low, high):
+    return [Estimate((low + high) / 2, np.linspace(low, high, 1001))]
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"),
+    [
+        (0.1, 0.3, "shown"),
+        (-0.4, 0.8, "shown"),  # the size is asked of the mean alone
+        (-0.1, 0.3, "not shown"),
+        (-0.3, -0.1, "opposite"),
+    ],
+)
+def test_at_least(low, high, verdict):
+    found = at_least("fig08.x", "", paper="", ours=spread(low, high), statistic="gain", limit=0.15)
+    assert (found.verdict, found.test) == (verdict, "gain ≥ 0.15")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "up", "down"),
+    [
+        (1.1, 1.3, "shown", "opposite"),
+        (0.9, 1.3, "not shown", "not shown"),
+        (0.7, 0.9, "opposite", "shown"),
+        (1.0, 1.0, "not shown", "not shown"),
+        (NAN, NAN, "not shown", "not shown"),
+    ],
+)
+def test_directions(low, high, up, down):
+    rest = {"paper": "", "ours": spread(low, high), "statistic": "share", "limit": 1}
+    for direction, verdict, test in ((above, up, ">"), (below, down, "<")):
+        found = direction("fig08.x", "", **rest)
+        assert (found.verdict, found.test) == (verdict, f"share {test} 1, whole interval")

@@ -1,0 +1,40 @@
+"""Panels of bars: numbers that belong to models or whole runs, side by side."""
+
+from collections.abc import Mapping, Sequence
+
+from analyses.estimate import Estimate, combine
+from analyses.evidence import Evidence
+from analyses.results import Panel, Series
+
+
+def recovery_panel(
+    evidence: Evidence, bars: Mapping[tuple[str, str], Sequence[str]], families: Sequence[str]
+) -> Panel:
+    """Gap recovery rate by model family.
+
+    Parameters
+    ----------
+    bars
+        Plotting role and legend label to one experiment a family.
+    families
+        Names of the families.
+    """
+    return Panel(
+        name="recovery",
+        title="Gap recovery",
+        x_label="model family",
+        y_label="gap recovery rate",
+        kind="bar",
+        series=[
+            bar_series([evidence.recovery(name) for name in experiments], role=role, label=label)
+            for (role, label), experiments in bars.items()
+        ],
+        ticks=families,
+    )
+
+
+def bar_series(groups: Sequence[Sequence[Estimate]], *, role: str, label: str) -> Series:
+    """One bar a group, at its place among the panel's ticks; a group has one estimate a seed."""
+    value, low, high = zip(*map(combine, groups), strict=True)
+    x = list(range(len(groups)))
+    return Series(role, label, x=x, y=list(value), low=list(low), high=list(high))

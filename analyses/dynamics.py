@@ -1,0 +1,114 @@
+"""What sweeps over one setting share: logged scalars by step, and one point a setting (§6)."""
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analyses.estimate import Estimate, combine, exact
+from analyses.evidence import Evidence, metric_series
+from analyses.results import Panel, Series
+
+LOGGED = {
+    "overlap_ratio": ("Overlap ratio", "overlap ratio"),
+    "student_entropy": ("Student entropy", "student entropy [nats]"),
+    "grad_norm": ("Gradient norm", "gradient norm"),
+}
+
+
+def dynamics_panels(evidence: Evidence, experiments: Mapping[str, str]) -> list[Panel]:
+    """Overlap ratio, student entropy and gradient norm by training step.
+
+    Logged scalars: they are means over all states of a step, also where a part was recorded.
+
+    Parameters
+    ----------
+    experiments
+        Experiment to legend label; an experiment's name is also its plotting role.
+    """
+    return [
+        Panel(
+            name=name,
+            title=title,
+            x_label="training step",
+            y_label=label,
+            kind="line",
+            series=[
+                metric_series(evidence.runs[run], name, role=run, label=legend)
+                for run, legend in experiments.items()
+            ],
+        )
+        for name, (title, label) in LOGGED.items()
+    ]
+
+
+def points(role: str, label: str, settings: Mapping[int, Sequence[Estimate]]) -> Series:
+    """One point a setting, at its place among the panel's ticks."""
+    value, low, high = np.array([combine(e) for e in settings.values()]).reshape(-1, 3).T.tolist()
+    return Series(role, label, x=list(settings), y=value, low=low, high=high)
+
+
+def logged(
+    evidence: Evidence, experiment: str, metric: str, statistic: Callable[[NDArray], float]
+) -> list[Estimate]:
+    """A statistic of a logged scalar over a run, one a seed.
+
+    Parameters
+    ----------
+    metric
+        Name in ``Run.metrics``; steps that lack it, as the last evaluation's row does, are left
+        out.
+    statistic
+        Takes the values in the order of the steps.
+    """
+    return [
+        exact(float(statistic(run.metrics[metric].dropna("step").values)))
+        for run in evidence.runs[experiment]
+    ]
+
+
+def last_quarter(values: NDArray) -> float:
+    """Mean over the last quarter of the steps.
+
+    Examples
+    --------
+    >>> last_quarter(np.array([9, 9, 9, 9, 9, 9, 1, 2]))
+    1.5
+    """
+    return float(values[-max(1, len(values) // 4) :].mean())
+
+
+def late_fall(values: NDArray, *, width: int = 5) -> float:
+    """Mean of the last `width` steps less the highest mean of as many in a row; 0 or below.
+
+    Examples
+    --------
+    >>> late_fall(np.array([0.6, 0.9, 0.9, 0.8, 0.7]), width=2)  # 0.75 - 0.9
+    -0.15000000000000002
+    """
+    width = min(width, len(values))
+    means = np.convolve(values, np.ones(width) / width, "valid")
+    return float(means[-1] - means.max())
+
+
+def spike(values: NDArray) -> float:
+    """Largest value as a multiple of the median; NaN if that is 0.
+
+    Examples
+    --------
+    >>> spike(np.array([2.0, 1.0, 2.0, 10.0, 2.0]))
+    5.0
+    """
+    median = np.median(values)
+    return float(values.max() / median) if median else float("nan")
+
+
+def largest_rise(values: NDArray) -> float:
+    """Largest rise from one step to the next; 0 where there is none.
+
+    Examples
+    --------
+    >>> largest_rise(np.array([3, 1, 2, 2, 4])), largest_rise(np.array([3, 1, 0]))
+    (2.0, 0.0)
+    """
+    return float(np.diff(values).max(initial=0))

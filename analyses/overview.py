@@ -1,0 +1,79 @@
+"""Figure 1: the paper's three headlines in one strip."""
+
+import numpy as np
+
+from analyses.bars import recovery_panel
+from analyses.evidence import (
+    Evidence,
+    above,
+    accuracy_panel,
+    at_least,
+    claim,
+    curve_panel,
+    differences,
+)
+from analyses.results import Results
+
+BARS = {
+    ("before", "larger teacher"): ["failure"],
+    ("after", "larger teacher after RL"): ["large_rl"],
+}
+REVERSE = {
+    "reverse_small": "toward its pre-RL checkpoint",
+    "reverse_large": "toward the larger model",
+}
+OVERLAP = {"success": "RL'd same-size teacher", "failure": "larger same-pipeline teacher"}
+
+
+def analyse(evidence: Evidence) -> Results:
+    """Gap recovery, reverse distillation and overlap ratio."""
+    before_rl = evidence.role("student")
+    rise = {name: evidence.change(name, lambda ds: ds.opd.overlap_ratio()) for name in OVERLAP}
+    return Results(
+        figure="fig01",
+        title="Overview",
+        section="1",
+        claim="A teacher has to know something new, not to be larger; distilling backwards shows "
+        "that the student inherits patterns, not scale; and success shows in a rising overlap.",
+        meta=evidence.meta(["failure", "large_rl", *REVERSE, "success"]),
+        panels=[
+            recovery_panel(evidence, BARS, ["student's family"]),
+            accuracy_panel(
+                evidence,
+                REVERSE,
+                {"student": "pre-RL student", "large": "larger model"},
+                title="Reverse distillation",
+            ),
+            curve_panel(evidence, "overlap_ratio", OVERLAP, title="Overlap ratio"),
+        ],
+        claims=[
+            above(
+                "fig01.recovery",
+                "after RL the larger teacher closes more of its gap",
+                paper="5.3 % → 16.9 %",
+                ours=differences(evidence.recovery("large_rl"), evidence.recovery("failure")),
+                statistic="difference of the gap recoveries",
+            ),
+            claim(
+                "fig01.reverse",
+                "towards the larger same-pipeline model the RL'd student regresses to the pre-RL "
+                "level",
+                paper="0.54 → 0.30 (pre-RL 0.28)",
+                ours=[
+                    after.map(before_rl, by=np.subtract)
+                    for after in evidence.accuracy("reverse_large")
+                ],
+                test="|final − pre-RL accuracy| ≤ 0.10",
+                holds=lambda d: abs(d) <= 0.10,
+                opposite=lambda low, high: low > 0.10,
+            ),
+            at_least(
+                "fig01.overlap",
+                "the overlap ratio rises more in the success than in the failure",
+                paper="0.72 → 0.91 against flat",
+                ours=differences(rise["success"], rise["failure"]),
+                statistic="difference of their last − first",
+                limit=0.03,
+            ),
+        ],
+    )

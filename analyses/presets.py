@@ -1,0 +1,219 @@
+"""Which models, prompts and settings play the roles of the experiments."""
+
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from analyses.experiments import MODEL_ROLES, PROMPT_ROLES, roles_of
+from opdprobe.errors import ConfigError
+from opdprobe.train.config import OPDConfig
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Models, prompts and settings of a reproduction.
+
+    Parameters
+    ----------
+    models
+        Role to a name that `opdprobe.names.resolve_model` takes.
+    prompts
+        Role to a name that `opdprobe.names.resolve_prompts` takes.
+    benchmarks
+        Name to evaluation problems, likewise.
+    long_benchmarks
+        The same, for the runs that vary the response length alone: problems whose answers are long.
+    n_prompts, n_problems
+        How many of each; None takes all.
+    config
+        Settings of every run, before an experiment's overrides.
+    seeds
+        One run each.
+    n_probe
+        Prompts of a probe without training, `config.num_generations` rollouts each.
+    depths
+        Prefix lengths of the continuation gain, in tokens.
+    """
+
+    models: dict[str, str]
+    prompts: dict[str, str]
+    benchmarks: dict[str, str]
+    long_benchmarks: dict[str, str]
+    n_prompts: int | None
+    n_problems: int | None
+    config: OPDConfig
+    seeds: tuple[int, ...]
+    n_probe: int
+    depths: tuple[int, ...]
+
+
+_ZOO = {
+    "student": "sft-small",
+    "rl_student": "rl-small",
+    "large": "sft-large",
+    "rl_large": "rl-large",
+    "extra_large": "sft-extra-large",
+    "base": "base-small",
+    "rl_base_large": "base-large-rl",
+    "post": "post-small",
+    "post_large": "post-large",
+    "rl_post_large": "post-large-rl",
+    "cold_start": "cold-start-small",
+}
+_QUICK = Preset(
+    models={role: f"zoo:{name}" for role, name in _ZOO.items()},
+    prompts={
+        "train": "zoo:train",
+        "original": "zoo:train/unseen",
+        "other": "zoo:other",
+        "other_original": "zoo:other/unseen",
+        "long": "zoo:long",
+    },
+    benchmarks={"easy": "zoo:easy", "medium": "zoo:medium", "hard": "zoo:hard"},
+    long_benchmarks={"deep": "zoo:deep"},
+    n_prompts=2048,
+    n_problems=80,
+    config=OPDConfig(
+        batch_size=16,
+        num_generations=4,
+        max_prompt_length=32,
+        max_completion_length=64,
+        learning_rate=2e-4,
+        max_steps=48,
+        micro_batch_tokens=2048,
+        eval_every=12,
+        eval_n=4,
+        eval_max_completion_length=80,
+        save_steps=24,
+    ),
+    seeds=(0,),
+    n_probe=128,
+    depths=(0, 1, 2, 4, 8, 16, 24, 32),
+)
+
+PRESETS = {
+    "quick": _QUICK,
+    "full": replace(_QUICK, seeds=(0, 1, 2, 3, 4)),
+    # The paper's models, prompts and hyper-parameters. Those that it names without a repository
+    # are paths to fill in, with --models.
+    "paper": Preset(
+        models={
+            "student": "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B",
+            "rl_student": "hbx/JustRL-DeepSeek-1.5B",
+            "large": "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B",
+            "rl_large": "Skywork/Skywork-OR1-Math-7B",
+            "extra_large": "deepseek-ai/DeepSeek-R1-Distill-Qwen-14B",
+            "base": "Qwen/Qwen3-1.7B-Base",
+            "rl_base_large": "models/Qwen3-4B-Base-GRPO",
+            "post": "Qwen/Qwen3-1.7B",
+            "post_large": "Qwen/Qwen3-4B",
+            "rl_post_large": "models/Qwen3-4B-Non-Thinking-RL-Math",
+            "cold_start": "models/Qwen3-1.7B-Base-cold-start",
+        },
+        prompts={
+            "train": "dapo-math-17k-processed.parquet",
+            "original": "dapo-math-17k.parquet",
+            "other": "DeepMath_deduped.parquet",
+            "long": "dapo-math-17k-processed.parquet",
+        },
+        benchmarks={
+            "AIME24": "AIME24.parquet",
+            "AIME25": "AIME25.parquet",
+            "AMC23": "AMC23.parquet",
+        },
+        long_benchmarks={},
+        n_prompts=None,
+        n_problems=None,
+        config=OPDConfig(eval_every=20, record_fraction=0.1, save_steps=24),
+        seeds=(0,),
+        n_probe=64,
+        depths=(0, 1024, 2048, 4096, 7168),
+    ),
+}
+
+
+def lacking(preset: Preset, figure: str) -> list[str]:
+    """Roles that a figure needs and a preset does not name, sorted."""
+    models, prompts = roles_of(figure)
+    return sorted((models - set(preset.models)) | (prompts - set(preset.prompts)))
+
+
+def own_preset(path: Path, base: Preset) -> Preset:
+    """Read models, prompts and benchmarks of one's own from a YAML file.
+
+    Parameters
+    ----------
+    path
+        Of the fields of `Preset`, ``models``, ``prompts`` and ``benchmarks`` are needed;
+        ``long_benchmarks`` is empty by default; ``seeds``, ``n_prompts``, ``n_problems``,
+        ``n_probe``, ``depths`` replace those of `base`; ``config`` holds the settings of
+        `OPDConfig` that differ from `base`'s. A role that is not named is played by nobody, and the
+        figures that need it are left out.
+    base
+        Where everything else comes from.
+
+    Raises
+    ------
+    ConfigError
+        The file is missing or no such mapping; a field or a role is unknown.
+    """
+    try:
+        given = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise ConfigError(f"no file {path}.") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not readable as YAML: {error}") from error
+    if not isinstance(given, dict):
+        raise ConfigError(f"{path} holds a {type(given).__name__}; expected name: value lines.")
+    known = {f.name for f in fields(Preset)}
+    _refuse_unknown(path, "field", set(given) - known, known)
+    changes: dict[str, Any] = {"long_benchmarks": {}, **given}
+    for name, roles in (
+        ("models", MODEL_ROLES),
+        ("prompts", PROMPT_ROLES),
+        ("benchmarks", None),
+        ("long_benchmarks", None),
+    ):
+        value = changes.get(name)
+        empty = value == {} and name != "long_benchmarks"
+        if empty or not (isinstance(value, dict) and all(map(_is_name, value.values()))):
+            raise ConfigError(f"{path}: {name} should map roles to names; it is {value!r}.")
+        if roles is not None:
+            _refuse_unknown(path, f"role in {name}", set(value) - set(roles), set(roles))
+    if "train" not in given["prompts"]:
+        raise ConfigError(f"{path}: prompts lack the role 'train', which all experiments need.")
+    if "config" in given:
+        if not isinstance(given["config"], dict):
+            raise ConfigError(f"{path}: config should hold name: value lines.")
+        changes["config"] = OPDConfig.from_dict({**base.config.to_dict(), **given["config"]})
+    for name in ("seeds", "depths"):
+        if name in given:
+            if not _are_numbers(given[name]):
+                raise ConfigError(f"{path}: {name} is {given[name]!r}; expected a list of numbers.")
+            changes[name] = tuple(given[name])
+    for name in ("n_prompts", "n_problems", "n_probe"):
+        if given.get(name) is not None and not _are_numbers([given[name]]):
+            raise ConfigError(f"{path}: {name} is {given[name]!r}; expected a whole number.")
+    return replace(base, **changes)
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _are_numbers(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and bool(value)
+        and all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in value)
+    )
+
+
+def _refuse_unknown(path: Path, kind: str, unknown: set[str], known: set[str]) -> None:
+    if unknown:
+        raise ConfigError(
+            f"{path}: unknown {kind}: {', '.join(sorted(map(str, unknown)))}; "
+            f"there are {', '.join(sorted(known))}."
+        )

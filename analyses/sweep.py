@@ -1,0 +1,130 @@
+"""Figures 15 and 16: how many tokens does the loss need (§6.3)?"""
+
+from analyses.dynamics import dynamics_panels, largest_rise, logged, points, spike
+from analyses.estimate import ranked
+from analyses.evidence import (
+    Evidence,
+    above,
+    accuracy_panel,
+    at_least,
+    claim,
+    differences,
+    ratios,
+)
+from analyses.experiments import FIGURES
+from analyses.results import Panel, Results
+
+# `baseline` is k = 16. With one token there is no direct gradient: k = 1 is by policy gradient.
+RUNS = {
+    "sampled": "sampled token",
+    "k1_pg": "k = 1",
+    "k4": "k = 4",
+    "baseline": "k = 16",
+    "k64": "k = 64",
+}
+ALSO = {
+    "k4_pg": "k = 4, policy gradient",
+    "k16_pg": "k = 16, policy gradient",
+    "k64_pg": "k = 64, policy gradient",
+}
+TICKS = ("sampled", "1", "4", "16", "64")
+# Experiment by its place among the ticks.
+DIRECT = {2: "k4", 3: "baseline", 4: "k64"}
+POLICY_GRADIENT = {0: "sampled", 1: "k1_pg", 2: "k4_pg", 3: "k16_pg", 4: "k64_pg"}
+
+
+def analyse(evidence: Evidence) -> Results:
+    """Accuracy for a sampled token and for top-k lists of several sizes, by both estimators."""
+    final = {name: evidence.accuracy(name) for name in FIGURES["fig15"]}
+    order = ranked({name: final[name] for name in DIRECT.values()})
+    worst, best = order[0], order[-1]
+    return Results(
+        figure="fig15",
+        title="Support size",
+        section="6.3",
+        claim="Only k = 1 is clearly worse: a few tokens do as well as many, and as the sampled "
+        "token.",
+        meta=evidence.meta(FIGURES["fig15"]),
+        panels=[
+            accuracy_panel(evidence, RUNS | ALSO, {}),
+            Panel(
+                name="final_accuracy",
+                title="Final accuracy",
+                x_label="tokens in the loss, k",
+                y_label=f"accuracy (avg@{evidence.runs['baseline'][0].config['eval_n']})",
+                kind="line",
+                series=[
+                    points(role, label, {x: final[name] for x, name in names.items()})
+                    for role, label, names in (
+                        ("direct", "direct gradient", DIRECT),
+                        ("policy_gradient", "policy gradient", POLICY_GRADIENT),
+                    )
+                ],
+                ticks=TICKS,
+            ),
+        ],
+        claims=[
+            at_least(
+                "fig15.k1_worse",
+                "k = 1 is clearly worse",
+                paper="clearly worse",
+                ours=differences(final[best], final["k1_pg"]),
+                statistic="final accuracy, best of k = 4, 16, 64 − k = 1",
+                limit=0.03,
+            ),
+            claim(
+                "fig15.flat",
+                "from k = 4 on, more tokens make no difference",
+                paper="nearly the same",
+                ours=differences(final[best], final[worst]),
+                test="final accuracy, largest − smallest of k = 4, 16, 64 ≤ 0.03",
+                holds=lambda d: d <= 0.03,
+                opposite=lambda low, high: low > 0.03,
+            ),
+            claim(
+                "fig15.sampled_close",
+                "the sampled token does as well as k = 16",
+                paper="not clearly worse",
+                ours=differences(final["sampled"], final["baseline"]),
+                test="|difference of final accuracies| ≤ 0.05",
+                holds=lambda d: abs(d) <= 0.05,
+                opposite=lambda low, high: high < -0.05,
+            ),
+        ],
+    )
+
+
+def dynamics(evidence: Evidence) -> Results:
+    """Overlap ratio, student entropy and gradient norm by step, by support size."""
+    spikes = {name: logged(evidence, name, "grad_norm", spike) for name in ("k1_pg", "baseline")}
+    rises = {
+        name: logged(evidence, name, "student_entropy", largest_rise)
+        for name in ("k1_pg", "baseline")
+    }
+    return Results(
+        figure="fig16",
+        title="Dynamics by support size",
+        section="6.3",
+        claim="k = 1 is unstable: entropy and gradient norm show spikes.",
+        meta=evidence.meta(FIGURES["fig16"]),
+        panels=dynamics_panels(evidence, RUNS),
+        claims=[
+            claim(
+                "fig16.k1_unstable",
+                "with k = 1 the gradient norm has higher spikes than with k = 16",
+                paper="spikes",
+                ours=ratios(spikes["k1_pg"], spikes["baseline"]),
+                test="largest / median gradient norm, k = 1 / k = 16 ≥ 1.5",
+                holds=lambda r: r >= 1.5,
+                opposite=lambda low, high: high < 1,
+            ),
+            above(
+                "fig16.entropy_spike",
+                "with k = 1 the student's entropy has larger spikes than with k = 16",
+                paper="spikes",
+                ours=ratios(rises["k1_pg"], rises["baseline"]),
+                statistic="largest rise of the entropy in one step, k = 1 / k = 16",
+                limit=1,
+            ),
+        ],
+    )

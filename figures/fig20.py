@@ -1,0 +1,28 @@
+"""Figure 20 (App. B.3): figure 6 with a larger student.
+
+The signature is the same: overlap ratio, overlap-token advantage and entropy gap move in the
+success and stagnate in the failure.
+"""
+
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from analyses.results import Results
+from figures import panels
+
+READING = (
+    "By training step: (a) accuracy, dotted: of the two teachers; (b) overlap ratio; (c) overlap- "
+    "token advantage, 0 is agreement; (d) entropy gap."
+)
+
+
+def draw(results: Results, axes: Sequence[Axes] | None = None) -> Figure:
+    """Draw the figure; see `figures.panels.draw` for the parameters."""
+    return panels.draw(results, axes, columns=2)
+
+
+def caption(results: Results) -> str:
+    """Return the caption, one paragraph of plain text."""
+    return panels.caption(results, READING)

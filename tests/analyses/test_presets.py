@@ -1,0 +1,97 @@
+"""Presets of one's own: what a file may say, and what is refused."""
+
+import pytest
+import yaml
+
+from analyses.experiments import FIGURES
+from analyses.presets import PRESETS, lacking, own_preset
+from opdprobe.errors import ConfigError
+
+QUICK = PRESETS["quick"]
+MINE = {
+    "models": {"student": "a/student", "rl_student": "a/teacher"},
+    "prompts": {"train": "p.parquet"},
+    "benchmarks": {"mine": "b.jsonl"},
+}
+
+
+def write(path, **changes):
+    path.write_text(yaml.safe_dump({**MINE, **changes}))
+    return path
+
+
+def test_what_is_not_said_is_the_presets(tmp_path):
+    preset = own_preset(write(tmp_path / "my.yaml"), QUICK)
+    assert preset.models == MINE["models"]
+    assert preset.prompts == MINE["prompts"]
+    assert preset.benchmarks == MINE["benchmarks"]
+    assert (preset.config, preset.seeds, preset.n_prompts) == (
+        QUICK.config,
+        QUICK.seeds,
+        QUICK.n_prompts,
+    )
+
+
+def test_what_is_said_replaces_it(tmp_path):
+    path = write(
+        tmp_path / "my.yaml",
+        seeds=[3, 4],
+        n_prompts=None,
+        n_probe=7,
+        depths=[0, 100],
+        config={"max_steps": 5, "learning_rate": 0.5},
+    )
+    preset = own_preset(path, QUICK)
+    assert (preset.seeds, preset.n_prompts, preset.n_probe) == ((3, 4), None, 7)
+    assert preset.depths == (0, 100)
+    assert (preset.config.max_steps, preset.config.learning_rate) == (5, 0.5)
+    assert preset.config.batch_size == QUICK.config.batch_size
+
+
+def test_the_figures_that_two_models_allow(tmp_path):
+    preset = own_preset(write(tmp_path / "my.yaml"), QUICK)
+    allowed = [figure for figure in FIGURES if not lacking(preset, figure)]
+    assert allowed == ["fig07", "fig15", "fig16"]
+    assert lacking(preset, "fig06") == ["large"]
+    assert lacking(preset, "fig10") == ["base", "other", "rl_base_large"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"models": {"studnet": "x"}}, "unknown role in models: studnet; there are base, "),
+        ({"prompts": {"other": "x"}}, "prompts lack the role 'train'"),
+        ({"prompts": {"train": "x", "trian": "y"}}, "unknown role in prompts: trian"),
+        ({"models": {}}, "models should map roles to names; it is {}"),
+        ({"models": {"student": 3}}, "models should map roles to names"),
+        ({"benchmarks": ["x"]}, "benchmarks should map roles to names"),
+        ({"stepz": 3}, "unknown field: stepz; there are benchmarks, config, "),
+        ({"seeds": 3}, "seeds is 3; expected a list of numbers"),
+        ({"seeds": [True]}, "seeds is .True.; expected a list"),
+        ({"depths": [-1]}, "depths is .-1.; expected a list"),
+        ({"n_probe": "many"}, "n_probe is 'many'; expected a whole number"),
+        ({"config": 3}, "config should hold name: value lines"),
+        ({"config": {"max_stepz": 3}}, "unknown setting max_stepz"),
+        ({"config": {"k": 0}}, "k = 0; expected a number above 0"),
+    ],
+)
+def test_what_is_refused(tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        own_preset(write(tmp_path / "my.yaml", **changes), QUICK)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no file .*my.yaml"),
+        (b"- a\n- b\n", "holds a list; expected name: value lines"),
+        (b"", "holds a NoneType"),
+        (b"models: {", "not readable as YAML"),
+        (b"\xff\xfe\xff", "not readable as YAML"),
+    ],
+)
+def test_a_file_that_is_none(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "my.yaml").write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        own_preset(tmp_path / "my.yaml", QUICK)
