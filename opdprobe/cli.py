@@ -66,14 +66,22 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("reproduce", commands.reproduce, "run a preset, draw its figures, report")
     sub.add_argument("--preset", choices=["quick", "full", "paper"], default="quick")
     sub.add_argument("--only", action="append", metavar="FIGURE", help="for example fig06")
+    sub.add_argument(
+        "--models", type=Path, metavar="YAML", help="models, prompts, benchmarks of your own"
+    )
     sub.add_argument("--out", type=Path, default=Path("out"), help="default: %(default)s")
     sub.add_argument("--workers", type=_positive, default=2, help="processes side by side")
     sub.add_argument("--json", action="store_true", help="print the verdicts as JSON")
 
     sub = command("figures", commands.figures, "draw figures from results files")
     sub.add_argument("name", nargs="*", metavar="NAME", help="for example fig06; default: all")
-    sub.add_argument("--results", type=Path, default=Path("out/quick/results"))
-    sub.add_argument("--out", type=Path, help="default: figures/ beside the results")
+    sub.add_argument("--results", type=Path, metavar="DIR", help="default: the published ones")
+    sub.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="default: docs/figures, or figures/ beside --results",
+    )
     sub.add_argument(
         "--check", action="store_true", help="draw nothing; fail where a figure is not up to date"
     )
@@ -161,6 +169,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("action", choices=["list", "build", "check"])
     sub.add_argument("name", nargs="*", metavar="NAME", help="default: all")
     sub.add_argument("--work-dir", type=Path, default=Path("out/zoo"), help="for checkpoints")
+    sub.add_argument("--workers", type=_positive, default=2, help="processes side by side")
     return parser
 
 

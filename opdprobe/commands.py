@@ -46,31 +46,33 @@ def _progress():
 
 def reproduce(arguments: argparse.Namespace) -> None:
     """Run a preset, print its verdicts."""
-    from analyses.experiments import PRESETS, needed
+    from analyses.presets import PRESETS, own_preset
     from opdprobe.report import claims_table
-    from opdprobe.reproduce import plan, reproduce
+    from opdprobe.reproduce import drawable, plan, reproduce
 
-    preset = PRESETS[arguments.preset]
-    jobs = plan(preset, needed(arguments.only))
-    folder = arguments.out / arguments.preset
+    preset, folder = PRESETS[arguments.preset], arguments.out / arguments.preset
+    if arguments.models:
+        preset = own_preset(arguments.models, preset)
+        folder = arguments.out / arguments.models.stem
+    names, left_out = drawable(preset, arguments.only)
     if not arguments.json:
+        for figure, roles in left_out.items():
+            console.print(f"{figure} is left out: nobody plays {', '.join(roles)}.", soft_wrap=True)
+        n_tasks = len(plan(preset, folder, names))
         console.print(
-            f"{len(jobs)} runs and measurements on {arguments.workers} processes into {folder}; "
-            "interrupted, the same command goes on where it was.",
+            f"{n_tasks} runs, measurements and analyses on {arguments.workers} processes into "
+            f"{folder}; interrupted, the same command goes on where it was.",
             soft_wrap=True,
         )
     start = time.monotonic()
     with _progress() as show:
         results = reproduce(
-            arguments.preset,
-            figure_names=arguments.only,
-            out=arguments.out,
-            workers=arguments.workers,
-            on_progress=show,
+            preset, folder, figure_names=names, workers=arguments.workers, on_progress=show
         )
     if arguments.json:
         claims = [claim.to_dict() for result in results for claim in result.claims]
-        print(json.dumps({"report": str(folder / "report.html"), "claims": claims}))
+        report = {"report": str(folder / "report.html"), "claims": claims, "left_out": left_out}
+        print(json.dumps(report))
         return
     console.print(claims_table(results))
     console.print(
@@ -81,16 +83,24 @@ def reproduce(arguments: argparse.Namespace) -> None:
 
 
 def figures(arguments: argparse.Namespace) -> None:
-    """Draw figures, or check that they are up to date."""
+    """Draw figures and list their claims, or check that both are up to date."""
     import figures
+    from opdprobe.report import check_claims, write_claims
 
-    out = arguments.out or arguments.results.parent / "figures"
+    results = arguments.results or figures.COMMITTED
+    out = arguments.out or (
+        arguments.results.parent / "figures" if arguments.results else Path("docs/figures")
+    )
+    claims = out.parent / "claims.md"
     if arguments.check:
-        figures.check(arguments.results, out, arguments.name or None)
-        console.print(f"{out} is up to date.", soft_wrap=True)
+        figures.check(results, out, arguments.name or None)
+        check_claims(claims, results)
+        console.print(f"{out} and {claims} are up to date.", soft_wrap=True)
         return
-    for path in figures.make(arguments.results, out, arguments.name or None):
+    for path in figures.make(results, out, arguments.name or None):
         console.print(str(path), soft_wrap=True)
+    write_claims(claims, results)
+    console.print(str(claims), soft_wrap=True)
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -338,22 +348,17 @@ def view(arguments: argparse.Namespace) -> None:
 
 def zoo(arguments: argparse.Namespace) -> None:
     """List, build or check the testbed's models."""
-    import torch
     import transformers
 
     from opdprobe.testbed import zoo
 
     transformers.utils.logging.disable_progress_bar()
-    torch.set_num_threads(1)
     names = arguments.name or list(zoo.MEMBERS)
     if unknown := sorted(set(names) - set(zoo.MEMBERS)):
         raise zoo.ZooError(f"no {', '.join(unknown)}; there are {', '.join(zoo.MEMBERS)}.")
     if arguments.action == "build":
-        for name in names:
-            recipe = zoo.MEMBERS[name].recipe
-            with _progress() as show:
-                for metrics in zoo.build(name, arguments.work_dir):
-                    show(name, int(metrics["step"]) + 1, recipe.max_steps or 0)
+        with _progress() as show:
+            zoo.build_all(names, arguments.work_dir, workers=arguments.workers, on_progress=show)
     if arguments.action == "check":
         for name in names:
             found = zoo.check(name)

@@ -1,14 +1,15 @@
 """Claims and verdicts as text, for the page and for the terminal."""
 
 import math
+import os
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from rich.table import Table
 from rich.text import Text
 
-if TYPE_CHECKING:
-    from analyses.results import Claim, Results
+from analyses.results import Claim, Results, load
+from opdprobe.errors import OPDProbeError
 
 SIGNS = {"shown": "✓", "not shown": "–", "opposite": "✗"}
 COLOURS = {"shown": "green", "not shown": "yellow", "opposite": "red"}
@@ -25,7 +26,7 @@ def number(value: float) -> str:
     return "n/a" if math.isnan(value) else f"{value:.3g}".replace("-", "−")
 
 
-def finding(claim: "Claim") -> str:
+def finding(claim: Claim) -> str:
     """Write what was found for a claim: the number, its interval if it has one, its unit.
 
     Examples
@@ -43,12 +44,12 @@ def finding(claim: "Claim") -> str:
     return f"{text} {claim.unit}".rstrip()
 
 
-def verdict(claim: "Claim") -> str:
+def verdict(claim: Claim) -> str:
     """Write a verdict with its sign, which tells it without colour."""
     return f"{SIGNS[claim.verdict]} {claim.verdict}"
 
 
-def counts(results: "Sequence[Results]") -> dict[str, int]:
+def counts(results: Sequence[Results]) -> dict[str, int]:
     """Count the claims of each verdict, all verdicts included.
 
     Examples
@@ -60,7 +61,7 @@ def counts(results: "Sequence[Results]") -> dict[str, int]:
     return {name: verdicts.count(name) for name in SIGNS}
 
 
-def claims_table(results: "Sequence[Results]") -> Table:
+def claims_table(results: Sequence[Results]) -> Table:
     """Tabulate all claims for the terminal.
 
     Parameters
@@ -93,3 +94,79 @@ def claims_table(results: "Sequence[Results]") -> Table:
             )
         table.add_section()
     return table
+
+
+def claims_markdown(results: Sequence[Results]) -> str:
+    """Write all claims as a Markdown page.
+
+    Parameters
+    ----------
+    results : sequence of analyses.results.Results
+        One a figure; the first claim of each is the figure's main one.
+
+    Returns
+    -------
+    str
+        A page with one table a figure.
+    """
+    found = counts(results)
+    main = [result.claims[0] for result in results if result.claims]
+    shown = sum(claim.verdict == "shown" for claim in main)
+    lines = [
+        "# Claims of the paper, and what these runs say",
+        "",
+        "Written by `opdprobe figures` from the results files; not edited by hand. Each test was "
+        "stated before the runs: which statistic, which direction, which threshold. *Shown* means "
+        "that the test holds; *opposite*, that the whole interval speaks for the contrary; *not "
+        "shown* is everything else. The first claim of each figure is its main one.",
+        "",
+        f"**Main claims: {shown} of {len(main)} shown. All claims: "
+        + ", ".join(f"{n} {name}" for name, n in found.items())
+        + ".**",
+    ]
+    for result in results:
+        meta = result.meta
+        n = len(meta.seeds)
+        lines += [
+            "",
+            f"## {result.heading}: {result.title}",
+            "",
+            f"{result.claim} Preset {meta.preset}, {n} seed{'s' * (n != 1)}; {meta.n_rollouts:,} "
+            f"rollouts; intervals: {meta.interval}.",
+            "",
+            "| claim | paper | ours | test | verdict |",
+            "|---|---|---|---|---|",
+        ]
+        for claim in result.claims:
+            cells = (claim.claim, claim.paper, finding(claim), claim.test, verdict(claim))
+            # A bar would end the cell.
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def write_claims(path: Path, results_dir: Path) -> None:
+    """Write the page of all claims that a directory of results holds, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(claims_markdown(_load_all(results_dir)), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def check_claims(path: Path, results_dir: Path) -> None:
+    """Compare the page with what the results give; write nothing.
+
+    Raises
+    ------
+    OPDProbeError
+        It is missing or differs.
+    """
+    want = claims_markdown(_load_all(results_dir))
+    if not path.exists() or path.read_text(encoding="utf-8") != want:
+        raise OPDProbeError(
+            f"{path} is missing, or not what the results in {results_dir} give; write it again "
+            "with `opdprobe figures`."
+        )
+
+
+def _load_all(results_dir: Path) -> list[Results]:
+    return [load(path) for path in sorted(Path(results_dir).glob("*.json"))]

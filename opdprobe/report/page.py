@@ -82,7 +82,7 @@ def _runs(results: "Sequence[Results]") -> dict[str, Any]:
         for name, run in result.meta.runs.items():
             row = rows.setdefault(name, {"run": name, "figures": [], **run})
             row["seeds"] = ", ".join(map(str, result.meta.seeds))
-            row["figures"].append(str(int(result.figure.removeprefix("fig"))))
+            row["figures"].append(result.figure.removeprefix("fig").lstrip("0"))
     known = dict.fromkeys(key for row in rows.values() for key in row)
     columns = ["run", *(key for key in known if key not in ("run", "figures")), "figures"]
     for row in rows.values():
