@@ -1,4 +1,4 @@
-"""Read prompts from files and rows."""
+"""Read prompts from files and rows, and write them."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ from opdprobe.prompts import (
     report_faults,
     strip_instruction,
 )
+from opdprobe.store.step_file import explain_full_disk, write_whole
 
 __all__ = [
     "BOXED_TEMPLATE",
@@ -33,6 +34,7 @@ __all__ = [
     "encode_prompts",
     "load_prompts",
     "prompts_from_rows",
+    "save_prompts",
     "strip_instruction",
 ]
 
@@ -176,6 +178,72 @@ def prompts_from_rows(
             "repaired to \\boxed{}" if repair_boxed else "kept; repair_boxed=True repairs it",
         )
     return prompts
+
+
+def save_prompts(prompts: Iterable[Prompt], path: str | Path) -> None:
+    """Write prompts as JSON lines that `load_prompts` reads back equal.
+
+    Parameters
+    ----------
+    prompts : iterable of Prompt
+        At least one; ids differ. A row has `prompt`, `id`, `answer` and the columns of `meta`.
+    path : str or Path
+        The .jsonl file; replaced where it exists, whole or not at all.
+
+    Raises
+    ------
+    PromptError
+        There is no prompt, an id repeats, or a prompt would not be read back equal: `meta` holds
+        what JSON does not, or verl's columns that contradict the id or the answer.
+    StoreError
+        The disk is full.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> prompts = [Prompt("a", text="2+2=", answer="4", meta={"level": 1})]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     save_prompts(prompts, Path(folder, "sums.jsonl"))
+    ...     load_prompts(Path(folder, "sums.jsonl")) == prompts
+    True
+    """
+    path = Path(path).expanduser()
+    if path.suffix != ".jsonl":
+        raise PromptError(f"{path}: expected a path that ends in .jsonl, as load_prompts does")
+    lines: list[str] = []
+    seen: set[str] = set()
+    for prompt in prompts:
+        if prompt.id in seen:
+            raise PromptError(f"{path}: two prompts have the id {prompt.id!r}; rename one")
+        seen.add(prompt.id)
+        lines.append(_to_line(prompt))
+    if not lines:
+        raise PromptError(f"{path}: no prompts to write; expected at least one")
+    text = "".join(line + "\n" for line in lines)
+    with explain_full_disk(f"writing {path}"):
+        write_whole(path, lambda file: file.write(text.encode()))
+
+
+def _to_line(prompt: Prompt) -> str:
+    row = {
+        "prompt": [dict(m) for m in prompt.messages] if prompt.text is None else prompt.text,
+        "id": prompt.id,
+        **({} if prompt.answer is None else {"answer": prompt.answer}),
+        **prompt.meta,
+    }
+    try:
+        line = json.dumps(row)
+    except (TypeError, ValueError) as error:
+        raise PromptError(f"prompt {prompt.id!r} cannot be written as JSON: {error}") from error
+    found, _ = _from_row(json.loads(line), 0, None, False)
+    for name in ("id", "text", "messages", "answer", "meta"):
+        wanted, got = getattr(prompt, name), getattr(found, name)
+        if wanted != got:
+            raise PromptError(
+                f"prompt {prompt.id!r} would not be read back as it is: its {name} is {wanted!r}, "
+                f"but would be {got!r}; correct its meta, which has {sorted(prompt.meta)}"
+            )
+    return line
 
 
 def _from_row(

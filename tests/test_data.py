@@ -20,6 +20,7 @@ from opdprobe.data import (
     encode_prompts,
     load_prompts,
     prompts_from_rows,
+    save_prompts,
     strip_instruction,
 )
 from opdprobe.errors import ConfigError, PromptError
@@ -327,6 +328,81 @@ def test_strip_needs_both_ends():
     assert strip_instruction(before[:-1] + after) == before[:-1] + after
 
 
+# --- writing -----------------------------------------------------------------------------------
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(), inner, max_size=2),
+    max_leaves=4,
+)
+said = st.text(st.characters(), min_size=1).filter(str.strip)
+
+
+@given(
+    st.lists(
+        st.builds(
+            Prompt,
+            st.text(),
+            messages=st.just(()),
+            text=said,
+            answer=st.none() | st.text(),
+            meta=st.dictionaries(st.sampled_from(["level", "source"]), json_values),
+        )
+        | st.builds(
+            lambda id, system, asked: Prompt(
+                id, messages=(*system, {"role": "user", "content": asked})
+            ),
+            st.text(),
+            st.lists(st.fixed_dictionaries({"role": st.text(), "content": st.text()}), max_size=2),
+            said,
+        ),
+        min_size=1,
+        max_size=3,
+        unique_by=lambda prompt: prompt.id,
+    )
+)
+def test_saved_prompts_are_read_back_equal(tmp_path_factory, prompts):
+    path = tmp_path_factory.mktemp("saved") / "prompts.jsonl"
+    save_prompts(prompts, path)
+    assert load_prompts(path) == prompts
+
+
+def test_verl_rows_survive_saving(tmp_path):
+    prompts = prompts_from_rows([verl_row(index="a"), verl_row("Why?", 1, "5")])
+    save_prompts(prompts, tmp_path / "saved.jsonl")
+    assert load_prompts(tmp_path / "saved.jsonl") == prompts
+    assert [path.name for path in tmp_path.iterdir()] == ["saved.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "reason"),
+    [
+        ([], "no prompts to write"),
+        ([user("a"), user("b")], "two prompts have the id '0'"),
+        ([Prompt("0", text="a", meta={"seen": {1, 2}})], "'0' cannot be written as JSON: .*set"),
+        ([Prompt("0", text="a", meta={"pair": (1, 2)})], r"its meta is .*\(1, 2\).* but would be"),
+        (
+            [Prompt("0", text="a", meta={"extra_info": {"index": 7}})],
+            r"its id is '0', but would be '7'; correct its meta, which has \['extra_info'\]",
+        ),
+        (
+            [Prompt("0", text="a", answer="4", meta={"reward_model": {"ground_truth": "5"}})],
+            "its answer is '4', but would be '5'",
+        ),
+        ([Prompt("0", text="a", meta={"prompt": "b"})], "its text is 'a', but would be 'b'"),
+    ],
+)
+def test_what_would_not_be_read_back_is_not_written(tmp_path, prompts, reason):
+    with pytest.raises(PromptError, match=reason):
+        save_prompts(prompts, tmp_path / "saved.jsonl")
+    assert not list(tmp_path.iterdir())
+
+
+def test_prompts_are_saved_as_json_lines_only(tmp_path):
+    with pytest.raises(PromptError, match=r"expected a path that ends in \.jsonl"):
+        save_prompts([user("a")], tmp_path / "saved.parquet")
+
+
 # --- the public files --------------------------------------------------------------------------
 
 SIZES = {"AIME24": 30, "AIME25": 30, "AMC23": 40, "MATH-500": 500}
@@ -339,6 +415,13 @@ def test_benchmarks_load(name):
     assert len(prompts) == SIZES[name]
     assert all(p.answer and p.question for p in prompts)
     assert len({p.id for p in prompts}) == len(prompts)
+
+
+@needs_data
+def test_a_public_file_survives_saving(tmp_path):
+    prompts = load_prompts(DATA / "DeepMath_deduped.parquet", limit=300)
+    save_prompts(prompts, tmp_path / "saved.jsonl")
+    assert load_prompts(tmp_path / "saved.jsonl") == prompts
 
 
 @needs_data

@@ -1,13 +1,11 @@
 """The measurements of a preflight, one function each."""
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 import xarray as xr
-from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opdprobe.continuation import Sampling, continuation_gain, continued, token_rows
@@ -18,13 +16,11 @@ from opdprobe.preflight.estimates import UNKNOWN, Number, prompt_auroc, prompt_m
 from opdprobe.probes import curve
 from opdprobe.prompts import EncodedPrompt, Prompt
 from opdprobe.record import record_dataset
+from opdprobe.repetition import REPETITIVE, compression
 from opdprobe.rollout import Rollouts, eos_ids, sample, step_generator
 from opdprobe.score import batches, score
 from opdprobe.store.step_file import estimate_bytes
 
-# A text this much longer than its compressed form repeats itself. The limit is the one that
-# StableOPD's RepRate uses; ordinary text stays between 2 and 4.
-_REPETITIVE = 10
 _NOISE_ROLLOUTS = 8
 # Of each teacher response: enough to show its pattern, too little to hold the answer.
 OPENING = 1 / 8
@@ -274,20 +270,8 @@ def texts(tokenizer: PreTrainedTokenizerBase, step: xr.Dataset) -> dict[str, flo
         "mean_length": float(step["length"].mean()),
         "truncated": 1 - float(step["finished"].mean()),
         "compression": float(ratio.mean()),
-        "repetitive": float((ratio > _REPETITIVE).mean()),
+        "repetitive": float((ratio > REPETITIVE).mean()),
     }
-
-
-def compression(responses: Sequence[str]) -> NDArray[np.float64]:
-    """Length of each text over that of its zlib form, both in bytes; of its last 10,000 characters.
-
-    Examples
-    --------
-    >>> compression(["so " * 300, "A sentence says a thing, once.", ""]) > 10
-    array([ True, False, False])
-    """
-    tails = [text[-10_000:].encode() for text in responses]
-    return np.array([len(tail) / len(zlib.compress(tail)) for tail in tails])
 
 
 def run_cost(
