@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.logging import RichHandler
 
-from opdprobe import __version__, commands
+from opdprobe import __version__, commands, recipe_commands
 from opdprobe.commands import errors
 from opdprobe.errors import OPDProbeError
 
@@ -150,6 +150,57 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--seed", type=int, default=0)
     sub.add_argument("--skip-bad-prompts", action="store_true", help="leave out unusable prompts")
     sub.add_argument("--json", action="store_true", help="print verdict and numbers as JSON")
+
+    sub = command("cold-start", recipe_commands.cold_start, "SFT on the teacher's responses first")
+    sub.add_argument("--student", required=True, help="directory, hub id, GGUF file or zoo:NAME")
+    sub.add_argument("--teacher", required=True, help="likewise")
+    sub.add_argument("--prompts", required=True, help="parquet or JSON-lines file, or zoo:SPLIT")
+    sub.add_argument("--out", required=True, type=Path, metavar="DIR")
+    sub.add_argument("--limit", type=_positive, help="use the first so many prompts")
+    sub.add_argument("--n", type=_positive, default=1, help="responses a prompt (%(default)s)")
+    sub.add_argument(
+        "--max-new-tokens", type=_positive, default=12288, help="longest response (%(default)s)"
+    )
+    sub.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="one SFTConfig setting; may be given again",
+    )
+    sub.add_argument("--skip-bad-prompts", action="store_true", help="leave out unusable prompts")
+    sub.add_argument("--json", action="store_true", help="print the counts as JSON")
+
+    sub = command("select", recipe_commands.select, "choose or reword prompts for a teacher")
+    sub.add_argument(
+        "--strategy", required=True, choices=["template", "content", "mixed", "max_divergence"]
+    )
+    sub.add_argument("--prompts", required=True, help="parquet or JSON-lines file, or zoo:SPLIT")
+    sub.add_argument("--out", required=True, type=Path, metavar="FILE.jsonl")
+    sub.add_argument("--n", type=_positive, help="prompts to choose; default: all, where it may be")
+    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--template", help="template: boxed, dapo, or a text with {question}")
+    sub.add_argument("--other", help="mixed: prompts that the teacher was not trained on")
+    sub.add_argument("--share", type=float, help="mixed: share of the other prompts (0.3)")
+    sub.add_argument("--student", help="max_divergence: directory, hub id, GGUF file or zoo:NAME")
+    sub.add_argument("--teacher", help="max_divergence: likewise")
+    sub.add_argument("--rollouts", type=_positive, help="max_divergence: rollouts a prompt (2)")
+    sub.add_argument(
+        "--max-new-tokens", type=_positive, help="max_divergence: longest response (512)"
+    )
+    sub.add_argument(
+        "--skip-bad-prompts", action="store_true", help="max_divergence: leave out unusable prompts"
+    )
+    sub.add_argument("--json", action="store_true", help="print what was chosen as JSON")
+
+    sub = command("dedup", recipe_commands.dedup, "remove the prompts that another set has")
+    sub.add_argument("prompts", metavar="PROMPTS", help="parquet or JSON-lines file, or zoo:SPLIT")
+    sub.add_argument("--against", required=True, help="likewise")
+    sub.add_argument("--out", required=True, type=Path, metavar="FILE.jsonl")
+    sub.add_argument("--semantic", action="store_true", help="by meaning too, not only by wording")
+    sub.add_argument("--model", help="sentence-transformers model (all-mpnet-base-v2)")
+    sub.add_argument("--threshold", type=float, help="cosine from which two are the same (0.6)")
+    sub.add_argument("--json", action="store_true", help="print the counts as JSON")
 
     sub = command("inspect", commands.inspect, "show what a recorded run holds, and check it")
     sub.add_argument("run_dir", type=Path, metavar="RUN")

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from opdprobe.errors import ConfigError
 from opdprobe.store import Run, open_run
-from opdprobe.train.config import OPDConfig
+from opdprobe.train.config import Config, OPDConfig
 
 # A path may hold brackets, which would be read as markup.
 console = Console(markup=False, highlight=False)
@@ -23,7 +23,7 @@ errors = Console(stderr=True)
 
 
 @contextmanager
-def _progress():
+def progress():
     """Bars with an estimate of what is left; silent where stderr is no terminal."""
     bars = Progress(
         TextColumn("{task.description}"),
@@ -65,7 +65,7 @@ def reproduce(arguments: argparse.Namespace) -> None:
             soft_wrap=True,
         )
     start = time.monotonic()
-    with _progress() as show:
+    with progress() as show:
         results = reproduce(
             preset, folder, figure_names=names, workers=arguments.workers, on_progress=show
         )
@@ -113,7 +113,7 @@ def train(arguments: argparse.Namespace) -> None:
 
     transformers.utils.logging.disable_progress_bar()
     config = OPDConfig.from_yaml(arguments.config) if arguments.config else OPDConfig()
-    config = replace(config, **_settings(arguments.set))
+    config = replace(config, **settings(arguments.set, OPDConfig))
     prompts, grader = resolve_prompts(arguments.prompts, arguments.limit)
     benchmarks = {}
     if arguments.benchmark:
@@ -140,7 +140,7 @@ def train(arguments: argparse.Namespace) -> None:
             f"{_size(trainer.expected_bytes())}.",
             soft_wrap=True,
         )
-    with _progress() as show:
+    with progress() as show:
         run = trainer.train(
             resume=not arguments.no_resume,
             on_progress=lambda done, total: show("step", done, total),
@@ -171,7 +171,7 @@ def preflight(arguments: argparse.Namespace) -> None:
         student = drop_layers(student, _layers(arguments.drop_layers))
         names["student"] += f" without layers {arguments.drop_layers}"
     templates = {str(text): known.get(text, str(text)) for text in arguments.template}
-    with _progress() as show:
+    with progress() as show:
         result = preflight(
             student,
             teacher_name,
@@ -195,9 +195,10 @@ def preflight(arguments: argparse.Namespace) -> None:
         console.print(rendered(result))
 
 
-def _settings(pairs: list[str]) -> dict[str, Any]:
+def settings(pairs: list[str], config: type[Config]) -> dict[str, Any]:
+    """Read ``NAME=VALUE`` pairs of the settings of a configuration."""
     values = {}
-    known = {f.name for f in fields(OPDConfig)}
+    known = {f.name for f in fields(config)}
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals or name not in known:
@@ -236,7 +237,7 @@ def probe(arguments: argparse.Namespace) -> None:
 
     transformers.utils.logging.disable_progress_bar()
     prompts, grader = resolve_prompts(arguments.prompts, arguments.limit)
-    with _progress() as show:
+    with progress() as show:
         run = probe_checkpoints(
             [resolve_model(name) for name in arguments.checkpoint],
             resolve_model(arguments.teacher),
@@ -357,7 +358,7 @@ def zoo(arguments: argparse.Namespace) -> None:
     if unknown := sorted(set(names) - set(zoo.MEMBERS)):
         raise zoo.ZooError(f"no {', '.join(unknown)}; there are {', '.join(zoo.MEMBERS)}.")
     if arguments.action == "build":
-        with _progress() as show:
+        with progress() as show:
             zoo.build_all(names, arguments.work_dir, workers=arguments.workers, on_progress=show)
     if arguments.action == "check":
         for name in names:
