@@ -19,7 +19,7 @@ from analyses.evidence import (
 from analyses.results import Results
 from opdprobe.schema import MODELS
 
-RUNS = {"cold_start": "cold start", "base_post": "no cold start"}
+RUNS = {"cold_start": "cold start", "no_cold_start": "no cold start"}
 
 
 def analyse(evidence: Evidence) -> Results:
@@ -41,7 +41,7 @@ def analyse(evidence: Evidence) -> Results:
         "higher ceiling.",
         meta=evidence.meta(list(RUNS)),
         panels=[
-            accuracy_panel(evidence, RUNS, {"post_large": "teacher"}),
+            accuracy_panel(evidence, RUNS, {"cold_teacher": "teacher"}),
             curve_panel(evidence, "overlap_ratio", RUNS, title="Overlap ratio"),
             curve_panel(evidence, "entropy_gap", RUNS, title="Entropy gap"),
         ],

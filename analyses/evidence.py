@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -112,26 +113,44 @@ class Evidence:
     def meta(self, experiments: Sequence[str]) -> Meta:
         """Provenance of a results file."""
         runs = [run for name in experiments for run in self.runs[name]]
-        tables = [run.rollouts() for run in runs]
+        lengths = {name: [r.rollouts()["length"] for r in self.runs[name]] for name in experiments}
+        every = [length for some in lengths.values() for length in some]
+        common = _common([run.config for run in runs])
         return Meta(
             preset=self.preset,
             seeds=sorted({int(run.attrs["seed"]) for run in runs}),
             k=int(runs[0].attrs["k"]),
-            n_rollouts=sum(t.sizes["rollout"] for t in tables),
-            n_states=sum(int(t["length"].sum()) for t in tables),
+            n_rollouts=sum(length.size for length in every),
+            n_states=sum(int(length.sum()) for length in every),
             interval=interval_name(len(self.runs[experiments[0]])),
             runs={
                 name: {
                     "student": self.models[EXPERIMENTS[name].student],
                     "teacher": self.models[EXPERIMENTS[name].teacher],
                     "steps": len(self.runs[name][0].steps),
-                    "states": sum(int(run.rollouts()["length"].sum()) for run in self.runs[name]),
+                    "states": sum(int(length.sum()) for length in lengths[name]),
+                    "settings": ", ".join(
+                        f"{key} = {value}"
+                        for key, value in self.runs[name][0].config.items()
+                        if key not in common and key != "seed"
+                    ),
                 }
                 for name in experiments
             },
             commit=str(runs[0].attrs.get("commit", "")),
             version=__version__,
+            config=common,
         )
+
+
+def _common(configs: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Settings that are the same everywhere."""
+    first, *others = configs
+    return {
+        key: value
+        for key, value in first.items()
+        if all(key in config and config[key] == value for config in others)
+    }
 
 
 def differences(of: Sequence[Estimate], to: Sequence[Estimate]) -> list[Estimate]:

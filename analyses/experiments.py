@@ -21,7 +21,8 @@ MODEL_ROLES = {
     "post": "a small model, post-trained to another pattern (paper: Qwen3-1.7B)",
     "post_large": "a larger model, post-trained to that pattern (paper: Qwen3-4B)",
     "rl_post_large": "the latter after RL (paper: Qwen3-4B-Non-Thinking-RL-Math)",
-    "cold_start": "the base model after SFT on rollouts of `post_large` (§5.1)",
+    "cold_teacher": "what the cold start is sampled from, and its teacher (paper: Qwen3-4B)",
+    "cold_start": "the base model after SFT on that teacher's rollouts (§5.1)",
 }
 
 PROMPT_ROLES = {
@@ -49,9 +50,9 @@ class Experiment:
         Settings that differ from the preset's.
     train
         If False, the untrained student's rollouts are scored once and nothing is trained.
-    steps
-        Factor on the preset's `max_steps`. Undoing RL takes longer than following it: what the
-        teacher does, the student has all but stopped to sample.
+    steps, learning_rate
+        Factors on the preset's. Undoing RL takes longer than following it: what the teacher does,
+        the student has all but stopped to sample.
     select
         How prompts are chosen (§5.2): ``mixed`` takes a share of `other` ones among them,
         ``max_divergence`` those of both on which the two models differ most.
@@ -65,6 +66,7 @@ class Experiment:
     overrides: dict[str, Any] = field(default_factory=dict)
     train: bool = True
     steps: float = 1.0
+    learning_rate: float = 1.0
     select: str | None = None
     max_completion_length: float = 1.0
 
@@ -88,13 +90,13 @@ _PG = {"estimator": "policy_gradient"}
 
 EXPERIMENTS = {
     # Long enough for the curves to level off: figures 1, 5, 6, 14, 18, 19.
-    "success": Experiment("student", "rl_student", steps=2.0),
-    "failure": Experiment("student", "large", steps=2.0),
-    "reverse_small": Experiment("rl_student", "student", steps=5.0),
-    "reverse_large": Experiment("rl_student", "large", steps=5.0),
+    "success": Experiment("student", "rl_student", steps=3.0),
+    "failure": Experiment("student", "large", steps=3.0),
+    "reverse_small": Experiment("rl_student", "student", steps=4.0, learning_rate=3.0),
+    "reverse_large": Experiment("rl_student", "large", steps=4.0, learning_rate=3.0),
     "probe_success": Experiment("student", "rl_student", train=False),
     "probe_failure": Experiment("student", "large", train=False),
-    # What variants of the success are compared with, at equal steps: its first half.
+    # What variants of the success are compared with, at equal steps: its first third.
     "baseline": Experiment("student", "rl_student"),
     # Figure 7.
     "support_overlap": Experiment("student", "rl_student", overrides={"support": "overlap"}),
@@ -105,11 +107,12 @@ EXPERIMENTS = {
     "base_rl": Experiment("base", "rl_base_large"),
     "base_post": Experiment("base", "post_large"),
     # Figure 4: before and after RL, two families; the first one's before is `failure`.
-    "large_rl": Experiment("student", "rl_large", steps=2.0),
+    "large_rl": Experiment("student", "rl_large", steps=3.0),
     "post_same": Experiment("post", "post_large", steps=2.0),
     "post_rl": Experiment("post", "rl_post_large", steps=2.0),
-    # Figures 8, 21: against `base_post`.
-    "cold_start": Experiment("cold_start", "post_large"),
+    # Figures 8, 21.
+    "cold_start": Experiment("cold_start", "cold_teacher"),
+    "no_cold_start": Experiment("base", "cold_teacher"),
     # Figures 9, 22.
     "template_original": Experiment("student", "rl_student", prompts="original"),
     # Figure 10: against `base_rl`.
@@ -154,7 +157,7 @@ FIGURES = {
     "fig05": ("reverse_small", "reverse_large"),
     "fig06": ("success", "failure"),
     "fig07": ("baseline", "support_overlap", "support_non_overlap"),
-    "fig08": ("base_post", "cold_start"),
+    "fig08": ("cold_start", "no_cold_start"),
     "fig09": ("baseline", "template_original"),
     "fig10": ("base_rl", "content_other"),
     "fig11": (*LENGTHS, "probe_success"),
@@ -167,7 +170,7 @@ FIGURES = {
     "fig18": ("success", "failure"),
     "fig19": ("success", "failure"),
     "fig20": ("large_success", "large_failure"),
-    "fig21": ("base_post", "cold_start"),
+    "fig21": ("cold_start", "no_cold_start"),
     "fig22": ("baseline", "template_original"),
     "fig23": ("length_6",),
     "selection": (

@@ -60,6 +60,7 @@ _ZOO = {
     "post": "post-small",
     "post_large": "post-large",
     "rl_post_large": "post-large-rl",
+    "cold_teacher": "post-large-rl",
     "cold_start": "cold-start-small",
 }
 _QUICK = Preset(
@@ -110,6 +111,7 @@ PRESETS = {
             "post": "Qwen/Qwen3-1.7B",
             "post_large": "Qwen/Qwen3-4B",
             "rl_post_large": "models/Qwen3-4B-Non-Thinking-RL-Math",
+            "cold_teacher": "Qwen/Qwen3-4B",
             "cold_start": "models/Qwen3-1.7B-Base-cold-start",
         },
         prompts={

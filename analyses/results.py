@@ -9,7 +9,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
@@ -323,6 +323,8 @@ class Meta:
         Commit of the code that recorded the runs; empty if unknown.
     version
         Version of opdprobe that analysed them.
+    config
+        Settings that all the runs share; a run's own are among its properties, as ``settings``.
     """
 
     preset: str
@@ -334,6 +336,7 @@ class Meta:
     runs: Mapping[str, Mapping[str, str | int]]
     commit: str
     version: str
+    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,6 @@ disk. To put a figure's panels into one of your own, give `draw` your axes, one 
     fig02.draw(load(Path("results/fig02.json")), mine.subplots(1, 2))
 """
 
-from figures.make import FigureError, check, figure_names, make
+from figures.make import COMMITTED, FigureError, check, figure_names, make
 
-__all__ = ["FigureError", "check", "figure_names", "make"]
+__all__ = ["COMMITTED", "FigureError", "check", "figure_names", "make"]

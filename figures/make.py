@@ -38,6 +38,9 @@ from figures import (
 )
 from figures.style import FigureError, style
 
+COMMITTED = Path(__file__).with_name("results")
+"""Results of the preset *full* that come with the package."""
+
 FIGURES = {
     "fig01": fig01,
     "fig02": fig02,

@@ -88,6 +88,7 @@ ROLES = {
     "rl_post_large": Role(GREEN, "<", DASH_DOTTED),
     "large": Role(VERMILION, "P", DASHED),
     "post_large": Role(VERMILION, "P", DASHED),
+    "cold_teacher": Role(VERMILION, "P", DASHED),
     "extra_large": Role(VERMILION, "X", DASHED),
     # runs, coloured by where they lead
     "success": TO_RL,
@@ -98,11 +99,12 @@ ROLES = {
     "large_success": TO_RL,
     "failure": TO_LARGER,
     "base_post": TO_LARGER,
+    "no_cold_start": TO_LARGER,
     "post_same": TO_LARGER,
     "large_failure": TO_LARGER,
     "reverse_small": Role(BLUE, "^", SOLID),
     "reverse_large": Role(VERMILION, "v", DASHED),
-    "cold_start": Role(ORANGE, "o", SOLID),  # to the same teacher as `base_post`
+    "cold_start": Role(ORANGE, "o", SOLID),  # to the same teacher as `no_cold_start`
     # bars: what a teacher gives before and after its own RL
     "before": TO_LARGER,
     "after": TO_RL,

@@ -75,6 +75,7 @@ def train(name: str, seed: int, preset: Preset, folder: Path, report: Report) ->
 
     experiment, config = EXPERIMENTS[name], preset.config
     changes: dict[str, Any] = dict(experiment.overrides)
+    changes["learning_rate"] = experiment.learning_rate * config.learning_rate
     if config.max_steps is not None:
         changes["max_steps"] = round(experiment.steps * config.max_steps)
     if experiment.max_completion_length != 1:
@@ -243,6 +244,7 @@ def score(role: str, preset: Preset, folder: Path, report: Report) -> None:
             .mean(1)
             .tolist()
         )
+    report(len(preset.benchmarks), len(preset.benchmarks))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     temporary.write_text(json.dumps({"settings": settings, "scores": scores}))

@@ -50,6 +50,8 @@ LABELS = {
     "large_success": "same teacher after RL",
     "failure": "larger same-pipeline teacher",
     "base_post": "toward the other-pattern teacher",
+    "no_cold_start": "no cold start",
+    "cold_teacher": "teacher",
     "large_failure": "larger same-pipeline teacher",
     "reverse_small": "toward its pre-RL checkpoint",
     "reverse_large": "toward the larger model",
@@ -172,9 +174,9 @@ PANELS = {
         lines("Overlap ratio", ["baseline", "support_overlap", "support_non_overlap"]),
     ],
     "fig08": [
-        accuracy(["base_post", "cold_start"], ["post_large"]),
-        lines("Overlap ratio", ["base_post", "cold_start"]),
-        lines("Entropy gap", ["base_post", "cold_start"], unit=" [nats]"),
+        accuracy(["no_cold_start", "cold_start"], ["cold_teacher"]),
+        lines("Overlap ratio", ["no_cold_start", "cold_start"]),
+        lines("Entropy gap", ["no_cold_start", "cold_start"], unit=" [nats]"),
     ],
     "fig09": [
         accuracy(["baseline", "template_original"], ["rl_student"]),
@@ -217,7 +219,7 @@ PANELS = {
         lines("Extreme-advantage gap", TWO),
     ],
     "fig20": signature("large_success", "large_failure", ["rl_large", "extra_large"]),
-    "fig21": masses("base_post", "cold_start"),
+    "fig21": masses("no_cold_start", "cold_start"),
     "fig22": [
         accuracy(["baseline", "template_original"], ["rl_student"], title=b) for b in BENCHMARKS
     ],

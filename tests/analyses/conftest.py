@@ -33,6 +33,7 @@ ACCURACY = {
     "post": 0.4,
     "post_large": 0.8,
     "rl_post_large": 0.88,
+    "cold_teacher": 0.8,
     "cold_start": 0.45,
 }
 # Accuracy at the evaluated steps.
@@ -46,6 +47,7 @@ ACCURACIES = {
     "support_non_overlap": (0.35, 0.4, 0.5),
     "base_rl": (0.2, 0.6, 0.75),
     "base_post": (0.2, 0.35, 0.5),
+    "no_cold_start": (0.2, 0.35, 0.5),
     "large_rl": (0.35, 0.6, 0.75),
     "post_same": (0.4, 0.42, 0.45),
     "post_rl": (0.4, 0.65, 0.75),
@@ -66,6 +68,7 @@ AGREEMENT = {
     "large_success": (0.3, 0.999),
     "base_rl": (0.9, 0.95),
     "base_post": (0.2, 0.7),
+    "no_cold_start": (0.2, 0.7),
     "content_other": (0.95, 0.97),
     "cold_start": (0.999, 0.999),
     "template_original": (0.0, 0.3),

@@ -29,7 +29,7 @@ BENCHMARKS = ("easy", "medium", "hard")
 # Of the other runs, the accuracy alone matters.
 WHOLE = (
     "success", "baseline", "failure", "large_success", "large_failure", "base_rl", "base_post",
-    "cold_start", "template_original", "content_other", "select_mixed",
+    "no_cold_start", "cold_start", "template_original", "content_other", "select_mixed",
 )  # fmt: skip
 
 
@@ -55,7 +55,7 @@ def swapped(evidence):
         "base_rl": "base_post",
         "base_post": "base_rl",
         "content_other": "template_original",
-        "cold_start": "base_post",
+        "cold_start": "no_cold_start",
         "template_original": "success",
         "select_none": "success",
         "select_template": "failure",
@@ -162,11 +162,11 @@ def oracle(evidence):
         "fig03.comparable": role["rl_base_large"] - role["post_large"],
         "fig04.family1": recovery("large_rl") - recovery("failure"),
         "fig04.family2": recovery("post_rl") - recovery("post_same"),
-        "fig08.final": final("cold_start", "base_post"),
-        "fig08.starts_higher": accuracy("cold_start", 0) - accuracy("base_post", 0),
-        "fig08.overlap_start": first("cold_start", "overlap") - first("base_post", "overlap"),
-        "fig08.gap_start": first("cold_start", "gap") / first("base_post", "gap"),
-        "fig08.smoother": step_size("cold_start") / step_size("base_post"),
+        "fig08.final": final("cold_start", "no_cold_start"),
+        "fig08.starts_higher": accuracy("cold_start", 0) - accuracy("no_cold_start", 0),
+        "fig08.overlap_start": first("cold_start", "overlap") - first("no_cold_start", "overlap"),
+        "fig08.gap_start": first("cold_start", "gap") / first("no_cold_start", "gap"),
+        "fig08.smoother": step_size("cold_start") / step_size("no_cold_start"),
         "fig09.accuracy": final("baseline", "template_original"),
         "fig09.overlap_start": first("baseline", "overlap") - first("template_original", "overlap"),
         "fig10.accuracy": final("base_rl", "content_other"),
@@ -186,10 +186,10 @@ def oracle(evidence):
         "fig20.advantage_flat": left("large_failure", "advantage"),
         "fig20.gap": left("large_success", "gap"),
         "fig20.gap_flat": left("large_failure", "gap"),
-        "fig21.student_mass": over_all("cold_start", "base_post", "student_mass"),
-        "fig21.teacher_mass": over_all("cold_start", "base_post", "teacher_mass"),
+        "fig21.student_mass": over_all("cold_start", "no_cold_start", "student_mass"),
+        "fig21.teacher_mass": over_all("cold_start", "no_cold_start", "teacher_mass"),
         "fig21.steadier": each("cold_start", "student_mass").std()
-        / each("base_post", "student_mass").std(),
+        / each("no_cold_start", "student_mass").std(),
         "fig22.recovery": recovery("baseline") - recovery("template_original"),
         "selection.both": accuracy("baseline", -1) - none,
         "selection.template": accuracy("select_template", -1) - none,
@@ -273,7 +273,7 @@ def test_a_label_looks_the_same_in_every_panel(results):
 
 
 def test_panels_by_benchmark_are_as_many_as_benchmarks(evidence, results):
-    (run,) = evidence.runs["base_post"]
+    (run,) = evidence.runs["no_cold_start"]
     for panel, name in zip(results["fig17"].panels, BENCHMARKS, strict=True):
         assert (panel.title, panel.name) == (name, f"accuracy_{name}")
         want = run.evaluation(name)["score"].values.mean(axis=1)
@@ -329,7 +329,7 @@ def test_families_are_drawn_alike(evidence, results):
 
 def test_seeds_are_compared_pairwise(make_evidence):
     """What is said of a curve is said of each seed's own, not of their mean."""
-    evidence = make_evidence({"cold_start": 3, "base_post": 3}, seeds=range(3))
+    evidence = make_evidence({"cold_start": 3, "no_cold_start": 3}, seeds=range(3))
     found = {c.id: c for f in (cold_start.analyse, cold_start.mass) for c in f(evidence).claims}
 
     def per_seed(name, quantity):
@@ -342,7 +342,7 @@ def test_seeds_are_compared_pairwise(make_evidence):
     ]:
         with_, without = (
             np.array([statistic(curve) for curve in per_seed(name, quantity)])
-            for name in ("cold_start", "base_post")
+            for name in ("cold_start", "no_cold_start")
         )
         ratios = with_ / without
         half = stats.t.ppf(0.975, 2) * stats.sem(ratios)
