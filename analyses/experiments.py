@@ -90,13 +90,13 @@ _PG = {"estimator": "policy_gradient"}
 
 EXPERIMENTS = {
     # Long enough for the curves to level off: figures 1, 5, 6, 14, 18, 19.
-    "success": Experiment("student", "rl_student", steps=3.0),
-    "failure": Experiment("student", "large", steps=3.0),
+    "success": Experiment("student", "rl_student", steps=4.0),
+    "failure": Experiment("student", "large", steps=4.0),
     "reverse_small": Experiment("rl_student", "student", steps=4.0, learning_rate=3.0),
     "reverse_large": Experiment("rl_student", "large", steps=4.0, learning_rate=3.0),
     "probe_success": Experiment("student", "rl_student", train=False),
     "probe_failure": Experiment("student", "large", train=False),
-    # What variants of the success are compared with, at equal steps: its first third.
+    # What variants of the success are compared with, at equal steps: its first quarter.
     "baseline": Experiment("student", "rl_student"),
     # Figure 7.
     "support_overlap": Experiment("student", "rl_student", overrides={"support": "overlap"}),
@@ -106,8 +106,9 @@ EXPERIMENTS = {
     # Figures 2, 3, 17: a base student and two teachers.
     "base_rl": Experiment("base", "rl_base_large"),
     "base_post": Experiment("base", "post_large"),
-    # Figure 4: before and after RL, two families; the first one's before is `failure`.
-    "large_rl": Experiment("student", "rl_large", steps=3.0),
+    # Figure 4: before and after RL, two families.
+    "large_same": Experiment("student", "large", steps=2.0),
+    "large_rl": Experiment("student", "rl_large", steps=2.0),
     "post_same": Experiment("post", "post_large", steps=2.0),
     "post_rl": Experiment("post", "rl_post_large", steps=2.0),
     # Figures 8, 21.
@@ -150,10 +151,10 @@ EXPERIMENTS = {
 }
 
 FIGURES = {
-    "fig01": ("success", "failure", "large_rl", "reverse_small", "reverse_large"),
+    "fig01": ("success", "failure", "large_same", "large_rl", "reverse_small", "reverse_large"),
     "fig02": ("base_rl", "base_post"),
     "fig03": ("base_rl", "base_post"),
-    "fig04": ("failure", "large_rl", "post_same", "post_rl"),
+    "fig04": ("large_same", "large_rl", "post_same", "post_rl"),
     "fig05": ("reverse_small", "reverse_large"),
     "fig06": ("success", "failure"),
     "fig07": ("baseline", "support_overlap", "support_non_overlap"),

@@ -15,7 +15,7 @@ from analyses.evidence import (
 from analyses.results import Results
 
 BARS = {
-    ("before", "larger teacher"): ["failure"],
+    ("before", "larger teacher"): ["large_same"],
     ("after", "larger teacher after RL"): ["large_rl"],
 }
 REVERSE = {
@@ -35,7 +35,7 @@ def analyse(evidence: Evidence) -> Results:
         section="1",
         claim="A teacher has to know something new, not to be larger; distilling backwards shows "
         "that the student inherits patterns, not scale; and success shows in a rising overlap.",
-        meta=evidence.meta(["failure", "large_rl", *REVERSE, "success"]),
+        meta=evidence.meta(["large_same", "large_rl", *REVERSE, "success", "failure"]),
         panels=[
             recovery_panel(evidence, BARS, ["student's family"]),
             accuracy_panel(
@@ -51,7 +51,7 @@ def analyse(evidence: Evidence) -> Results:
                 "fig01.recovery",
                 "after RL the larger teacher closes more of its gap",
                 paper="5.3 % → 16.9 %",
-                ours=differences(evidence.recovery("large_rl"), evidence.recovery("failure")),
+                ours=differences(evidence.recovery("large_rl"), evidence.recovery("large_same")),
                 statistic="difference of the gap recoveries",
             ),
             claim(

@@ -8,7 +8,7 @@ from analyses.experiments import EXPERIMENTS
 from analyses.results import Panel, Results
 
 # Runs before and after the teacher's RL, one pair a family (paper: R1-Distill; Qwen3).
-FAMILIES = {"Family 1": ("failure", "large_rl"), "Family 2": ("post_same", "post_rl")}
+FAMILIES = {"Family 1": ("large_same", "large_rl"), "Family 2": ("post_same", "post_rl")}
 PAPER = ("5.3 % → 16.9 % (R1-Distill)", "15.6 % → 58.6 % (Qwen3)")
 # Plotting roles and labels, for both families: they share one legend.
 LINES = {"failure": "before RL", "success": "after RL"}

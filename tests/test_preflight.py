@@ -53,7 +53,7 @@ def even(text, prompt):
     ],
 )
 def test_the_verdict_on_the_testbeds_pairs(student, teacher, word):
-    prompts, grader = resolve_prompts("zoo:test", 64)
+    prompts, grader = resolve_prompts("zoo:medium", 64)
     models = resolve_model(f"zoo:{student}"), resolve_model(f"zoo:{teacher}")
     result = preflight(*models, prompts, grader=grader)
     assert result.verdict.word == word, result.verdict.reasons
@@ -299,7 +299,7 @@ def test_everything_is_reported_as_json():
 
 def test_the_teachers_openings_are_cut_at_an_eighth():
     # A student that is its own teacher is no better after its own openings, whatever is drawn.
-    prompts, grader = resolve_prompts("zoo:test", 32)
+    prompts, grader = resolve_prompts("zoo:medium", 32)
     model = resolve_model("zoo:sft-small")
     answers = preflight(model, model, prompts, grader=grader, seed=1).answers
     assert answers.gap.value == 0  # the same random numbers
@@ -378,7 +378,8 @@ def test_bad_prompts_and_other_vocabularies():
 # ---- the command ----
 
 COMMAND = [
-    "preflight", "--student", "zoo:rl-small", "--teacher", "zoo:sft-small", "--prompts", "zoo:test",
+    "preflight", "--student", "zoo:rl-small", "--teacher", "zoo:sft-small",
+    "--prompts", "zoo:medium",
     "--n-prompts", "8", "--n", "2",
 ]  # fmt: skip
 

@@ -4,6 +4,7 @@ import base64
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from io import StringIO
 from math import nan
@@ -14,8 +15,10 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from rich.console import Console
 
-from analyses.results import Claim, Meta, Results
-from opdprobe.report import ReportError, claims_table, write_report
+from analyses.results import Claim, Meta, Results, save
+from opdprobe.errors import OPDProbeError
+from opdprobe.report import ReportError, check_claims, claims_table, write_claims, write_report
+from opdprobe.report.claims import claims_markdown
 
 ROOT = Path(__file__).parents[1]
 HOSTILE = """<script>alert("x")</script>' onerror="alert(1)"""
@@ -180,3 +183,42 @@ assert "matplotlib.pyplot" not in sys.modules  # it would choose a backend for t
         env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
+
+
+# The page of claims
+
+
+def test_the_page_of_claims_counts_main_claims_and_all():
+    page = claims_markdown(
+        [results("fig05", ["shown", "opposite"]), results("fig06", ["not shown", "shown"])]
+    )
+    assert "**Main claims: 1 of 2 shown. All claims: 2 shown, 1 not shown, 1 opposite.**" in page
+    rows = [line for line in page.splitlines() if line.startswith("| claim ")]
+    assert len(rows) == 2 + 4  # a head a table, a row a claim
+    assert "| claim 0 | > 80 % | 0.912 [0.85, 0.967] nats | ≥ 0.8 | ✓ shown |" in rows
+    assert "## Figure 5 (§4.1): A title" in page
+
+
+def test_a_bar_in_a_test_does_not_end_its_cell():
+    result = results("fig05", ["shown"])
+    claim = replace(result.claims[0], test="|difference| ≤ 0.1")
+    (row,) = [
+        line
+        for line in claims_markdown([replace(result, claims=[claim])]).splitlines()
+        if "difference" in line
+    ]
+    assert r"\|difference\| ≤ 0.1" in row
+    assert len(re.findall(r"(?<!\\)\|", row)) == 6
+
+
+def test_the_page_is_written_from_a_directory_and_checked(tmp_path):
+    path = tmp_path / "docs/claims.md"
+    save(results("fig06", ["shown"]), tmp_path / "results/fig06.json")
+    with pytest.raises(OPDProbeError, match=r"claims\.md is missing, or not what the results"):
+        check_claims(path, tmp_path / "results")
+    write_claims(path, tmp_path / "results")
+    check_claims(path, tmp_path / "results")
+    assert "Main claims: 1 of 1 shown" in path.read_text(encoding="utf-8")
+    save(results("fig06", ["opposite"]), tmp_path / "results/fig06.json")
+    with pytest.raises(OPDProbeError, match=r"write it again with `opdprobe figures`"):
+        check_claims(path, tmp_path / "results")

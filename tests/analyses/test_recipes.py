@@ -48,7 +48,8 @@ def swapped(evidence):
         "failure": "success",
         "large_success": "large_failure",
         "large_failure": "large_success",
-        "large_rl": "failure",
+        "large_rl": "large_same",
+        "large_same": "large_rl",
         "post_same": "post_rl",
         "post_rl": "post_same",
         "reverse_large": "success",
@@ -153,14 +154,14 @@ def oracle(evidence):
 
     none = accuracy("select_none", -1)
     return {
-        "fig01.recovery": recovery("large_rl") - recovery("failure"),
+        "fig01.recovery": recovery("large_rl") - recovery("large_same"),
         "fig01.reverse": accuracy("reverse_large", -1) - role["student"],
         "fig01.overlap": change("success", "overlap") - change("failure", "overlap"),
         "fig02.wins": final("base_rl", "base_post"),
         "fig02.overlap_start": first("base_rl", "overlap") - first("base_post", "overlap"),
         "fig02.not_stronger": role["rl_base_large"] - role["post_large"],
         "fig03.comparable": role["rl_base_large"] - role["post_large"],
-        "fig04.family1": recovery("large_rl") - recovery("failure"),
+        "fig04.family1": recovery("large_rl") - recovery("large_same"),
         "fig04.family2": recovery("post_rl") - recovery("post_same"),
         "fig08.final": final("cold_start", "no_cold_start"),
         "fig08.starts_higher": accuracy("cold_start", 0) - accuracy("no_cold_start", 0),
@@ -304,7 +305,7 @@ def test_teachers_bars_are_their_accuracies(evidence, results):
 def test_recovery_bars_are_those_of_the_runs(evidence, results):
     panel = results["fig04"].panels[-1]
     assert (panel.kind, list(panel.ticks)) == ("bar", ["Family 1", "Family 2"])
-    runs = (("failure", "post_same"), ("large_rl", "post_rl"))
+    runs = (("large_same", "post_same"), ("large_rl", "post_rl"))
     for series, names in zip(panel.series, runs, strict=True):
         want = [evidence.recovery(name)[0].value for name in names]
         assert series.y == pytest.approx(want)
@@ -315,7 +316,7 @@ def test_recovery_bars_are_those_of_the_runs(evidence, results):
 def test_families_are_drawn_alike(evidence, results):
     *families, bars = results["fig04"].panels
     for panel, runs in zip(
-        families, (("failure", "large_rl"), ("post_same", "post_rl")), strict=True
+        families, (("large_same", "large_rl"), ("post_same", "post_rl")), strict=True
     ):
         assert [s.role for s in panel.series] == [s.role for s in bars.series]
         ends = [evidence.accuracy(name)[0].value for name in runs]

@@ -1,6 +1,7 @@
 """The zoo: shipped models are ordinary directories, and building one is resumable."""
 
 import json
+import shutil
 from functools import partial
 
 import pytest
@@ -13,6 +14,7 @@ from opdprobe.testbed.tokenizer import build_tokenizer
 from opdprobe.testbed.zoo import MEMBERS, Member, ZooError
 from opdprobe.train.config import GRPOConfig, SFTConfig
 
+SHIPPED = zoo.ZOO
 SFT = SFTConfig(learning_rate=1e-2, batch_size=8, max_steps=5, optimizer="muon", save_steps=2)
 GRPO = GRPOConfig(
     learning_rate=1e-3,
@@ -33,7 +35,6 @@ def tiny_zoo(tmp_path, monkeypatch):
     """A zoo of two tiny members, none of them built."""
     monkeypatch.setattr(zoo, "MEMBERS", TINY)
     monkeypatch.setattr(zoo, "ZOO", tmp_path / "zoo")
-    monkeypatch.setattr(zoo, "MANIFEST", tmp_path / "zoo" / "zoo.json")
     monkeypatch.setattr(zoo, "measure", partial(zoo.measure, n_problems=4, n=1))
     return tmp_path / "work"
 
@@ -45,7 +46,7 @@ def test_a_shipped_model_is_an_ordinary_directory(name):
     tokenizer = AutoTokenizer.from_pretrained(path)
     assert model.config.vocab_size == len(tokenizer) == len(world.vocabulary())
     assert model.num_parameters() == zoo.manifest()[name]["parameters"]
-    (prompt,) = problems(1, split="test")
+    (prompt,) = problems(1, split="medium")
     inputs = tokenizer.apply_chat_template(
         list(prompt.messages), add_generation_prompt=True, return_tensors="pt", return_dict=True
     )
@@ -57,20 +58,29 @@ def test_a_shipped_model_is_an_ordinary_directory(name):
     assert text.split()[-2] == "answer"
 
 
-def test_the_manifest_names_every_member_and_how_it_is_made():
+def test_every_member_is_recorded_as_it_is_and_as_it_is_made():
     manifest = zoo.manifest()
     assert list(manifest) == list(MEMBERS)
     for name, member in MEMBERS.items():
+        assert manifest[name]["sha256"] == zoo._digest(zoo.zoo_path(name))
+        assert manifest[name]["teacher"] == member.teacher
         recipe = {"type": type(member.recipe).__name__, **member.recipe.to_dict()}
         assert manifest[name]["recipe"] == recipe
         assert manifest[name]["parent"] == member.parent
 
 
 def test_the_members_stand_to_each_other_as_the_papers_models_do():
-    """The larger model and the RL'd one are both stronger than the student, by 0.15 or more."""
+    """Larger models and RL'd ones are stronger than what they are larger than or come from."""
     accuracy = {name: entry["accuracy"] for name, entry in zoo.manifest().items()}
     assert accuracy["sft-large"] - accuracy["sft-small"] >= 0.15
     assert accuracy["rl-small"] - accuracy["sft-small"] >= 0.15
+    assert accuracy["rl-large"] > accuracy["sft-large"]
+    assert accuracy["sft-extra-large"] > accuracy["sft-large"]
+    assert accuracy["base-large-rl"] > accuracy["base-large"] > accuracy["base-small"]
+    assert accuracy["post-large-rl"] > accuracy["post-large"] > accuracy["post-small"]
+    assert accuracy["cold-start-small"] > accuracy["base-small"]
+    # Figure 3: two teachers, comparable.
+    assert abs(accuracy["base-large-rl"] - accuracy["post-large"]) <= 0.05
 
 
 def test_build_trains_publishes_and_records(tiny_zoo):
@@ -109,9 +119,8 @@ def test_a_parent_comes_first(tiny_zoo):
 
 def test_check_finds_other_bytes_and_another_accuracy(tiny_zoo):
     list(zoo.build("tiny", tiny_zoo))
-    manifest = json.loads(zoo.MANIFEST.read_text())
-    manifest["tiny"]["accuracy"] = 0.9
-    zoo.MANIFEST.write_text(json.dumps(manifest))
+    record = zoo.ZOO / "tiny" / zoo.RECORD
+    record.write_text(json.dumps({**json.loads(record.read_text()), "accuracy": 0.9}))
     with pytest.raises(ZooError, match=r"tiny: accuracy 0\.\d+, the manifest says 0\.900"):
         zoo.check("tiny")
     weights = zoo.ZOO / "tiny" / "model.safetensors"
@@ -120,8 +129,8 @@ def test_check_finds_other_bytes_and_another_accuracy(tiny_zoo):
     weights.write_bytes(content)
     with pytest.raises(ZooError, match=r"has sha256 .* restore the file or rebuild it"):
         zoo.check("tiny")
-    zoo.MANIFEST.unlink()
-    with pytest.raises(ZooError, match=r"has no entry tiny; run `opdprobe zoo build tiny`"):
+    record.unlink()
+    with pytest.raises(ZooError, match=r"zoo\.json is missing; run `opdprobe zoo build tiny`"):
         zoo.check("tiny")
 
 
@@ -138,3 +147,31 @@ def test_new_models_are_seeded_and_leave_the_random_state_alone():
     assert torch.equal(torch.get_rng_state(), before)
     for a, b in zip(*(model.parameters() for model in models), strict=True):
         assert torch.equal(a, b)
+
+
+def test_members_are_built_after_those_they_are_made_from(monkeypatch):
+    seen = []
+    monkeypatch.setattr(zoo, "work", lambda tasks, **_: seen.extend(tasks))
+    zoo.build_all(list(MEMBERS), zoo.ZOO)
+    after = {task.label: task.after for task in seen}
+    assert list(after) == list(MEMBERS)
+    assert after["sft-small"] == set()
+    assert after["rl-small"] == {"sft-small"}
+    assert after["cold-start-small"] == {"base-small", "post-large-rl"}
+
+
+def test_a_cold_start_learns_from_its_teachers_rollouts(tiny_zoo, monkeypatch):
+    members = {
+        "rl-small": MEMBERS["rl-small"],
+        "cold": Member("after SFT", SFTConfig(batch_size=4), None, "rl-small", "sft", "rl-small"),
+    }
+    shutil.copytree(SHIPPED / "rl-small", zoo.ZOO / "rl-small")
+    monkeypatch.setattr(zoo, "MEMBERS", members)
+    monkeypatch.setattr(zoo, "problems", lambda n, **split: problems(min(n, 4), **split))
+    list(zoo.build("cold", tiny_zoo))
+    record = zoo.manifest()["cold"]
+    assert (record["teacher"], record["corpus"]) == ("rl-small", None)
+    # Two rollouts a problem, and all of them end: two steps of four examples each.
+    examples = (tiny_zoo / "cold/examples.jsonl").read_text().splitlines()
+    assert len(examples) == 8
+    assert record["sha256"] != zoo.manifest()["rl-small"]["sha256"]

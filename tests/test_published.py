@@ -1,0 +1,49 @@
+"""What is published: results, the figures drawn from them, and the page of their claims agree."""
+
+from importlib.metadata import version
+from pathlib import Path
+
+import pytest
+
+import figures
+from analyses.experiments import FIGURES
+from analyses.presets import PRESETS
+from analyses.results import load
+from opdprobe.report import check_claims
+
+ROOT = Path(__file__).parents[1]
+PINNED = dict(
+    line.split("==") for line in (ROOT / "constraints.txt").read_text().split() if "==" in line
+)
+
+
+@pytest.fixture(scope="module")
+def published():
+    return {path.stem: load(path) for path in sorted(figures.COMMITTED.glob("*.json"))}
+
+
+def test_there_are_results_for_every_figure_of_five_seeds_and_one_commit(published):
+    assert sorted(published) == sorted(FIGURES)
+    for figure, result in published.items():
+        assert result.figure == figure
+        assert result.claims
+        assert result.meta.preset == "full"
+        assert list(result.meta.seeds) == list(PRESETS["full"].seeds)
+        assert result.meta.commit
+        assert result.meta.config["learning_rate"] or result.meta.runs
+
+
+def test_the_results_are_small():
+    assert sum(path.stat().st_size for path in figures.COMMITTED.iterdir()) < 5e6
+
+
+@pytest.mark.skipif(
+    version("matplotlib") != PINNED["matplotlib"],
+    reason="another release of Matplotlib draws other bytes",
+)
+def test_the_figures_are_what_the_results_give():
+    figures.check(figures.COMMITTED, ROOT / "docs/figures")
+
+
+def test_the_claims_are_what_the_results_give():
+    check_claims(ROOT / "docs/claims.md", figures.COMMITTED)
