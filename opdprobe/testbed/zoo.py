@@ -65,7 +65,6 @@ def _grpo(max_steps: int, learning_rate: float) -> GRPOConfig:
 
 # The larger the model, the smaller Muon's rate.
 _SFT_SMALL = _sft(1000, 4e-3, 2e-2)
-_SFT_LARGE = _sft(1400, 2e-3, 7e-3)
 
 
 @dataclass(frozen=True)
@@ -99,13 +98,16 @@ class Member:
 MEMBERS = {
     "sft-small": Member("DeepSeek-R1-Distill-Qwen-1.5B", _SFT_SMALL, size=_SMALL),
     "rl-small": Member("JustRL-DeepSeek-1.5B", _grpo(2000, 3e-4), parent="sft-small"),
-    "sft-large": Member("DeepSeek-R1-Distill-Qwen-7B", _SFT_LARGE, size=_LARGE),
-    "rl-large": Member("Skywork-OR1-Math-7B", _grpo(800, 2e-4), parent="sft-large"),
+    # Stopped early, so that RL has something to gain.
+    "sft-large": Member("DeepSeek-R1-Distill-Qwen-7B", _sft(800, 2e-3, 7e-3), size=_LARGE),
+    "rl-large": Member("Skywork-OR1-Math-7B", _grpo(1500, 2e-4), parent="sft-large"),
     "sft-extra-large": Member(
         "DeepSeek-R1-Distill-Qwen-14B", _sft(1000, 1.5e-3, 5e-3), size=_EXTRA_LARGE
     ),
     "base-small": Member("Qwen3-1.7B-Base", _SFT_SMALL, size=_SMALL, corpus="pretraining"),
-    "base-large": Member("Qwen3-4B-Base", _SFT_LARGE, size=_LARGE, corpus="pretraining"),
+    "base-large": Member(
+        "Qwen3-4B-Base", _sft(1400, 2e-3, 7e-3), size=_LARGE, corpus="pretraining"
+    ),
     "base-large-rl": Member("Qwen3-4B-Base-GRPO", _grpo(300, 2e-4), parent="base-large"),
     "post-small": Member("Qwen3-1.7B", _sft(400, 2e-3, 1e-2), parent="base-small", corpus="post"),
     "post-large": Member("Qwen3-4B", _sft(500, 1e-3, 4e-3), parent="base-large", corpus="post"),
@@ -114,7 +116,7 @@ MEMBERS = {
         "Qwen3-1.7B-Base after a cold start",
         replace(_sft(128, 2e-3, 1e-2), max_steps=None),
         parent="base-small",
-        teacher="post-large",
+        teacher="post-large-rl",
     ),
 }
 
