@@ -1,7 +1,7 @@
 # Needs Python 3.11 or newer and make; everything else is installed into .venv on first use.
-#   make demo      reproduce the paper's figures on the built-in testbed, in minutes
+#   make demo      reproduce every figure of the paper on the built-in testbed, with one seed
 #   make test      lint, type-check and test
-#   make figures   draw the figures again from the results of the last demo
+#   make figures   draw the figures and list the claims again from the published results
 #   make lint      lint and type-check only
 #   make clean     remove .venv and all caches; runs and results stay
 # Another interpreter: make demo PYTHON=python3.12 (after make clean, if .venv is there already).

@@ -69,9 +69,9 @@ def _claims(
     recovery = evidence.recovery(success)
     overlap, advantage, gap = {}, {}, {}
     for name in (success, failure):
-        overlap[name] = evidence.change(name, lambda ds: ds.opd.overlap_ratio())
-        advantage[name] = evidence.remaining(name, lambda ds: ds.opd.overlap_token_advantage())
-        gap[name] = evidence.remaining(name, lambda ds: ds.opd.entropy_gap())
+        overlap[name] = evidence.change(name, "overlap_ratio")
+        advantage[name] = evidence.remaining(name, "overlap_token_advantage")
+        gap[name] = evidence.remaining(name, "entropy_gap")
     return [
         claim(
             f"{figure}.recovery",

@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from analyses.estimate import Estimate, Probe, resample, window
+from analyses.estimate import Estimate, resample
 from analyses.evidence import (
     EVERY,
     FIRST,
@@ -24,13 +24,10 @@ RUNS = {"cold_start": "cold start", "no_cold_start": "no cold start"}
 
 def analyse(evidence: Evidence) -> Results:
     """Figure 8: accuracy, overlap ratio and entropy gap, with a cold start and without."""
-    gap = [evidence.mean(name, lambda ds: ds.opd.entropy_gap(), FIRST) for name in RUNS]
-    overlap = [evidence.mean(name, lambda ds: ds.opd.overlap_ratio(), FIRST) for name in RUNS]
+    gap = [evidence.mean(name, "entropy_gap", FIRST) for name in RUNS]
+    overlap = [evidence.mean(name, "overlap_ratio", FIRST) for name in RUNS]
     wobble = [
-        [
-            resample(np.abs(np.diff(values)))
-            for values in _by_step(evidence, name, lambda ds: ds.opd.overlap_ratio())
-        ]
+        [resample(np.abs(np.diff(values))) for values in evidence.by_step(name, "overlap_ratio")]
         for name in RUNS
     ]
     return Results(
@@ -92,17 +89,11 @@ def analyse(evidence: Evidence) -> Results:
 def mass(evidence: Evidence) -> Results:
     """Figure 21: both models' mass on the overlap, with a cold start and without."""
     means = {
-        model: [
-            evidence.mean(name, lambda ds, model=model: ds.opd.overlap_mass(model), EVERY)
-            for name in RUNS
-        ]
+        model: [evidence.mean(name, f"{model}_overlap_mass", EVERY) for name in RUNS]
         for model in MODELS
     }
     spread = [
-        [
-            _deviation(values)
-            for values in _by_step(evidence, name, lambda ds: ds.opd.overlap_mass("student"))
-        ]
+        [_deviation(values) for values in evidence.by_step(name, "student_overlap_mass")]
         for name in RUNS
     ]
     return Results(
@@ -115,10 +106,9 @@ def mass(evidence: Evidence) -> Results:
         panels=[
             curve_panel(
                 evidence,
-                "overlap_mass",
+                f"{model}_overlap_mass",
                 RUNS,
                 title=f"{model.capitalize()} mass",
-                model=model,
             )
             for model in MODELS
         ],
@@ -143,14 +133,6 @@ def mass(evidence: Evidence) -> Results:
             ),
         ],
     )
-
-
-def _by_step(evidence: Evidence, experiment: str, probe: Probe) -> list[NDArray[np.float64]]:
-    """A probe's mean over the states of each recorded step, ndarray (steps,), one a seed."""
-    return [
-        np.array([window(run, probe, [step]).value for step in run.steps])
-        for run in evidence.runs[experiment]
-    ]
 
 
 def _deviation(values: NDArray[np.float64]) -> Estimate:

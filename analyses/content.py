@@ -20,9 +20,9 @@ RUNS = {"base_rl": "teacher's prompts", "content_other": "other in-domain prompt
 
 def analyse(evidence: Evidence) -> Results:
     """Accuracy, overlap ratio, student overlap mass and student entropy for two prompt sets."""
-    overlap = [evidence.mean(name, lambda ds: ds.opd.overlap_ratio(), EVERY) for name in RUNS]
-    mass = [evidence.mean(name, lambda ds: ds.opd.overlap_mass("student"), EVERY) for name in RUNS]
-    entropy = [evidence.mean(name, lambda ds: ds.opd.entropy("student"), LAST) for name in RUNS]
+    overlap = [evidence.mean(name, "overlap_ratio", EVERY) for name in RUNS]
+    mass = [evidence.mean(name, "student_overlap_mass", EVERY) for name in RUNS]
+    entropy = [evidence.mean(name, "student_entropy", LAST) for name in RUNS]
     return Results(
         figure="fig10",
         title="Prompt content",
@@ -33,10 +33,8 @@ def analyse(evidence: Evidence) -> Results:
         panels=[
             accuracy_panel(evidence, RUNS, {"rl_base_large": "teacher"}),
             curve_panel(evidence, "overlap_ratio", RUNS, title="Overlap ratio"),
-            curve_panel(
-                evidence, "overlap_mass", RUNS, title="Student overlap mass", model="student"
-            ),
-            curve_panel(evidence, "entropy", RUNS, title="Student entropy", model="student"),
+            curve_panel(evidence, "student_overlap_mass", RUNS, title="Student overlap mass"),
+            curve_panel(evidence, "student_entropy", RUNS, title="Student entropy"),
         ],
         claims=[
             at_least(

@@ -4,9 +4,10 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from analyses.estimate import Estimate, exact, ratio, spearman
-from analyses.evidence import FIRST, Evidence, axis_label, claim, ratios
+from analyses.estimate import Estimate, exact, ratio, spearman, window
+from analyses.evidence import FIRST, Evidence, claim, ratios
 from analyses.results import Claim, Heat, Panel, Results
+from analyses.sums import axis_label
 from opdprobe.probes import heat_map
 
 RUN = "length_6"
@@ -63,7 +64,7 @@ def _end_first(evidence: Evidence, figure: str, model: str, edges: NDArray[np.in
             inside = (ds["position"] >= start) & (ds["position"] < stop)
             return ds.opd.entropy(model).where(inside)
 
-        return evidence.mean(RUN, part, FIRST)
+        return [window(run, part, run.steps[FIRST]) for run in evidence.runs[RUN]]
 
     return claim(
         f"{figure}.end_first",

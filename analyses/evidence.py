@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,17 +15,16 @@ from analyses.estimate import (
     MIN_SEEDS,
     N_BOOT,
     Estimate,
-    Probe,
     combine,
     interval_name,
     ratio,
     resample,
-    window,
 )
 from analyses.experiments import EXPERIMENTS
 from analyses.results import Claim, Meta, Panel, Reference, Series
+from analyses.sums import Sums, add_up
 from opdprobe import __version__
-from opdprobe.probes import curve, gap_recovery_rate
+from opdprobe.probes import gap_recovery_rate
 from opdprobe.store import Run
 
 # Ends of a run are averaged over this many recorded steps, or 1 % of them smooths nothing.
@@ -50,6 +50,8 @@ class Evidence:
     continuations
         Experiment to what the teacher made of its rollouts' prefixes, one Dataset a seed as
         `opdprobe.continuation.continuation_gain` gives it.
+    sums
+        Sums by rollout of runs that have been added up before, by directory.
     """
 
     preset: str
@@ -57,6 +59,13 @@ class Evidence:
     runs: dict[str, list[Run]]
     scores: dict[str, dict[str, NDArray[np.float64]]]
     continuations: dict[str, list[xr.Dataset]] = field(default_factory=dict)
+    sums: dict[Path, Sums] = field(default_factory=dict)
+
+    def sums_of(self, run: Run) -> Sums:
+        """Sums of a run's probes by rollout; added up when first asked for."""
+        if run.path not in self.sums:
+            self.sums[run.path] = add_up(run)
+        return self.sums[run.path]
 
     @property
     def benchmarks(self) -> list[str]:
@@ -96,16 +105,28 @@ class Evidence:
             )
         ]
 
-    def mean(self, experiment: str, probe: Probe, steps: slice) -> list[Estimate]:
-        """A probe's mean over all states of some of the recorded steps, one a seed."""
-        return [window(run, probe, run.steps[steps]) for run in self.runs[experiment]]
+    def mean(self, experiment: str, probe: str, steps: slice) -> list[Estimate]:
+        """A probe's mean over all states of some of the recorded steps, one a seed.
 
-    def change(self, experiment: str, probe: Probe) -> list[Estimate]:
+        Probes are those of `analyses.sums.PROBES`.
+        """
+        found = []
+        for run in self.runs[experiment]:
+            sums = self.sums_of(run)
+            rows = sums.rows(steps)
+            found.append(resample(sums.total[probe][rows], sums.n[probe][rows]))
+        return found
+
+    def by_step(self, experiment: str, probe: str) -> list[NDArray[np.float64]]:
+        """A probe's mean at each recorded step, one array a seed."""
+        return [means(self.sums_of(run), probe) for run in self.runs[experiment]]
+
+    def change(self, experiment: str, probe: str) -> list[Estimate]:
         """A probe's mean over the last recorded steps minus that over the first."""
         first, last = (self.mean(experiment, probe, end) for end in (FIRST, LAST))
         return differences(last, first)
 
-    def remaining(self, experiment: str, probe: Probe) -> list[Estimate]:
+    def remaining(self, experiment: str, probe: str) -> list[Estimate]:
         """Last divided by first: the share of a quantity that training left."""
         first, last = (self.mean(experiment, probe, end) for end in (FIRST, LAST))
         return ratios(last, first)
@@ -113,7 +134,9 @@ class Evidence:
     def meta(self, experiments: Sequence[str]) -> Meta:
         """Provenance of a results file."""
         runs = [run for name in experiments for run in self.runs[name]]
-        lengths = {name: [r.rollouts()["length"] for r in self.runs[name]] for name in experiments}
+        lengths = {
+            name: [self.sums_of(run).length for run in self.runs[name]] for name in experiments
+        }
         every = [length for some in lengths.values() for length in some]
         common = _common([run.config for run in runs])
         return Meta(
@@ -205,38 +228,60 @@ def accuracy_panel(
     )
 
 
+def means(sums: Sums, probe: str) -> NDArray[np.float64]:
+    """Mean of a probe at each step."""
+    starts = sums.first[:-1]
+    return ratio(np.add.reduceat(sums.total[probe], starts), np.add.reduceat(sums.n[probe], starts))
+
+
 def curve_panel(
-    evidence: Evidence, probe: str, experiments: Mapping[str, str], *, title: str, **arguments: str
+    evidence: Evidence, probe: str, experiments: Mapping[str, str], *, title: str
 ) -> Panel:
     """Draw a probe's mean over states by training step, one line an experiment."""
-    series = [
-        curve_series(evidence.runs[name], probe, role=name, label=label, **arguments)
-        for name, label in experiments.items()
-    ]
-    run = evidence.runs[next(iter(experiments))][0]
-    sample = getattr(run.load(run.steps[0]).opd, probe)(**arguments)
+    sums = evidence.sums_of(evidence.runs[next(iter(experiments))][0])
     return Panel(
-        name="_".join([*arguments.values(), probe]),
+        name=probe,
         title=title,
         x_label="training step",
-        y_label=axis_label(sample.attrs["long_name"], sample.attrs["units"]),
+        y_label=sums.label[probe],
         kind="line",
-        series=series,
+        series=[
+            curve_series(evidence, name, probe, role=name, label=label)
+            for name, label in experiments.items()
+        ],
     )
 
 
 def curve_series(
-    runs: Sequence[Run], probe: str, *, role: str, label: str, **arguments: str
+    evidence: Evidence, experiment: str, probe: str, *, role: str, label: str
 ) -> Series:
     """A probe by step: one run with its bootstrap band, or the mean of seeds with a t-interval."""
+    every = [evidence.sums_of(run) for run in evidence.runs[experiment]]
+    value = np.array([means(sums, probe) for sums in every])
+    if len(every) >= MIN_SEEDS:
+        low, high = _seed_interval(value)
+    else:
+        bands = [_band(sums, probe) for sums in every]
+        low, high = np.mean(bands, axis=0)
+    x = every[0].steps.tolist()
+    return Series(role, label, x=x, y=value.mean(0).tolist(), low=low.tolist(), high=high.tolist())
 
-    def values(ds):
-        return getattr(ds.opd, probe)(**arguments)
 
-    values.__name__ = probe
-    # The fewest replicates there may be where the seeds make the interval: nobody looks at them.
-    n_boot = 100 if len(runs) >= MIN_SEEDS else N_BOOT
-    return stack([curve(run, values, n_boot=n_boot) for run in runs], role=role, label=label)
+def _band(sums: Sums, probe: str) -> NDArray[np.float64]:
+    """Ends of the bootstrap interval at each step, as `opdprobe.curve` draws it."""
+    ends = np.full((2, len(sums.steps)), np.nan)
+    for i, step in enumerate(sums.steps.tolist()):
+        rows = sums.rows(slice(i, i + 1))
+        there = sums.length[rows] > 0
+        total, n = sums.total[probe][rows][there], sums.n[probe][rows][there]
+        if np.count_nonzero(n) < 2:  # one rollout drawn again and again shows no spread
+            continue
+        share = np.full(n.size, 1 / n.size)
+        drawn = np.random.default_rng([0, step]).multinomial(n.size, share, size=N_BOOT)
+        ends[:, i] = np.nanquantile(
+            ratio(drawn @ total, drawn @ n), [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
+        )
+    return ends
 
 
 def metric_series(runs: Sequence[Run], name: str, *, role: str, label: str) -> Series:
@@ -248,18 +293,6 @@ def metric_series(runs: Sequence[Run], name: str, *, role: str, label: str) -> S
     return Series(role, label, x=x, y=value.mean(0).tolist(), low=low.tolist(), high=high.tolist())
 
 
-def stack(curves, *, role: str, label: str) -> Series:
-    """Merge one curve a seed into one series."""
-    value = np.array([c["value"].values for c in curves])
-    if len(curves) >= MIN_SEEDS:
-        low, high = _seed_interval(value)
-    else:
-        low = np.mean([c["low"].values for c in curves], axis=0)
-        high = np.mean([c["high"].values for c in curves], axis=0)
-    x = curves[0]["step"].values.tolist()
-    return Series(role, label, x=x, y=value.mean(0).tolist(), low=low.tolist(), high=high.tolist())
-
-
 def _seed_interval(value: NDArray) -> tuple[NDArray, NDArray]:
     n = len(value)
     if n < MIN_SEEDS:
@@ -267,11 +300,6 @@ def _seed_interval(value: NDArray) -> tuple[NDArray, NDArray]:
         return nan, nan
     half = stdtrit(n - 1, (1 + LEVEL) / 2) * value.std(0, ddof=1) / n**0.5
     return value.mean(0) - half, value.mean(0) + half
-
-
-def axis_label(long_name: str, units: str) -> str:
-    """Compose an axis label from a variable's attributes."""
-    return long_name if units == "1" else f"{long_name} [{units}]"
 
 
 def claim(

@@ -25,10 +25,7 @@ def analyse(evidence: Evidence) -> Results:
         )
         for name, (title, label) in LOGGED.items()
     ]
-    gap = {
-        name: evidence.remaining(name, lambda ds: abs(ds.opd.extreme_advantage_gap()))
-        for name in RUNS
-    }
+    gap = {name: evidence.remaining(name, "extreme_advantage_size") for name in RUNS}
     start = {
         name: [
             _start(f, name).map(_start(s, name), by=ratio)

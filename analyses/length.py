@@ -74,9 +74,7 @@ def analyse(evidence: Evidence) -> Results:
 
 def dynamics(evidence: Evidence) -> Results:
     """Overlap ratio, student entropy and gradient norm by step, for all lengths."""
-    entropy = {
-        name: evidence.mean(name, lambda ds: ds.opd.entropy(), LAST) for name in (LONGEST, USUAL)
-    }
+    entropy = {name: evidence.mean(name, "student_entropy", LAST) for name in (LONGEST, USUAL)}
     gradient = {
         name: logged(evidence, name, "grad_norm", last_quarter) for name in (LONGEST, USUAL)
     }

@@ -17,9 +17,7 @@ def analyse(evidence: Evidence) -> Results:
             y_label="overlap mass",
             kind="line",
             series=[
-                curve_series(
-                    evidence.runs[name], "overlap_mass", role=model, label=label, model=model
-                )
+                curve_series(evidence, name, f"{model}_overlap_mass", role=model, label=label)
                 for model, label in MODELS.items()
             ],
         )
@@ -37,9 +35,7 @@ def analyse(evidence: Evidence) -> Results:
                 f"fig18.{model}",
                 f"the {model}'s mass on the overlap stays near one in the success",
                 paper="97 to 99 %",
-                ours=evidence.mean(
-                    "success", lambda ds, model=model: ds.opd.overlap_mass(model), EVERY
-                ),
+                ours=evidence.mean("success", f"{model}_overlap_mass", EVERY),
                 test="mean over all steps ≥ 0.95",
                 holds=lambda m: m >= 0.95,
                 opposite=lambda low, high: high < 0.9,

@@ -28,7 +28,7 @@ OVERLAP = {"success": "RL'd same-size teacher", "failure": "larger same-pipeline
 def analyse(evidence: Evidence) -> Results:
     """Gap recovery, reverse distillation and overlap ratio."""
     before_rl = evidence.role("student")
-    rise = {name: evidence.change(name, lambda ds: ds.opd.overlap_ratio()) for name in OVERLAP}
+    rise = {name: evidence.change(name, "overlap_ratio") for name in OVERLAP}
     return Results(
         figure="fig01",
         title="Overview",

@@ -37,8 +37,7 @@ def analyse(evidence: Evidence) -> Results:
     """Accuracy and overlap ratio for every way of choosing prompts."""
     none = evidence.accuracy("select_none")
     entropy = [
-        evidence.mean(name, lambda ds: ds.opd.entropy("student"), LAST)
-        for name in ("select_mixed", "baseline")
+        evidence.mean(name, "student_entropy", LAST) for name in ("select_mixed", "baseline")
     ]
     return Results(
         figure="selection",

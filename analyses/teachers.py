@@ -28,7 +28,7 @@ TEACHERS = {"rl_base_large": "RL'd-base teacher", "post_large": "other-pattern t
 def analyse(evidence: Evidence) -> Results:
     """Figure 2: accuracy and overlap ratio of a base student under two teachers."""
     rl, post = (evidence.role(role) for role in TEACHERS)
-    overlap = [evidence.mean(name, lambda ds: ds.opd.overlap_ratio(), FIRST) for name in RUNS]
+    overlap = [evidence.mean(name, "overlap_ratio", FIRST) for name in RUNS]
     return Results(
         figure="fig02",
         title="Two teachers of one base student",

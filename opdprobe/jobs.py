@@ -27,6 +27,7 @@ from analyses import (
     reward,
     scale,
     selection,
+    sums,
     supports,
     sweep,
     teachers,
@@ -98,6 +99,7 @@ def train(name: str, seed: int, preset: Preset, folder: Path, report: Report) ->
             for benchmark, source in benchmarks.items()
         },
     ).train(resume=True, on_progress=report)
+    _add_up(name, seed, folder)
 
 
 def _evaluated(preset: Preset) -> int:
@@ -185,6 +187,7 @@ def probe(name: str, seed: int, preset: Preset, folder: Path, report: Report) ->
             max_tokens=config.micro_batch_tokens,
         )
         writer.write_step(0, step)
+    _add_up(name, seed, folder)
     gains = continuation_path(folder, name, seed)
     if grader is None or gains.exists():
         return
@@ -258,6 +261,14 @@ def analyse(figure: str, preset: Preset, folder: Path, report: Report) -> None:
     report(1, 1)
 
 
+def _add_up(name: str, seed: int, folder: Path) -> None:
+    """Sum a run's probes up once, for all the figures that show it."""
+    run = open_run(run_dir(folder, name, seed))
+    path = sums_path(folder, name, seed)
+    if not path.exists() or sums.load(path).steps.tolist() != run.steps:
+        sums.save(sums.add_up(run), path)
+
+
 def evidence(preset: Preset, folder: Path, names: Sequence[str]) -> Evidence:
     """Open the runs of some experiments and read the accuracies of all models."""
     gains = {
@@ -265,11 +276,17 @@ def evidence(preset: Preset, folder: Path, names: Sequence[str]) -> Evidence:
         for name in names
         if not EXPERIMENTS[name].train
     }
+    runs = {
+        name: [open_run(run_dir(folder, name, seed)) for seed in preset.seeds] for name in names
+    }
     return Evidence(
         preset=folder.name,
         models=preset.models,
-        runs={
-            name: [open_run(run_dir(folder, name, seed)) for seed in preset.seeds] for name in names
+        runs=runs,
+        sums={
+            run.path: sums.load(sums_path(folder, name, seed))
+            for name in names
+            for seed, run in zip(preset.seeds, runs[name], strict=True)
         },
         scores={
             path.stem: {
@@ -313,6 +330,11 @@ def run_dir(folder: Path, name: str, seed: int) -> Path:
 def continuation_path(folder: Path, name: str, seed: int) -> Path:
     """Where the continuations of a probe's rollouts are kept."""
     return folder / "continuations" / f"{name}-s{seed}.npz"
+
+
+def sums_path(folder: Path, name: str, seed: int) -> Path:
+    """Where the sums of a run's probes are kept."""
+    return folder / "sums" / f"{run_name(name, seed)}.npz"
 
 
 def results_path(folder: Path, figure: str) -> Path:

@@ -11,7 +11,6 @@ from analyses.evidence import (
     above,
     accuracy_panel,
     at_least,
-    axis_label,
     below,
     claim,
     curve_panel,
@@ -90,8 +89,8 @@ def test_change_and_remaining_compare_the_first_five_steps_with_the_last_five(ev
         run.states(steps)["reverse_kl"].values.astype(float).mean()
         for steps in (range(5), range(7, 12))
     )
-    (change,) = evidence.change("success", lambda ds: ds.opd.reverse_kl())
-    (left,) = evidence.remaining("success", lambda ds: ds.opd.reverse_kl())
+    (change,) = evidence.change("success", "reverse_kl")
+    (left,) = evidence.remaining("success", "reverse_kl")
     assert change.value == pytest.approx(last - first, rel=1e-9)
     assert left.value == pytest.approx(last / first, rel=1e-9)
 
@@ -107,7 +106,10 @@ def test_pairs_are_compared_seed_by_seed():
 
 
 def test_nothing_at_the_start_leaves_no_share(evidence):
-    (left,) = evidence.remaining("failure", lambda ds: 0 * ds.opd.reverse_kl())
+    (run,) = evidence.runs["failure"]
+    sums = evidence.sums_of(run)
+    nothing = replace(sums, total={name: 0 * total for name, total in sums.total.items()})
+    (left,) = replace(evidence, sums={run.path: nothing}).remaining("failure", "reverse_kl")
     assert np.isnan(left.value)
 
 
@@ -122,7 +124,9 @@ def test_meta_counts_what_is_behind_a_figure(evidence, five_seeds):
         "teacher": "zoo:sft-large",
         "steps": 12,
         "states": 360,
+        "settings": "",
     }
+    assert meta.config == {"eval_n": 4}
     assert "bootstrap" in meta.interval
     assert five_seeds.meta(["success"]).seeds == [0, 1, 2, 3, 4]
     assert five_seeds.meta(["success"]).interval == "95 % t-interval over 5 seeds"
@@ -165,7 +169,7 @@ def test_curve_panel_is_the_curve_of_one_run(evidence):
     assert panel.y_label == "overlap-token advantage [nats]"
     ratio = curve_panel(evidence, "overlap_ratio", {"failure": "F"}, title="T")
     assert ratio.y_label == "overlap ratio"
-    mass = curve_panel(evidence, "overlap_mass", {"failure": "F"}, title="T", model="teacher")
+    mass = curve_panel(evidence, "teacher_overlap_mass", {"failure": "F"}, title="T")
     assert mass.y_label == "teacher overlap mass"
 
 
@@ -189,11 +193,6 @@ def test_logged_scalars_have_a_band_with_three_seeds_or_more_only(evidence, five
     low, high = stats.t.interval(0.95, 4, loc=values.mean(0), scale=stats.sem(values))
     np.testing.assert_allclose(many.low, low)
     np.testing.assert_allclose(many.high, high)
-
-
-def test_axis_labels_have_a_unit_where_there_is_one():
-    assert axis_label("overlap ratio", "1") == "overlap ratio"
-    assert axis_label("entropy gap", "nats") == "entropy gap [nats]"
 
 
 # Verdicts

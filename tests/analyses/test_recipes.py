@@ -57,6 +57,7 @@ def swapped(evidence):
         "base_post": "base_rl",
         "content_other": "template_original",
         "cold_start": "no_cold_start",
+        "no_cold_start": "base_rl",
         "template_original": "success",
         "select_none": "success",
         "select_template": "failure",

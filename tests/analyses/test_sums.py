@@ -1,0 +1,52 @@
+"""Sums by rollout: against the states themselves, and through a file."""
+
+import numpy as np
+import pytest
+
+from analyses.sums import PROBES, add_up, axis_label, load, save
+
+
+@pytest.fixture(scope="module")
+def run(make_evidence):
+    (run,) = make_evidence({"success": 3}).runs["success"]
+    return run
+
+
+def test_sums_are_those_of_the_states(run):
+    sums = add_up(run)
+    assert sums.steps.tolist() == run.steps
+    row = 0
+    for i, step in enumerate(run.steps):
+        ds = run.load(step)
+        assert sums.rows(slice(i, i + 1)) == slice(row, row + ds.sizes["rollout"])
+        for rollout in range(ds.sizes["rollout"]):
+            mine = ds["rollout"].values == rollout
+            assert sums.length[row] == mine.sum()
+            for name, probe in PROBES.items():
+                values = probe(ds).values[mine].astype(float)
+                assert sums.n[name][row] == np.count_nonzero(~np.isnan(values))
+                assert sums.total[name][row] == pytest.approx(np.nansum(values))
+            row += 1
+    assert row == sums.first[-1] == sums.length.size
+    assert sums.rows(slice(-1, None)) == slice(int(sums.first[-2]), row)
+    assert sums.rows(slice(None)) == slice(0, row)
+
+
+def test_labels_have_a_unit_where_there_is_one(run):
+    labels = add_up(run).label
+    assert labels["overlap_ratio"] == axis_label("overlap ratio", "1") == "overlap ratio"
+    assert labels["entropy_gap"] == axis_label("entropy gap", "nats") == "entropy gap [nats]"
+    assert labels["teacher_overlap_mass"] == "teacher overlap mass"
+
+
+def test_a_file_gives_back_what_was_saved(run, tmp_path):
+    sums = add_up(run)
+    save(sums, tmp_path / "a/b.npz")
+    got = load(tmp_path / "a/b.npz")
+    assert [p.name for p in (tmp_path / "a").iterdir()] == ["b.npz"]
+    assert got.label == sums.label
+    for name in ("steps", "first", "length"):
+        np.testing.assert_array_equal(getattr(got, name), getattr(sums, name))
+    for name in PROBES:
+        np.testing.assert_array_equal(got.total[name], sums.total[name])
+        np.testing.assert_array_equal(got.n[name], sums.n[name])
