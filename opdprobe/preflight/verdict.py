@@ -110,11 +110,12 @@ def judge(evidence: Evidence) -> Verdict:
 
     1. a teacher that is clearly the weaker model is *harmful* (§3.3): what a student loses needs no
        capacity. Should its pattern help the student all the same, that is *cannot tell*;
-    2. if the changes of its weights that different prompts ask for cancel (§6.2), the student will
-       hardly move: *unlikely to help*, however strong the teacher;
-    3. a student that does better after the teacher's openings is *likely to work*, if prompts ask
-       for one and the same change; if that is open, *cannot tell*;
-    4. one that does worse after them will be led there: *harmful*;
+    2. a student that does better after the teacher's openings is *likely to work*;
+    3. one that does worse after them will be led there: *harmful*. If the teacher is clearly the
+       better model, that is *cannot tell*: the student may lose by the opening and gain by the
+       rest;
+    4. if the changes of its weights that different prompts ask for cancel (§6.2), the student will
+       hardly move: *unlikely to help*;
     5. one that does no better has no better pattern to take over: *unlikely to help*.
 
     Without usable answers the value of the pattern is unknown: changes that cancel make it
@@ -144,12 +145,12 @@ def judge(evidence: Evidence) -> Verdict:
     weaker = obstacle is None and e.gap.high <= -_WORTH
     if weaker:
         word = UNKNOWN if pattern == "better" else HARMFUL
-    elif consistent is False:
-        word = UNLIKELY
     elif pattern == "better":
-        word = LIKELY if consistent else UNKNOWN
+        word = LIKELY
+    elif pattern == "worse":
+        word = UNKNOWN if e.gap.low > 0 else HARMFUL
     else:
-        word = {"worse": HARMFUL, "no better": UNLIKELY, None: UNKNOWN}[pattern]
+        word = UNLIKELY if pattern == "no better" or consistent is False else UNKNOWN
     reasons = [obstacle or _pattern_reason(e, pattern), gradients, _overlap_reason(e)]
     if weaker:
         reasons.insert(0, f"The teacher is the weaker model: {_shown(e.gap)} in accuracy.")
@@ -192,10 +193,13 @@ def _pattern_reason(e: Evidence, pattern: str | None) -> str:
     if pattern == "better":
         return f"{change}: it can use the teacher's pattern (§3.1)."
     if pattern == "worse":
-        return (
+        reason = (
             f"{change}: the teacher's pattern does not suit this student, and a student takes over "
             "the pattern, not the scale (§3.3)."
         )
+        if e.gap.low > 0:
+            reason += f" The teacher is better by {_shown(e.gap)}: it may gain by the rest."
+        return reason
     if e.gap.low > 0:
         return (
             f"{change}. The teacher is better by {_shown(e.gap)}, but by ability, not by a pattern "
