@@ -10,6 +10,10 @@ from rich.text import Text
 
 from analyses.results import Claim, Results, load
 from opdprobe.errors import OPDProbeError
+from opdprobe.report.reasons import REASONS
+
+# Presets whose models are the testbed's: what it lacks explains nothing about anybody else's.
+_TESTBED = ("quick", "full")
 
 SIGNS = {"shown": "✓", "not shown": "–", "opposite": "✗"}
 COLOURS = {"shown": "green", "not shown": "yellow", "opposite": "red"}
@@ -141,6 +145,13 @@ def claims_markdown(results: Sequence[Results]) -> str:
             cells = (claim.claim, claim.paper, finding(claim), claim.test, verdict(claim))
             # A bar would end the cell.
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        why = [
+            f"- *{claim.claim}*: {REASONS[claim.id]}"
+            for claim in result.claims
+            if claim.verdict != "shown" and claim.id in REASONS and meta.preset in _TESTBED
+        ]
+        if why:
+            lines += ["", "Why not:", "", *why]
     return "\n".join(lines) + "\n"
 
 

@@ -1,0 +1,48 @@
+"""Why a claim does not show on the testbed, by claim: for those that do not."""
+
+REASONS = {
+    "fig07.dip": (
+        "The tokens outside the shared set hold 1 % of the student's mass here: training on "
+        "them aligns the lists from the first step, and nothing dips."
+    ),
+    "fig07.recovers": ("Without a dip there is nothing to recover from."),
+    "fig08.gap_start": (
+        "The cold start samples its teacher at temperature 0.7 and top-p 0.95, so the student "
+        "it makes is sharper (0.32 nats) than the teacher is at temperature 1 (0.74); the base "
+        "student errs on the other side (1.03), and by less."
+    ),
+    "fig10.entropy": (
+        "Entropy is lower on the teacher's prompts, by less than the test asks: most of it is "
+        "in the wording, which is the same for both sets."
+    ),
+    "fig12.collapse": (
+        "Responses of 160 tokens are unreliable at their end, and cost accuracy on long "
+        "problems (figure 11), but no run collapses: the task is over after some 130 tokens, "
+        "and a response cannot wander off for thousands more."
+    ),
+    "fig12.gradient": ("As for the collapse: more states a step make the mean gradient smaller."),
+    "fig13.moves_forward": (
+        "Entropy is higher at the end throughout; it does not spread forward within 48 steps."
+    ),
+    "fig23.moves_forward": ("As for figure 13."),
+    "fig16.k1_unstable": (
+        "With k = 1 the run is slower and ends lower (figure 15); its gradient norm has spikes "
+        "of the same relative size as that of k = 16."
+    ),
+    "fig16.entropy_spike": ("As for the gradient norm."),
+    "fig20.recovery": (
+        "The RL'd larger teacher is better than the student by 0.05 only: a larger model names "
+        "totals at once about as well as it sums, so that RL changes its pattern and hardly its"
+        " accuracy. The signature in the overlap shows; there is no gap to recover."
+    ),
+    "fig20.failure": ("A ratio to that recovery."),
+    "fig20.stronger": ("The still larger teacher is better by less than the test asks."),
+    "selection.content": (
+        "Without the wording that the teacher knows, its own questions do not help: a wording "
+        "that no model has seen outweighs the content."
+    ),
+    "selection.entropy": (
+        "With 30 % of other prompts the student's entropy ends where it does without (0.68 nats): "
+        "the two kinds of prompts differ in depth, not in the entropy of their wording."
+    ),
+}
