@@ -48,12 +48,14 @@ def even(text, prompt):
         ("sft-small", "sft-large", UNLIKELY),
         ("rl-small", "sft-small", HARMFUL),
         ("rl-small", "sft-large", HARMFUL),
-        ("sft-large", "rl-small", UNLIKELY),
-        ("sft-large", "sft-small", HARMFUL),
+        ("base-small", "base-large-rl", LIKELY),
+        ("post-small", "post-large", UNLIKELY),
+        ("post-small", "post-large-rl", LIKELY),
+        ("cold-start-small", "post-large-rl", UNLIKELY),
     ],
 )
 def test_the_verdict_on_the_testbeds_pairs(student, teacher, word):
-    prompts, grader = resolve_prompts("zoo:medium", 64)
+    prompts, grader = resolve_prompts("zoo:train", 64)
     models = resolve_model(f"zoo:{student}"), resolve_model(f"zoo:{teacher}")
     result = preflight(*models, prompts, grader=grader)
     assert result.verdict.word == word, result.verdict.reasons

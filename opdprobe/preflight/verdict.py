@@ -10,25 +10,26 @@ HARMFUL = "harmful"
 UNKNOWN = "cannot tell"
 
 VALIDATED = (
-    "Validated on 6 pairs of the testbed's models only, of which training (one seed) helps 1, "
-    "leaves 2 as they were and harms 3. Five of them served to make the rule and its limits; the "
-    "sixth (sft-large from rl-small) was judged, by an earlier form of it, before its outcome was "
-    "known. Right on 10 of 10 draws of prompts for each. No real language model is among them."
+    "Validated on 10 pairs of the testbed's models only, of which training helps 5, leaves 3 as "
+    "they were and harms 2. It is right on 8 of them, cannot tell on 1 and misses 1 that training "
+    "helps. Two of the 10 served to correct an earlier form of it, which was made on other models. "
+    "No real language model is among them."
 )
 """What every verdict says about the rule itself."""
 
 # Accuracy that a pattern has to gain or lose before it counts, and the bounds of an interval that
-# hides nothing larger. On the testbed: +0.19 to +0.45 where training works, -0.09 to +0.12 where it
-# does not, -0.50 to -0.35 where it harms; intervals of about ±0.1 (32 prompts × 4).
+# hides nothing larger. On the testbed: +0.14 to +0.30 where training works and the rule sees it,
+# -0.08 to +0.05 where it changes nothing, -0.42 to -0.34 where it harms; intervals of about ±0.1
+# (32 prompts × 4).
 _WORTH = 0.1
 _BLIND = 0.2
 # Cosine between groups of 16 rollouts: consistent from the first on if 0 is ruled out, cancelled if
-# 0 is possible and the second ruled out. On the testbed 0.26 to 0.67 where training works (lowest
-# bound 0.08), -0.05 to 0.04 where the student stays as it is (highest bound 0.21).
+# 0 is possible and the second ruled out. On the testbed 0.24 to 0.52 where training works, but 0.10
+# for one pair; -0.03 to 0.04 where a teacher of the same pipeline changes nothing.
 _CONSISTENT = 0.2
 _CANCELS = 0.3
 # The paper's successful runs start at 0.72, the one that needs a cold start at 0.55 (Fig. 6 and 8);
-# the testbed's lineages at 0.85, and 0.60 to 0.66 across them.
+# the testbed's lineages at 0.81 to 0.83, and 0.46 to 0.74 across them.
 _OVERLAP = 0.7
 _TRUNCATED = 0.5
 _REPETITIVE = 0.1
