@@ -160,7 +160,7 @@ class Evidence:
                 }
                 for name in experiments
             },
-            commit=str(runs[0].attrs.get("commit", "")),
+            commit=", ".join(sorted({str(run.attrs.get("commit") or "") for run in runs} - {""})),
             version=__version__,
             config=common,
         )

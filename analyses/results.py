@@ -320,7 +320,7 @@ class Meta:
     runs
         Run to its properties (``student``, ``teacher``, ``steps``, …), in the order to list them.
     commit
-        Commit of the code that recorded the runs; empty if unknown.
+        Commit of the code that recorded the runs, or several; empty if unknown.
     version
         Version of opdprobe that analysed them.
     config
