@@ -4,6 +4,7 @@ An experiment names *roles*; a preset says which model, which prompts play each 
 therefore runs on the testbed (quick, full), on the paper's models (paper) and on anybody's own.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -194,7 +195,7 @@ def roles_of(figure: str) -> tuple[set[str], set[str]]:
     )
 
 
-def needed(figures: list[str] | None) -> list[str]:
+def needed(figures: Sequence[str] | None) -> list[str]:
     """List the experiments that some figures need; all figures by default.
 
     Raises

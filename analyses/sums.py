@@ -4,6 +4,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -91,7 +92,7 @@ def axis_label(long_name: str, units: str) -> str:
 
 def save(sums: Sums, path: Path) -> None:
     """Write sums, whole or not at all; makes the directory."""
-    arrays = {"steps": sums.steps, "first": sums.first, "length": sums.length}
+    arrays: dict[str, Any] = {"steps": sums.steps, "first": sums.first, "length": sums.length}
     for name in sums.total:
         arrays[f"total/{name}"], arrays[f"n/{name}"] = sums.total[name], sums.n[name]
         arrays[f"label/{name}"] = np.array(sums.label[name])

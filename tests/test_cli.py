@@ -157,7 +157,7 @@ def test_bad_prompts_can_be_left_out(tmp_path, capsys):
         (["--report-to", "tensorbored"], "report_to tensorbored: no such tracker"),
         (["--benchmark", "absent.parquet"], "absent.parquet: no such file"),
         (["--prompts", "absent.jsonl"], "absent.jsonl: no such file"),
-        (["--student", "zoo:huge"], "no zoo model 'huge'; there are sft-small, sft-large, rl-sm"),
+        (["--student", "zoo:huge"], "no zoo model 'huge'; there are sft-small, rl-small, sft-"),
         (["--teacher", "./absent"], "./absent: no such file or directory"),
     ],
 )
@@ -256,11 +256,13 @@ def test_figures_are_drawn_beside_the_results_and_checked(tmp_path, capsys):
     save(results(0.5), folder / "fig05.json")
     command = ["figures", "fig05", "--results", str(folder)]
     assert main(command) == 0
-    drawn = [Path(line) for line in capsys.readouterr().out.splitlines()]
+    *drawn, claims = [Path(line) for line in capsys.readouterr().out.splitlines()]
     assert [p.name for p in drawn] == ["fig05.pdf", "fig05.png", "captions.md"]
     assert all(p.parent == tmp_path / "figures" and p.exists() for p in drawn)
+    assert claims == tmp_path / "claims.md"
+    assert "Main claims: 1 of 1 shown" in claims.read_text(encoding="utf-8")
     assert main([*command, "--check"]) == 0
-    assert capsys.readouterr().out == f"{tmp_path / 'figures'} is up to date.\n"
+    assert capsys.readouterr().out == f"{tmp_path / 'figures'} and {claims} are up to date.\n"
     save(results(0.4), folder / "fig05.json")
     reason, _ = failed(capsys, main([*command, "--check"]))
     assert "fig05.pdf, fig05.png" in reason
@@ -365,7 +367,7 @@ def test_version_and_help(capsys):
 
 def test_reproduce_refuses_an_unknown_figure(tmp_path, capsys):
     reason, _ = failed(capsys, main(["reproduce", "--only", "fig99", "--out", str(tmp_path)]))
-    assert "no figure fig99; there are fig05, fig06, fig07" in reason
+    assert "no figure fig99; there are fig01, fig02, fig03" in reason
     assert not list(tmp_path.iterdir())
 
 

@@ -201,6 +201,7 @@ def solve(
         out += ["the", "total", slots["copula"](rng), str(total)]
     else:
         numbers, link = list(problem.operands), slots[f"link {strategy}"]
+        total = numbers[0]
         wrong = rng.randrange(len(numbers) - 1) if slip else None
         for i in range(len(numbers) - 1):
             left, right, *rest = numbers
