@@ -76,7 +76,7 @@ def test_cold_start_reports_what_became_of_the_responses(tmp_path, models, promp
     [
         ("max_steps", "--set 'max_steps': expected NAME=VALUE"),
         ("max_steps=[", r"--set 'max_steps=\[': the value is not readable as YAML"),
-        ("lr=1", "unknown setting lr for SFTConfig"),
+        ("lr=1", "--set 'lr=1': expected NAME=VALUE with NAME one of batch_size"),
         ("seed=one", "seed = 'one' is of type str"),
     ],
 )

@@ -59,7 +59,7 @@ def test_splits_of_one_size_differ():
 
 @pytest.mark.parametrize(
     ("template", "question"),
-    [("add", "add {}"), ("total", "{} please total"), ("unseen", "please total {}")],
+    [("add", "add {}"), ("total", "{} please total"), ("unseen", "the total {}")],
 )
 def test_a_problem_asks_for_the_sum_it_has_as_answer(template, question):
     for prompt in problems(50, split="train", template=template):
