@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.logging import RichHandler
 
-from opdprobe import __version__, commands, recipe_commands
+from opdprobe import __version__, commands, recipe_commands, report_command
 from opdprobe.commands import errors
 from opdprobe.errors import OPDProbeError
 
@@ -215,6 +215,13 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--rollouts", type=_positive, metavar="N", help="the first N of each step")
     sub.add_argument("--tokenizer", type=Path, metavar="DIR", help="default: the student's")
     sub.add_argument("--max-mb", type=float, default=20, help="thin above; default: %(default)s")
+
+    sub = command("report", report_command.report, "what a run's curves say, or two runs' together")
+    sub.add_argument("run_dir", type=Path, metavar="RUN")
+    sub.add_argument("other", type=Path, nargs="?", metavar="RUN2", help="a run to compare with")
+    sub.add_argument("--out", type=Path, metavar="FILE", help="default: report.html in RUN")
+    sub.add_argument("--no-view", action="store_true", help="no page of tokens to link to")
+    sub.add_argument("--json", action="store_true", help="print the findings as JSON")
 
     sub = command("zoo", commands.zoo, "the testbed's models")
     sub.add_argument("action", choices=["list", "build", "check"])

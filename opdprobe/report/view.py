@@ -87,7 +87,7 @@ def write_view(
     if not max_mb > 0:
         raise ConfigError(f"max_mb is {max_mb}, expected more than 0")
     found = [_token_texts(run, tokenizer) for run in runs]
-    labels = _labels(runs)
+    labels = run_labels(runs)
     notices = [f"{label}: {what}" for label, (_, what) in zip(labels, found, strict=True) if what]
     offered = [_steps(run, runs, steps) for run in runs]
     counts = [
@@ -120,14 +120,15 @@ def write_view(
     return left_out + notices
 
 
-def _labels(runs: Sequence[Run]) -> list[str]:
+def run_labels(runs: Sequence[Run]) -> list[str]:
+    """Names of runs: their directories', or whole paths where these are the same."""
     names = [run.path.resolve().name for run in runs]
     return names if len(set(names)) == len(names) else [str(run.path) for run in runs]
 
 
 def _token_texts(run: Run, given: str | Path | None) -> tuple[TokenTexts, str | None]:
     """Find the texts of a run's tokens, and say what is amiss with them."""
-    student = _model_name(run, "student")
+    student = model_name(run, "student")
     if given is None:
         # A run's own copy is the one it was made with; the student's directory may have changed.
         folders = sorted(run.path.glob("checkpoints/*"), reverse=True)
@@ -148,13 +149,13 @@ def _token_texts(run: Run, given: str | Path | None) -> tuple[TokenTexts, str | 
     )
 
 
-def _model_name(run: Run, role: str) -> str | None:
+def model_name(run: Run, role: str) -> str | None:
     """Name of a model; what else wrote the run may have stored a bare name, or none."""
     model = run.attrs.get(role)
     return model.get("name") if isinstance(model, dict) else model
 
 
-def _short(name: str | None) -> str | None:
+def short_name(name: str | None) -> str | None:
     """Leave out where on a machine a model lay: a page may be passed on."""
     return Path(name).name if name and Path(name).is_absolute() else name
 
@@ -246,8 +247,8 @@ def _page(
         described.append(
             {
                 "label": label,
-                "student": _short(_model_name(run, "student")),
-                "teacher": _short(_model_name(run, "teacher")),
+                "student": short_name(model_name(run, "student")),
+                "teacher": short_name(model_name(run, "teacher")),
                 "gap": text.gap,
                 "token_id": list(shown),
                 "token_kind": [token.kind for token in shown.values()],

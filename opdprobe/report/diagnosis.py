@@ -1,0 +1,244 @@
+"""What a run's curves say, in words and in the paper's terms. No models, no torch."""
+
+from typing import Literal
+
+import numpy as np
+
+from analyses.single import Course
+from opdprobe.report import signs
+from opdprobe.report.finding import (
+    Evidence,
+    Finding,
+    accuracy_change,
+    change,
+    level,
+    logged_change,
+    look,
+    lower,
+)
+
+Direction = Literal["toward", "away", "flat", "unclear"]
+
+TUNED = (
+    "Rules and limits were chosen with the paper's numbers and the testbed's runs in view, one "
+    "seed each; no run was kept aside to test them, and no real language model is among them. Late "
+    "collapse and entropy collapse occur in none of these runs."
+)
+"""What every diagnosis says about the rules themselves."""
+
+# The paper's success: overlap 0.72 to 0.91, the advantage to 0, the gap narrower; its failure: none
+# of them (Fig. 6). On the testbed overlap rises by 0.01 to 0.17 where a teacher is followed, and
+# what is left of the other two is 0.02 to 0.8; in failures 0.00, and 0.83 to 0.99.
+_OVERLAP_MOVED = 0.01
+_LEFT = 0.8
+# Flat is what rules out the success of `analyses.alignment`: 0.05 of overlap, half of the others.
+_OVERLAP_BLIND = 0.05
+_LEFT_BLIND = 0.5
+# Above where the paper's success ends (0.91).
+_ALIGNED = 0.95
+_ACCURACY = 0.05
+_ACCURACY_BLIND = 0.1
+
+
+def diagnose(found: Course) -> list[Finding]:
+    """Say what a run's curves show.
+
+    Compared are the first and the last 5 recorded steps (a third of a shorter run), with bootstrap
+    intervals over rollouts, and over problems for the accuracy. A change counts if its interval
+    excludes none and it has the size below; that nothing changed counts if the interval excludes
+    a change that would matter. All else is *no clear sign*. Rollouts of one prompt are taken as
+    independent, and steps are not resampled: intervals are rather too narrow. Fewer than 16
+    rollouts have none.
+
+    Parameters
+    ----------
+    found
+        A run's course.
+
+    Returns
+    -------
+    list of Finding
+        First what became of the alignment (there is always one):
+
+        - ``aligning``: overlap ratio up by 0.01, overlap-token advantage and entropy gap down to
+          0.8 of what they were: the success signature (§4.1). ``partly_aligning``: some of them,
+          and none the other way;
+        - ``stagnating``: none moved, and intervals exclude 0.05 of overlap, and half or twice the
+          others: the failure signature (§4.1, App. B.2). ``aligned_from_the_start``: that, with an
+          overlap of 0.95 and more;
+        - ``drifting_apart``: some moved the other way and none this way; ``mixed``: both;
+        - ``no_clear_sign``, and ``too_short`` for a single step;
+
+        then, where it applies,
+
+        - what became of the accuracy: it moved by 0.05, or 0.1 is excluded (``accuracy_…``);
+        - ``low_overlap``: overlap starts below 0.7 (§5.1);
+        - ``late_collapse``: overlap ends 0.02 below its best 5-step mean, which was 0.01 above the
+          start, and the student's entropy is 1.1 times what it was there (§6.1);
+        - ``entropy_collapse``: student entropy at most half of its start and 0.8 of the teacher's
+          at the same states (§5.2);
+        - ``truncated``: more than 0.1 of the last responses reached the limit (§6.1);
+        - ``gradient_spikes``: a gradient norm 5 times the median of the 20 steps around it, and
+          above those of the first steps (§6.3);
+        - ``blind_loss``: with a top-k loss, less than 0.9 of a model's probability on the shared
+          tokens at the end (App. B.1).
+
+        Limits are the paper's numbers and those of the analyses where there are any, else chosen
+        with the testbed's runs in view; see `TUNED`.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> from analyses.single import course
+    >>> from opdprobe.testing import synthetic_run
+    >>> with TemporaryDirectory() as folder:
+    ...     run = synthetic_run(folder, steps=range(12), n_rollouts=32)
+    ...     [finding.name for finding in diagnose(course(run))][:2]
+    ['stagnating', 'accuracy_unclear']
+    """
+    alignment = _alignment(found)
+    others = (
+        _accuracy(found, alignment.name),
+        signs.low_overlap(found),
+        signs.late_collapse(found),
+        signs.entropy_collapse(found),
+        signs.truncated(found),
+        signs.gradient_spikes(found),
+        signs.blind_loss(found),
+    )
+    return [alignment, *(finding for finding in others if finding)]
+
+
+# ---- what became of the alignment
+
+
+def _alignment(found: Course) -> Finding:
+    where = look(found, "reverse_kl", found.last, 1, "reverse_kl")
+    if len(found.steps) < 2:
+        text = "Whether the models align shows only over several steps."
+        return Finding("too_short", "unclear", "One recorded step", text, (), **where)
+    moves = [
+        change(found, name, relative=name != "overlap_ratio")
+        for name in ("overlap_ratio", "overlap_token_advantage", "entropy_gap")
+    ]
+    # One shared token, renormalised, has no advantage: at k = 1 there is nothing to see.
+    moves = [move for move in moves if not np.isnan(move.value)]
+    directions = [_direction(move) for move in moves]
+
+    def names(*wanted: Direction) -> str:
+        chosen = zip(moves, directions, strict=True)
+        return ", ".join(lower(move.quantity) for move, one in chosen if one in wanted)
+
+    start = level(found, "overlap_ratio", found.first)
+    advice = ""
+    if set(directions) == {"toward"}:
+        name, kind, title = "aligning", "good", "Aligning"
+        text = (
+            "The student's distribution moves to the teacher's in all that shows it: the success "
+            "signature (§4.1)."
+        )
+    elif "toward" in directions and "away" in directions:
+        name, kind, title = "mixed", "note", "Moving both ways"
+        text = (
+            f"Toward the teacher: {names('toward')}. Away from it: {names('away')}. Neither "
+            "signature of §4.1."
+        )
+    elif "toward" in directions:
+        name, kind, title = "partly_aligning", "good", "Partly aligning"
+        text = (
+            f"Toward the teacher: {names('toward')}. Not clearly, of the success signature "
+            f"(§4.1): {names('flat', 'unclear')}."
+        )
+    elif "away" in directions:
+        name, kind, title = "drifting_apart", "bad", "Drifting apart"
+        text = f"Away from the teacher: {names('away')}. Nothing moves toward it."
+        advice = (
+            "Lower the learning rate, shorten responses (§6.1), and see that the loss covers the "
+            "tokens that matter (§4.2)."
+        )
+    elif set(directions) == {"flat"} and start.low >= _ALIGNED:
+        name, kind, title = "aligned_from_the_start", "note", "Aligned from the start"
+        text = (
+            "The models agree on nearly all candidates, and stay so: there is little to take over."
+        )
+        moves += [start]
+    elif set(directions) == {"flat"}:
+        name, kind, title = "stagnating", "bad", "Stagnating"
+        text = (
+            "Neither overlap nor advantage nor entropy gap moves: the failure signature (§4.1), "
+            "with which small losses and gradients go (App. B.2). The teacher says nothing that "
+            "this student can follow."
+        )
+        advice = (
+            "Ask opdprobe preflight about the pair; try a cold start (§5.1), prompts in the "
+            "teacher's template (§5.2), or a teacher with something new, after RL (§3.2)."
+        )
+        loss = logged_change(found, "loss")
+        moves += [loss] if loss else []
+    else:
+        name, kind, title = "no_clear_sign", "unclear", "No clear sign"
+        text = "Too few rollouts to tell whether the models align: the intervals allow both."
+        advice = "Record more rollouts (record_fraction), or train on."
+    return Finding(name, kind, title, text, tuple(moves), advice, **where)
+
+
+def _direction(move: Evidence) -> Direction:
+    """Where a quantity of the signature went; the overlap by difference, others by ratio."""
+    if move.quantity == "overlap_ratio":
+        if move.value >= _OVERLAP_MOVED and move.low > 0:
+            return "toward"
+        if move.value <= -_OVERLAP_MOVED and move.high < 0:
+            return "away"
+        within = move.low > -_OVERLAP_BLIND and move.high < _OVERLAP_BLIND
+    else:
+        if move.value <= _LEFT and move.high < 1:
+            return "toward"
+        if move.value >= 1 / _LEFT and move.low > 1:
+            return "away"
+        within = move.low > _LEFT_BLIND and move.high < 1 / _LEFT_BLIND
+    return "flat" if within else "unclear"
+
+
+def _accuracy(found: Course, alignment: str) -> Finding | None:
+    moved = accuracy_change(found)
+    if moved is None:
+        return None
+    aligned = alignment in ("aligning", "partly_aligning")
+    advice = ""
+    if moved.value >= _ACCURACY and moved.low > 0:
+        if alignment in ("stagnating", "drifting_apart"):
+            name, kind = "accuracy_without_alignment", "note"
+            title = "Accuracy rose although alignment did not"
+            text = (
+                "Something other than the teacher's distribution was learnt: an answer's format, "
+                "its length, its end. Read responses before you believe it."
+            )
+        else:
+            name, kind, title = "accuracy_rose", "good", "Accuracy rose"
+            text = "The student solves more problems."
+    elif moved.value <= -_ACCURACY and moved.high < 0:
+        if aligned:
+            name, kind = "accuracy_fell_with_alignment", "bad"
+            title = "The student follows its teacher down"
+            text = (
+                "It aligns and solves fewer problems: a student takes over its teacher's pattern, "
+                "whatever the teacher's own score (§3.3)."
+            )
+            advice = "Take a teacher whose pattern is worth having: ask opdprobe preflight."
+        else:
+            name, kind, title = "accuracy_fell", "bad", "Accuracy fell"
+            text = "The student solves fewer problems."
+    elif moved.low > -_ACCURACY_BLIND and moved.high < _ACCURACY_BLIND:
+        name, kind, title = "accuracy_flat", "note", "Accuracy did not move"
+        text = (
+            "The student aligns, but the teacher's pattern brings it no more answers (§3.2)."
+            if aligned
+            else "Neither better nor worse."
+        )
+    else:
+        name, kind, title = "accuracy_unclear", "unclear", "Accuracy: no clear sign"
+        text = "The interval allows a change that would matter, and none."
+        advice = "Evaluate on more problems, or take more samples of each (eval_n)."
+    # A failed rollout where there is one; answers may be unknown in the rollouts.
+    where = look(found, "correct", found.last, -1, "reverse_kl")
+    return Finding(name, kind, title, text, (moved,), advice, **where)

@@ -1,0 +1,254 @@
+"""Findings, and the numbers with intervals that they rest on, each with words to show it in."""
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from analyses.estimate import Estimate, combine, exact, ratio, resample
+from analyses.single import Course, title_of
+from opdprobe.report.claims import number
+from opdprobe.schema import MODELS
+
+# Resampling fewer says too little of how much their mean may be off.
+MIN_ROLLOUTS = 16
+
+Kind = Literal["good", "bad", "note", "unclear"]
+
+_SIGNS: dict[Kind, str] = {"good": "✓", "bad": "✗", "note": "•", "unclear": "?"}
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """A number that a finding rests on.
+
+    Parameters
+    ----------
+    quantity
+        Key of `analyses.single.QUANTITIES`, a metric, or ``accuracy``.
+    text
+        The number in words, with its interval and steps.
+    value, low, high
+        What is compared with a limit: a level, a difference or a ratio, and its 95 % interval; NaN
+        where there is none.
+    steps
+        First and last step of each stretch looked at.
+
+    Examples
+    --------
+    >>> seen = Evidence("loss", "loss 0.2; step 3", 0.2, float("nan"), float("nan"), ((3, 3),))
+    >>> seen.to_dict()["low"] is None
+    True
+    """
+
+    quantity: str
+    text: str
+    value: float
+    low: float
+    high: float
+    steps: tuple[tuple[int, int], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON: None for what is no finite number."""
+        return {
+            name: None if isinstance(value, float) and not np.isfinite(value) else value
+            for name, value in asdict(self).items()
+        }
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that a run's curves say.
+
+    Parameters
+    ----------
+    name
+        Identifier, such as ``aligning``.
+    kind
+        ``good``, ``bad``, ``note`` or ``unclear``.
+    title, text
+        What it is, and what it means, in the paper's terms.
+    evidence
+        What it rests on.
+    advice
+        What to try; may be empty.
+    step, rollout, by
+        Where to look in the token viewer, and what to colour by.
+    """
+
+    name: str
+    kind: Kind
+    title: str
+    text: str
+    evidence: tuple[Evidence, ...]
+    advice: str = ""
+    step: int = 0
+    rollout: int = 0
+    by: str = "reverse_kl"
+
+    @property
+    def sign(self) -> str:
+        """What tells its kind without colour."""
+        return _SIGNS[self.kind]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        evidence = [one.to_dict() for one in self.evidence]
+        return asdict(self) | {"evidence": evidence}
+
+
+def level(found: Course, name: str, where: slice) -> Evidence:
+    """Measure a quantity's mean over some steps.
+
+    Parameters
+    ----------
+    found
+        A run's course.
+    name
+        Key of `analyses.single.QUANTITIES`.
+    where
+        Places in the course's steps, such as `Course.first`.
+    """
+    value, low, high = interval(_mean(found, name, where))
+    steps = _steps(found.steps, where)
+    text = f"{lower(name)} {shown(value, low, high)}; {_said(steps)}"
+    return Evidence(name, text, value, low, high, (steps,))
+
+
+def change(
+    found: Course, name: str, *, before: slice | None = None, relative: bool = False
+) -> Evidence:
+    """Measure how a quantity's mean over the last steps differs from an earlier one.
+
+    Parameters
+    ----------
+    found, name
+        As in `level`.
+    before
+        Places of the earlier steps; the run's first by default.
+    relative
+        Whether last / earlier counts, and not the difference. Of a quantity below 0, of its size.
+    """
+    before = found.first if before is None else before
+    stretches = (before, found.last)
+    earlier, last = (_mean(found, name, where) for where in stretches)
+    steps = [_steps(found.steps, where) for where in stretches]
+    return _compared(name, earlier, last, steps, relative=relative)
+
+
+def logged_change(found: Course, name: str) -> Evidence | None:
+    """Measure how a logged scalar's mean over its last steps differs; it has no interval."""
+    steps, values = found.values(name)
+    if len(values) < 2:
+        return None
+    width = min(found.width, len(values) // 2)
+    ends = (slice(width), slice(len(values) - width, len(values)))
+    first, last = (exact(float(values[end].mean())) for end in ends)
+    return _compared(name, first, last, [_steps(steps, end) for end in ends])
+
+
+def accuracy_change(found: Course) -> Evidence | None:
+    """Measure the last evaluation less the first, over the same problems.
+
+    Without evaluations, the share of correct rollouts; None if answers are not known.
+    """
+    if len(found.scores) > 1:
+        first, last = (resample(found.scores[end]) for end in (0, -1))
+        ends = [(step, step) for step in (found.evaluated[0], found.evaluated[-1])]
+        return _compared("accuracy", first, last, ends)
+    if len(found.steps) > 1 and found.has("correct"):
+        return change(found, "correct")
+    return None
+
+
+def student_to_teacher(found: Course) -> Evidence:
+    """Measure the ratio of the two entropies over the last steps, at the same states."""
+    student, teacher = (_mean(found, f"{m}_entropy", found.last) for m in MODELS)
+    value, low, high = interval(student.map(teacher, by=ratio))
+    steps = _steps(found.steps, found.last)
+    text = f"student / teacher entropy {shown(value, low, high)}; {_said(steps)}"
+    return Evidence("student_entropy", text, value, low, high, (steps,))
+
+
+def look(found: Course, name: str, where: slice, sign: int, by: str) -> dict[str, Any]:
+    """Choose where in the viewer to look, for a finding's fields of that name.
+
+    Parameters
+    ----------
+    found, name
+        As in `level`.
+    where
+        Places of the steps to choose from.
+    sign
+        1: the rollout in which the quantity is highest; -1: lowest.
+    by
+        Quantity of the viewer to colour tokens by.
+    """
+    step, rollout = found.extreme(name, where, sign)
+    return {"step": step, "rollout": rollout, "by": by}
+
+
+def _mean(found: Course, name: str, where: slice) -> Estimate:
+    """Estimate a mean; without an interval, and so without a say, where rollouts are few."""
+    estimate = found.mean(name, where)
+    few = sum(map(len, found.counts[where])) < MIN_ROLLOUTS
+    return exact(estimate.value) if few else estimate
+
+
+def _compared(
+    name: str,
+    earlier: Estimate,
+    last: Estimate,
+    steps: list[tuple[int, int]],
+    *,
+    relative: bool = False,
+) -> Evidence:
+    value, low, high = interval(last.map(earlier, by=ratio if relative else np.subtract))
+    sign = "× " if relative else "+" if value >= 0 else ""
+    text = (
+        f"{lower(name)} {number(earlier.value)} → {number(last.value)}, "
+        f"{sign}{shown(value, low, high)}; {_said(*steps)}"
+    )
+    return Evidence(name, text, value, low, high, tuple(steps))
+
+
+def interval(estimate: Estimate) -> tuple[float, float, float]:
+    """Give an estimate and its 95 % interval; infinite means have none."""
+    if not np.isfinite(estimate.value):
+        return estimate.value, np.nan, np.nan
+    return combine([estimate])
+
+
+def shown(value: float, low: float, high: float) -> str:
+    """Write a number with its interval.
+
+    Examples
+    --------
+    >>> shown(0.5, 0.4, 0.6), shown(2.0, float("nan"), float("nan"))
+    ('0.5 [0.4, 0.6]', '2, no interval')
+    """
+    if np.isnan(low):
+        return f"{number(value)}, no interval"
+    return f"{number(value)} [{number(low)}, {number(high)}]"
+
+
+def lower(name: str) -> str:
+    """Name a quantity inside a sentence."""
+    return "accuracy" if name == "accuracy" else title_of(name).lower().replace("kl", "KL")
+
+
+def _steps(steps: list[int], where: slice) -> tuple[int, int]:
+    return steps[where][0], steps[where][-1]
+
+
+def _said(*stretches: tuple[int, int]) -> str:
+    """Name steps, or the two stretches of them that are compared.
+
+    Examples
+    --------
+    >>> _said((0, 4), (7, 7))
+    'steps 0–4 → 7'
+    """
+    texts = [f"{first}–{last}" if last > first else f"{first}" for first, last in stretches]
+    one = len(stretches) == 1 and "–" not in texts[0]
+    return f"step{'' if one else 's'} {' → '.join(texts)}"

@@ -1,0 +1,179 @@
+"""The report on a run, or on two: what its curves say, in words, beside the curves themselves."""
+
+import base64
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlencode
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from analyses.estimate import interval_name
+from analyses.results import Panel
+from analyses.single import QUANTITIES, Course, course
+from opdprobe.errors import ConfigError
+from opdprobe.report.diagnosis import TUNED, diagnose
+from opdprobe.report.finding import Finding, interval, shown
+from opdprobe.report.run_panels import report_panels
+from opdprobe.report.token_text import visible
+from opdprobe.report.view import model_name, run_labels, short_name, write_view
+from opdprobe.store import Run
+from opdprobe.train.config import OPDConfig
+
+
+def write_run_report(
+    path: str | Path,
+    runs: Sequence[Run],
+    *,
+    draw: Callable[[Sequence[Panel]], list[bytes]],
+    view: bool = True,
+) -> list[list[Finding]]:
+    """Write the report on a run, or on two side by side, whole or not at all.
+
+    It refers to no other file but the token viewer's, which is written beside it: findings link to
+    the step and the rollout to look at.
+
+    Parameters
+    ----------
+    path : path-like
+        The HTML file, replaced if it exists.
+    runs : sequence of Run
+        One run, or two to compare.
+    draw : callable
+        Makes a PNG of each panel: `figures.run.images`. Given, because reports know of no figures.
+    view : bool
+        Whether to write ``NAME-view.html`` beside ``NAME.html``, and link to it.
+
+    Returns
+    -------
+    list of list of Finding
+        What `opdprobe.report.diagnosis.diagnose` found in each run.
+
+    Raises
+    ------
+    ConfigError
+        Not one or two runs.
+    StoreError
+        A run without a recorded step.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> from opdprobe.testing import synthetic_run
+    >>> with TemporaryDirectory() as folder:
+    ...     run = synthetic_run(folder + "/mine", steps=[0])
+    ...     found = write_run_report(
+    ...         folder + "/report.html", [run], draw=lambda panels: [b""] * len(panels)
+    ...     )
+    >>> found[0][0].title
+    'One recorded step'
+    """
+    if len(runs) not in (1, 2):
+        raise ConfigError(f"{len(runs)} runs to report on, expected one, or two to compare")
+    path = Path(path)
+    courses = [
+        course(run, label=visible(label)) for run, label in zip(runs, run_labels(runs), strict=True)
+    ]
+    findings = [diagnose(found) for found in courses]
+    panels = report_panels(runs, courses)
+    view_path = path.with_name(f"{path.stem}-view.html") if view else None
+    images = [base64.b64encode(image).decode() for image in draw(panels)]
+    # Everything is text to be escaped: names and settings may come from anywhere.
+    environment = Environment(
+        loader=PackageLoader("opdprobe.report"), autoescape=True, undefined=StrictUndefined
+    )
+    page = environment.get_template("run_report.html.jinja").render(
+        title=" and ".join(found.label for found in courses),
+        labels=[found.label for found in courses],
+        facts=_facts(runs, courses),
+        settings=_settings(runs),
+        diagnoses=[_linked(some, i, view_path) for i, some in enumerate(findings)],
+        view=quote(view_path.name) if view_path else None,
+        figures=[(panel.title, image) for panel, image in zip(panels, images, strict=True)],
+        numbers=_numbers(courses),
+        widths=sorted({found.width for found in courses}),
+        interval=interval_name(1),
+        tuned=TUNED,
+    )
+    if view_path:
+        write_view(view_path, runs)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(page, encoding="utf-8")
+    os.replace(temporary, path)
+    return findings
+
+
+def _facts(runs: Sequence[Run], courses: Sequence[Course]) -> list[tuple[str, list[str]]]:
+    """What each run is: rows of a heading and one text a run."""
+    rows: dict[str, list[str]] = {}
+    entropy = list(QUANTITIES).index("student_entropy")  # every state has one
+    for run, found in zip(runs, courses, strict=True):
+        steps = found.steps
+        n_rollouts = sum(map(len, found.sums))
+        n_states = int(sum(counts[:, entropy].sum() for counts in found.counts))
+        facts = {
+            "Student": short_name(model_name(run, "student")) or "unknown",
+            "Teacher": short_name(model_name(run, "teacher")) or "unknown",
+            "Recorded": f"{len(steps)} step{'s' * (len(steps) != 1)}, {steps[0]} to {steps[-1]}",
+            "Rollouts": f"{n_rollouts:,}",
+            "States": f"{n_states:,}",
+            "Benchmarks": ", ".join(run.benchmarks) or "none",
+        }
+        for name, text in facts.items():
+            rows.setdefault(name, []).append(visible(text))
+    return list(rows.items())
+
+
+def _settings(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """Settings that are not the paper's, or not the same in both runs."""
+    paper = OPDConfig().to_dict()
+    rows = []
+    for name in dict.fromkeys(name for run in runs for name in run.config):
+        values = [run.config.get(name, "–") for run in runs]
+        usual = paper.get(name, "–")
+        differ = any(value != values[0] for value in values)
+        if differ or values[0] != usual:
+            rows.append(
+                {
+                    "name": visible(str(name)),
+                    "paper": _text(usual),
+                    "values": [_text(value) for value in values],
+                    "differ": differ,
+                }
+            )
+    return sorted(rows, key=lambda row: not row["differ"])  # stable: else in the run's order
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "none"
+    return visible(f"{value:g}" if isinstance(value, float) else str(value))
+
+
+def _linked(findings: list[Finding], run: int, view: Path | None) -> list[dict[str, Any]]:
+    """Findings with their addresses in the viewer."""
+    rows = []
+    for finding in findings:
+        place = {"run": run, "step": finding.step, "rollout": finding.rollout, "by": finding.by}
+        address = f"{quote(view.name)}#{urlencode(place)}" if view else None
+        rows.append({"finding": finding, "address": address})
+    return rows
+
+
+def _numbers(courses: Sequence[Course]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """First and last mean of every quantity, with intervals, a pair a run."""
+
+    def mean(found: Course, name: str, where: slice) -> str:
+        return shown(*interval(found.mean(name, where))) if found.has(name) else "–"
+
+    rows = []
+    for name, quantity in QUANTITIES.items():
+        if any(found.has(name) for found in courses):
+            unit = "" if quantity.units == "1" else f" [{quantity.units}]"
+            pairs = [
+                (mean(found, name, found.first), mean(found, name, found.last)) for found in courses
+            ]
+            rows.append((quantity.title + unit, pairs))
+    return rows

@@ -1,0 +1,179 @@
+"""Single signs of trouble in a run: each function gives a finding, or None where there is none."""
+
+import numpy as np
+
+from analyses.single import Course
+from opdprobe.report.claims import number
+from opdprobe.report.finding import Evidence, Finding, change, level, look, student_to_teacher
+from opdprobe.schema import MODELS
+
+# As in preflight: the paper's successes start at 0.72, the run that needs a cold start at 0.55.
+_LOW_START = 0.7
+# As figure 12's claim; and that entropy rose meanwhile.
+_FELL = 0.02
+_ROSE = 0.01
+_ENTROPY_ROSE = 1.1
+_ENTROPY_HALVED = 0.5
+_ENTROPY_BELOW = 0.8
+_TRUNCATED = 0.1
+# Times the median of the steps around. Testbed: 1.5 to 3 in most runs; 5 to 13, and then above the
+# first steps' norms, where RL is undone, responses are very short, and now and then elsewhere.
+_SPIKE = 5.0
+_AROUND = 10
+# The paper: 0.97 to 0.99 (App. B.1). Testbed: 0.93 and more; 0.81 to 0.88 for k = 1, once for
+# k = 4, and for responses of 2 tokens.
+_MASS = 0.9
+
+
+def low_overlap(found: Course) -> Finding | None:
+    """Starts with low overlap: the ratio of the first steps is below 0.7 (§5.1)."""
+    start = level(found, "overlap_ratio", found.first)
+    if not start.high < _LOW_START:
+        return None
+    return Finding(
+        "low_overlap",
+        "note",
+        "Starts with low overlap",
+        f"Below the range in which the paper's successes start ({_LOW_START} and above). It "
+        "depends on k and on the vocabulary; runs can do well all the same.",
+        (start,),
+        "A cold start, SFT on the teacher's rollouts, raises it (§5.1); so do prompts in "
+        "the teacher's template (§5.2).",
+        **look(found, "overlap_ratio", found.first, -1, "overlap"),
+    )
+
+
+def late_collapse(found: Course) -> Finding | None:
+    """Late collapse (§6.1): overlap fell from its best while entropy rose.
+
+    The overlap ratio ends 0.02 below its best mean over 5 steps, which was 0.01 above the start;
+    the student's entropy is at least 1.1 times what it was at that best.
+    """
+    _, values = found.values("overlap_ratio")
+    n, width = len(values), found.width
+    means = np.convolve(values, np.ones(width) / width, "valid")
+    means = np.where(np.isnan(means), -np.inf, means)  # a step without states
+    best = int(np.argmax(means))
+    top = slice(best, best + width)
+    if best + width > n - width or not means[best] - means[0] >= _ROSE:
+        return None
+    overlap = change(found, "overlap_ratio", before=top)
+    entropy = change(found, "student_entropy", before=top, relative=True)
+    if not (overlap.value <= -_FELL and overlap.high < 0):
+        return None
+    if not (entropy.value >= _ENTROPY_ROSE and entropy.low > 1):
+        return None
+    evidence = (overlap, entropy)
+    if found.has("completion_length"):
+        evidence += (change(found, "completion_length", before=top),)
+    return Finding(
+        "late_collapse",
+        "bad",
+        "Late collapse",
+        "The overlap had risen and fell again while the student's entropy rose: what too long "
+        "responses do, from their end forward (§6.1, Fig. 12 and 13).",
+        evidence,
+        "Shorten responses (max_completion_length), or stop at the best step.",
+        **look(found, "student_entropy", found.last, 1, "student_entropy"),
+    )
+
+
+def entropy_collapse(found: Course) -> Finding | None:
+    """Entropy collapsed (§5.2): below half of its start, and below the teacher's.
+
+    A success loses entropy too, where its teacher is surer. So the student's entropy has to be at
+    most 0.8 of the teacher's at the same states.
+    """
+    fall, below = change(found, "student_entropy", relative=True), student_to_teacher(found)
+    if not (fall.value <= _ENTROPY_HALVED and fall.high < 1):
+        return None
+    if not (below.value <= _ENTROPY_BELOW and below.high < 1):
+        return None
+    return Finding(
+        "entropy_collapse",
+        "bad",
+        "Entropy collapsed",
+        "The student is surer than its teacher at the same states, and little is left to explore.",
+        (fall, below),
+        "Mix in prompts that the teacher was not trained on: they keep entropy up (§5.2).",
+        **look(found, "student_entropy", found.last, -1, "student_entropy"),
+    )
+
+
+def truncated(found: Course) -> Finding | None:
+    """Truncated responses (§6.1): more than 0.1 of the last ones reached the limit."""
+    if not found.has("finished"):
+        return None
+    ended = level(found, "finished", found.last)
+    if not ended.high < 1 - _TRUNCATED:
+        return None
+    return Finding(
+        "truncated",
+        "note",
+        "Truncated responses",
+        f"{1 - ended.value:.0%} of the last responses reached the limit: their answers do not "
+        "count, and their far ends are where instability begins (§6.1).",
+        (ended, level(found, "completion_length", found.last)),
+        "If that is not meant, raise max_completion_length, or see whether the responses "
+        "repeat themselves.",
+        **look(found, "finished", found.last, -1, "student_entropy"),
+    )
+
+
+def gradient_spikes(found: Course) -> Finding | None:
+    """Gradient spikes (§6.3): a norm 5 times the median of the 20 steps around it.
+
+    It also has to be above those of the first steps: late in a success norms are so small that
+    multiples of them mean nothing.
+    """
+    steps, norms = found.values("grad_norm")
+    if len(norms) < 2:
+        return None
+    around = np.array(
+        [np.median([*norms[max(0, i - _AROUND) : i], *norms[i + 1 : i + 1 + _AROUND]])
+         for i in range(len(norms))]
+    )  # fmt: skip
+    spikes = np.flatnonzero((norms >= _SPIKE * around) & (norms > norms[: found.width].max()))
+    if not spikes.size:
+        return None
+    worst = int(spikes[np.argmax(norms[spikes])])
+    step, times = steps[worst], float(norms[worst] / around[worst])
+    more = f"; {spikes.size} such steps" if spikes.size > 1 else ""
+    text = (
+        f"gradient norm {number(norms[worst])} at step {step}, {number(times)} times the "
+        f"{number(around[worst])} around it{more}"
+    )
+    at = int(np.argmin(np.abs(np.array(found.steps) - step)))  # not every step is recorded
+    return Finding(
+        "gradient_spikes",
+        "bad",
+        "Gradient spikes",
+        "Updates are unstable. The paper sees this with k = 1 (§6.3) and with responses that are "
+        "too long (§6.1).",
+        (Evidence("grad_norm", text, times, np.nan, np.nan, ((step, step),)),),
+        "Take k = 4 or more, clip lower (max_grad_norm), or lower the learning rate.",
+        **look(found, "reverse_kl", slice(at, at + 1), 1, "reverse_kl"),
+    )
+
+
+def blind_loss(found: Course) -> Finding | None:
+    """A top-k loss is blind (App. B.1): under 0.9 of a model's mass is on shared tokens.
+
+    At the end, of the student or of the teacher. Losses over the full vocabulary or of the sampled
+    token see all of it.
+    """
+    if found.config.get("objective", "topk") != "topk":
+        return None
+    levels = [level(found, f"{m}_overlap_mass", found.last) for m in MODELS]
+    if not any(level.high < _MASS for level in levels):
+        return None
+    return Finding(
+        "blind_loss",
+        "bad",
+        "Probability outside the shared tokens",
+        "A top-k loss is renormalised: it is blind to what lies outside. The paper's runs keep "
+        "97 to 99 % within (App. B.1).",
+        tuple(levels),
+        "Raise k, or use objective='full' or tail='bucket'.",
+        **look(found, "student_overlap_mass", found.last, -1, "overlap"),
+    )
