@@ -1,0 +1,44 @@
+"""Compare two runs, one student with two teachers: curves, differences with intervals, a figure."""
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from analyses.estimate import combine, window
+from opdprobe import OPDConfig, OPDTrainer, curve
+from opdprobe.names import resolve_model, resolve_prompts
+
+TEACHERS = ("rl-small", "sft-large")
+PROBES = {"overlap_ratio": "overlap ratio", "entropy_gap": "entropy gap [nats]"}
+prompts, grader = resolve_prompts("zoo:train", 512)
+config = OPDConfig(
+    max_steps=20, batch_size=8, max_completion_length=64, learning_rate=2e-4, warmup_steps=5
+)
+# A run that is there already is opened, not trained again.
+runs = [
+    OPDTrainer(
+        resolve_model("zoo:sft-small"),
+        resolve_model(f"zoo:{name}"),
+        prompts=prompts,
+        config=config,
+        run_dir=f"runs/to-{name}",
+        grader=grader,
+    ).train()
+    for name in TEACHERS
+]
+
+figure = Figure(figsize=(6.75, 2.6), layout="constrained")
+for ax, (probe, label) in zip(figure.subplots(1, 2), PROBES.items(), strict=True):
+    # Over the last five steps. Both runs saw the same prompts, so rollouts are resampled in pairs.
+    first, second = (
+        window(run, lambda ds, probe=probe: getattr(ds.opd, probe)(), run.steps[-5:])
+        for run in runs
+    )
+    difference, low, high = combine([first.map(second, by=np.subtract)])
+    print(f"{probe}: {TEACHERS[0]} minus {TEACHERS[1]} {difference:+.3f} [{low:+.3f}, {high:+.3f}]")
+    for name, run in zip(TEACHERS, runs, strict=True):
+        found = curve(run, probe)
+        ax.plot(found.step, found.value, label=f"towards {name}")
+        ax.fill_between(found.step, found.low, found.high, alpha=0.2, linewidth=0)
+    ax.set(xlabel="training step", ylabel=label)
+    ax.legend()
+figure.savefig("compare.png", dpi=200)

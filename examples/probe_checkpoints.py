@@ -1,0 +1,47 @@
+"""Probe checkpoints that are saved already: one run whose steps are theirs."""
+
+from pathlib import Path
+
+from opdprobe import Callback, OPDConfig, OPDTrainer, curve, probe_checkpoints
+from opdprobe.names import resolve_model, resolve_prompts
+
+CHECKPOINTS = Path("out/checkpoints")
+student, teacher = resolve_model("zoo:sft-small"), resolve_model("zoo:rl-small")
+
+
+class Keep(Callback):
+    """Save every tenth student; stands for whatever training left checkpoints behind."""
+
+    def on_step_end(self, trainer, step, metrics, dataset):
+        """Save a Hugging Face directory, ``checkpoint-10``, …."""
+        updates = step + 1
+        if updates % 10 == 0:
+            folder = CHECKPOINTS / f"checkpoint-{updates}"
+            trainer.student.save_pretrained(folder)
+            trainer.tokenizer.save_pretrained(folder)
+
+
+OPDTrainer(
+    student,
+    teacher,
+    prompts=resolve_prompts("zoo:train", 256)[0],
+    config=OPDConfig(
+        max_steps=30,
+        batch_size=16,
+        max_completion_length=64,
+        learning_rate=2e-4,
+        record_every=0,
+    ),
+    run_dir="runs/unrecorded",
+    callbacks=[Keep()],
+).train()
+
+prompts, grader = resolve_prompts("zoo:medium", 32)
+run = probe_checkpoints(
+    CHECKPOINTS, teacher, prompts, "runs/checkpoints", max_new_tokens=64, grader=grader
+)
+overlap = curve(run, "overlap_ratio")
+for step, value, low, high in zip(
+    run.steps, overlap.value.values, overlap.low.values, overlap.high.values, strict=True
+):
+    print(f"step {step}: overlap ratio {value:.3f} [{low:.3f}, {high:.3f}]")
