@@ -16,15 +16,21 @@ LOGGED = {
 }
 
 
-def dynamics_panels(evidence: Evidence, experiments: Mapping[str, str]) -> list[Panel]:
-    """Overlap ratio, student entropy and gradient norm by training step.
+def dynamics_panels(
+    evidence: Evidence,
+    experiments: Mapping[str, str],
+    quantities: Mapping[str, tuple[str, str]] = LOGGED,
+) -> list[Panel]:
+    """Logged scalars by training step: overlap ratio, student entropy and gradient norm.
 
-    Logged scalars: they are means over all states of a step, also where a part was recorded.
+    They are means over all states of a step, also where a part was recorded.
 
     Parameters
     ----------
     experiments
         Experiment to legend label; an experiment's name is also its plotting role.
+    quantities
+        Name in ``Run.metrics`` to title and axis label.
     """
     return [
         Panel(
@@ -38,7 +44,7 @@ def dynamics_panels(evidence: Evidence, experiments: Mapping[str, str]) -> list[
                 for run, legend in experiments.items()
             ],
         )
-        for name, (title, label) in LOGGED.items()
+        for name, (title, label) in quantities.items()
     ]
 
 

@@ -1,8 +1,9 @@
 """Figure 19: does a failing run show in its loss and gradients (App. B.2)?"""
 
+from analyses.dynamics import dynamics_panels
 from analyses.estimate import Estimate, ratio, resample
-from analyses.evidence import EDGE, Evidence, claim, curve_panel, metric_series
-from analyses.results import Panel, Results
+from analyses.evidence import EDGE, Evidence, claim, curve_panel
+from analyses.results import Results
 from opdprobe.store import Run
 
 RUNS = {"success": "success", "failure": "failure"}
@@ -11,20 +12,7 @@ LOGGED = {"loss": ("Loss", "loss [nats]"), "grad_norm": ("Gradient norm", "gradi
 
 def analyse(evidence: Evidence) -> Results:
     """Loss, gradient norm and extreme-advantage gap, success against failure."""
-    panels = [
-        Panel(
-            name=name,
-            title=title,
-            x_label="training step",
-            y_label=label,
-            kind="line",
-            series=[
-                metric_series(evidence.runs[run], name, role=run, label=legend)
-                for run, legend in RUNS.items()
-            ],
-        )
-        for name, (title, label) in LOGGED.items()
-    ]
+    panels = dynamics_panels(evidence, RUNS, LOGGED)
     gap = {name: evidence.remaining(name, "extreme_advantage_size") for name in RUNS}
     start = {
         name: [
