@@ -104,7 +104,7 @@ def test_settings_are_compared_with_the_papers(tmp_path):
     run = written(tmp_path, config=usual | {"k": 4, "max_steps": 12})
     write_run_report(tmp_path / "report.html", [run], draw=blank, view=False)
     text = (tmp_path / "report.html").read_text()
-    rows = re.findall(r'<tr><th scope="row">(\w+)</th><td>([^<]*)</td><td>[^<]*</td></tr>', text)
+    rows = re.findall(r'<th scope="row">(\w+)</th><td class="whole">([^<]*)</td>', text)
     assert rows == [("k", "16"), ("max_steps", "none")]
     same = written(tmp_path, name="same", config=usual)
     write_run_report(tmp_path / "report.html", [same], draw=blank, view=False)
