@@ -257,6 +257,7 @@ def probe(arguments: argparse.Namespace) -> None:
 
 def inspect(arguments: argparse.Namespace) -> None:
     """Check a run, print what it holds."""
+    from opdprobe.report.view import model_name
     from opdprobe.schema import validate
 
     run = open_run(arguments.run_dir)
@@ -270,8 +271,8 @@ def inspect(arguments: argparse.Namespace) -> None:
     size = sum(path.stat().st_size for path in (run.path / "steps").glob("*.zip"))
     summary = {
         "run_dir": str(run.path),
-        "student": _model_name(run, "student"),
-        "teacher": _model_name(run, "teacher"),
+        "student": model_name(run, "student"),
+        "teacher": model_name(run, "teacher"),
         "steps": len(run.steps),
         "states": n_states,
         "bytes": size,
@@ -288,12 +289,6 @@ def inspect(arguments: argparse.Namespace) -> None:
     console.print(table)
     if run.metrics["step"].size:  # a run that has just begun has none, and so has a probe
         console.print(_metrics_table(run))
-
-
-def _model_name(run: Run, role: str) -> str | None:
-    """Name of a model; what else wrote the run may have stored a bare name, or none."""
-    model = run.attrs.get(role)
-    return model.get("name") if isinstance(model, dict) else model
 
 
 def _draw_run(run: Run, path: Path) -> None:

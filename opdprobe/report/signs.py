@@ -111,8 +111,8 @@ def truncated(found: Course) -> Finding | None:
         "truncated",
         "note",
         "Truncated responses",
-        f"{1 - ended.value:.0%} of the last responses reached the limit: their answers do not "
-        "count, and their far ends are where instability begins (§6.1).",
+        f"{1 - ended.value:.0%} of the last responses reached the limit: they hardly have an "
+        "answer, and far ends are where instability begins (§6.1).",
         (ended, level(found, "completion_length", found.last)),
         "If that is not meant, raise max_completion_length, or see whether the responses "
         "repeat themselves.",
