@@ -328,13 +328,13 @@ def run_dir(folder: Path, name: str, seed: int) -> Path:
 
 
 def continuation_path(folder: Path, name: str, seed: int) -> Path:
-    """Where the continuations of a probe's rollouts are kept."""
-    return folder / "continuations" / f"{name}-s{seed}.npz"
+    """Where the continuations of a probe's rollouts are kept: in the run, to go when it goes."""
+    return run_dir(folder, name, seed) / "continuation.npz"
 
 
 def sums_path(folder: Path, name: str, seed: int) -> Path:
-    """Where the sums of a run's probes are kept."""
-    return folder / "sums" / f"{run_name(name, seed)}.npz"
+    """Where the sums of a run's probes are kept: in the run, to go when it goes."""
+    return run_dir(folder, name, seed) / "sums.npz"
 
 
 def results_path(folder: Path, figure: str) -> Path:

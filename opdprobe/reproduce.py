@@ -4,8 +4,8 @@ Every step is resumable: a run continues from its last checkpoint, a finished on
 
     OUT/PRESET/runs/EXPERIMENT-sSEED/    a recorded run each
     OUT/PRESET/scores/ROLE.json          accuracy of each model, problem by problem
-    OUT/PRESET/sums/                     each run's probes, added up by rollout
-    OUT/PRESET/continuations/            what teachers made of students' prefixes
+                                         with its probes added up by rollout, and what the
+                                         teacher made of the student's prefixes
     OUT/PRESET/results/figNN.json        what the analyses found
     OUT/PRESET/figures/                  figNN.pdf, figNN.png, captions
     OUT/PRESET/report.html

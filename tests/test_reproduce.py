@@ -113,7 +113,7 @@ def test_a_killed_reproduction_went_on_where_it_was(killed_and_resumed):
 
 def test_a_second_time_nothing_is_trained_or_measured(killed_and_resumed, inline, capsys):
     folder, results, *_ = killed_and_resumed
-    kept = ("runs/*/steps/*", "runs/*/checkpoints/*/*", "scores/*", "continuations/*")
+    kept = ("runs/*/steps/*", "runs/*/checkpoints/*/*", "scores/*", "runs/*/*.npz")
     before = times(folder, *kept)
     bytes_before = {p: p.read_bytes() for p in folder.rglob("*.json")}
     assert main(["reproduce", "--out", str(folder.parent), "--json"]) == 0
