@@ -11,9 +11,9 @@ UNKNOWN = "cannot tell"
 
 VALIDATED = (
     "Validated on 10 pairs of the testbed's models only, of which training helps 5, leaves 3 as "
-    "they were and harms 2. It is right on 8 of them, cannot tell on 1 and misses 1 that training "
-    "helps. Two of the 10 served to correct an earlier form of it, which was made on other models. "
-    "No real language model is among them."
+    "they were and harms 2: right on 8, cannot tell on 1, misses 1 that training helps. But it was "
+    "corrected with all ten in view; an earlier form, made on other models, was right on 7. No "
+    "real language model is among them."
 )
 """What every verdict says about the rule itself."""
 

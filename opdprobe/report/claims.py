@@ -124,6 +124,7 @@ def claims_markdown(results: Sequence[Results]) -> str:
         "that the test holds; *opposite*, that the whole interval speaks for the contrary; *not "
         "shown* is everything else. The first claim of each figure is its main one.",
         "",
+        *_pilots(results),
         f"**Main claims: {shown} of {len(main)} shown. All claims: "
         + ", ".join(f"{n} {name}" for name, n in found.items())
         + ".**",
@@ -153,6 +154,17 @@ def claims_markdown(results: Sequence[Results]) -> str:
         if why:
             lines += ["", "Why not:", "", *why]
     return "\n".join(lines) + "\n"
+
+
+def _pilots(results: Sequence[Results]) -> list[str]:
+    """What was known when the testbed's runs were planned."""
+    if not any(result.meta.preset in _TESTBED for result in results):
+        return []
+    return [
+        "The testbed, the lengths of its runs and their learning rates were chosen on pilots with "
+        "seed 0, which is one of the seeds here; [the notebook](lab-notebook.md) says how.",
+        "",
+    ]
 
 
 def write_claims(path: Path, results_dir: Path) -> None:

@@ -11,8 +11,9 @@ REASONS = {
         "all but caught up."
     ),
     "fig07.dip": (
-        "The tokens outside the shared set hold 1 % of the student's mass here: training on "
-        "them aligns the lists from the first step, and nothing dips."
+        "The overlap ratio of this run rises from the first step (0.82 to 0.94): training on "
+        "the tokens of one list alone, which hold 4 % of the student's mass, aligns the "
+        "lists."
     ),
     "fig07.recovers": ("Without a dip there is nothing to recover from."),
     "fig08.gap_start": (
@@ -29,14 +30,17 @@ REASONS = {
         "problems (figure 11), but no run collapses: the task is over after some 130 tokens, "
         "and a response cannot wander off for thousands more."
     ),
-    "fig12.gradient": ("As for the collapse: more states a step make the mean gradient smaller."),
+    "fig12.gradient": (
+        "It is smaller on average, with an interval that reaches 1; a step of long responses "
+        "averages over more states."
+    ),
     "fig13.moves_forward": (
         "Entropy is higher at the end throughout; it does not spread forward within 48 steps."
     ),
     "fig23.moves_forward": ("As for figure 13."),
     "fig15.flat": (
-        "k = 4 ends 0.03 below k = 64: at the places where the wording is chosen, the first four "
-        "tokens hold some 70 % of the mass, less than a language model's do."
+        "k = 4 ends 0.03 below k = 64: where the wording is chosen, the first four of its "
+        "words hold some 70 % of the mass, the first sixteen 90 %."
     ),
     "fig16.k1_unstable": (
         "With k = 1 the run is slower and ends lower (figure 15); its gradient norm has spikes "
@@ -51,8 +55,8 @@ REASONS = {
     "fig20.failure": ("A ratio to that recovery."),
     "fig20.stronger": ("The still larger teacher is better by less than the test asks."),
     "selection.content": (
-        "Without the wording that the teacher knows, its own questions do not help: a wording "
-        "that no model has seen outweighs the content."
+        "Both sets are in the unseen wording here, and with it the longer problems that the "
+        "teacher was not trained on teach a little more. Why, these runs do not tell."
     ),
     "selection.entropy": (
         "With 30 % of other prompts the student's entropy ends where it does without (0.68 nats): "
