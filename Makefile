@@ -1,6 +1,7 @@
 # Needs Python 3.11 or newer and make; everything else is installed into .venv on first use.
 #   make demo      reproduce every figure of the paper on the built-in testbed, with one seed
 #   make test      lint, type-check and test
+#   make docs      build the user guide into site/
 #   make figures   draw the figures and list the claims again from the published results
 #   make lint      lint and type-check only
 #   make clean     remove .venv and all caches; runs and results stay
@@ -9,7 +10,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test figures lint clean
+.PHONY: demo test docs figures lint clean
 .DEFAULT_GOAL := demo
 
 demo: .venv/.installed
@@ -17,6 +18,11 @@ demo: .venv/.installed
 
 figures: .venv/.installed
 	@$(BIN)/opdprobe figures
+
+# Without the variable, the theme prints an advertisement for its successor.
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: .venv/.installed
+	@$(BIN)/mkdocs build --strict
 
 # One thread a process: torch and the two test processes would fight over the cores otherwise.
 test: export OMP_NUM_THREADS := 1
@@ -42,6 +48,6 @@ lint: .venv/.installed
 	@touch $@
 
 clean:
-	@rm -rf .venv build dist *.egg-info
+	@rm -rf .venv build dist site *.egg-info
 	@rm -rf .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
