@@ -10,7 +10,7 @@ Shape suffixes: N rows (any leading axes), D hidden size, V vocabulary, K tokens
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -73,35 +73,103 @@ class Head:
     scale: float = 1.0
     softcap: float | None = None
 
-    @property
-    def weight(self) -> Tensor | None:
-        """The kept rows, (V, D): a view of the model's parameter, None on the slow path."""
-        return None if self.projection is None else self.projection.weight[: self.width]
-
-    @property
-    def bias(self) -> Tensor | None:
-        """The kept part of the bias, (V,), or None."""
-        if self.projection is None or self.projection.bias is None:
-            return None
-        return self.projection.bias[: self.width]
-
-    def __call__(self, hidden_ND: Tensor) -> Tensor:
-        """Give the logits of every token.
+    def __call__(self, hidden_ND: Tensor, tile: slice | None = None) -> Tensor:
+        """Give the logits of every token, or of a run of tokens.
 
         Parameters
         ----------
         hidden_ND : Tensor (..., D)
             Last hidden states. One call makes one (..., V) tensor: pass a chunk of rows.
+        tile : slice, optional
+            Tokens, within ``0 … width``. Default: all.
 
         Returns
         -------
         Tensor (..., V)
             Logits, float32, differentiable in `hidden_ND` and the weights.
         """
-        weight_VD = self.weight
-        if weight_VD is None:
-            return _widen(hidden_ND[..., : self.width])
-        return self._finish(F.linear(hidden_ND, weight_VD, self.bias))
+        tile = slice(0, self.width) if tile is None else tile
+        if self.projection is None:
+            return _widen(hidden_ND[..., tile])
+        bias = self.projection.bias
+        return self._finish(
+            F.linear(hidden_ND, self.projection.weight[tile], None if bias is None else bias[tile])
+        )
+
+    @torch.no_grad()
+    def fill(self, out_NC: Tensor, hidden_ND: Tensor, tile: slice) -> None:
+        """Write the logits of a run of tokens into a tensor, without gradient.
+
+        Parameters
+        ----------
+        out_NC : Tensor (N, C)
+            Receives them.
+        hidden_ND : Tensor (N, D)
+            Last hidden states.
+        tile : slice
+            C tokens, within ``0 … width``.
+        """
+        layer = self.projection
+        if (
+            layer is None
+            or layer.bias is not None
+            or self.scale != 1
+            or self.softcap is not None
+            or not layer.weight.dtype == hidden_ND.dtype == out_NC.dtype
+            or torch.is_autocast_enabled(out_NC.device.type)
+        ):
+            out_NC.copy_(self(hidden_ND, tile))
+        else:  # the product lands where it is wanted, which spares a pass over memory
+            torch.mm(hidden_ND, layer.weight[tile].T, out=out_NC)
+
+    @torch.no_grad()
+    def pull_back(
+        self,
+        grad_NC: Tensor,
+        logits_NC: Tensor,
+        hidden_ND: Tensor,
+        tile: slice,
+        hidden_grad_ND: Tensor,
+        parameter_grads: Sequence[Tensor | None],
+    ) -> None:
+        """Add the gradients that a gradient of the logits of a run of tokens stands for.
+
+        Parameters
+        ----------
+        grad_NC : Tensor (N, C)
+            Derivative of a loss with respect to ``self(hidden, tile)``.
+        logits_NC : Tensor (N, C)
+            ``self(hidden, tile)``.
+        hidden_ND : Tensor (N, D)
+            Last hidden states.
+        tile : slice
+            C tokens.
+        hidden_grad_ND : Tensor (N, D)
+            Added to.
+        parameter_grads : sequence of Tensor or None
+            Of `parameters`, added to; None where none is wanted.
+        """
+        if self.softcap is not None:
+            grad_NC = grad_NC * (1 - (logits_NC / self.softcap) ** 2)
+        if self.scale != 1:
+            grad_NC = grad_NC * self.scale
+        if self.projection is None:
+            hidden_grad_ND[:, tile] += grad_NC
+            return
+        weight_CD = self.projection.weight[tile]
+        grad_NC = grad_NC.to(weight_CD.dtype)
+        _add_product(hidden_grad_ND, grad_NC, weight_CD)
+        weight_grad, *bias_grads = parameter_grads
+        if weight_grad is not None:
+            _add_product(weight_grad[tile], grad_NC.T, hidden_ND.to(weight_CD.dtype))
+        for bias_grad in bias_grads:
+            if bias_grad is not None:
+                bias_grad[tile] += grad_NC.sum(0)
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """Weight and bias of the projection, as far as there are any."""
+        return [] if self.projection is None else list(self.projection.parameters())
 
     def columns(self, hidden_ND: Tensor, ids_NK: Tensor) -> Tensor:
         """Give the logits at some tokens of each row, without computing the others.
@@ -114,21 +182,20 @@ class Head:
         hidden_ND : Tensor (..., D)
             Last hidden states.
         ids_NK : Tensor (..., K) of int64
-            Token ids, each in [0, width). A larger id is an IndexError.
+            Token ids, each in [0, width). This is not checked.
 
         Returns
         -------
         Tensor (..., K)
             Logits, float32: ``self(hidden).gather(-1, ids)``, up to rounding.
         """
-        weight_VD = self.weight
-        if weight_VD is None:
+        if self.projection is None:
             return _widen(hidden_ND[..., : self.width].gather(-1, ids_NK))
-        rows_NKD = F.embedding(ids_NK, weight_VD)
+        # The whole weight, padding too: a slice of it would have a second dense gradient.
+        rows_NKD = F.embedding(ids_NK, self.projection.weight)
         logits_NK = (rows_NKD @ hidden_ND.unsqueeze(-1)).squeeze(-1)
-        bias_V = self.bias
-        if bias_V is not None:
-            logits_NK = logits_NK + bias_V[ids_NK]
+        if self.projection.bias is not None:
+            logits_NK = logits_NK + self.projection.bias[ids_NK]
         return self._finish(logits_NK)
 
     def _finish(self, logits: Tensor) -> Tensor:
@@ -232,6 +299,14 @@ def logit_width(model: PreTrainedModel) -> int:
     if isinstance(projection, nn.Linear):
         return projection.weight.shape[0]
     return model.config.get_text_config().vocab_size
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """``total += a @ b``, where the sum may be of a larger dtype than the product."""
+    if total.dtype == a.dtype:
+        total.addmm_(a, b)
+    else:
+        total += a @ b
 
 
 def _widen(logits: Tensor) -> Tensor:

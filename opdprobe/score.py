@@ -7,21 +7,27 @@ Shape suffixes: N states, D hidden size, V vocabulary, K tokens kept a state; ax
 over (student, teacher), the model first, whose top-k second.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from opdprobe.errors import ConfigError, NonFiniteError
 from opdprobe.head import Body, Head
 from opdprobe.rollout import Rollouts
+from opdprobe.schema import MODELS
 
-# Logits held at once, per model: 32 MiB of float32, far below the memory of a backward pass. With a
-# vocabulary of 152k, half of it is slower by a third (each chunk reads the head's weights), and
-# twice or four times as much is no faster (it leaves the cache).
+# Logits held at once, per model, where several columns of one row are needed: 32 MiB of float32.
 _CHUNK_ELEMENTS = 2**23
-# Tokens in a pile when the largest are searched; see `_top`.
+# On a CPU the arithmetic goes tile by tile, half a MiB each, so that the dozen passes over a
+# tile find it in the second-level cache: from main memory they would take four times as long as the
+# matrix product. That product wants this many rows.
+_TILE_ELEMENTS = 2**17
+_TILE_ROWS = 128
+# Tokens in a pile, at most, when the largest are searched; see `_piles`.
 _PILE = 32
 
 
@@ -69,6 +75,45 @@ def chunk_rows(n_rows: int, width: int, *, times: int = 1) -> Iterator[slice]:
     step = max(1, times * _CHUNK_ELEMENTS // width)
     for start in range(0, n_rows, step):
         yield slice(start, min(start + step, n_rows))
+
+
+def vocabulary_tiles(
+    width: int, device: torch.device, *, rows: int = _TILE_ROWS
+) -> tuple[int, list[slice]]:
+    """Choose how many rows of logits to hold, and the runs of tokens to compute them in.
+
+    Parameters
+    ----------
+    width
+        Tokens in the vocabulary.
+    device
+        Only a CPU has tiles narrower than the vocabulary.
+    rows
+        Rows a chunk, at least, on a CPU.
+
+    Returns
+    -------
+    n_rows : int
+    tiles : list of slice
+        All of one width but the last.
+    """
+    if device.type == "cpu":
+        n_rows = max(rows, _TILE_ELEMENTS // width)
+        step = min(width, max(1, _TILE_ELEMENTS // n_rows))
+    else:  # starting an operation costs more there than a pass over memory
+        n_rows, step = max(1, _CHUNK_ELEMENTS // width), width
+    return n_rows, [slice(c, min(c + step, width)) for c in range(0, width, step)]
+
+
+def tile_buffer(hidden: Tensor, n_rows: int, tiles: Sequence[slice]) -> Tensor:
+    """Room for both models' logits at a chunk of rows, (tiles, 2, n_rows, tokens of a tile).
+
+    One buffer serves all chunks: fresh memory costs more than the arithmetic on it. A tile is
+    contiguous, since in rows as long as the vocabulary each would lie on pages of its own.
+    """
+    dtype = torch.promote_types(hidden.dtype, torch.float32)
+    width = tiles[0].stop - tiles[0].start
+    return hidden.new_empty((len(tiles), 2, min(n_rows, len(hidden)), width), dtype=dtype)
 
 
 def log_softmax(head: Head, hidden: Tensor, temperature: float) -> Tensor:
@@ -119,40 +164,55 @@ def score(
     width = student_head.width
     if k > width:
         raise ConfigError(f"k = {k} is larger than the shared vocabulary of {width} tokens.")
+    n_rows, tiles = vocabulary_tiles(width, student_hidden.device)
+    logits = tile_buffer(student_hidden, n_rows, tiles)
+    pile = _pile_size(width, k)
+    members = torch.cat([_members(tile, pile) for tile in tiles]).to(student_hidden.device)
     parts = []
-    # Two buffers serve all chunks: with a large vocabulary, fresh memory for each temporary costs
-    # more than the arithmetic on it.
-    weight = product = student_hidden.new_empty(0)
-    for rows in chunk_rows(len(student_hidden), width):
-        z_S = _centred(student_head, student_hidden[rows], temperature)
-        z_T = _centred(teacher_head, teacher_hidden[rows], temperature)
-        if weight.shape != z_S.shape:
-            weight, product = torch.empty_like(z_S), torch.empty_like(z_S)
-        # Everything follows from the centred logits z and weights e^z, without a normalised copy:
-        # H = log Z - E[z], KL = E_p[z_S - z_T] - log Z_S + log Z_T. The order is the same for both
-        # models, so that equal models give exactly 0.
-        torch.exp(z_T, out=weight)
-        total_T = weight.sum(-1)
-        entropy_T = total_T.log() - torch.mul(weight, z_T, out=product).sum(-1) / total_T
-        torch.exp(z_S, out=weight)
-        total_S = weight.sum(-1)
-        mean_S = torch.mul(weight, z_S, out=product).sum(-1) / total_S
-        cross = torch.mul(weight, z_T, out=product).sum(-1) / total_S
-        entropy_S = total_S.log() - mean_S
-        reverse_kl = mean_S - cross - total_S.log() + total_T.log()
-        for who, entropy in (("student", entropy_S), ("teacher", entropy_T)):
-            _check_finite(entropy, who)
+    for start in range(0, len(sampled_ids), n_rows):
+        rows = slice(start, start + n_rows)
+        sampled = sampled_ids[rows]
+        x = logits[:, :, : len(sampled)]
+        models = (student_head, student_hidden[rows]), (teacher_head, teacher_hidden[rows])
+        # Everything follows from centred logits z and weights e^z, without a normalised copy:
+        # H = log Z - E[z], KL = E_p[z_S - z_T] - log Z_S + log Z_T. The largest logit so far is
+        # subtracted, and where it grows the sums so far follow. The operations are the same for
+        # both models, so that equal models give exactly 0.
+        largest = x.new_full((2, len(sampled)), torch.finfo(x.dtype).min)
+        total, mean = torch.zeros_like(largest), torch.zeros_like(largest)
+        cross, peaks = torch.zeros_like(largest[0]), []
+        for block, tile in zip(x, tiles, strict=True):
+            z = block[..., : tile.stop - tile.start]
+            for i, (head, hidden) in enumerate(models):
+                head.fill(z[i], hidden, tile)
+            if temperature != 1:
+                z /= temperature
+            peaks.append(_peaks(z, pile))
+            before, largest = largest, torch.maximum(largest, peaks[-1].amax(-1))
+            shift = before - largest
+            shrink = shift.exp()
+            mean = shrink * (mean + shift * total)
+            cross = shrink[0] * (cross + shift[1] * total[0])
+            z = z - largest[..., None]
+            weight = z.exp()
+            total = shrink * total + weight.sum(-1)
+            cross += (weight[0] * z[1]).sum(-1)
+            mean += z.mul_(weight).sum(-1)
+        mean, cross, log_total = mean / total, cross / total[0], total.log()
+        entropy = log_total - mean
+        for who, values in zip(MODELS, entropy, strict=True):
+            _check_finite(values, who)
+        reverse_kl = mean[0] - cross - log_total[0] + log_total[1]
 
-        ids = torch.stack([_top(z_S, k), _top(z_T, k)], 1)  # (n, support, K)
-        columns = torch.cat([ids.flatten(1), sampled_ids[rows, None]], 1)
-        logp_S = z_S.gather(1, columns) - total_S.log()[:, None]
-        logp_T = z_T.gather(1, columns) - total_T.log()[:, None]
-        logp = torch.stack([logp_S, logp_T], 1)
+        ids = _top(x, torch.cat(peaks, -1), members, k).transpose(0, 1)  # (n, support, K)
+        columns = torch.cat([ids.flatten(1), sampled[:, None]], 1)
+        logp = _pick(x, columns.expand(2, -1, -1)) - largest[..., None] - log_total[..., None]
+        logp = logp.transpose(0, 1)
         parts.append(
             Scores(
                 token_id=ids,
                 logp=logp[..., :-1].unflatten(-1, (2, k)),
-                entropy=torch.stack([entropy_S, entropy_T], 1),
+                entropy=entropy.T,
                 reverse_kl=reverse_kl.clamp(min=0),  # rounding alone can make it negative
                 sampled_logp=logp[..., -1],
             )
@@ -170,31 +230,51 @@ def _check_finite(entropy: Tensor, who: str) -> None:
         )
 
 
-def _centred(head: Head, hidden: Tensor, temperature: float) -> Tensor:
-    """Logits minus their largest, (N, V): no e^z overflows, and small ones keep their precision."""
-    logits = head(hidden)
-    if temperature != 1:
-        logits = logits / temperature
-    largest = logits.amax(-1, keepdim=True)
-    # Without a projection the logits are the caller's own tensor.
-    return logits - largest if head.projection is None else logits.sub_(largest)
+# The k largest tokens lie in the k piles with the largest peaks. Finding the peaks is one pass, and
+# the search among peaks, then in k piles, costs a fraction of `topk` over everything. Within a tile
+# of q piles, column j belongs to pile j mod q, so that taking peaks runs along memory. Columns left
+# over are piles of one.
 
 
-def _top(z: Tensor, k: int) -> Tensor:
-    """Ids of the k largest of each row, largest first, (N, V) -> (N, K).
+def _pile_size(width: int, k: int) -> int:
+    size = _PILE
+    while size > 1 and width // size < 8 * k:
+        size //= 2
+    return size
 
-    A large vocabulary is dealt out to piles first: the k largest tokens lie in the k piles with the
-    largest maxima, and searching those costs a quarter of `topk` over everything.
-    """
-    n, width = z.shape
-    q = width // _PILE
-    if q < 8 * k:
-        return z.topk(k).indices
-    best = z[:, : q * _PILE].view(n, _PILE, q).amax(1).topk(k).indices
-    dealt = (best[:, None] + q * torch.arange(_PILE, device=z.device)[:, None]).flatten(1)
-    rest = torch.arange(q * _PILE, width, device=z.device).expand(n, -1)
-    columns = torch.cat([dealt, rest], 1)
-    return columns.gather(1, z.gather(1, columns).topk(k).indices)
+
+def _peaks(z: Tensor, pile: int) -> Tensor:
+    """Largest of each pile of a tile, (..., C) -> (..., C // pile + C % pile)."""
+    if pile == 1:
+        return z
+    q = z.shape[-1] // pile
+    peaks = z[..., : q * pile].unflatten(-1, (pile, q)).amax(-2)
+    return torch.cat([peaks, z[..., q * pile :]], -1) if z.shape[-1] % pile else peaks
+
+
+def _members(tile: slice, pile: int) -> Tensor:
+    """Tokens of each pile of a tile, (piles, pile); -1 fills the piles of one."""
+    ids = torch.arange(tile.start, tile.stop)
+    q = len(ids) // pile
+    rest = ids[q * pile :, None]
+    return torch.cat([ids[: q * pile].view(pile, q).T, F.pad(rest, (0, pile - 1), value=-1)])
+
+
+def _top(x: Tensor, peaks: Tensor, members: Tensor, k: int) -> Tensor:
+    """Ids of the k largest of each row of logits, largest first, (2, N, K)."""
+    found = peaks.topk(k).indices
+    if members.shape[1] == 1:
+        return found
+    ids = members[found].flatten(-2)
+    values = _pick(x, ids.clamp(min=0)).masked_fill_(ids < 0, -math.inf)
+    return ids.gather(-1, values.topk(k).indices)
+
+
+def _pick(x: Tensor, ids: Tensor) -> Tensor:
+    """Logits of some tokens of each row, (T, 2, N, C) tiles at (2, N, K) -> (2, N, K)."""
+    width = x.shape[-1]
+    model, row = torch.arange(2, device=x.device), torch.arange(x.shape[2], device=x.device)
+    return x[ids // width, model[:, None, None], row[:, None], ids % width]
 
 
 @dataclass(frozen=True)

@@ -193,12 +193,39 @@ def test_head_is_its_formula(rows, count, width, bias, scale, softcap, seed):
         want = softcap * torch.tanh(want / softcap)
     torch.testing.assert_close(head(hidden), want)
     torch.testing.assert_close(head.columns(hidden, ids), want.gather(-1, ids))
+    tile = slice(width // 3, width - width // 4)
+    torch.testing.assert_close(head(hidden, tile), want[:, tile])
+    filled = torch.empty_like(want[:, tile])
+    head.fill(filled, hidden, tile)
+    torch.testing.assert_close(filled, want[:, tile])
 
 
-def test_columns_refuses_padding():
-    head = Head(nn.Linear(4, 9, bias=False), 7)
-    with pytest.raises(IndexError):
-        head.columns(torch.ones(1, 4), torch.tensor([[7]]))
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (0.3, None), (0.3, 2.0)])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_gradients_pulled_back_tile_by_tile_are_autograd_s(bias, scale, softcap, dtype):
+    torch.manual_seed(0)
+    head = Head(nn.Linear(4, 9, bias=bias, dtype=dtype), 7, scale, softcap)
+    hidden = torch.randn(5, 4, dtype=dtype, requires_grad=True)
+    logits = head(hidden)
+    grad = torch.randn_like(logits)
+    want = torch.autograd.grad(logits, [hidden, *head.parameters], grad)
+    sums = [torch.zeros_like(w, dtype=logits.dtype) for w in want]
+    for tile in (slice(0, 3), slice(3, 7)):
+        head.pull_back(grad[:, tile], logits[:, tile], hidden, tile, sums[0], sums[1:])
+    tolerance = {"rtol": 2e-2, "atol": 2e-2} if dtype == torch.bfloat16 else {}
+    for got, expected in zip(sums, want, strict=True):
+        torch.testing.assert_close(got.to(dtype), expected, **tolerance)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_filling_follows_autocast(bias):
+    head, hidden = Head(nn.Linear(4, 9, bias=bias), 9), torch.randn(5, 4)
+    got = torch.empty(5, 9)
+    with torch.autocast("cpu", torch.bfloat16):
+        head.fill(got, hidden, slice(0, 9))
+        want = head(hidden)
+    assert torch.equal(got, want)
 
 
 class Doubling(LlamaForCausalLM):
@@ -251,8 +278,7 @@ def test_slow_path_is_right_and_said_once(name, caplog):
         head.columns(out.last_hidden_state, columns), want.gather(-1, columns)
     )
     assert out.past_key_values is not None
-    assert head.weight is None
-    assert head.bias is None
+    assert head.projection is None
 
 
 class Capped(LlamaForCausalLM):

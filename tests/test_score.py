@@ -73,10 +73,11 @@ def test_scores_follow_from_the_full_logits(pair):
     assert row == len(got.reverse_kl) == ROLLOUTS.n_tokens
 
 
-@pytest.mark.parametrize("elements", [1, 64, 200])
-def test_chunks_change_nothing(pair, monkeypatch, elements):
+@pytest.mark.parametrize(("rows", "columns"), [(1, 60), (1, 32), (4, 33), (100, 59), (3, 1)])
+def test_tiles_change_nothing(pair, monkeypatch, rows, columns):
     want = scored(pair)
-    monkeypatch.setattr(score, "_CHUNK_ELEMENTS", elements)
+    monkeypatch.setattr(score, "_TILE_ROWS", rows)
+    monkeypatch.setattr(score, "_TILE_ELEMENTS", rows * columns)
     close(scored(pair), want)
 
 
@@ -136,10 +137,15 @@ def test_a_logit_of_minus_infinity_is_refused():
         score.score(logits, logits, identity, identity, torch.zeros(2, dtype=int), k=2)
 
 
-@pytest.mark.parametrize("width", [40, 5000])  # below and above where tokens are dealt to piles
-def test_the_largest_are_those_of_a_sort(width):
-    z = torch.randn(7, width, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(score._top(z, 16), z.argsort(-1, descending=True)[:, :16])
+@pytest.mark.parametrize("width", [40, 512, 5000])  # piles of 1, 4 and 32
+@pytest.mark.parametrize("columns", [64, 1000, 8192])
+def test_the_largest_are_those_of_a_sort(width, columns, monkeypatch):
+    monkeypatch.setattr(score, "_TILE_ROWS", 4)
+    monkeypatch.setattr(score, "_TILE_ELEMENTS", 4 * columns)
+    z = torch.randn(2, 7, width, generator=torch.Generator().manual_seed(0))
+    head = Head(None, width)
+    found = score.score(z[0], z[1], head, head, torch.zeros(7, dtype=int), k=16)
+    assert torch.equal(found.token_id, z.argsort(-1, descending=True)[..., :16].transpose(0, 1))
 
 
 def test_k_is_at_most_the_shared_vocabulary(pair):

@@ -12,7 +12,7 @@ states. Three choices make one:
 What it costs: a divergence renormalised on K tokens has exactly zero gradient on every other
 logit, so its backward pass through the output head costs N·K·D. Everything that needs the
 normaliser of the full vocabulary forms its gradient chunk by chunk during the forward pass
-(`_chunked`), and never keeps logits.
+(`_chunked`, `full_divergence`), and never keeps logits.
 
 Shape suffixes: N states, D hidden size, V vocabulary, K support tokens.
 """
@@ -27,6 +27,7 @@ from opdprobe.head import Head
 from opdprobe.pair import Pair, Scored
 from opdprobe.score import chunk_rows, log_softmax
 from opdprobe.train.config import OPDConfig
+from opdprobe.train.full_vocabulary import full_divergence
 
 # Largest log-probability mass of a support whose tail is still a bucket: log(1 - e^x) has an
 # infinite slope at x = 0, where the tail holds less than float32 can tell.
@@ -162,14 +163,14 @@ def distillation_loss(part: Scored, pair: Pair, config: OPDConfig) -> Tensor:
     tau = config.temperature
     hidden, scores, head = part.hidden, part.scores, pair.student_head
     if config.objective == "full":
-
-        def full(rows: slice, h: Tensor) -> Tensor:
-            logp = log_softmax(head, h, tau)
-            with torch.no_grad():
-                logq = log_softmax(pair.teacher_head, part.teacher_hidden[rows], tau)
-            return divergence(logp, logq, config.divergence).sum()
-
-        return _chunked(full, hidden, head)
+        return full_divergence(
+            hidden,
+            part.teacher_hidden,
+            head,
+            pair.teacher_head,
+            kind=config.divergence,
+            temperature=tau,
+        )
 
     if config.objective == "sampled":
         # Score function: the derivative of log p - log q itself has no teacher term (Eq. 3).
@@ -254,23 +255,20 @@ class _SumOfChunks(torch.autograd.Function):
             for total_grad, grad in zip(kept, w_grads, strict=True):
                 total_grad += grad
             total += loss.detach()
-        ctx.save_for_backward(hidden_grad, *kept)
-        ctx.has_grad = [g is not None for g in grads]
+        ctx.grads = [hidden_grad, *grads]
         return total
 
     @staticmethod
     def backward(ctx, *grad_outputs: Tensor):
         (grad_output,) = grad_outputs
-        hidden_grad, *rest = ctx.saved_tensors
-        saved = iter(rest)
-        parameters = [grad_output * next(saved) if has else None for has in ctx.has_grad]
-        return None, None, grad_output * hidden_grad, *parameters
+        # Given away rather than saved: what autograd owns alone becomes .grad without a copy.
+        grads, ctx.grads = ctx.grads, None
+        return None, None, *(None if g is None else g.mul_(grad_output) for g in grads)
 
 
 def _chunked(fn: Callable[[slice, Tensor], Tensor], hidden: Tensor, head: Head) -> Tensor:
-    parameters = [] if head.projection is None else list(head.projection.parameters())
     if not torch.is_grad_enabled():
         return sum(
             (fn(r, hidden[r]) for r in chunk_rows(len(hidden), head.width)), hidden.new_zeros(())
         )
-    return _SumOfChunks.apply(fn, head, hidden, *parameters)
+    return _SumOfChunks.apply(fn, head, hidden, *head.parameters)
