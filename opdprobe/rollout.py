@@ -50,9 +50,7 @@ class Rollouts:
         return sum(map(len, self.response_ids))
 
 
-def draw(
-    logits: Tensor, *, temperature: float, top_p: float, generator: torch.Generator | None
-) -> Tensor:
+def draw(logits: Tensor, u: Tensor, *, temperature: float = 1.0, top_p: float = 1.0) -> Tensor:
     """Draw one token a row by inverting the cumulative distribution.
 
     One uniform number a row, and two short searches instead of a sum over the whole vocabulary:
@@ -61,42 +59,47 @@ def draw(
     Parameters
     ----------
     logits : Tensor (N, V)
+    u : Tensor (N,)
+        Uniform random numbers in [0, 1).
     temperature
         Above 0; 0 takes the most probable token.
     top_p
         Keep the smallest set of most probable tokens whose mass reaches it; 1 keeps all.
-    generator
-        Source of randomness; None uses torch's global one.
 
     Returns
     -------
     Tensor (N,)
-        Token ids, int64.
+        Token ids, int64; -1 where the largest logit is NaN or infinite.
     """
+    largest = logits.amax(-1, keepdim=True)
     if temperature == 0:
-        return logits.argmax(-1)
-    logits = logits.float()
+        return torch.where(largest.isfinite(), logits.argmax(-1, keepdim=True), -1).squeeze(-1)
+    probs = logits.float() - largest
     if temperature != 1:
-        logits = logits / temperature
-    probs = (logits - logits.amax(-1, keepdim=True)).exp_()  # up to the normaliser
-    u = torch.rand(len(probs), generator=generator, device=generator.device if generator else None)
+        probs /= temperature
+    probs.exp_()  # up to the normaliser
     u = u.to(probs)[:, None]
+    order = None
     if top_p < 1:
         probs, order = (probs / probs.sum(-1, keepdim=True)).sort(-1, descending=True)
         # A token stays while the mass before it is below top_p, so the first always stays.
         probs = probs.masked_fill(probs.cumsum(-1) - probs >= top_p, 0.0)
-        return order.gather(-1, _invert(probs, u)).squeeze(-1)
-    return _invert(probs, u).squeeze(-1)
+    column = _invert(probs, u)
+    token = column if order is None else order.gather(-1, column)
+    return torch.where(largest.isfinite(), token, -1).squeeze(-1)
 
 
 def _invert(weights: Tensor, u: Tensor) -> Tensor:
     """Pick the column where a row's running sum passes u times its total, (N, V), (N, 1) -> (N, 1).
 
-    The columns are dealt out to q piles of `_PILE` (column j goes to pile j mod q, so that summing
+    Many columns are dealt out to q piles of `_PILE` (column j goes to pile j mod q, so that summing
     the piles runs along memory), and the few that are left over are piles of one. First a pile is
     picked by the running sum of the piles, then a column in it.
     """
     q = weights.shape[1] // _PILE
+    if q < _PILE:  # one short sum takes fewer operations than two shorter ones
+        cdf = weights.cumsum(-1)
+        return _first_above(cdf, u * cdf[:, -1:])
     dealt = weights[:, : q * _PILE].view(len(weights), _PILE, q)
     cdf = torch.cat([dealt.sum(1), weights[:, q * _PILE :]], 1).cumsum(-1)
     target = u * cdf[:, -1:]
@@ -146,6 +149,7 @@ def sample(
     top_p: float = 1.0,
     generator: torch.Generator | None = None,
     width: int | None = None,
+    part: tuple[int, int] | None = None,
 ) -> Rollouts:
     """Sample `n` responses a prompt.
 
@@ -170,6 +174,9 @@ def sample(
         Source of randomness on the model's device; None uses torch's global one.
     width
         Sample from the first `width` ids only (vocabulary shared with another model).
+    part
+        ``(first, total)``: the prompts are those from `first` on of `total` in all. A rollout draws
+        the numbers that it would draw among all of them, so that the parts can be sampled apart.
 
     Returns
     -------
@@ -185,10 +192,11 @@ def sample(
         device = model.device
         ids, mask = (t.to(device) for t in left_pad(prompts, pad_id))
         position = mask.cumsum(-1).sub_(1).clamp_(min=0)
+        padded = not bool(mask.all())  # without padding, models do without a mask
         cache = DynamicCache(config=model.config)
         out = model(
             input_ids=ids,
-            attention_mask=mask,
+            attention_mask=mask if padded else None,
             position_ids=position,
             past_key_values=cache,
             use_cache=True,
@@ -201,49 +209,55 @@ def sample(
 
         n_rows = len(logits)
         eos = torch.tensor(list(eos_ids), device=device)
-        responses = torch.full((n_rows, max_new_tokens), -1, device=device)
-        rows = torch.arange(n_rows, device=device)  # rollout of each live row
-        alive = torch.ones(n_rows, dtype=torch.bool, device=device)
+        responses = torch.zeros((n_rows, max_new_tokens), dtype=torch.long, device=device)
+        lengths = torch.full((n_rows,), max_new_tokens, device=device)
         finished = torch.zeros(n_rows, dtype=torch.bool, device=device)
+        rows = torch.arange(n_rows, device=device)  # rollout of each row of the batch
+        alive = torch.ones(n_rows, dtype=torch.bool, device=device)
+        source = generator.device if generator is not None else None
+        first, total = part or (0, len(prompts))
         for t in range(max_new_tokens):
-            token = draw(logits, temperature=temperature, top_p=top_p, generator=generator)
-            if not torch.isfinite(logits.amax(-1)).all():
-                bad = int(rows[~torch.isfinite(logits.amax(-1))][0]) // n
+            # A number for each rollout, live or not, here or elsewhere: what one draws does not
+            # depend on the others.
+            u = torch.rand(n * total, generator=generator, device=source).to(device)
+            u = u[n * first + rows]
+            token = draw(logits, u, temperature=temperature, top_p=top_p)
+            if (token < 0).any():
+                bad = first + int(rows[token < 0][0]) // n
                 raise NonFiniteError(
                     f"{type(model).__name__} gave NaN or infinite logits while sampling: prompt "
                     f"{bad}, response position {t}. Check the weights and the dtype (float16 "
                     "overflows)."
                 )
-            responses[rows[alive], t] = token[alive]
+            responses[rows, t] = token  # of an ended row it is cut off below
             ended = alive & torch.isin(token, eos)
-            finished[rows[ended]] = True
-            alive &= ~ended
+            if ended.any():
+                lengths[rows[ended]] = t + 1
+                finished[rows[ended]] = True
+                alive &= ~ended
             n_alive = int(alive.sum())
             if n_alive == 0 or t == max_new_tokens - 1:
                 break
             if n_alive <= (1 - _DROP_AT) * len(alive):
                 cache.batch_select_indices(alive)
-                rows, token, mask, position = (
-                    rows[alive],
-                    token[alive],
-                    mask[alive],
-                    position[alive],
-                )
+                rows, token, mask, position = (x[alive] for x in (rows, token, mask, position))
                 alive = alive[alive]
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+            if padded:
+                mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
             position = position + 1
             out = model(
                 input_ids=token[:, None],
-                attention_mask=mask,
+                attention_mask=mask if padded else None,
                 position_ids=position,
                 past_key_values=cache,
                 use_cache=True,
             )
             logits = out.logits[:, -1, :width]
-    response_ids = [[token for token in row if token >= 0] for row in responses.tolist()]
     return Rollouts(
         prompt_ids=[list(p) for p in prompts for _ in range(n)],
-        response_ids=response_ids,
+        response_ids=[
+            row[:length] for row, length in zip(responses.tolist(), lengths.tolist(), strict=True)
+        ],
         finished=finished.tolist(),
         prompt_index=[i for i in range(len(prompts)) for _ in range(n)],
     )

@@ -38,28 +38,59 @@ def target(logits, temperature, top_p):
 def test_draw_follows_the_distribution(temperature, top_p):
     logits = [0.3, -torch.inf, 1.0, -1.0, 0.0, 2.0, 1.5, -torch.inf]
     rows = torch.tensor(logits).expand(20_000, -1)
-    tokens = draw(rows, temperature=temperature, top_p=top_p, generator=generator())
+    u = torch.rand(len(rows), generator=generator())
+    tokens = draw(rows, u, temperature=temperature, top_p=top_p)
     counts = np.bincount(tokens, minlength=len(logits))
     p = target(logits, temperature, top_p)
     # Four standard deviations of each count; none where a token cannot be drawn.
     assert (np.abs(counts - len(rows) * p) <= 4 * np.sqrt(len(rows) * p * (1 - p)) + 1e-6).all()
 
 
-@given(st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=9), st.integers(0, 99))
-def test_temperature_zero_takes_the_most_probable(logits, seed):
+@given(st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=9), st.floats(0, 0.99))
+def test_temperature_zero_takes_the_most_probable(logits, u):
     rows = torch.tensor([logits])
-    token = draw(rows, temperature=0, top_p=0.5, generator=generator(seed))
+    token = draw(rows, torch.tensor([u]), temperature=0, top_p=0.5)
     assert token.tolist() == [rows.argmax()]
 
 
 @pytest.mark.parametrize("u", [0.0, 1 - 2**-24, 1.0])
 @pytest.mark.parametrize("top_p", [1.0, 0.9])
-def test_extreme_random_numbers_draw_no_impossible_token(monkeypatch, u, top_p):
-    monkeypatch.setattr(rollout.torch, "rand", lambda *size, **_: torch.full(size, u))
-    logits = torch.full((1, 1000), -torch.inf)
-    logits[0, 10:990] = torch.linspace(0, 1, 980)
-    token = draw(logits, temperature=1.0, top_p=top_p, generator=None)
-    assert 10 <= token.item() < 990
+@pytest.mark.parametrize("width", [1000, 5000])  # one running sum, and piles
+def test_extreme_random_numbers_draw_no_impossible_token(u, top_p, width):
+    logits = torch.full((1, width), -torch.inf)
+    logits[0, 10 : width - 10] = torch.linspace(0, 1, width - 20)
+    token = draw(logits, torch.tensor([u]), top_p=top_p)
+    assert 10 <= token.item() < width - 10
+
+
+@pytest.mark.parametrize("width", [1, 33, 1023, 1024, 3001])  # one running sum, and piles
+def test_every_token_has_an_interval_of_its_probability(width):
+    p = torch.randn(width, generator=generator()).softmax(0)
+    n = 50_000
+    u = (torch.arange(n) + 0.5) / n
+    tokens = torch.cat([draw(p.log().expand(len(part), -1), part) for part in u.split(1000)])
+    counts = torch.bincount(tokens, minlength=width)
+    # Evenly spaced numbers hit an interval within one of what is due; the rest is rounding.
+    torch.testing.assert_close(counts / n, p, rtol=0, atol=1.2 / n)
+
+
+@pytest.mark.parametrize("temperature", [0, 1.0])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_row_that_is_not_finite_draws_no_token(temperature, bad):
+    logits = torch.zeros(3, 8)
+    logits[1, 2] = bad
+    tokens = draw(logits, torch.full((3,), 0.5), temperature=temperature)
+    assert (tokens < 0).tolist() == [False, True, False]
+
+
+def test_what_a_rollout_draws_does_not_depend_on_when_others_end():
+    model = tiny_model(64)
+    ask = dict(n=3, max_new_tokens=12, pad_id=0)
+    whole = sample(model, [[5, 6], [7, 8]], eos_ids=[], generator=generator(), **ask)
+    cut = sample(model, [[5, 6], [7, 8]], eos_ids=range(32), generator=generator(), **ask)
+    assert 0 < sum(map(len, cut.response_ids)) < sum(map(len, whole.response_ids))
+    for long, short in zip(whole.response_ids, cut.response_ids, strict=True):
+        assert long[: len(short)] == short
 
 
 def test_left_pad():
@@ -115,8 +146,8 @@ def test_logits_do_not_depend_on_companions(monkeypatch):
     model = tiny_model(seed=1)
     seen = []
 
-    def recording_draw(logits, **kwargs):
-        tokens = draw(logits, **kwargs)
+    def recording_draw(logits, u, **kwargs):
+        tokens = draw(logits, u, **kwargs)
         seen.append((logits, tokens))
         return tokens
 
