@@ -4,10 +4,9 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from analyses.experiments import MODEL_ROLES, PROMPT_ROLES, roles_of
 from opdprobe.errors import ConfigError
+from opdprobe.text import parse_yaml, shown
 from opdprobe.train.config import OPDConfig
 
 
@@ -162,10 +161,10 @@ def own_preset(path: Path, base: Preset) -> Preset:
         The file is missing or no such mapping; a field or a role is unknown.
     """
     try:
-        given = yaml.safe_load(path.read_text())
+        given = parse_yaml(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise ConfigError(f"no file {path}.") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"no file {path}; expected a YAML file of name: value lines.") from None
+    except ValueError as error:
         raise ConfigError(f"{path} is not readable as YAML: {error}") from error
     if not isinstance(given, dict):
         raise ConfigError(f"{path} holds a {type(given).__name__}; expected name: value lines.")
@@ -181,7 +180,7 @@ def own_preset(path: Path, base: Preset) -> Preset:
         value = changes.get(name)
         empty = value == {} and name != "long_benchmarks"
         if empty or not (isinstance(value, dict) and all(map(_is_name, value.values()))):
-            raise ConfigError(f"{path}: {name} should map roles to names; it is {value!r}.")
+            raise ConfigError(f"{path}: {name} should map roles to names; it is {shown(value)}.")
         if roles is not None:
             _refuse_unknown(path, f"role in {name}", set(value) - set(roles), set(roles))
     if "train" not in given["prompts"]:
@@ -193,11 +192,13 @@ def own_preset(path: Path, base: Preset) -> Preset:
     for name in ("seeds", "depths"):
         if name in given:
             if not _are_numbers(given[name]):
-                raise ConfigError(f"{path}: {name} is {given[name]!r}; expected a list of numbers.")
+                raise ConfigError(
+                    f"{path}: {name} is {shown(given[name])}; expected a list of numbers."
+                )
             changes[name] = tuple(given[name])
     for name in ("n_prompts", "n_problems", "n_probe"):
         if given.get(name) is not None and not _are_numbers([given[name]]):
-            raise ConfigError(f"{path}: {name} is {given[name]!r}; expected a whole number.")
+            raise ConfigError(f"{path}: {name} is {shown(given[name])}; expected a whole number.")
     return replace(base, **changes)
 
 

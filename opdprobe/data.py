@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,8 @@ from opdprobe.prompts import (
     report_faults,
     strip_instruction,
 )
-from opdprobe.store.step_file import explain_full_disk, write_whole
+from opdprobe.store.step_file import explain_unwritable, write_whole
+from opdprobe.text import parse_json, shown
 
 __all__ = [
     "BOXED_TEMPLATE",
@@ -81,17 +83,14 @@ def load_prompts(
     ...     load_prompts(file, limit=1)
     [Prompt(id='0', messages=(), text='2+2=', answer='4', meta={})]
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if limit is not None and limit < 1:
         raise ConfigError(f"limit is {limit}; give a number of rows, 1 or more, or None for all")
     if not path.is_file():
-        raise PromptError(f"{path}: no such file; expected a .parquet or .jsonl file of prompts")
+        found = "a directory" if path.is_dir() else "no such file"
+        raise PromptError(f"{path}: {found}; expected a .parquet or .jsonl file of prompts")
     if path.suffix == ".parquet":
-        try:
-            table = pq.read_table(path)
-        except (pa.ArrowException, OSError) as error:
-            raise PromptError(f"{path}: not a readable parquet file: {error}") from error
-        rows = table.slice(0, limit).to_pylist()
+        rows = _read_parquet(path, limit)
     elif path.suffix == ".jsonl":
         rows = _read_jsonl(path, limit)
     else:
@@ -162,7 +161,7 @@ def prompts_from_rows(
         try:
             prompt, was_boxed = _from_row(row, number, answer_column, repair_boxed)
             if prompt.id in first_row:
-                raise PromptError(f"id {prompt.id!r} repeats row {first_row[prompt.id]}")
+                raise PromptError(f"id {shown(prompt.id)} repeats row {first_row[prompt.id]}")
         except PromptError as error:
             faults.append(f"row {number}: {error}")
             continue
@@ -207,7 +206,7 @@ def save_prompts(prompts: Iterable[Prompt], path: str | Path) -> None:
     ...     load_prompts(Path(folder, "sums.jsonl")) == prompts
     True
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     if path.suffix != ".jsonl":
         raise PromptError(f"{path}: expected a path that ends in .jsonl, as load_prompts does")
     lines: list[str] = []
@@ -220,7 +219,7 @@ def save_prompts(prompts: Iterable[Prompt], path: str | Path) -> None:
     if not lines:
         raise PromptError(f"{path}: no prompts to write; expected at least one")
     text = "".join(line + "\n" for line in lines)
-    with explain_full_disk(f"writing {path}"):
+    with explain_unwritable(f"writing {path}"):
         write_whole(path, lambda file: file.write(text.encode()))
 
 
@@ -250,10 +249,12 @@ def _from_row(
     row: Mapping[str, Any], number: int, answer_column: str | None, repair_boxed: bool
 ) -> tuple[Prompt, bool]:
     """Make the row's prompt, and say whether it has the broken box."""
+    if not isinstance(row, Mapping):
+        raise PromptError(f"a {type(row).__name__}, expected a mapping of columns to values")
     columns = ["prompt"] if answer_column is None else ["prompt", answer_column]
     for column in columns:
         if row.get(column) is None:
-            raise PromptError(f"no column {column!r} among {sorted(row)}")
+            raise PromptError(f"no column {column!r} among {shown(sorted(map(str, row)))}")
     prompt = row["prompt"]
     if isinstance(prompt, str):
         messages = [{"content": prompt}]
@@ -275,13 +276,15 @@ def _from_row(
         if answer_column
         else _nested(row, "reward_model", "ground_truth", "answer")
     )
+    if isinstance(answer, Mapping | list | tuple):
+        raise PromptError(f"the answer is {shown(answer)}, expected a text or a number")
     used = {"prompt", "answer", "id", answer_column}
     return (
         Prompt(
             id=_row_id(row, number),
             messages=() if isinstance(prompt, str) else tuple(messages),
             text=messages[0]["content"] if isinstance(prompt, str) else None,
-            answer=None if answer is None else str(answer),
+            answer=None if answer is None else _plain(answer),
             meta={key: value for key, value in row.items() if key not in used},
         ),
         boxed,
@@ -290,7 +293,14 @@ def _from_row(
 
 def _row_id(row: Mapping[str, Any], number: int) -> str:
     found = _nested(row, "extra_info", "index", "id")
-    return str(number if found is None else found)
+    return _plain(number if found is None else found)
+
+
+def _plain(value: Any) -> str:
+    try:
+        return str(value)
+    except ValueError:  # Python refuses to write an int of more than 4300 digits
+        raise PromptError(f"{shown(value)}; give it as text") from None
 
 
 def _nested(row: Mapping[str, Any], column: str, key: str, plain: str) -> Any:
@@ -298,6 +308,15 @@ def _nested(row: Mapping[str, Any], column: str, key: str, plain: str) -> Any:
     outer = row.get(column)
     inner = outer.get(key) if isinstance(outer, Mapping) else None
     return row.get(plain) if inner is None else inner
+
+
+def _read_parquet(path: Path, limit: int | None) -> list[dict[str, Any]]:
+    try:
+        # The file's own columns: a folder called split=train would add one.
+        with pq.ParquetFile(path) as file:
+            return file.read().slice(0, limit).to_pylist()
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise PromptError(f"{path}: not a readable parquet file: {error}") from error
 
 
 def _read_jsonl(path: Path, limit: int | None) -> list[dict[str, Any]]:
@@ -311,14 +330,16 @@ def _read_jsonl(path: Path, limit: int | None) -> list[dict[str, Any]]:
                 if len(rows) == limit:
                     break
     except (UnicodeDecodeError, OSError) as error:
-        raise PromptError(f"{path}: not a readable UTF-8 text: {error}") from error
+        raise PromptError(
+            f"{path}: not a readable UTF-8 text: {error}; save it as UTF-8"
+        ) from error
     return rows
 
 
 def _json_object(line: str, where: str) -> dict[str, Any]:
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
+        row = parse_json(line)
+    except ValueError as error:
         raise PromptError(f"{where} is not JSON ({error}): {line[:60]!r}") from error
     if not isinstance(row, dict):
         raise PromptError(f"{where} is not a JSON object: {line[:60]!r}")

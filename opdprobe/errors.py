@@ -4,9 +4,22 @@ Each message says what came, what was expected and what to do. The command line 
 `OPDProbeError` into that message and exit code 1; everything else is a bug and shows a traceback.
 """
 
+from opdprobe.text import printable
+
 
 class OPDProbeError(Exception):
-    """Base class of every error raised on purpose."""
+    r"""Base class of every error raised on purpose.
+
+    A message quotes what came, which may be anything: what a terminal would obey is written out.
+
+    Examples
+    --------
+    >>> print(OPDProbeError("no prompt called \x1b[2J"))
+    no prompt called \x1b[2J
+    """
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
 
 
 class StoreError(OPDProbeError):

@@ -1,6 +1,5 @@
 """Read the metrics that another trainer logged into the form of ``Run.metrics``. Needs no torch."""
 
-import json
 import math
 import re
 from collections.abc import Iterator
@@ -13,10 +12,11 @@ import xarray as xr
 from opdprobe.errors import StoreError
 from opdprobe.keys import renamed
 from opdprobe.schema import variable_attrs
+from opdprobe.text import is_number, parse_json, shown
 
 # "step:12 - actor/entropy:0.93 - timing_s/gen:4.1": verl's console logger. The line may follow a
 # worker's prefix, "(TaskRunner pid=7) step:12 - …".
-_CONSOLE = re.compile(r"\bstep:(\d+) - (\S+:\S+(?: - \S+:\S+)*)")
+_CONSOLE = re.compile(r"\bstep:(\d{1,18}) - (\S+:\S+(?: - \S+:\S+)*)")
 # numpy 2 prints its scalars as np.float64(0.5) and verl passes them on.
 _NUMPY = re.compile(r"np\.\w+\((.*)\)")
 
@@ -73,7 +73,11 @@ def read_log(path: str | Path, source: str) -> xr.Dataset:
         lines = _console_logger(text)
     merged: dict[int, dict[str, float]] = {}
     for step, values in lines:
-        numbers = {name: number for name, v in values.items() if (number := _number(v)) is not None}
+        numbers = {
+            name: number
+            for name, value in values.items()
+            if name != "step" and (number := _number(value)) is not None
+        }
         merged.setdefault(step, {}).update(numbers)
     if not merged:
         raise StoreError(f"{path} holds no logged step; is it a log of {source}?")
@@ -92,10 +96,9 @@ def _dataset(merged: dict[int, dict[str, float]]) -> xr.Dataset:
 
 def _log_history(text: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     try:
-        history = json.loads(text)["log_history"]
-        for entry in history:
-            yield int(entry["step"]), {k: v for k, v in entry.items() if k != "step"}
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        for entry in parse_json(text)["log_history"]:
+            yield _step(entry["step"]), dict(entry)
+    except (KeyError, TypeError, ValueError) as error:
         raise StoreError(
             f"{path} has no readable log_history of entries with a step ({error!r}); expected the "
             "trainer_state.json of a checkpoint."
@@ -103,14 +106,14 @@ def _log_history(text: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 def _file_logger(text: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
-    lines = text.splitlines()
+    lines = text.removesuffix("\n").split("\n")
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            entry = json.loads(line)
-            yield int(entry["step"]), dict(entry["data"])
-        except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
+            entry = parse_json(line)
+            yield _step(entry["step"]), dict(entry["data"])
+        except (KeyError, TypeError, ValueError) as error:
             if number == len(lines) and not text.endswith("\n"):
                 return  # a run still writing: half a last line
             raise StoreError(
@@ -127,6 +130,12 @@ def _console_logger(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
             yield int(match[1]), {key: value for key, _, value in pairs}
 
 
+def _step(value: Any) -> int:
+    if not isinstance(value, int | float) or not abs(value) < 2**63 or value != int(value):
+        raise ValueError(f"the step is {shown(value)}, expected a whole number")
+    return int(value)
+
+
 def _number(value: Any) -> float | None:
     if isinstance(value, str):
         wrapped = _NUMPY.fullmatch(value)
@@ -137,4 +146,4 @@ def _number(value: Any) -> float | None:
     # JSON has no NaN of its own; null stands for an unknown number.
     if value is None:
         return math.nan
-    return float(value) if isinstance(value, int | float) else None
+    return float(value) if is_number(value) or isinstance(value, bool) else None

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -45,8 +46,11 @@ __all__ = [
 ]
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
-# What transformers lets through when files are absent, torn or of no known kind.
-_UNREADABLE = (OSError, ValueError, KeyError, SafetensorError, struct.error)
+# What transformers lets through when files are absent, torn, of no known kind or contradictory.
+_UNREADABLE = (
+    *(OSError, ValueError, LookupError, SafetensorError, struct.error, StrictDataclassError),
+    *(AttributeError, TypeError, ArithmeticError, RuntimeError),
+)
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -99,13 +103,29 @@ def load_model(
             name,
             dtype=dtype,
             use_safetensors=True,
+            ignore_mismatched_sizes=True,  # to be told of them: they are refused below
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
             **extra,
         )
     except _UNREADABLE as error:
-        raise ModelError(f"{name_or_path}: the model does not load: {error}") from error
+        raise ModelError(
+            f"{name_or_path}: the model does not load: {_first_line(error)}; expected a causal "
+            "language model, as save_pretrained writes it."
+        ) from error
     model, info = loaded
+    if wrong := sorted(info["mismatched_keys"]):
+        weight, came, expected = wrong[0]
+        raise ModelError(
+            f"{name_or_path}: {len(wrong)} of the weights are not of the shape that config.json "
+            f"makes them, the first is {weight}: {tuple(came)}, expected {tuple(expected)}; take "
+            "both from one checkpoint."
+        )
+    if any(name.endswith("ForMaskedLM") for name in model.config.architectures or ()):
+        raise ModelError(
+            f"{name_or_path}: {model.config.architectures[0]} sees a whole text at once; expected "
+            "a causal language model, which sees what came before."
+        )
     if missing := sorted(info["missing_keys"]):
         # transformers fills these with random numbers and goes on; a probe must not.
         raise ModelError(
@@ -141,7 +161,14 @@ def load_tokenizer(
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **extra)
     except _UNREADABLE as error:
-        raise ModelError(f"{name_or_path}: the tokenizer does not load: {error}") from error
+        if Path(name).is_dir() and not extra and not (Path(name) / "tokenizer.json").is_file():
+            reason = "no tokenizer.json in this directory"
+        else:
+            reason = _first_line(error)
+        raise ModelError(
+            f"{name_or_path}: the tokenizer does not load: {reason}; expected a tokenizer as "
+            "save_pretrained writes it, beside the model."
+        ) from error
 
 
 def drop_layers(model: PreTrainedModel, layers: Iterable[int]) -> PreTrainedModel:
@@ -260,6 +287,13 @@ def weight_hash(model: nn.Module) -> str:
         raw = weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(raw.numpy().data)
     return digest.hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    """What an error says, without the pages of advice that transformers adds."""
+    text = str(error).strip().partition("\n")[0].rstrip(": ")
+    # A KeyError says no more than the key.
+    return f"{type(error).__name__} {text}" if isinstance(error, LookupError) or not text else text
 
 
 def _source(name_or_path: str | Path, *, weights: bool) -> tuple[str, dict[str, Any]]:

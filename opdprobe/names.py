@@ -9,8 +9,8 @@ from pathlib import Path
 from opdprobe.data import load_prompts
 from opdprobe.grade import Grader, grade_math
 from opdprobe.prompts import Prompt
+from opdprobe.testbed.problems import DATA_SOURCE, problems
 from opdprobe.testbed.problems import grader as testbed_grader
-from opdprobe.testbed.problems import problems
 from opdprobe.testbed.zoo import zoo_path
 
 
@@ -34,12 +34,15 @@ def resolve_prompts(name: str, limit: int | None = None) -> tuple[list[Prompt], 
     -------
     prompts : list of Prompt
     grader : callable or None
-        The testbed's, or `opdprobe.grade.grade_math` if every prompt has an answer; else None.
+        None if a prompt has no answer; the testbed's if all of them come from there, by their
+        column ``data_source``; else `opdprobe.grade.grade_math`.
     """
     if name.startswith("zoo:"):
         split, _, template = name.removeprefix("zoo:").partition("/")
         n = 2048 if limit is None else limit
         return problems(n, split=split, template=template or "add"), testbed_grader
     prompts = load_prompts(name, limit=limit)
-    answered = all(prompt.answer is not None for prompt in prompts)
-    return prompts, grade_math if answered else None
+    if any(prompt.answer is None for prompt in prompts):
+        return prompts, None
+    own = all(prompt.meta.get("data_source") == DATA_SOURCE for prompt in prompts)
+    return prompts, testbed_grader if own else grade_math

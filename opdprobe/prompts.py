@@ -7,6 +7,7 @@ chat template; a plain *text* reaches the model as it is.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import jinja2
 
 from opdprobe.errors import ConfigError, PromptError
+from opdprobe.text import shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -42,6 +44,8 @@ DAPO_TEMPLATE = (
 
 # What str.format left of \boxed{} in dapo-math-17k-processed: the model reads both braces.
 BROKEN_BOX, BOX = "\\boxed{{}}", "\\boxed{}"
+# JSON may hold halves of surrogate pairs.
+_LONE = re.compile("[\ud800-\udfff]")
 _WRAPPERS = (BOXED_TEMPLATE, BOXED_TEMPLATE.replace(BOX, BROKEN_BOX), DAPO_TEMPLATE)
 
 
@@ -66,7 +70,7 @@ class Prompt:
     ------
     PromptError
         Both or neither of `messages` and `text`; a message without role and content; nothing
-        but white space.
+        but white space; what is no str, or no Unicode text.
 
     Examples
     --------
@@ -86,18 +90,35 @@ class Prompt:
 
     def __post_init__(self) -> None:
         if reason := self._fault():
-            raise PromptError(f"prompt {self.id!r}: {reason}")
+            raise PromptError(f"prompt {shown(self.id)}: {reason}")
 
     def _fault(self) -> str | None:
+        if not isinstance(self.id, str):
+            return f"the id is of type {type(self.id).__name__}, expected str"
+        if self.answer is not None and not isinstance(self.answer, str):
+            return f"the answer is of type {type(self.answer).__name__}, expected str or None"
+        texts = [self.id, self.answer or ""]
+        if self.text is not None and not isinstance(self.text, str):
+            return f"the text is of type {type(self.text).__name__}, expected str"
         if self.text is not None:
             if self.messages:
                 return "both messages and a text; give one"
-            return None if self.text.strip() else "empty prompt"
+            texts.append(self.text)
         for message in self.messages:
-            if not all(isinstance(message.get(key), str) for key in ("role", "content")):
-                return f"a message needs a role and a content, both str; got {dict(message)}"
+            if not isinstance(message, Mapping) or not all(
+                isinstance(message.get(key), str) for key in ("role", "content")
+            ):
+                return f"a message needs a role and a content, both str; got {shown(message)}"
+            texts += message["role"], message["content"]
+        if broken := next(filter(None, map(_LONE.search, texts)), None):
+            # No tokenizer reads it, and no file that is UTF-8 can hold it.
+            return f"half a surrogate pair, U+{ord(broken[0]):04X}, in the text; replace it"
         # The model answers the last turn: if that says nothing, there is no question.
-        return None if self.messages and self.messages[-1]["content"].strip() else "empty prompt"
+        return (
+            None
+            if (self.text is not None or self.messages) and texts[-1].strip()
+            else ("empty prompt")
+        )
 
     @property
     def question(self) -> str:
@@ -161,7 +182,7 @@ def encode_prompts(
         `template` does not contain ``{question}``, or `max_length` is below 1.
     """
     if template is not None and "{question}" not in template:
-        raise ConfigError(f"the template has no place for {{question}}: {template!r}")
+        raise ConfigError(f"the template has no place for {{question}}: {shown(template)}")
     if max_length < 1:
         raise ConfigError(f"max_length is {max_length}; it must be 1 or more")
     encoded: list[EncodedPrompt] = []
@@ -173,8 +194,8 @@ def encode_prompts(
                 raise PromptError("no tokens")
             if len(ids) > max_length:
                 raise PromptError(f"{len(ids)} tokens, more than max_length {max_length}")
-        except (PromptError, jinja2.TemplateError) as error:  # a template may refuse a role
-            faults.append(f"row {number} (id {prompt.id!r}): {error}")
+        except PromptError as error:
+            faults.append(f"row {number} (id {shown(prompt.id)}): {error}")
         else:
             encoded.append(EncodedPrompt(prompt, tuple(ids)))
     report_faults("encode_prompts", faults, len(prompts), kept=len(encoded), on_error=on_error)
@@ -216,16 +237,41 @@ def _encode(
     if template is not None:
         question = template.replace("{question}", strip_instruction(question))
     if prompt.text is not None:
-        return tokenizer(question).input_ids
+        return _tokens(tokenizer, question)
     messages = [*prompt.messages[:-1], {**prompt.messages[-1], "content": question}]
     if tokenizer.chat_template is None:
-        return tokenizer("\n\n".join(message["content"] for message in messages)).input_ids
-    text = tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=True, enable_thinking=enable_thinking
-    )
+        return _tokens(tokenizer, "\n\n".join(message["content"] for message in messages))
+    try:
+        text = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, enable_thinking=enable_thinking
+        )
+    except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        # A template is a program; it may refuse a role, or fail.
+        raise PromptError(f"the chat template fails: {error}") from error
     assert isinstance(text, str)  # tokenize=False
     # The chat template writes the special tokens itself.
-    return tokenizer(text, add_special_tokens=False).input_ids
+    return _tokens(tokenizer, text, add_special_tokens=False)
+
+
+def _tokens(
+    tokenizer: PreTrainedTokenizerBase, text: str, *, add_special_tokens: bool = True
+) -> list[int]:
+    if unknown := _unknown_words(tokenizer, text):
+        raise PromptError(
+            f"the tokenizer has no token for {shown(unknown)}, and none for unknown words"
+        )
+    return tokenizer(text, add_special_tokens=add_special_tokens).input_ids
+
+
+def _unknown_words(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:
+    """Words that a tokenizer of words would fail on, with an error of no class of its own."""
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    model = getattr(backend, "model", None)
+    if type(model).__name__ != "WordLevel" or tokenizer.unk_token is not None:
+        return []
+    known, split = tokenizer.get_vocab(), backend.pre_tokenizer
+    words = [word for word, _ in split.pre_tokenize_str(text)] if split else [text]
+    return [word for word in dict.fromkeys(words) if word not in known]
 
 
 def report_faults(

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from opdprobe.data import save_prompts
 from opdprobe.errors import PromptError
 from opdprobe.grade import grade_math
 from opdprobe.names import resolve_model, resolve_prompts
@@ -51,6 +52,17 @@ def test_a_file_is_graded_as_mathematics_if_every_prompt_has_an_answer(
     prompts, found = resolve_prompts(str(file), limit)
     assert len(prompts) == (limit or len(rows))
     assert found is grade
+
+
+def test_a_file_of_the_testbeds_prompts_is_graded_as_they_are(tmp_path):
+    file = tmp_path / "chosen.jsonl"
+    save_prompts(problems(3, split="train"), file)
+    prompts, grade = resolve_prompts(str(file))
+    assert prompts == problems(3, split="train")
+    assert grade is grader
+    with file.open("a") as lines:
+        lines.write('{"prompt": "1+1=", "answer": "2"}\n')
+    assert resolve_prompts(str(file))[1] is grade_math
 
 
 def test_a_missing_file_is_an_error(tmp_path):

@@ -36,6 +36,9 @@ SPLITS = {
 trained on; problems of a kind that they were not; long ones; and a benchmark whose answers are
 longer than those that the RL teachers were trained to give."""
 
+DATA_SOURCE = "testbed"
+"""What the prompts' column ``data_source`` says, by which a file of them is known again."""
+
 _HELD_OUT = (*BENCHMARKS, "deep")
 
 
@@ -76,7 +79,14 @@ def problems(n: int, *, split: str, template: str = "add") -> list[Prompt]:
     for problem in islice(_drawn(split), n):
         worded = replace(problem, template=template)
         message = {"role": "user", "content": worded.question}
-        out.append(Prompt(f"{split}-{len(out)}", messages=(message,), answer=worded.answer))
+        out.append(
+            Prompt(
+                f"{split}-{len(out)}",
+                messages=(message,),
+                answer=worded.answer,
+                meta={"data_source": DATA_SOURCE},
+            )
+        )
     return out
 
 

@@ -6,12 +6,12 @@ paper's and says where it stands; a field that the paper does not state says so.
 
 import contextlib
 from dataclasses import asdict, dataclass, fields
+from math import isfinite
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import yaml
-
 from opdprobe.errors import ConfigError
+from opdprobe.text import is_number, parse_yaml, shown
 
 # Those of transformers' `get_scheduler` that warm-up and the number of steps determine.
 _SCHEDULES = (
@@ -40,56 +40,71 @@ class Config:
             if not isinstance(value, kind) or isinstance(value, bool):
                 expected = kind.__name__ if isinstance(kind, type) else kind
                 raise ConfigError(
-                    f"{f.name} = {value!r} is of type {type(value).__name__}; expected {expected}."
+                    f"{f.name} = {shown(value)} is of type {type(value).__name__}; "
+                    f"expected {expected}."
                 )
         for name, allowed in self._choices.items():
             value = getattr(self, name)
             if value not in allowed:
-                raise ConfigError(f"{name} = {value!r}; expected one of {', '.join(allowed)}.")
+                raise ConfigError(f"{name} = {shown(value)}; expected one of {', '.join(allowed)}.")
         for name in self._positive:
             value = getattr(self, name)
             if value is not None and not value > 0:
-                raise ConfigError(f"{name} = {value!r}; expected a number above 0.")
+                raise ConfigError(f"{name} = {shown(value)}; expected a number above 0.")
         for name in self._not_negative:
             if not getattr(self, name) >= 0:
-                raise ConfigError(f"{name} = {getattr(self, name)!r}; expected 0 or more.")
+                raise ConfigError(f"{name} = {shown(getattr(self, name))}; expected 0 or more.")
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, int | float) and not (is_number(value) and isfinite(value)):
+                raise ConfigError(f"{f.name} = {shown(value)}; expected a finite number.")
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Self:
         """Build from a mapping, refusing unknown names."""
-        known = {f.name for f in fields(cls)}
-        unknown = sorted(set(values) - known)
+        known = {f.name: f for f in fields(cls)}
+        unknown = sorted(shown(name).strip("'") for name in set(values) - set(known))
         if unknown:
             raise ConfigError(
                 f"unknown setting {', '.join(unknown)} for {cls.__name__}; "
                 f"it has {', '.join(sorted(known))}."
             )
-        return cls(**values)
+        # YAML 1.1 takes 1e-6 for text: only 1.0e-6 is a number to it.
+        return cls(
+            **{
+                name: _number(value) if known[name].type is float else value
+                for name, value in values.items()
+            }
+        )
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Self:
         """Read a YAML file of settings."""
         try:
-            values = yaml.safe_load(Path(path).read_text())
+            values = parse_yaml(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError:
-            raise ConfigError(f"no configuration file at {path}.") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"no configuration file at {path}; expected a YAML file of name: value lines."
+            ) from None
+        except ValueError as error:
             raise ConfigError(f"{path} is not readable as YAML: {error}") from error
         if values is not None and not isinstance(values, dict):
             raise ConfigError(
                 f"{path} holds a {type(values).__name__}; expected name: value lines."
             )
-        values = values or {}
-        for f in fields(cls):
-            # YAML 1.1 takes 1e-6 for text: only 1.0e-6 is a number to it.
-            if f.type is float and isinstance(values.get(f.name), str):
-                with contextlib.suppress(ValueError):
-                    values[f.name] = float(values[f.name])
-        return cls.from_dict(values)
+        return cls.from_dict(values or {})
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for YAML or JSON."""
         return asdict(self)
+
+
+def _number(value: Any) -> Any:
+    """Read a number that came as text; leave anything else to the checks."""
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return float(value)
+    return value
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,125 @@
+"""What is typed: exit code 2 where the words are wrong, 1 where what they name is."""
+
+from pathlib import Path
+from typing import Any
+
+from case import Case, Exit1, Exit2, run_command
+
+from opdprobe.testing import synthetic_run
+
+_TRAIN = ("train", "--student", "zoo:sft-small", "--teacher", "zoo:sft-small")
+
+
+def _usage(fed: str, message: str, *words: Any) -> Case:
+    return Case("Command line", fed, lambda _: run_command(*words), Exit2, message)
+
+
+def _failed(fed: str, message: str, *words: Any) -> Case:
+    """Words in which FOLDER is the folder."""
+
+    def feed(folder: Path) -> None:
+        run_command(*(word.replace("FOLDER", str(folder)) for word in words))
+
+    return Case("Command line", fed, feed, Exit1, f"error: {message}")
+
+
+def _inspected(folder: Path) -> None:
+    run = synthetic_run(folder / "[red]\x1b[31mrun", [0], n_rollouts=1, length=1, k=2)
+    (run.path / "run.json").write_text("{}")
+    run_command("inspect", run.path)
+
+
+CASES = [
+    _usage("no command", "opdprobe: error: the following arguments are required: COMMAND"),
+    _usage(
+        "a command that there is not",
+        "opdprobe: error: argument COMMAND: invalid choice: 'trian' (choose from …)",
+        "trian",
+    ),
+    _usage(
+        "an argument too few",
+        "opdprobe train: error: the following arguments are required: --prompts, --run-dir",
+        *_TRAIN,
+    ),
+    _usage(
+        "an option that there is not",
+        "opdprobe: error: unrecognized arguments: --fast",
+        *(*_TRAIN, "--prompts", "zoo:train", "--run-dir", "run", "--fast"),
+    ),
+    _usage(
+        "a number that is none",
+        "opdprobe train: error: argument --limit: '-3' is no whole number above 0",
+        *(*_TRAIN, "--prompts", "zoo:train", "--run-dir", "run", "--limit=-3"),
+    ),
+    _usage(
+        "a list of steps that is none",
+        "opdprobe view: error: argument --steps: 'a,b' is no list of numbers such as 0,10,20",
+        *("view", "run", "--steps", "a,b"),
+    ),
+    _failed(
+        "a model of the zoo that there is not",
+        "ZooError: no zoo model 'huge'; there are sft-small, …",
+        *("train", "--student", "zoo:huge", "--teacher", "zoo:sft-small"),
+        *("--prompts", "zoo:train", "--run-dir", "FOLDER/run"),
+    ),
+    _failed(
+        "prompts of the testbed that there are not",
+        "PromptError: no testbed problems zoo:harder; there are zoo:easy, …",
+        *(*_TRAIN, "--prompts", "zoo:harder", "--run-dir", "FOLDER/run"),
+    ),
+    _failed(
+        "a setting that there is not",
+        "ConfigError: --set 'lr=1': expected NAME=VALUE with NAME one of batch_size, ….",
+        *(*_TRAIN, "--prompts", "zoo:train", "--run-dir", "FOLDER/run", "--set", "lr=1"),
+    ),
+    _failed(
+        "a value that no YAML is",
+        "ConfigError: --set 'k=2026-13-01': the value is not readable as YAML.",
+        *(*_TRAIN, "--prompts", "zoo:train", "--run-dir", "FOLDER/run", "--set", "k=2026-13-01"),
+    ),
+    _failed(
+        "layers from high to low",
+        "ConfigError: --drop-layers '3-1': expected A-B with A ≤ B, for example 14-17.",
+        *(*_TRAIN, "--prompts", "zoo:train", "--run-dir", "FOLDER/run", "--drop-layers", "3-1"),
+    ),
+    _failed(
+        "a directory without a model, to be probed",
+        "ModelError: FOLDER: no checkpoint there; expected a saved model (config.json and "
+        "safetensors), or a directory of such whose names end in a step (checkpoint-500).",
+        *("probe", "FOLDER", "--teacher", "zoo:sft-small"),
+        *("--prompts", "zoo:train", "--run-dir", "FOLDER/run"),
+    ),
+    _failed(
+        "a directory without a model, as the teacher",
+        "ModelError: FOLDER: the tokenizer does not load: no tokenizer.json in this directory; "
+        "expected a tokenizer as save_pretrained writes it, beside the model.",
+        *("preflight", "--student", "zoo:sft-small", "--teacher", "FOLDER"),
+        *("--prompts", "zoo:train"),
+    ),
+    _failed(
+        "a run that is not there",
+        "StoreError: FOLDER/absent does not exist, expected the directory of a run",
+        *("inspect", "FOLDER/absent"),
+    ),
+    _failed(
+        "a place to write to that is not there",
+        "ConfigError: --out FOLDER/absent/out.jsonl: expected a .jsonl file in a directory that "
+        "exists.",
+        *("select", "--strategy", "content", "--prompts", "zoo:train"),
+        *("--out", "FOLDER/absent/out.jsonl"),
+    ),
+    _failed(
+        "an option of another strategy",
+        "ConfigError: --strategy content makes no use of --share; leave that out.",
+        *("select", "--strategy", "content", "--prompts", "zoo:train", "--share", "0.5"),
+        *("--out", "FOLDER/out.jsonl"),
+    ),
+    Case(
+        "Command line",
+        "a path that holds markup and a terminal's orders",
+        _inspected,
+        Exit1,
+        "error: StoreError: FOLDER/[red]\\x1b[31mrun: attribute schema_version is None, expected "
+        "an integer: this is no opdprobe step, or its attributes were dropped",
+    ),
+]

@@ -1,0 +1,272 @@
+"""Directories that should hold a model or a tokenizer, and pairs that do not fit."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from case import Case
+from transformers import BertConfig, BertForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from opdprobe.errors import ModelError, NonFiniteError, PromptError, VocabularyError
+from opdprobe.models import load_model, load_tokenizer
+from opdprobe.pair import Pair
+from opdprobe.probe import probe
+from opdprobe.prompts import EncodedPrompt, Prompt, encode_prompts
+from opdprobe.testbed.tokenizer import build_tokenizer
+from opdprobe.testing import tiny_model, tiny_tokenizer
+
+_LOADS = "FOLDER/model: the model does not load: "
+_SAVED = "; expected a causal language model, as save_pretrained writes it."
+_TOKENIZER = "FOLDER/model: the tokenizer does not load: "
+_BESIDE = "; expected a tokenizer as save_pretrained writes it, beside the model."
+
+
+def _saved(folder: Path, model: PreTrainedModel | None = None, **options: Any) -> Path:
+    path = folder / "model"
+    (model or tiny_model()).save_pretrained(path, **options)
+    tiny_tokenizer().save_pretrained(path)
+    return path
+
+
+def _model(fed: str, feed: Any, message: str) -> Case:
+    return Case("Models", fed, feed, ModelError, message)
+
+
+def _damaged(fed: str, file: str, content: bytes | str | None, message: str) -> Case:
+    """A model of which one file is something else, or gone."""
+
+    def feed(folder: Path) -> object:
+        path = _saved(folder) / file
+        if content is None:
+            path.unlink()
+        else:
+            path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return load_model(folder / "model")
+
+    return _model(fed, feed, message)
+
+
+def _configured(fed: str, message: str, **changes: Any) -> Case:
+    """A model whose config.json says something else; None takes a field out."""
+
+    def feed(folder: Path) -> object:
+        path = _saved(folder) / "config.json"
+        config = json.loads(path.read_text()) | changes
+        path.write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+        return load_model(folder / "model")
+
+    return _model(fed, feed, message)
+
+
+def _pickled(folder: Path) -> object:
+    path = _saved(folder)
+    (path / "model.safetensors").rename(path / "pytorch_model.bin")
+    return load_model(path)
+
+
+def _half(folder: Path) -> object:
+    file = _saved(folder) / "model.safetensors"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    return load_model(folder / "model")
+
+
+def _shard_missing(folder: Path) -> object:
+    path = _saved(folder, max_shard_size="10KB")
+    min(path.glob("model-*.safetensors")).unlink()
+    return load_model(path)
+
+
+def _encoder(folder: Path) -> object:
+    config = BertConfig(
+        vocab_size=64,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+    )
+    return load_model(_saved(folder, BertForMaskedLM(config)))
+
+
+def _probed(_: Path, **weights: float) -> object:
+    models = {role: tiny_model(seed=i) for i, role in enumerate(("student", "teacher"))}
+    for role, value in weights.items():
+        models[role].lm_head.weight.data[5, 0] = value
+    pair = Pair(models["student"], models["teacher"], tiny_tokenizer())
+    prompt = EncodedPrompt(Prompt("a", text="1 2"), (7, 8))
+    return probe(pair, [prompt], n=1, k=2, max_new_tokens=2)
+
+
+_MODELS = [
+    _model(
+        "a name of nothing",
+        lambda folder: load_model(folder / "absent"),
+        "FOLDER/absent: no such file or directory; expected a model directory, a .gguf file or a "
+        "hub id (owner/name).",
+    ),
+    _model(
+        "an empty directory",
+        load_model,
+        "FOLDER: no config.json in this directory; is it a saved model?",
+    ),
+    _damaged(
+        "no weights",
+        "model.safetensors",
+        None,
+        "FOLDER/model: no *.safetensors file in this directory; is the download complete?",
+    ),
+    _model(
+        "weights in a pickle",
+        _pickled,
+        "FOLDER/model: only pickled weights (pytorch_model.bin), which can run code when read; "
+        "convert them to safetensors where you trust them (save_pretrained writes that).",
+    ),
+    _model("weights cut off", _half, _LOADS + "…" + _SAVED),
+    _damaged("weights that are none", "model.safetensors", b"\xff" * 64, _LOADS + "…" + _SAVED),
+    _model(
+        "weights of which a part is missing",
+        _shard_missing,
+        _LOADS + "…model-00001-of-00003.safetensors…" + _SAVED,
+    ),
+    _damaged("a config.json that is not JSON", "config.json", "{", _LOADS + "…" + _SAVED),
+    _configured(
+        "a config.json without an architecture",
+        _LOADS + "Unrecognized model in FOLDER/model. …" + _SAVED,
+        model_type=None,
+        architectures=None,
+    ),
+    _configured(
+        "an architecture that there is not",
+        _LOADS + "The checkpoint you are trying to load has model type `llamma` …" + _SAVED,
+        model_type="llamma",
+    ),
+    _configured(
+        "more layers than weights",
+        "FOLDER/model: 9 of the weights of LlamaForCausalLM are not in the checkpoint, the first "
+        "is model.layers.2.input_layernorm.weight; is this a causal language model, whole?",
+        num_hidden_layers=3,
+    ),
+    _configured(
+        "weights of another shape",
+        "FOLDER/model: 2 of the weights are not of the shape that config.json makes them, the "
+        "first is lm_head.weight: (64, 16), expected (32, 16); take both from one checkpoint.",
+        vocab_size=32,
+    ),
+    _configured("no attention head", _LOADS + "…" + _SAVED, num_attention_heads=0),
+    _model(
+        "an encoder",
+        _encoder,
+        "FOLDER/model: BertForMaskedLM sees a whole text at once; expected a causal language "
+        "model, which sees what came before.",
+    ),
+    Case(
+        "Models",
+        "NaN in the student's weights",
+        lambda folder: _probed(folder, student=float("nan")),
+        NonFiniteError,
+        "LlamaForCausalLM gave NaN or infinite logits while sampling: prompt 0, response position "
+        "0. Check the weights and the dtype (float16 overflows).",
+    ),
+    Case(
+        "Models",
+        "infinity in the teacher's weights",
+        lambda folder: _probed(folder, teacher=float("inf")),
+        NonFiniteError,
+        "the teacher gave NaN or infinite logits at row …. Check its weights and dtype (float16 "
+        "overflows).",
+    ),
+]
+
+
+def _tokenizer(fed: str, file: str, content: str | None, message: str) -> Case:
+    def feed(folder: Path) -> object:
+        path = _saved(folder) / file
+        path.unlink() if content is None else path.write_text(content)
+        return load_tokenizer(folder / "model")
+
+    return Case("Tokenizers", fed, feed, ModelError, message)
+
+
+def _encoded(
+    fed: str,
+    fault: str,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    template: str | None = None,
+    **options: Any,
+) -> Case:
+    """A prompt that cannot be encoded."""
+
+    def feed(_: Path) -> object:
+        used = tokenizer or tiny_tokenizer()
+        used.chat_template = template or used.chat_template
+        return encode_prompts(
+            used, [Prompt("a", messages=({"role": "user", "content": "1 2 3"},))], **options
+        )
+
+    message = (
+        f"encode_prompts: 1 of 1 rows cannot be used: row 0 (id 'a'): {fault}. Correct them, or "
+        'leave them out with on_error="skip".'
+    )
+    return Case("Tokenizers", fed, feed, PromptError, message)
+
+
+def _pair(fed: str, message: str, *, tokens: int = 64, logits: int = 64) -> Case:
+    """A teacher that does not fit."""
+
+    def feed(_: Path) -> object:
+        tokenizers = tiny_tokenizer(), tiny_tokenizer(tokens)
+        with torch.no_grad():
+            return Pair(tiny_model(), tiny_model(logits), *tokenizers)
+
+    return Case("Tokenizers", fed, feed, VocabularyError, message)
+
+
+_TOKENIZERS = [
+    _tokenizer(
+        "no tokenizer beside the model",
+        "tokenizer.json",
+        None,
+        _TOKENIZER + "no tokenizer.json in this directory" + _BESIDE,
+    ),
+    _tokenizer("a tokenizer.json of nothing", "tokenizer.json", "{}", _TOKENIZER + "…" + _BESIDE),
+    _tokenizer(
+        "settings that are a list", "tokenizer_config.json", "[]", _TOKENIZER + "…" + _BESIDE
+    ),
+    _pair(
+        "vocabularies that differ",
+        "The tokenizers differ at 4 of 64 ids, first at id 60: the student has '54', the teacher "
+        "no token; so per-token distributions cannot be compared: choose a teacher of the "
+        "student's tokenizer family.",
+        tokens=60,
+    ),
+    _pair(
+        "fewer logits than tokens",
+        "The teacher has 60 logits, but the tokenizer has 64 tokens; resize its embeddings, or "
+        "load the tokenizer that belongs to it.",
+        logits=60,
+    ),
+    _encoded("a prompt that is too long", "6 tokens, more than max_length 4", max_length=4),
+    _encoded(
+        "a word that the testbed's tokenizer does not know",
+        "the tokenizer has no token for ['What'], and none for unknown words",
+        build_tokenizer(),
+        "{% for m in messages %}<bos> What {{ m.content }}{% endfor %}",
+    ),
+    _encoded(
+        "a chat template that reaches for Python's classes",
+        "the chat template fails: access to attribute '__class__' of 'str' object is unsafe.",
+        template="{{ ''.__class__.__mro__ }}",
+    ),
+    _encoded(
+        "a chat template that fails",
+        "the chat template fails: division by zero",
+        template="{{ 1 / 0 }}",
+    ),
+    _encoded(
+        "a chat template that is none",
+        "the chat template fails: …",
+        template="{% for %}",
+    ),
+]
+
+CASES = [*_MODELS, *_TOKENIZERS]

@@ -1,0 +1,46 @@
+"""Coverage-guided fuzzing of what reads prompts and training logs.
+
+    python tests/fuzz/fuzz_prompts.py -max_total_time=600 tests/fuzz/corpus/prompts
+
+needs atheris. The first byte of an input says what the rest is: prompts as JSON lines, prompts as a
+parquet file, or the log of a trainer.
+"""
+
+import logging
+from pathlib import Path
+
+import run_fuzzer
+
+with run_fuzzer.instrumented():
+    from opdprobe.data import load_prompts, save_prompts
+    from opdprobe.errors import OPDProbeError
+    from opdprobe.logs import read_log
+
+FOLDER = run_fuzzer.scratch()
+SOURCES = ("verl", "thunlp", "trl", "ms-swift")
+
+
+def one_input(data: bytes) -> None:
+    """Read a file; what cannot be read must be an opdprobe error, what can be saved reads equal."""
+    if not data:
+        return
+    kind, content = data[0] % 8, data[1:]
+    file = Path(FOLDER, "given" + (".parquet" if kind >= 6 else ".jsonl"))
+    file.write_bytes(content)
+    said = ""
+    try:
+        if kind < 4:
+            read_log(file, SOURCES[kind])
+            return
+        prompts = load_prompts(file, on_error="skip" if kind % 2 else "raise", repair_boxed=True)
+        again = Path(FOLDER, "again.jsonl")
+        save_prompts(prompts, again)
+        assert load_prompts(again) == prompts
+    except OPDProbeError as error:
+        said = str(error)
+    assert len(said) < 8000 + len(content), "a message far longer than its cause"
+
+
+if __name__ == "__main__":
+    logging.getLogger("opdprobe").setLevel(logging.ERROR)
+    run_fuzzer.main(one_input)
