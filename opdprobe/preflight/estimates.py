@@ -68,6 +68,24 @@ def prompt_auroc(
     return _number(value, np.array(samples), units=len(rows))
 
 
+def share_removed(before: NDArray[np.float64], after: NDArray[np.float64]) -> Number:
+    """Share of a total that is gone, 1 - sum(after) / sum(before), bootstrap over prompts.
+
+    Parameters
+    ----------
+    before, after : (P,) ndarray
+        A row a prompt; NaN, in both, is left out.
+    """
+    known = ~np.isnan(before)
+    before, after = before[known], after[known]
+    if not before.sum() > 0:
+        return UNKNOWN  # nothing was there to remove
+    drawn = _draws(len(before))
+    with np.errstate(invalid="ignore"):  # 0/0 where only prompts without any were drawn
+        samples = 1 - (drawn @ after) / (drawn @ before)
+    return _number(float(1 - after.sum() / before.sum()), samples, units=len(before))
+
+
 def agreement(cosines: NDArray[np.float64]) -> Number:
     """Mean cosine of different groups, bootstrap over groups."""
     n = len(cosines)

@@ -1,18 +1,18 @@
 """The measurements of a preflight, one function each."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
 import xarray as xr
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from opdprobe.continuation import Sampling, continuation_gain, continued, token_rows
+from opdprobe.continuation import Sampling, token_rows
 from opdprobe.grade import Grader, grade_rollouts
 from opdprobe.head import evaluating
 from opdprobe.pair import Pair, in_rollout_order
-from opdprobe.preflight.estimates import UNKNOWN, Number, prompt_auroc, prompt_mean, state_mean
+from opdprobe.preflight.estimates import Number, state_mean
+from opdprobe.preflight.readout import States
 from opdprobe.probes import curve
 from opdprobe.prompts import EncodedPrompt, Prompt
 from opdprobe.record import record_dataset
@@ -22,8 +22,6 @@ from opdprobe.score import batches, score
 from opdprobe.store.step_file import estimate_bytes
 
 _NOISE_ROLLOUTS = 8
-# Of each teacher response: enough to show its pattern, too little to hold the answer.
-OPENING = 1 / 8
 
 PROBES = {
     "overlap_ratio": lambda ds: ds.opd.overlap_ratio(),
@@ -36,36 +34,6 @@ PROBES = {
     "reverse_kl": lambda ds: ds.opd.reverse_kl(),
 }
 """What is measured at the student's states, by the names of ``Run.metrics``."""
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What known answers tell.
-
-    Parameters
-    ----------
-    student, teacher
-        Accuracy of each model's own responses, at the sampling temperature.
-    gap
-        Teacher minus student, over the same prompts.
-    pattern
-        Accuracy of the student going on from the first eighth of the teacher's responses, minus
-        that of its own responses.
-    auroc
-        Of the sequence mean reward for the student's correct rollouts (§6.2).
-    continuation
-        Continuation gain (§6.1) by prefix length in tokens, of one rollout a prompt.
-    n_continued
-        Rollouts that reach each of those lengths.
-    """
-
-    student: Number = UNKNOWN
-    teacher: Number = UNKNOWN
-    gap: Number = UNKNOWN
-    pattern: Number = UNKNOWN
-    auroc: Number = UNKNOWN
-    continuation: dict[int, Number] | None = None
-    n_continued: dict[int, int] | None = None
 
 
 def sampled(
@@ -117,80 +85,61 @@ def recorded(
     k: int,
     temperature: float,
     max_tokens: int,
-) -> xr.Dataset:
-    """Score rollouts with both models and lay them out as a step."""
+    n_hidden: int = 0,
+) -> tuple[xr.Dataset, States]:
+    """Score rollouts with both models and lay them out as a step.
+
+    Parameters
+    ----------
+    n_hidden
+        Most states whose hidden states are kept, drawn at random.
+
+    Returns
+    -------
+    Dataset
+        The step.
+    States
+        Those hidden states.
+    """
+    lengths = [len(response) for response in rollouts.response_ids]
+    of_state = np.repeat(rollouts.prompt_index, lengths)
+    share = min(1.0, n_hidden / len(of_state))
+    kept = np.random.default_rng(0).random(len(of_state)) < share
+    parts, hidden, teacher_hidden, prompt = [], [], [], []
     with evaluating(pair.student), evaluating(pair.teacher):
-        parts = [
-            (part.batch.state, part.scores.cpu())
-            for part in pair.scored(rollouts, k=k, temperature=temperature, max_tokens=max_tokens)
-        ]
-    correct = _graded(pair.tokenizer, rollouts, prompts, grader)
-    return record_dataset(0, rollouts, in_rollout_order(parts), prompts, correct)
+        for part in pair.scored(rollouts, k=k, temperature=temperature, max_tokens=max_tokens):
+            state = part.batch.state
+            parts.append((state, part.scores.cpu()))
+            rows = torch.as_tensor(kept[state.numpy()]).nonzero()[:, 0]
+            prompt.append(of_state[state[rows].numpy()])
+            hidden.append(part.hidden[rows.to(part.hidden.device)])
+            teacher_hidden.append(part.teacher_hidden[rows.to(part.hidden.device)])
+    scores = in_rollout_order(parts)
+    states = States(
+        torch.cat(hidden),
+        torch.cat(teacher_hidden),
+        scores.token_id.unique().to(pair.student.device),
+        np.concatenate(prompt),
+    )
+    correct = graded(pair.tokenizer, rollouts, prompts, grader)
+    return record_dataset(0, rollouts, scores, prompts, correct), states
 
 
-def _graded(
+def graded(
     tokenizer: PreTrainedTokenizerBase,
     rollouts: Rollouts,
     prompts: Sequence[Prompt],
     grader: Grader | None,
 ) -> list[float] | None:
+    """Score responses; None without a grader."""
     if grader is None:
         return None
     return grade_rollouts(tokenizer, rollouts.response_ids, prompts, grader)
 
 
-def answers(
-    pair: Pair,
-    step: xr.Dataset,
-    teacher_rollouts: Rollouts,
-    own: Sequence[Prompt],
-    grader: Grader,
-    sampling: Sampling,
-    depths: Sequence[int],
-) -> Answers:
-    """Compare what the models, and each from the other's openings, get right.
-
-    Parameters
-    ----------
-    pair
-        Student and teacher.
-    step
-        The student's rollouts, graded.
-    teacher_rollouts
-        The teacher's, of the same prompts in the same order.
-    own
-        The prompt of each rollout.
-    """
-    prompt = np.unique(step["prompt_id"].values, return_inverse=True)[1]
-    correct = step["correct"].values.astype(np.float64)
-    theirs = rollout_dataset(teacher_rollouts, own)
-    teacher_correct = np.array(_graded(pair.tokenizer, teacher_rollouts, own, grader))
-    from_opening = continued(
-        theirs,
-        pair.student,
-        pair.tokenizer,
-        own,
-        grader,
-        sampling,
-        cut=np.ceil(theirs["length"].values * OPENING).astype(int),
-    )
-    # No part of the verdict, and the most expensive: one rollout a prompt will do.
-    first = np.r_[True, prompt[1:] != prompt[:-1]]
-    gain = continuation_gain(
-        step, pair.teacher, pair.tokenizer, own, grader, sampling, depths=depths, which=first
-    )["gain"]
-    return Answers(
-        student=prompt_mean(correct, prompt),
-        teacher=prompt_mean(teacher_correct, prompt),
-        gap=prompt_mean(teacher_correct - correct, prompt),
-        pattern=prompt_mean(from_opening - correct, prompt),
-        auroc=prompt_auroc(step.opd.sequence_mean_reward().values, correct, prompt),
-        continuation={int(d): prompt_mean(gain.sel(depth=d).values, prompt) for d in depths},
-        n_continued={int(d): int(gain.sel(depth=d).notnull().sum()) for d in depths},
-    )
-
-
-def rollout_dataset(rollouts: Rollouts, own: Sequence[Prompt]) -> xr.Dataset:
+def rollout_dataset(
+    rollouts: Rollouts, own: Sequence[Prompt], correct: Sequence[float] | None = None
+) -> xr.Dataset:
     """Lay out rollouts that nobody scored, as far as `continued` and `texts` read a step."""
     tokens = {
         f"{part}_ids": (f"{part}_token", np.concatenate([np.asarray(r, np.int32) for r in rows]))
@@ -202,6 +151,7 @@ def rollout_dataset(rollouts: Rollouts, own: Sequence[Prompt]) -> xr.Dataset:
             "prompt_length": ("rollout", [len(r) for r in rollouts.prompt_ids]),
             "length": ("rollout", [len(r) for r in rollouts.response_ids]),
             "finished": ("rollout", rollouts.finished),
+            **({} if correct is None else {"correct": ("rollout", list(correct))}),
             **tokens,
         }
     )

@@ -69,26 +69,26 @@ def _states(result: Preflight) -> Table:
         noise = result.noise.get(name)
         shown = "" if noise is None else f"{noise:.2g}"
         table.add_row(_LABELS[name], *_cells(number), shown)
-    table.add_row("cosine of prompts' gradients", *_cells(result.cosine), "")
+    table.add_row("share of it a refitted readout takes away", *_cells(result.learnt), "")
     return table
 
 
 def _answers(result: Preflight) -> RenderableType:
     a = result.answers
-    if a.continuation is None:
+    if a.student.value != a.student.value:
         return Text("No answers known: accuracies, AUROC and continuation gain are left out.")
     table = _table("by known answers", "mean", "interval")
     rows = {
         "student's accuracy": a.student,
         "teacher's accuracy": a.teacher,
         "teacher minus student": a.gap,
-        "student after teacher's openings, gain": a.pattern,
+        "student with a refitted readout, gain": a.gain,
         "AUROC of the sequence mean reward": a.auroc,
     }
     reach = a.n_continued or {}
     rows |= {
         f"teacher after {depth} tokens, gain ({reach[depth]} rollouts)": gain
-        for depth, gain in a.continuation.items()
+        for depth, gain in (a.continuation or {}).items()
     }
     for name, number in rows.items():
         table.add_row(name, *_cells(number))

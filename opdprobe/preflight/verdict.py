@@ -10,28 +10,29 @@ HARMFUL = "harmful"
 UNKNOWN = "cannot tell"
 
 VALIDATED = (
-    "Validated on 10 pairs of the testbed's models only, of which training helps 5, leaves 3 as "
-    "they were and harms 2: right on 8, cannot tell on 1, misses 1 that training helps. But it was "
-    "corrected with all ten in view; an earlier form, made on other models, was right on 7. No "
-    "real language model is among them."
+    "Validated on 13 pairs of the testbed's models only, with 128 prompts × 4 rollouts: right on "
+    "11. It expects little where training gains 0.10, and misses the harm that too high a learning "
+    "rate does. The rule was made with all of them in view. No real language model is among them."
 )
 """What every verdict says about the rule itself."""
 
-# Accuracy that a pattern has to gain or lose before it counts, and the bounds of an interval that
-# hides nothing larger. On the testbed: +0.14 to +0.30 where training works and the rule sees it,
-# -0.08 to +0.05 where it changes nothing, -0.42 to -0.34 where it harms; intervals of about ±0.1
-# (32 prompts × 4).
-_WORTH = 0.1
-_BLIND = 0.2
-# Cosine between groups of 16 rollouts: consistent from the first on if 0 is ruled out, cancelled if
-# 0 is possible and the second ruled out. On the testbed 0.24 to 0.52 where training works, but 0.10
-# for one pair; -0.03 to 0.04 where a teacher of the same pipeline changes nothing.
-_CONSISTENT = 0.2
-_CANCELS = 0.3
+# Accuracy that a refitted readout has to gain or lose before it counts, and what it may at most
+# before it is little. With 256 prompts × 4 on the testbed: +0.23 to +0.31 where training helps by
+# more than 0.1, -0.06 to +0.07 where it does not, -0.18 where a weaker teacher harms.
+_WORTH = 0.15
+_LITTLE = 0.1
+# Accuracy by which a teacher has to be behind. On the testbed 0.2 or more where it harms, while no
+# other teacher is behind at all.
+_WEAKER = 0.1
+# Share of the divergence that a refitted readout takes away on prompts it has not seen: 0.48 and
+# more where training helps on the testbed, -0.01 to 0.19 where a teacher of the same pipeline does
+# not. It takes an interval that holds 0 to speak against a teacher.
+_LEARNT = 0.25
 # The paper's successful runs start at 0.72, the one that needs a cold start at 0.55 (Fig. 6 and 8);
 # the testbed's lineages at 0.81 to 0.83, and 0.46 to 0.74 across them.
 _OVERLAP = 0.7
 _TRUNCATED = 0.5
+_SOLVED = 0.1
 _REPETITIVE = 0.1
 # Tokens; the shortest prefix that the paper cuts at (Fig. 11b). Below it there is no tail to cut.
 _TAIL = 1000
@@ -49,14 +50,14 @@ class Evidence:
         Over the full vocabulary, nats a token.
     noise
         The same between two passes of the student itself.
-    cosine
-        Between the gradients of groups of prompts.
+    learnt
+        Share of the divergence that a refitted readout takes away on prompts it has not seen.
     accuracy, teacher_accuracy
         Of either model's own responses; NaN if no answers are known.
     gap
         Teacher's accuracy minus student's.
-    pattern
-        Accuracy of the student going on from the teacher's openings, minus its own.
+    gain
+        Accuracy of the student with the refitted readout, minus its own; NaN if it was not tried.
     tail
         First prefix length at which the teacher's continuation is no longer better than the
         student's, though its own answers are; None if there is none.
@@ -69,11 +70,11 @@ class Evidence:
     overlap: Number
     reverse_kl: Number
     noise: float
-    cosine: Number
+    learnt: Number
     accuracy: Number
     teacher_accuracy: Number
     gap: Number
-    pattern: Number
+    gain: Number
     tail: int | None
     truncated: float
     teacher_truncated: float
@@ -106,22 +107,19 @@ def judge(evidence: Evidence) -> Verdict:
     """Judge a pair of models.
 
     The paper finds that a student takes over its teacher's *pattern* of thinking, not its scale
-    (§3). What that pattern is worth *to this student* can be measured without training: let the
-    teacher open a response and the student finish it. If answers are known, then, in this order,
+    (§3). What it can take over without new knowledge is what a refit of its own readout can: other
+    choices among what its last hidden states hold. If answers are known, then, in this order,
 
-    1. a teacher that is clearly the weaker model is *harmful* (§3.3): what a student loses needs no
-       capacity. Should its pattern help the student all the same, that is *cannot tell*;
-    2. a student that does better after the teacher's openings is *likely to work*;
-    3. one that does worse after them will be led there: *harmful*. If the teacher is clearly the
-       better model, that is *cannot tell*: the student may lose by the opening and gain by the
-       rest;
-    4. if the changes of its weights that different prompts ask for cancel (§6.2), the student will
-       hardly move: *unlikely to help*;
-    5. one that does no better has no better pattern to take over: *unlikely to help*.
+    1. a teacher that is clearly the weaker model is *harmful* (§3.3). Should its pattern help the
+       student all the same, that is *cannot tell*;
+    2. a student whose refitted readout answers better, on prompts it was not fitted on, is *likely
+       to work*;
+    3. one that answers worse is led there by its teacher: *harmful*;
+    4. one that answers no better has nothing to gain from the pattern: *unlikely to help*.
 
-    Without usable answers the value of the pattern is unknown: changes that cancel make it
-    *unlikely to help*, all else is *cannot tell*. A pair that differs by no more than rounding has
-    nothing to teach.
+    Without usable answers, or with too few, a teacher whose divergence is no smaller on prompts
+    that the readout was not fitted on has no pattern to give, *unlikely to help*; all else is
+    *cannot tell*. A pair that differs by no more than rounding has nothing to teach.
 
     Parameters
     ----------
@@ -140,83 +138,95 @@ def judge(evidence: Evidence) -> Verdict:
             f"({e.noise:.2g} between two passes of the student): the models are the same."
         )
         return Verdict(UNLIKELY, (same,), ())
-    consistent, gradients = _gradients(e)
-    obstacle = _obstacle(e)
-    pattern = None if obstacle else _pattern(e.pattern)
-    weaker = obstacle is None and e.gap.high <= -_WORTH
+    learns, learnt = _learnt(e.learnt)
+    blocked = obstacle(e.accuracy, e.teacher_accuracy, e.truncated, e.teacher_truncated)
+    worth = None if blocked else _worth(e.gain)
+    weaker = not blocked and e.gap.high < 0 and e.gap.value <= -_WEAKER
     if weaker:
-        word = UNKNOWN if pattern == "better" else HARMFUL
-    elif pattern == "better":
+        word = UNKNOWN if worth == "better" else HARMFUL
+    elif worth == "better":
         word = LIKELY
-    elif pattern == "worse":
-        word = UNKNOWN if e.gap.low > 0 else HARMFUL
+    elif worth == "worse":
+        word = HARMFUL
     else:
-        word = UNLIKELY if pattern == "no better" or consistent is False else UNKNOWN
-    reasons = [obstacle or _pattern_reason(e, pattern), gradients, _overlap_reason(e)]
+        word = UNLIKELY if worth == "no better" or learns is False else UNKNOWN
+    reasons = [blocked or _gain_reason(e, worth), learnt, _overlap_reason(e)]
     if weaker:
         reasons.insert(0, f"The teacher is the weaker model: {_shown(e.gap)} in accuracy.")
-    return Verdict(word, tuple(reasons), tuple(_advice(e)))
+    return Verdict(word, tuple(reasons), tuple(_advice(e, learns, worth)))
 
 
-def _obstacle(e: Evidence) -> str | None:
-    """Why accuracies say nothing, if they do not."""
-    if e.pattern.value != e.pattern.value:
+def obstacle(
+    accuracy: Number, teacher_accuracy: Number, truncated: float, teacher_truncated: float
+) -> str | None:
+    """Say why accuracies tell nothing, if they do not; None if they do.
+
+    Parameters
+    ----------
+    accuracy, teacher_accuracy
+        Of either model's own responses; NaN if no answers are known.
+    truncated, teacher_truncated
+        Share of responses that reached the length limit.
+    """
+    if accuracy.value != accuracy.value:
         return "No answers are known, so whether the teacher's pattern is worth having is open."
-    if max(e.truncated, e.teacher_truncated) > _TRUNCATED:
+    if max(truncated, teacher_truncated) > _TRUNCATED:
         return (
-            f"{e.truncated:.0%} of the student's and {e.teacher_truncated:.0%} of the teacher's "
+            f"{truncated:.0%} of the student's and {teacher_truncated:.0%} of the teacher's "
             "responses reached the length limit, so their accuracies say little."
         )
-    if max(e.accuracy.value, e.teacher_accuracy.value) < _WORTH:
+    if max(accuracy.value, teacher_accuracy.value) < _SOLVED:
         return (
-            f"Student and teacher solve {e.accuracy.value:.0%} and {e.teacher_accuracy.value:.0%} "
+            f"Student and teacher solve {accuracy.value:.0%} and {teacher_accuracy.value:.0%} "
             "of these prompts: too few for accuracies to say anything."
         )
     return None
 
 
-def _pattern(change: Number) -> str | None:
-    """What the teacher's openings do for the student; None if too few rollouts tell."""
-    if change.low > 0 and change.value >= _WORTH:
+def _worth(gain: Number) -> str | None:
+    """What the teacher's pattern does for the student; None if too few rollouts tell."""
+    if gain.low > 0 and gain.value >= _WORTH:
         return "better"
-    if change.high < 0 and change.value <= -_WORTH:
+    if gain.high < 0 and gain.value <= -_WORTH:
         return "worse"
-    return "no better" if max(-change.low, change.high) < _BLIND else None
+    small = abs(gain.value) <= _LITTLE and max(-gain.low, gain.high) < 2 * _LITTLE
+    return "no better" if small else None
 
 
-def _pattern_reason(e: Evidence, pattern: str | None) -> str:
+def _gain_reason(e: Evidence, worth: str | None) -> str:
     change = (
-        f"Going on from the teacher's openings changes the student's accuracy of "
-        f"{e.accuracy.value:.2f} by {_shown(e.pattern)}"
+        f"Reading its own states out as the teacher would changes the student's accuracy of "
+        f"{e.accuracy.value:.2f} by {_shown(e.gain)}"
     )
-    if pattern is None:
+    if worth is None:
         return f"{change}: too few rollouts to tell."
-    if pattern == "better":
+    if worth == "better":
         return f"{change}: it can use the teacher's pattern (§3.1)."
-    if pattern == "worse":
-        reason = (
+    if worth == "worse":
+        return (
             f"{change}: the teacher's pattern does not suit this student, and a student takes over "
             "the pattern, not the scale (§3.3)."
         )
-        if e.gap.low > 0:
-            reason += f" The teacher is better by {_shown(e.gap)}: it may gain by the rest."
-        return reason
     if e.gap.low > 0:
         return (
             f"{change}. The teacher is better by {_shown(e.gap)}, but by ability, not by a pattern "
-            "the student lacks: same pipeline, expect little (§3.2)."
+            "the student lacks: expect little (§3.2)."
         )
     return f"{change}: there is no better pattern to take over."
 
 
-def _gradients(e: Evidence) -> tuple[bool | None, str]:
-    """Whether prompts ask for one change (None: unclear), in words."""
-    c = e.cosine
-    shown = f"Gradients of different prompts have cosine {_shown(c)}"
-    if c.low > 0 and c.value >= _CONSISTENT:
-        return True, f"{shown}: they ask for the same change."
-    if c.low <= 0 and c.high < _CANCELS:
-        return False, f"{shown}: they cancel in a batch (the hypothesis of §6.2)."
+def _learnt(share: Number) -> tuple[bool | None, str]:
+    """Whether the teacher asks for anything that carries over (None: unclear), in words."""
+    if share.value != share.value:
+        return None, "Whether one prompt's lesson serves another was not measured."
+    shown = (
+        f"A readout refitted on half of the prompts takes away {share.value:.0%} of the divergence "
+        f"[{share.low:.0%}, {share.high:.0%}] on the other half"
+    )
+    if share.low >= _LEARNT:
+        return True, f"{shown}: a pattern that prompts have in common."
+    if share.low <= 0:
+        return False, f"{shown}: no pattern that prompts have in common (§6.2)."
     return None, f"{shown}: unclear."
 
 
@@ -230,17 +240,22 @@ def _overlap_reason(e: Evidence) -> str:
     )
 
 
-def _advice(e: Evidence) -> list[str]:
+def _advice(e: Evidence, learns: bool | None, worth: str | None) -> list[str]:
     advice = []
     if e.overlap.high < _OVERLAP:
         advice.append(
             "Patterns differ: try a cold start, SFT on the teacher's rollouts, or prompts in the "
             "teacher's template (§5)."
         )
-    if e.gap.low > 0 and e.pattern.low <= 0:
+    if e.gap.low > 0 and worth == "no better":
         advice.append(
             "A teacher of the student's own lineage with something new, for instance after RL, "
             "has more to give than a larger one of the same pipeline (§3.2)."
+        )
+    if learns is False:
+        advice.append(
+            "If you train all the same, keep the learning rate low: where prompts have little in "
+            "common, most of an update is noise, and noise costs accuracy."
         )
     if e.tail is not None and e.tail >= _TAIL:
         advice.append(

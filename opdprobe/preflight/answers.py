@@ -1,0 +1,126 @@
+"""What known answers tell: who is right, who goes on better, what a refitted readout is worth."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from opdprobe.continuation import Sampling, continuation_gain
+from opdprobe.grade import Grader, grade_rollouts
+from opdprobe.pair import Pair
+from opdprobe.preflight.estimates import UNKNOWN, Number, prompt_auroc, prompt_mean
+from opdprobe.preflight.measure import sampled
+from opdprobe.preflight.readout import Readout, reading_out
+from opdprobe.prompts import EncodedPrompt, Prompt
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What known answers tell.
+
+    Parameters
+    ----------
+    student, teacher
+        Accuracy of each model's own responses, at the sampling temperature.
+    gap
+        Teacher minus student, over the same prompts.
+    gain
+        Accuracy of the student with a refitted readout (`Readout`), minus its own; each half of
+        the prompts answered with the readout that was fitted on the other half.
+    auroc
+        Of the sequence mean reward for the student's correct rollouts (§6.2).
+    continuation
+        Continuation gain (§6.1) by prefix length in tokens, of one rollout a prompt.
+    n_continued
+        Rollouts that reach each of those lengths.
+    """
+
+    student: Number = UNKNOWN
+    teacher: Number = UNKNOWN
+    gap: Number = UNKNOWN
+    gain: Number = UNKNOWN
+    auroc: Number = UNKNOWN
+    continuation: dict[int, Number] | None = None
+    n_continued: dict[int, int] | None = None
+
+
+def accuracies(step: xr.Dataset, teacher_step: xr.Dataset) -> Answers:
+    """Compare what the two models get right by themselves.
+
+    Parameters
+    ----------
+    step
+        The student's rollouts, graded.
+    teacher_step
+        The teacher's, of the same prompts in the same order.
+    """
+    prompt = _prompt_rows(step)
+    correct, theirs = (_correct(one) for one in (step, teacher_step))
+    return Answers(
+        student=prompt_mean(correct, prompt),
+        teacher=prompt_mean(theirs, prompt),
+        gap=prompt_mean(theirs - correct, prompt),
+        auroc=prompt_auroc(step.opd.sequence_mean_reward().values, correct, prompt),
+    )
+
+
+def continuation(
+    pair: Pair,
+    step: xr.Dataset,
+    own: Sequence[Prompt],
+    grader: Grader,
+    sampling: Sampling,
+    depths: Sequence[int],
+) -> tuple[dict[int, Number], dict[int, int]]:
+    """Continuation gain by prefix length, and how many rollouts reach each."""
+    prompt = _prompt_rows(step)
+    # No part of the verdict: one rollout a prompt will do.
+    first = np.r_[True, prompt[1:] != prompt[:-1]]
+    gain = continuation_gain(
+        step, pair.teacher, pair.tokenizer, own, grader, sampling, depths=depths, which=first
+    )["gain"]
+    rows = {int(d): gain.sel(depth=d) for d in depths}
+    return (
+        {d: prompt_mean(row.values, prompt) for d, row in rows.items()},
+        {d: int(row.notnull().sum()) for d, row in rows.items()},
+    )
+
+
+def tried(
+    pair: Pair,
+    step: xr.Dataset,
+    fitted: Sequence[Readout],
+    prompts: Sequence[EncodedPrompt],
+    grader: Grader,
+    sampling: Sampling,
+    n: int,
+) -> Number:
+    """What the refitted readouts do for the student's accuracy on the prompts they have not seen.
+
+    Parameters
+    ----------
+    step
+        The student's own rollouts, `n` of each prompt, graded.
+    """
+    before = _correct(step).reshape(-1, n)
+    after = before.copy()  # a readout that is none answers as the student does
+    for half, readout in enumerate(fitted):
+        others = [i for i in range(len(prompts)) if i % 2 != half]
+        if not readout.moved:
+            continue
+        with reading_out(pair.student, readout):
+            rollouts = sampled(pair.student, pair, [prompts[i] for i in others], sampling, n)
+        asked = [prompts[i].prompt for i in others for _ in range(n)]
+        graded = grade_rollouts(pair.tokenizer, rollouts.response_ids, asked, grader)
+        after[others] = np.reshape(graded, (-1, n))
+    return prompt_mean((after - before).ravel(), np.repeat(np.arange(len(before)), n))
+
+
+def _correct(step: xr.Dataset) -> NDArray[np.float64]:
+    return step["correct"].values.astype(np.float64)
+
+
+def _prompt_rows(step: xr.Dataset) -> NDArray[np.intp]:
+    return np.unique(step["prompt_id"].values, return_inverse=True)[1]
