@@ -27,6 +27,12 @@ _CHUNK_ELEMENTS = 2**23
 # matrix product. That product wants this many rows.
 _TILE_ELEMENTS = 2**17
 _TILE_ROWS = 128
+# A micro-batch that holds so many tokens ends where the next rollout would fill less of its row:
+# padding costs as much as a token, and a further pass through the models has a cost of its own.
+_LEAST_TOKENS, _LEAST_TOKENS_CPU = 8192, 1024
+_LEAST_FILLED = 0.8
+# On a CPU, more tokens than this leave the cache between one layer and the next.
+_MOST_TOKENS_CPU = 2048
 # Tokens in a pile, at most, when the largest are searched; see `_piles`.
 _PILE = 32
 
@@ -38,7 +44,8 @@ class Scores:
     Parameters
     ----------
     token_id : Tensor (N, 2, K), int64
-        Top-k ids of the student and of the teacher, most probable first.
+        Top-k ids of the student and of the teacher, most probable first; the lower id first
+        among equals.
     logp : Tensor (N, 2, 2, K)
         Log-probability over the full vocabulary that each model gives to each of those tokens,
         in nats.
@@ -77,9 +84,7 @@ def chunk_rows(n_rows: int, width: int, *, times: int = 1) -> Iterator[slice]:
         yield slice(start, min(start + step, n_rows))
 
 
-def vocabulary_tiles(
-    width: int, device: torch.device, *, rows: int = _TILE_ROWS
-) -> tuple[int, list[slice]]:
+def vocabulary_tiles(width: int, device: torch.device, rows: int) -> tuple[int, list[slice]]:
     """Choose how many rows of logits to hold, and the runs of tokens to compute them in.
 
     Parameters
@@ -114,6 +119,14 @@ def tile_buffer(hidden: Tensor, n_rows: int, tiles: Sequence[slice]) -> Tensor:
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     width = tiles[0].stop - tiles[0].start
     return hidden.new_empty((len(tiles), 2, min(n_rows, len(hidden)), width), dtype=dtype)
+
+
+def sum_dtype(buffer: Tensor) -> torch.dtype:
+    """What to add tiles up in: a sum of a thousand of them in float32 would lose the small ones.
+
+    Elsewhere than on a CPU there is one tile, and not every accelerator has float64.
+    """
+    return torch.float64 if buffer.device.type == "cpu" else buffer.dtype
 
 
 def log_softmax(head: Head, hidden: Tensor, temperature: float) -> Tensor:
@@ -164,7 +177,7 @@ def score(
     width = student_head.width
     if k > width:
         raise ConfigError(f"k = {k} is larger than the shared vocabulary of {width} tokens.")
-    n_rows, tiles = vocabulary_tiles(width, student_hidden.device)
+    n_rows, tiles = vocabulary_tiles(width, student_hidden.device, _TILE_ROWS)
     logits = tile_buffer(student_hidden, n_rows, tiles)
     pile = _pile_size(width, k)
     members = torch.cat([_members(tile, pile) for tile in tiles]).to(student_hidden.device)
@@ -179,8 +192,8 @@ def score(
         # subtracted, and where it grows the sums so far follow. The operations are the same for
         # both models, so that equal models give exactly 0.
         largest = x.new_full((2, len(sampled)), torch.finfo(x.dtype).min)
-        total, mean = torch.zeros_like(largest), torch.zeros_like(largest)
-        cross, peaks = torch.zeros_like(largest[0]), []
+        total = torch.zeros_like(largest, dtype=sum_dtype(x))
+        mean, cross, peaks = torch.zeros_like(total), torch.zeros_like(total[0]), []
         for block, tile in zip(x, tiles, strict=True):
             z = block[..., : tile.stop - tile.start]
             for i, (head, hidden) in enumerate(models):
@@ -199,15 +212,15 @@ def score(
             cross += (weight[0] * z[1]).sum(-1)
             mean += z.mul_(weight).sum(-1)
         mean, cross, log_total = mean / total, cross / total[0], total.log()
-        entropy = log_total - mean
+        entropy = (log_total - mean).to(x.dtype)
         for who, values in zip(MODELS, entropy, strict=True):
             _check_finite(values, who)
-        reverse_kl = mean[0] - cross - log_total[0] + log_total[1]
+        reverse_kl = (mean[0] - cross - log_total[0] + log_total[1]).to(x.dtype)
 
         ids = _top(x, torch.cat(peaks, -1), members, k).transpose(0, 1)  # (n, support, K)
         columns = torch.cat([ids.flatten(1), sampled[:, None]], 1)
         logp = _pick(x, columns.expand(2, -1, -1)) - largest[..., None] - log_total[..., None]
-        logp = logp.transpose(0, 1)
+        logp = logp.to(x.dtype).transpose(0, 1)
         parts.append(
             Scores(
                 token_id=ids,
@@ -261,17 +274,44 @@ def _members(tile: slice, pile: int) -> Tensor:
 
 
 def _top(x: Tensor, peaks: Tensor, members: Tensor, k: int) -> Tensor:
-    """Ids of the k largest of each row of logits, largest first, (2, N, K)."""
-    found = peaks.topk(k).indices
-    if members.shape[1] == 1:
-        return found
-    ids = members[found].flatten(-2)
+    """Ids of the k largest of each row of logits, largest first, (2, N, K).
+
+    The lower id comes first among equals, of which logits of 16 bits have many. Which of them
+    `topk` finds is up to it, so rows that have any are searched again.
+    """
+    pile = peaks.topk(min(k + 1, peaks.shape[-1]))
+    ids = members[pile.indices[..., :k]].flatten(-2)
     values = _pick(x, ids.clamp(min=0)).masked_fill_(ids < 0, -math.inf)
-    return ids.gather(-1, values.topk(k).indices)
+    best = values.topk(min(k + 1, values.shape[-1]))
+    tied = (best.values[..., 1:] == best.values[..., :-1]).any(-1)
+    tied |= (pile.values[..., k:] == pile.values[..., k - 1 : k]).any(-1)
+    ids = ids.gather(-1, best.indices[..., :k])
+    rows = tied.any(0).nonzero().squeeze(-1)
+    if len(rows):
+        ids[:, rows] = _top_of_ties(x[:, :, rows], peaks[:, rows], members, k)
+    return ids
+
+
+def _top_of_ties(x: Tensor, peaks: Tensor, members: Tensor, k: int) -> Tensor:
+    """Search every pile that ties for the last place, and put equals in the order of their ids."""
+    last = peaks.topk(k).values[..., -1:]
+    n_piles = int((peaks >= last).sum(-1).max())
+    if n_piles > 4 * k and x.shape[2] > 1:  # a row of one value everywhere: not all rows at once
+        rows = range(x.shape[2])
+        return torch.cat([_top_of_ties(x[:, :, [i]], peaks[:, [i]], members, k) for i in rows], 1)
+    ids = members[peaks.topk(n_piles).indices].flatten(-2)
+    values = _pick(x, ids.clamp(min=0)).masked_fill_(ids < 0, -math.inf)
+    last = values.topk(k).values[..., -1:]
+    beyond = members.numel()  # more than any id
+    order = torch.where(values > last, ids - beyond, torch.where(values == last, ids, beyond))
+    ids = order.topk(k, largest=False).values % beyond
+    return ids.gather(-1, _pick(x, ids).argsort(dim=-1, descending=True, stable=True))
 
 
 def _pick(x: Tensor, ids: Tensor) -> Tensor:
     """Logits of some tokens of each row, (T, 2, N, C) tiles at (2, N, K) -> (2, N, K)."""
+    if len(x) == 1:  # cheaper than indexing by four tensors, two of them quotients
+        return x[0].gather(-1, ids)
     width = x.shape[-1]
     model, row = torch.arange(2, device=x.device), torch.arange(x.shape[2], device=x.device)
     return x[ids // width, model[:, None, None], row[:, None], ids % width]
@@ -310,15 +350,15 @@ class Batch:
 def batches(
     rollouts: Rollouts, *, max_tokens: int, pad_id: int, device: torch.device | str = "cpu"
 ) -> Iterator[Batch]:
-    """Cut rollouts into micro-batches of similar length, longest first.
+    """Cut rollouts into micro-batches of similar length, longest first, with little padding.
 
     Parameters
     ----------
     rollouts
         What the student sampled.
     max_tokens
-        Most tokens a micro-batch may hold, padding included; a single longer rollout gets a
-        micro-batch of its own.
+        Most tokens a micro-batch may hold, padding included (on a CPU it may hold fewer); a single
+        longer rollout gets a micro-batch of its own.
     pad_id
         Filler.
     device
@@ -335,12 +375,20 @@ def batches(
     first_state = torch.tensor([0, *map(len, rollouts.response_ids)]).cumsum(0).tolist()
     # The longest come first, so that a batch that does not fit in memory fails at once.
     order = sorted((i for i, r in enumerate(rollouts.response_ids) if r), key=lambda i: -lengths[i])
+    least = _LEAST_TOKENS
+    if torch.device(device).type == "cpu":
+        least, max_tokens = _LEAST_TOKENS_CPU, min(max_tokens, _MOST_TOKENS_CPU)
     start = 0
     while start < len(order):
-        size = max(1, max_tokens // lengths[order[start]])
-        chosen = order[start : start + size]
-        start += size
-        width = lengths[chosen[0]]
+        width = lengths[order[start]]
+        chosen = order[start : start + max(1, max_tokens // width)]
+        too_short = (
+            b
+            for b, i in enumerate(chosen)
+            if b * width >= least and lengths[i] < _LEAST_FILLED * width
+        )
+        chosen = chosen[: next(too_short, len(chosen))]
+        start += len(chosen)
         ids, row, time, state = [], [], [], []
         for b, i in enumerate(chosen):
             prompt, response = rollouts.prompt_ids[i], rollouts.response_ids[i]

@@ -154,6 +154,20 @@ def test_k_is_at_most_the_shared_vocabulary(pair):
         scored(pair, k=61)
 
 
+def test_batches_end_where_padding_would_cost_more_than_another():
+    lengths = [100] * 10 + [90] * 3 + [60] * 20 + [10] * 5
+    rollouts = Rollouts(
+        prompt_ids=[[7]] * len(lengths),
+        response_ids=[[5] * (n - 1) for n in lengths],
+        finished=[True] * len(lengths),
+        prompt_index=list(range(len(lengths))),
+    )
+    found = [tuple(b.input_ids.shape) for b in batches(rollouts, max_tokens=10_000, pad_id=0)]
+    assert found == [(13, 100), (20, 60), (5, 10)]
+    few = [tuple(b.input_ids.shape) for b in batches(ROLLOUTS, max_tokens=10_000, pad_id=0)]
+    assert few == [(3, 6)]  # too little to be worth a pass of its own
+
+
 def test_batches_hold_every_state_once_and_keep_to_the_limit():
     found = list(batches(ROLLOUTS, max_tokens=8, pad_id=0))
     assert torch.cat([b.state for b in found]).sort().values.tolist() == list(range(9))

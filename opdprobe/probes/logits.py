@@ -113,24 +113,28 @@ def from_logits(
     for start in range(0, n, size):
         block = slice(start, min(start + size, n))
         logs = []
-        for name, logits in zip(MODELS, models, strict=True):
-            x = _float64(logits[rollout[block], column[block]]) / temperature
+        for s, (name, logits) in enumerate(zip(MODELS, models, strict=True)):
+            x = _float64(logits[rollout[block], column[block]])
+            with np.errstate(over="ignore"):  # a mask of the lowest number becomes -inf
+                x /= temperature
             _check_finite(name, x, rollout[block], column[block])
             logs.append(_log_softmax(x))
+            # By the logits: normalising can round two to one value.
+            token_id[block, s] = _top_k(x, k)
         for s in range(2):
-            token_id[block, s] = _top_k(logs[s], k)
             for m in range(2):
-                logp[block, m, s] = np.take_along_axis(logs[m], token_id[block, s], axis=-1)
+                picked = np.take_along_axis(logs[m], token_id[block, s], axis=-1)
+                logp[block, m, s] = _float32(picked)
         probability = np.exp(logs[0])
         with np.errstate(invalid="ignore"):  # -inf - -inf where both rule a token out: weight 0
             log_ratio = logs[0] - logs[1]
-        reverse_kl[block] = np.maximum(_expect(probability, log_ratio), 0.0)
+        reverse_kl[block] = _float32(np.maximum(_expect(probability, log_ratio), 0.0))
         entropy[block, 0] = -_expect(probability, logs[0])
         entropy[block, 1] = -_expect(np.exp(logs[1]), logs[1])
         if sampled is not None and sampled_logp is not None:
             for m in range(2):
                 picked = np.take_along_axis(logs[m], sampled[block, None], axis=-1)
-                sampled_logp[block, m] = picked[:, 0]
+                sampled_logp[block, m] = _float32(picked[:, 0])
     return step_dataset(
         token_id=token_id,
         logp=logp,
@@ -154,6 +158,11 @@ def _float64(block: Any) -> NDArray[np.float64]:
     if isinstance(block, np.ndarray):
         return block.astype(np.float64)
     return block.cpu().double().numpy()  # cpu first: not every accelerator has float64
+
+
+def _float32(values: NDArray[np.float64]) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):  # below float32's lowest is probability 0 as well
+        return values.astype(np.float32)
 
 
 def _leading_shape(student: Any, teacher: Any) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from opdprobe.head import Head
-from opdprobe.score import tile_buffer, vocabulary_tiles
+from opdprobe.score import sum_dtype, tile_buffer, vocabulary_tiles
 
 # Each chunk of rows adds a gradient of the size of the head's weight to its sum, so more rows are
 # held at once than for scoring.
@@ -73,7 +73,7 @@ class _FullDivergence(torch.autograd.Function):
         hidden: Tensor,
         *parameters: Tensor,
     ) -> Tensor:
-        n_rows, tiles = vocabulary_tiles(head.width, hidden.device, rows=_ROWS)
+        n_rows, tiles = vocabulary_tiles(head.width, hidden.device, _ROWS)
         buffer = tile_buffer(hidden, n_rows, tiles)
         needs = ctx.needs_input_grad[5:]
         # Sums in the buffer's dtype: in bfloat16 a sum of many chunks would lose the later ones.
@@ -82,7 +82,8 @@ class _FullDivergence(torch.autograd.Function):
             for x, need in zip((hidden, *parameters), needs, strict=True)
         ]
         hidden_grad, *parameter_grads = grads
-        loss = buffer.new_zeros(())
+        wide = sum_dtype(buffer)
+        loss = torch.zeros((), dtype=wide, device=buffer.device)
         for start in range(0, len(hidden), n_rows):
             rows = slice(start, start + n_rows)
             states = hidden[rows]
@@ -91,20 +92,24 @@ class _FullDivergence(torch.autograd.Function):
                 for block, tile in zip(buffer, tiles, strict=True)
             ]
             models = (head, states), (teacher_head, teacher_hidden[rows])
-            log_z = buffer.new_full((2, len(states)), -math.inf)
+            largest = buffer.new_full((2, len(states)), torch.finfo(buffer.dtype).min)
+            total = torch.zeros_like(largest, dtype=wide)
             for block, tile in zip(blocks, tiles, strict=True):
                 for logits, (one_head, one_hidden) in zip(block, models, strict=True):
                     one_head.fill(logits, one_hidden, tile)
                 if temperature != 1:
                     block /= temperature
-                log_z = torch.logaddexp(log_z, block.logsumexp(-1))
-            log_z = log_z[..., None]
-            slope = buffer.new_zeros((len(states), 1))
+                before, largest = largest, torch.maximum(largest, block.amax(-1))
+                total *= (before - largest).exp()
+                total += (block - largest[..., None]).exp_().sum(-1)
+            log_z = (largest + total.log()).to(buffer.dtype)[..., None]
+            slope = torch.zeros_like(total[0, :, None])
             for block in blocks:
                 u, v = block - log_z
                 terms, slopes, _ = _terms(u, v, kind)
                 loss += terms.sum()
                 slope += slopes.sum(-1, keepdim=True)
+            slope = slope.to(buffer.dtype)
             if hidden_grad is None:
                 continue
             for block, tile in zip(blocks, tiles, strict=True):
@@ -116,7 +121,7 @@ class _FullDivergence(torch.autograd.Function):
                     grad, logits = grad / temperature, logits * temperature
                 head.pull_back(grad, logits, states, tile, hidden_grad[rows], parameter_grads)
         ctx.grads = grads
-        return loss
+        return loss.to(buffer.dtype)
 
     @staticmethod
     def backward(ctx, *grad_outputs: Tensor):

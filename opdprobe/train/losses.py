@@ -93,10 +93,9 @@ def restrict(logp: Tensor, mask: Tensor, tail: str) -> Tensor:
     point = torch.zeros_like(logp).index_fill_(1, torch.tensor([0], device=logp.device), 1).log()
     # `where` before the arithmetic: the log-sum of an empty set is -inf and its gradient NaN.
     inside = torch.where(empty, point, inside)
-    log_mass = inside.logsumexp(-1, keepdim=True)
     if tail == "renormalise":
-        return inside - log_mass
-    log_mass = log_mass.clamp(max=_MAX_LOG_MASS)
+        return inside.log_softmax(-1)  # subtracts the largest first, so that a large logit is exact
+    log_mass = inside.logsumexp(-1, keepdim=True).clamp(max=_MAX_LOG_MASS)
     log_tail = torch.log(-torch.expm1(log_mass))
     return torch.cat([inside, torch.where(empty, -math.inf, log_tail)], -1)
 
