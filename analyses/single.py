@@ -21,8 +21,7 @@ from opdprobe.errors import StoreError
 from opdprobe.schema import MODELS
 from opdprobe.store import Run
 
-# Of two runs: indigo and orange. Green and vermilion would say which one leads to an RL'd model.
-RUN_ROLES = ("k64", "k1_pg")
+RUN_ROLES = ("first_run", "second_run")
 
 
 class Quantity(NamedTuple):
@@ -316,9 +315,11 @@ def course_panels(courses: Sequence[Course]) -> list[Panel]:
             lines = [
                 line(courses[0], quantity, role=model, label=model)
                 for quantity, model in zip(quantities, MODELS, strict=True)
+                if courses[0].has(quantity)
             ]
             title = title_of(quantities[0]).removeprefix("Student ").capitalize()
-            panels.append(_panel(name, title, quantities[0], lines))
+            if lines:
+                panels.append(_panel(name, title, quantities[0], lines))
             continue
         for quantity in quantities:
             lines = [
@@ -329,23 +330,6 @@ def course_panels(courses: Sequence[Course]) -> list[Panel]:
             if lines:
                 panels.append(_panel(quantity, title_of(quantity), quantity, lines))
     return panels
-
-
-def panels(run: Run) -> list[Panel]:
-    """Overlap ratio, overlap masses, entropies and reverse KL of a run by step.
-
-    Parameters
-    ----------
-    run
-        A recorded run.
-
-    Returns
-    -------
-    list of Panel
-        Four panels of lines, each with a 95 % bootstrap interval over rollouts.
-    """
-    shown = ("overlap_ratio", "overlap_mass", "entropy", "reverse_kl")
-    return [panel for panel in course_panels([course(run)]) if panel.name in shown]
 
 
 def title_of(name: str) -> str:

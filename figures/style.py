@@ -90,6 +90,9 @@ ROLES = {
     "post_large": Role(VERMILION, "P", DASHED),
     "cold_teacher": Role(VERMILION, "P", DASHED),
     "extra_large": Role(VERMILION, "X", DASHED),
+    # a reader's own runs, in the order given: neither colour says where they lead
+    "first_run": Role(INDIGO, "o", SOLID),
+    "second_run": Role(ORANGE, "X", DASHED),
     # runs, coloured by where they lead
     "success": TO_RL,
     "baseline": TO_RL,

@@ -1,16 +1,20 @@
-"""The command ``opdprobe report``: what one run's curves say, or two runs' side by side."""
+"""What the command line says and draws of one run, or of two: ``report RUN``, ``figures RUN``."""
 
 import argparse
 import json
+from pathlib import Path
 
-import figures.run
+from opdprobe import commands
 from opdprobe.commands import console
-from opdprobe.report.run_report import write_run_report
+from opdprobe.errors import ConfigError
 from opdprobe.store import open_run
 
 
 def report(arguments: argparse.Namespace) -> None:
     """Write the report, print the findings."""
+    import figures.run
+    from opdprobe.report.run_report import write_run_report
+
     paths = [path for path in (arguments.run_dir, arguments.other) if path]
     out = arguments.out or arguments.run_dir / "report.html"
     found = write_run_report(
@@ -35,3 +39,26 @@ def report(arguments: argparse.Namespace) -> None:
             if finding.advice:
                 console.print(f"    Try: {finding.advice}", soft_wrap=True)
     console.print(f"{out}: open it in a browser.", soft_wrap=True)
+
+
+def figures_of(arguments: argparse.Namespace) -> None:
+    """Draw the curves of one run, or of two in the same axes; or else the paper's figures."""
+    import figures
+
+    names = arguments.name
+    known = figures.figure_names()
+    runs = [Path(name) for name in names if name not in known and Path(name).is_dir()]
+    if not runs:
+        commands.figures(arguments)
+        return
+    if len(runs) < len(names) or len(runs) > 2 or arguments.check or arguments.results:
+        raise ConfigError(
+            f"{', '.join(map(str, runs))} {'is' if len(runs) == 1 else 'are'} to be drawn as runs: "
+            "give one run or two, no figure's name, and neither --check nor --results."
+        )
+    out = arguments.out or runs[0]
+    out.mkdir(parents=True, exist_ok=True)
+    paths = [out / "curves.pdf", out / "curves.png"]
+    commands.draw_runs([open_run(run) for run in runs], paths)
+    for path in paths:
+        console.print(str(path), soft_wrap=True)

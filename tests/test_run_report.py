@@ -1,6 +1,8 @@
 """The report on runs: one safe file with curves, words, and links that the viewer follows."""
 
 import argparse
+import base64
+import gzip
 import html
 import json
 import re
@@ -17,6 +19,7 @@ from PIL import Image
 
 import figures.run
 from analyses.single import course
+from opdprobe.cli import main
 from opdprobe.errors import ConfigError, StoreError
 from opdprobe.report.run_panels import report_panels
 from opdprobe.report.run_report import write_run_report
@@ -88,7 +91,7 @@ def test_the_page_is_one_file_without_a_script(tmp_path):
 
 def test_names_and_settings_are_text(tmp_path):
     attrs = {"student": {"name": HOSTILE}, "teacher": {"name": "/home/me/secret/teacher"}}
-    run = written(tmp_path, name="<b>&'", attrs=attrs, config={HOSTILE: HOSTILE, "k": 16})
+    run = written(tmp_path, name="<b>&'", attrs=attrs, config={f"{HOSTILE}_{HOSTILE}": HOSTILE})
     write_run_report(tmp_path / "report.html", [run], draw=blank)
     text = (tmp_path / "report.html").read_text()
     assert "<script" not in text
@@ -103,7 +106,7 @@ def test_settings_are_compared_with_the_papers(tmp_path):
     usual = OPDConfig().to_dict()
     run = written(tmp_path, config=usual | {"k": 4, "max_steps": 12})
     write_run_report(tmp_path / "report.html", [run], draw=blank, view=False)
-    text = (tmp_path / "report.html").read_text()
+    text = (tmp_path / "report.html").read_text().replace("<wbr>", "")
     rows = re.findall(r'<th scope="row">(\w+)</th><td class="whole">([^<]*)</td>', text)
     assert rows == [("k", "16"), ("max_steps", "none")]
     same = written(tmp_path, name="same", config=usual)
@@ -167,6 +170,18 @@ def test_positions_are_drawn_where_responses_are_long(tmp_path):
     assert heat.heat.z[0][1] == pytest.approx(expected)
 
 
+def test_one_figure_holds_all_panels(tmp_path):
+    runs = [written(tmp_path, name=name, n_rollouts=2, length=60, k=2) for name in ("one", "two")]
+    panels = report_panels(runs, list(map(course, runs)))
+    figure = figures.run.draw(panels)
+    titles = [ax.get_title("left").replace("\n", " ") for ax in figure.get_axes()]
+    assert [title for title in titles if title] == [panel.title for panel in panels]
+    # The two runs' names are said once, and units where the title has none.
+    assert sum(ax.get_legend() is not None for ax in figure.get_axes()) == 1
+    labels = {ax.get_title("left"): ax.get_ylabel() for ax in figure.get_axes()}
+    assert (labels["Reverse KL"], labels["Overlap ratio"]) == ("[nats]", "")
+
+
 def test_images_are_drawn_one_a_panel(tmp_path):
     run = written(tmp_path, n_rollouts=2, length=60, k=2)
     panels = report_panels([run], [course(run)])
@@ -224,6 +239,20 @@ def test_findings_link_into_the_viewer(tmp_path):
     assert (tmp_path / "a #1-view.html").exists()
 
 
+def test_the_viewer_has_every_step_that_a_finding_links_to(tmp_path):
+    # By default it shows what both runs have: here step 0 only.
+    runs = [written(tmp_path, name="one"), written(tmp_path, name="two", steps=(0, 7))]
+    found = write_run_report(tmp_path / "r.html", runs, draw=blank)
+    text = (tmp_path / "r-view.html").read_text()
+    packed = re.search(r'id="index">([A-Za-z0-9+/=]*)<', text)
+    assert packed is not None
+    index = json.loads(gzip.decompress(base64.b64decode(packed[1])))
+    for run, findings in zip(index["runs"], found, strict=True):
+        linked = {finding.step for finding in findings}
+        assert linked - {0}
+        assert {step["step"] for step in run["steps"]} == {0} | linked
+
+
 def test_without_a_viewer_there_are_no_links(tmp_path):
     write_run_report(tmp_path / "r.html", [written(tmp_path)], draw=blank, view=False)
     assert Page(tmp_path / "r.html").links == []
@@ -278,6 +307,24 @@ def test_the_command_for_a_script(tmp_path, capsys):
     assert [run["run_dir"] for run in given["runs"]] == [str(one), str(two)]
     assert given["runs"][0]["findings"][0]["evidence"][0]["quantity"] == "overlap_ratio"
     assert list(out.parent.iterdir()) == [out]
+
+
+def test_figures_takes_runs(tmp_path, capsys):
+    one, two = (str(written(tmp_path, name=name).path) for name in ("one", "two"))
+    assert main(["figures", one]) == 0
+    assert capsys.readouterr().out == f"{one}/curves.pdf\n{one}/curves.png\n"
+    out = tmp_path / "new" / "folder"
+    assert main(["figures", one, two, "--out", str(out)]) == 0
+    capsys.readouterr()
+    for name in ("curves.pdf", "curves.png"):
+        assert (out / name).stat().st_size > 10_000
+    with Image.open(out / "curves.png") as image:
+        assert image.width == 2025
+    for more in (["fig01"], ["--check"], ["--results", one], [one, two]):
+        assert main(["figures", one, *more]) == 1
+        assert "give one run or two, no figure's name" in capsys.readouterr().err
+    assert main(["figures", str(tmp_path)]) == 1
+    assert "is not a run" in capsys.readouterr().err
 
 
 def test_the_report_needs_no_torch(tmp_path):

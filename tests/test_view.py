@@ -112,8 +112,17 @@ def test_an_impossible_token_is_the_lowest_number():
     ds["sampled_logp"][0, 1] = -np.inf
     packed = pack_step(ds, 1)
     found = arrays(gzip.decompress(base64.b64decode(packed.block)), packed.columns)
-    assert found["logp"][0, 1, 0, 1] == found["sampled"][0, 1] == 65535
+    assert found["logp"][0, 1, 0, 1] == found["sampled"][0, 1] == 65534
     assert found["values"][5, 0] == -np.inf
+
+
+def test_what_is_not_known_is_no_zero():
+    ds = synthetic_step(n_rollouts=1, length=1, k=2).assign_attrs(missing=["teacher"])
+    ds["logp"][0, 1, 0, 1] = np.nan
+    packed = pack_step(ds, 1)
+    found = arrays(gzip.decompress(base64.b64decode(packed.block)), packed.columns)
+    assert found["logp"][0, 1, 0, 1] == 65535
+    assert (found["logp"] == 65535).sum() == 1
 
 
 def test_a_step_without_texts_and_samples_shows_what_there_is():
@@ -294,10 +303,26 @@ def test_too_large_a_page_is_thinned_and_says_so(tmp_path):
         write_view(tmp_path / "view.html", [run], max_mb=0.001)
 
 
+def test_what_something_links_to_is_not_thinned_away(tmp_path):
+    runs = [synthetic_run(tmp_path / name, steps=range(30), length=10) for name in ("a", "b")]
+    path = tmp_path / "view.html"
+    (notice, *_) = write_view(path, runs, max_mb=0.2, keep=[[17, 16, 17], [23]])
+    assert "evenly spread but for those linked to" in notice
+    first, second = ({step["step"] for step in run["steps"]} for run in index_of(path)["runs"])
+    assert len(first) < 30
+    assert {0, 16, 17, 29} <= first
+    assert {0, 23, 29} <= second
+    # Also where the runs do not share it.
+    other = synthetic_run(tmp_path / "other", steps=[0, 5])
+    write_view(path, [runs[0], other], keep=[[16], []])
+    steps = [[step["step"] for step in run["steps"]] for run in index_of(path)["runs"]]
+    assert steps == [[0, 5, 16], [0, 5]]
+
+
 def test_without_a_tokenizer_ids_are_shown_and_it_says_so(tmp_path):
     run = synthetic_run(tmp_path / "run", steps=[0])
     (notice,) = write_view(tmp_path / "view.html", [run])
-    assert "no tokenizer in its checkpoints or at 'synthetic student'" in notice
+    assert "no tokenizer in the run or at 'synthetic student'" in notice
     index = index_of(tmp_path / "view.html")
     assert index["notices"] == [notice]
     assert set(index["runs"][0]["token_kind"]) == {"id"}
@@ -401,7 +426,9 @@ document.body.append(out);
 needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium on the PATH")
 
 
-def browse(path: Path, address: str, folder: Path, *, play: str | None = None) -> str:
+def browse(
+    path: Path, address: str, folder: Path, *, play: str | None = None, width: int = 1280
+) -> str:
     """Give the page's document once its script has run.
 
     `play` is the body of an async function that acts as a reader would; what it returns ends up
@@ -417,7 +444,7 @@ def browse(path: Path, address: str, folder: Path, *, play: str | None = None) -
     command = [
         CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
         "--disable-background-networking", "--disable-component-update", "--disable-sync",
-        f"--user-data-dir={folder / 'profile'}", "--window-size=1280,900",
+        f"--user-data-dir={folder / 'profile'}", f"--window-size={width},900",
         "--virtual-time-budget=10000", "--dump-dom", f"{path.as_uri()}#{address}",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
@@ -511,6 +538,36 @@ return seen;""")
 
 
 @needs_browser
+def test_a_narrow_screen_shows_all_and_has_room_for_fingers(two_runs, tmp_path):
+    path, _ = two_runs
+    result = played(
+        browse(path, "step=0&rollout=1&by=reward&with=1.0.1", tmp_path, width=500, play="""
+// A window itself is not narrower than 500.
+Object.assign(document.body.style, {width: "400px", margin: "0"});
+const box = (e) => e.getBoundingClientRect();
+const all = (what) => [...document.querySelectorAll(what)];
+const shown = (what) => all(what).filter((e) => e.getClientRects().length);
+const name = (e) => e.id || e.outerHTML.slice(0, 80);
+const seen = {};
+seen.outside = shown("#app *").filter((e) => !e.closest("#detail") && box(e).right > 401).map(name);
+const small = (e) => box(e).width < 40 || box(e).height < 40;
+seen.small = shown("button, select").filter(small).map(name);
+seen.buttons = shown("button").length;
+const at = (pane) => document.querySelector(`#pane-${pane} [aria-selected=true]`)?.dataset.token;
+document.querySelectorAll("#pane-b [data-token]")[6].click();
+el("token-on").click(); el("token-on").click(); seen.end = at("b");
+el("token-back").click(); seen.back = [at("b"), at("a") ?? null];
+seen.detail = el("detail-title").textContent.includes("token 6 of 8");
+return seen;""")
+    )  # fmt: skip
+    assert result["outside"] == result["small"] == []
+    assert result["buttons"] > 10
+    assert result["end"] == "7"
+    assert result["back"] == ["6", None]
+    assert result["detail"]
+
+
+@needs_browser
 def test_another_run_stands_beside_it_on_the_same_prompt(two_runs, tmp_path):
     path, _ = two_runs
     result = played(
@@ -556,6 +613,8 @@ def test_an_address_that_leads_nowhere_shows_the_beginning(two_runs, tmp_path, a
     document = browse(two_runs[0], address, tmp_path)
     assert 'id="status"' not in document
     assert f"one, step {5 if 'step=99' in address else 0}, rollout" in document
+    said = "The link leads to step 99, rollout 99, which this page does not have" in document
+    assert said == ("step=99" in address)
 
 
 @needs_browser

@@ -20,20 +20,20 @@ from opdprobe.report.finding import (
 Direction = Literal["toward", "away", "flat", "unclear"]
 
 TUNED = (
-    "Rules and limits were chosen with the paper's numbers and the testbed's runs in view, one "
-    "seed each; no run was kept aside to test them, and no real language model is among them. Late "
-    "collapse and entropy collapse occur in none of these runs."
+    "Rules and limits were chosen with the paper's numbers and the testbed's runs in view, five "
+    "seeds of each; no run was kept aside to test them, and no real language model is among them. "
+    "Late collapse and entropy collapse occur in none of these runs, so nothing but synthetic runs "
+    "shows that their rules see one."
 )
 """What every diagnosis says about the rules themselves."""
 
-# The paper's success: overlap 0.72 to 0.91, the advantage to 0, the gap narrower; its failure: none
-# of them (Fig. 6). On the testbed overlap rises by 0.01 to 0.17 where a teacher is followed, and
-# what is left of the other two is 0.02 to 0.8; in failures 0.00, and 0.83 to 0.99.
-_OVERLAP_MOVED = 0.01
-_LEFT = 0.8
-# Flat is what rules out the success of `analyses.alignment`: 0.05 of overlap, half of the others.
-_OVERLAP_BLIND = 0.05
-_LEFT_BLIND = 0.5
+# What counts as a move: the overlap by difference, of the others what is left. The paper's success:
+# overlap 0.72 to 0.91, the advantage to 0, the gap narrower; its failure: none of them (Fig. 6). In
+# the failures of the testbed (20 runs of 4 pairs) the overlap rises by 0.01 at most, and at least
+# 0.55 of the advantage and 0.85 of the gap are left.
+_MOVED = {"overlap_ratio": 0.02, "overlap_token_advantage": 0.5, "entropy_gap": 0.8}
+# What has to be ruled out to say that nothing moved: the success of `analyses.alignment`.
+_SUCCESS = {"overlap_ratio": 0.05, "overlap_token_advantage": 0.2, "entropy_gap": 0.5}
 # Above where the paper's success ends (0.91).
 _ALIGNED = 0.95
 _ACCURACY = 0.05
@@ -60,12 +60,12 @@ def diagnose(found: Course) -> list[Finding]:
     list of Finding
         First what became of the alignment (there is always one):
 
-        - ``aligning``: overlap ratio up by 0.01, overlap-token advantage and entropy gap down to
-          0.8 of what they were: the success signature (§4.1). ``partly_aligning``: some of them,
-          and none the other way;
-        - ``stagnating``: none moved, and intervals exclude 0.05 of overlap, and half or twice the
-          others: the failure signature (§4.1, App. B.2). ``aligned_from_the_start``: that, with an
-          overlap of 0.95 and more;
+        - ``aligning``: overlap ratio up by 0.02, overlap-token advantage down to 0.5 and entropy
+          gap to 0.8 of what they were: the success signature (§4.1). ``partly_aligning``: some of
+          them, and none the other way;
+        - ``stagnating``: none moved so far, and intervals exclude a success like the paper's (0.05
+          of overlap; 0.2 of the advantage and 0.5 of the gap left): the failure signature (§4.1,
+          App. B.2). ``aligned_from_the_start``: that, with an overlap of 0.95 and more;
         - ``drifting_apart``: some moved the other way and none this way; ``mixed``: both;
         - ``no_clear_sign``, and ``too_short`` for a single step;
 
@@ -165,9 +165,9 @@ def _alignment(found: Course) -> Finding:
     elif set(directions) == {"flat"}:
         name, kind, title = "stagnating", "bad", "Stagnating"
         text = (
-            "Neither overlap nor advantage nor entropy gap moves: the failure signature (§4.1), "
-            "with which small losses and gradients go (App. B.2). The teacher says nothing that "
-            "this student can follow."
+            "Neither overlap nor advantage nor entropy gap moves as in a success: the failure "
+            "signature (§4.1), with which small losses and gradients go (App. B.2). The teacher "
+            "says little that this student follows."
         )
         advice = (
             "Ask opdprobe preflight about the pair; try a cold start (§5.1), prompts in the "
@@ -177,25 +177,31 @@ def _alignment(found: Course) -> Finding:
         moves += [loss] if loss else []
     else:
         name, kind, title = "no_clear_sign", "unclear", "No clear sign"
-        text = "Too few rollouts to tell whether the models align: the intervals allow both."
-        advice = "Record more rollouts (record_fraction), or train on."
+        text = (
+            "Too few rollouts to tell whether the models align: the intervals allow both, or there "
+            "are none."
+        )
+        advice = (
+            "Record more rollouts (record_fraction; of a hook, more prompts or n), or train on."
+        )
     return Finding(name, kind, title, text, tuple(moves), advice, **where)
 
 
 def _direction(move: Evidence) -> Direction:
     """Where a quantity of the signature went; the overlap by difference, others by ratio."""
+    moved, success = _MOVED[move.quantity], _SUCCESS[move.quantity]
     if move.quantity == "overlap_ratio":
-        if move.value >= _OVERLAP_MOVED and move.low > 0:
+        if move.value >= moved and move.low > 0:
             return "toward"
-        if move.value <= -_OVERLAP_MOVED and move.high < 0:
+        if move.value <= -moved and move.high < 0:
             return "away"
-        within = move.low > -_OVERLAP_BLIND and move.high < _OVERLAP_BLIND
+        within = move.low > -success and move.high < success
     else:
-        if move.value <= _LEFT and move.high < 1:
+        if move.value <= moved and move.high < 1:
             return "toward"
-        if move.value >= 1 / _LEFT and move.low > 1:
+        if move.value >= 1 / moved and move.low > 1:
             return "away"
-        within = move.low > _LEFT_BLIND and move.high < 1 / _LEFT_BLIND
+        within = move.low > success and move.high < 1 / success
     return "flat" if within else "unclear"
 
 

@@ -97,7 +97,8 @@ def write_run_report(
         tuned=TUNED,
     )
     if view_path:
-        write_view(view_path, runs)
+        linked = [[finding.step for finding in some] for some in findings]
+        write_view(view_path, runs, keep=linked)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     temporary.write_text(page, encoding="utf-8")
@@ -108,11 +109,11 @@ def write_run_report(
 def _facts(runs: Sequence[Run], courses: Sequence[Course]) -> list[tuple[str, list[str]]]:
     """What each run is: rows of a heading and one text a run."""
     rows: dict[str, list[str]] = {}
-    entropy = list(QUANTITIES).index("student_entropy")  # every state has one
+    overlap = list(QUANTITIES).index("overlap_ratio")  # every state has one
     for run, found in zip(runs, courses, strict=True):
         steps = found.steps
         n_rollouts = sum(map(len, found.sums))
-        n_states = int(sum(counts[:, entropy].sum() for counts in found.counts))
+        n_states = int(sum(counts[:, overlap].sum() for counts in found.counts))
         facts = {
             "Student": short_name(model_name(run, "student")) or "unknown",
             "Teacher": short_name(model_name(run, "teacher")) or "unknown",

@@ -21,7 +21,6 @@ from opdprobe.errors import ConfigError, StoreError
 from opdprobe.report.token_text import TokenTexts
 from opdprobe.report.view_data import QUANTITIES, level_bounds, pack_json, pack_step
 from opdprobe.store import Run
-from opdprobe.store.reader import step_path
 from opdprobe.store.step_file import read_counts
 
 _SCRIPTS = ("view_data.js", "view_draw.js", "view.js")
@@ -36,6 +35,7 @@ def write_view(
     rollouts: int | None = None,
     tokenizer: str | Path | None = None,
     max_mb: float = 20,
+    keep: Sequence[Sequence[int]] = (),
 ) -> list[str]:
     """Write the viewer's page, whole or not at all; it refers to no other file.
 
@@ -52,10 +52,13 @@ def write_view(
         Show the first so many rollouts of a step; all by default.
     tokenizer : path-like, optional
         A ``tokenizer.json`` or a directory that has one. By default that of the run's last
-        checkpoint, or else of the student where that is a directory.
+        checkpoint, or the one that a hook kept in the run, or else that of the student where it is
+        a directory.
     max_mb : float
         Largest size of the page in MB (10⁶ bytes). Where the runs take more, steps are left out
         evenly, down to 12, then rollouts from the end.
+    keep : sequence of sequence of int, optional
+        Of each run, steps to show whatever else is left out: those that something links to.
 
     Returns
     -------
@@ -78,7 +81,7 @@ def write_view(
     >>> with TemporaryDirectory() as folder:
     ...     run = synthetic_run(folder + "/mine", steps=[0, 10])
     ...     write_view(folder + "/view.html", [run])
-    ["mine: no tokenizer in its checkpoints or at 'synthetic student', so tokens are shown as ..."]
+    ["mine: no tokenizer in the run or at 'synthetic student', so tokens are shown as ids; ..."]
     """
     if len(runs) not in (1, 2):
         raise ConfigError(f"{len(runs)} runs to view, expected one, or two to compare")
@@ -89,10 +92,13 @@ def write_view(
     found = [_token_texts(run, tokenizer) for run in runs]
     labels = run_labels(runs)
     notices = [f"{label}: {what}" for label, (_, what) in zip(labels, found, strict=True) if what]
-    offered = [_steps(run, runs, steps) for run in runs]
+    linked = [sorted(set(some)) for some in keep] or [[] for _ in runs]
+    offered = [
+        sorted({*_steps(run, runs, steps), *some}) for run, some in zip(runs, linked, strict=True)
+    ]
     counts = [
-        {step: read_counts(step_path(run.path, step)) for step in some}
-        for run, some in zip(runs, offered, strict=True)
+        {step: read_counts(files[step]) for step in some}
+        for files, some in zip([run.files for run in runs], offered, strict=True)
     ]
     most = max(n_rollout for some in counts for _, n_rollout in some.values())
     rows = most if rollouts is None else min(rollouts, most)
@@ -102,15 +108,16 @@ def write_view(
 
     budget = limit = max_mb * 1e6
     while True:
-        kept, kept_rows = _thin(counts, rows, per_state, budget)
-        left_out = _left_out(offered, kept, rows, kept_rows, max_mb)
+        kept, kept_rows = _thin(counts, linked, rows, per_state, budget)
+        left_out = _left_out(offered, kept, any(linked), rows, kept_rows, max_mb)
         page = _page(
             runs, labels, [texts for texts, _ in found], kept, kept_rows, left_out + notices
         )
         size = len(page.encode())
         if size <= limit:
             break
-        if kept_rows == 1 and all(len(some) == 1 for some in kept):
+        fewest = [1 + len(some) for some in linked]
+        if kept_rows == 1 and all(len(some) <= n for some, n in zip(kept, fewest, strict=True)):
             raise ConfigError(
                 f"one rollout takes {size / 1e6:.2g} MB, more than the {max_mb:g} MB allowed: "
                 "raise max_mb (--max-mb)"
@@ -132,11 +139,11 @@ def _token_texts(run: Run, given: str | Path | None) -> tuple[TokenTexts, str | 
     if given is None:
         # A run's own copy is the one it was made with; the student's directory may have changed.
         folders = sorted(run.path.glob("checkpoints/*"), reverse=True)
-        folders += [Path(student)] if student else []
+        folders += [run.path / "tokenizer", *([Path(student)] if student else [])]
         given = next((f for f in folders if (f / "tokenizer.json").is_file()), None)
     if given is None:
         return TokenTexts(), (
-            f"no tokenizer in its checkpoints or at {student!r}, so tokens are shown as ids; "
+            f"no tokenizer in the run or at {student!r}, so tokens are shown as ids; "
             "name a directory that has a tokenizer.json with --tokenizer."
         )
     texts = TokenTexts(given)
@@ -175,14 +182,24 @@ def _steps(run: Run, runs: Sequence[Run], given: Sequence[int] | None) -> list[i
 
 
 def _thin(
-    counts: list[dict[int, tuple[int, int]]], rows: int, per_state: float, budget: float
+    counts: list[dict[int, tuple[int, int]]],
+    linked: list[list[int]],
+    rows: int,
+    per_state: float,
+    budget: float,
 ) -> tuple[list[list[int]], int]:
     """Choose the steps of each run, and the rollouts a step, that should fit into `budget`."""
 
+    def chosen(n: int) -> list[list[int]]:
+        return [
+            sorted({*_evenly(list(some), n), *more})
+            for some, more in zip(counts, linked, strict=True)
+        ]
+
     def size(n: int, rows: int) -> float:
         states = 0.0
-        for some in counts:
-            for n_state, n_rollout in (some[step] for step in _evenly(list(some), n)):
+        for some, steps in zip(counts, chosen(n), strict=True):
+            for n_state, n_rollout in (some[step] for step in steps):
                 states += n_state * min(1.0, rows / max(n_rollout, 1))
         return per_state * states
 
@@ -193,7 +210,7 @@ def _thin(
         rows -= 1
     while n > 1 and size(n, rows) > budget:
         n -= 1
-    return [_evenly(list(some), n) for some in counts], rows
+    return chosen(n), rows
 
 
 def _evenly(steps: list[int], n: int) -> list[int]:
@@ -204,11 +221,17 @@ def _evenly(steps: list[int], n: int) -> list[int]:
 
 
 def _left_out(
-    offered: list[list[int]], kept: list[list[int]], rows: int, kept_rows: int, max_mb: float
+    offered: list[list[int]],
+    kept: list[list[int]],
+    linked: bool,
+    rows: int,
+    kept_rows: int,
+    max_mb: float,
 ) -> list[str]:
     parts = []
     if kept != offered:
-        parts.append(f"{len(kept[0])} of {len(offered[0])} steps, evenly spread")
+        spread = f"{len(kept[0])} of {len(offered[0])} steps, evenly spread"
+        parts.append(spread + (" but for those linked to" if linked else ""))
     if kept_rows != rows:
         parts.append(f"the first {kept_rows} of {rows} rollouts of a step")
     if not parts:

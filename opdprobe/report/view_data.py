@@ -15,7 +15,8 @@ import opdprobe.accessor  # noqa: F401  # registers ds.opd
 from opdprobe.report.token_text import visible
 
 LOGP_UNIT = 1e-3  # nats a step of the 16-bit log-probabilities: a probability to 0.05 %
-_LOWEST = 65_535  # stands for all below -65.5 nats, and is shown as probability 0
+_LOWEST = 65_534  # stands for all below -65.5 nats, and is shown as probability 0
+_UNKNOWN = 65_535  # NaN
 # Half of the tokens stay plain; each further colour is for rarer ones.
 _LEVELS = (0.5, 0.75, 0.9, 0.97, 0.99)
 
@@ -150,8 +151,8 @@ def _column(ds: xr.Dataset, name: str, n: int) -> list[Any]:
 
 
 def _fixed_point(logp: NDArray[np.floating]) -> NDArray[np.uint16]:
-    steps = np.where(np.isnan(logp), np.inf, -logp / LOGP_UNIT)
-    return np.clip(steps, 0, _LOWEST).round().astype("<u2")
+    steps = np.clip(-logp / LOGP_UNIT, 0, _LOWEST).round()
+    return np.where(np.isnan(steps), _UNKNOWN, steps).astype("<u2")
 
 
 def level_bounds(quantity: Quantity, values: NDArray[np.floating]) -> list[float]:

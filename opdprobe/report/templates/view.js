@@ -106,6 +106,9 @@ function read() {
   const step = steps.reduce((best, one, i) => (off(one) < off(steps[best]) ? i : best), 0);
   const rows = steps[step].n_states;
   const rollout = Math.min(whole("rollout") ?? Math.max(rows.findIndex((n) => n > 0), 0), rows.length - 1);
+  const astray = off(steps[step]) > 0 && whole("step") !== null || rollout < whole("rollout");
+  byId("astray").textContent = astray ? `The link leads to step ${whole("step") ?? steps[step].step}, rollout ${whole("rollout") ?? 0}, which this page does not have; the nearest is shown.` : "";
+  byId("astray").hidden = !astray;
   const by = index.quantities.findIndex((one) => one.name === wish.get("by") && one.units);
   view = { run, step, rollout, token: whole("token"), by: Math.max(by, 0), scope: wish.get("scope") === "step" ? "step" : "rollout", with: null };
   const other = wish.get("with") ? place(wish.get("with")) : null;
@@ -116,6 +119,7 @@ function read() {
 // Change what is shown. What stands beside it follows: the same prompt, else nothing.
 function go(change) {
   const before = view.with;
+  byId("astray").hidden = true;
   view = { ...view, token: null, ...change };
   view.rollout = Math.min(view.rollout, header(view).n_states.length - 1);
   if (before && !("with" in change)) {
@@ -161,6 +165,14 @@ function listen() {
   for (const what of ["step", "rollout"]) {
     byId(`${what}-back`).addEventListener("click", () => turn(what, -1));
     byId(`${what}-on`).addEventListener("click", () => turn(what, 1));
+  }
+  for (const [id, by] of [["token-back", -1], ["token-on", 1]]) {
+    byId(id).addEventListener("click", () => {
+      const name = panes.b?.selected >= 0 ? "b" : "a", to = panes[name].selected + by;
+      if (to < 0 || to >= panes[name].spans.length) return;
+      choose(name, to, false);
+      panes[name].spans[to].scrollIntoView({ block: "nearest" });
+    });
   }
   byId("fold").addEventListener("click", () => foldDetail(!byId("detail").classList.contains("folded")));
   byId("worst").addEventListener("click", (event) => {

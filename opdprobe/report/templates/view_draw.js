@@ -82,7 +82,7 @@ function drawLegend() {
   const one = quantity(), { bounds, worse, two_sided } = one, list = byId("legend").querySelector("ol");
   const unit = one.units === "nats" ? ", nats" : "";
   byId("legend").querySelector("figcaption").textContent =
-    `${one.long_name}${unit}: half of all tokens are plain, the outermost 1 % have the thickest bar`;
+    `${one.long_name}${unit}: half of all tokens are plain, the outermost 1 % have the thickest bar`;
   const top = (i) => 5 - bounds.length + i + 1, sign = two_sided ? -1 : worse;
   const range = (i, sign) => {
     const [near, far] = [bounds[i], bounds[i + 1]].map((bound) => (bound === undefined ? undefined : number(two_sided ? sign * bound : bound)));
