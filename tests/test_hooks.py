@@ -34,6 +34,8 @@ from opdprobe.errors import ModelError
 from opdprobe.hooks import find_checkpoints
 from opdprobe.hooks.observe import undisturbed, unwrap
 from opdprobe.models import weight_hash
+from opdprobe.report.token_text import TokenTexts
+from opdprobe.report.view import write_view
 from opdprobe.testing import tiny_model, tiny_tokenizer
 
 PROMPTS = [Prompt("a", text="7 8"), Prompt("b", text="9"), Prompt("c", text="10 11 12 13")]
@@ -289,12 +291,50 @@ def test_unwrap():
         unwrap(nn.Linear(2, 2))
 
 
-@pytest.mark.parametrize("mark", ["ds_id", "device_mesh", "_is_flat_param"])
-def test_sharded_students_are_refused(mark):
+def test_students_of_deepspeed_zero_3_are_refused():
     student, _ = models()
-    setattr(student.lm_head.weight, mark, 0)
-    with pytest.raises(ConfigError, match="sharded over processes"):
+    student.lm_head.weight.ds_id = 0  # what it leaves on every parameter
+    with pytest.raises(ConfigError, match=r"sharded over processes .* use probe_checkpoints"):
         unwrap(student)
+
+
+@pytest.fixture
+def one_process(tmp_path):
+    """Make this process a distributed world of one."""
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{tmp_path}/world", rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_process")
+@pytest.mark.filterwarnings("ignore:FSDP is switching to use `NO_SHARD`:UserWarning")
+def test_students_that_fsdp_spreads_are_refused():
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+
+    cpu = torch.device("cpu")
+    spread = [
+        # transformers' default for FSDP 1 shows the original parameters.
+        FullyShardedDataParallel(models()[0], device_id=cpu, use_orig_params=True),
+        FullyShardedDataParallel(models()[0], device_id=cpu, use_orig_params=False),
+        fully_shard(models()[0], mesh=init_device_mesh("cpu", (1,))),
+    ]
+    for student in spread:
+        with pytest.raises(ConfigError, match="sharded over processes"):
+            unwrap(student)
+    whole = models()[0]
+    assert unwrap(nn.parallel.DistributedDataParallel(whole)) is whole
+
+
+def test_the_run_keeps_the_tokenizer(tmp_path):
+    student, teacher = models()
+    student.name_or_path = "some/hub-id"  # where no file is
+    trainer_of(student, tmp_path, [watch(tmp_path, teacher)], max_steps=1).train()
+    texts = TokenTexts(tmp_path / "run" / "tokenizer")
+    assert texts[9].kind == "text"
+    assert write_view(tmp_path / "view.html", [open_run(tmp_path / "run")]) == []
 
 
 @OLD_NAMES

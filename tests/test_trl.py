@@ -1,6 +1,8 @@
 """ProbeCallback inside the real trainers of TRL: it records, and training does not notice."""
 
+import logging
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,6 +10,7 @@ import torch
 from transformers import TrainerCallback
 
 from opdprobe import ProbeCallback, Prompt, open_run, validate
+from opdprobe.cli import main
 from opdprobe.models import weight_hash
 from opdprobe.testing import tiny_model, tiny_tokenizer
 
@@ -60,13 +63,14 @@ def conversations():
     return datasets.Dataset.from_dict({"messages": [conversation(i) for i in range(8)]})
 
 
-def distillation(student, teacher, folder, callbacks, **more):
+def distillation(student, teacher, folder, callbacks, tokenizer=None, peft_config=None, **more):
     return trl.DistillationTrainer(
         student,
         teacher,
         args=options(trl.DistillationConfig, folder, max_completion_length=5, **more),
         train_dataset=prompts(),
-        processing_class=tiny_tokenizer(),
+        processing_class=tokenizer or tiny_tokenizer(),
+        peft_config=peft_config,
         callbacks=callbacks,
     )
 
@@ -187,6 +191,79 @@ def test_training_is_the_same_and_the_run_is_whole(build, tmp_path):
     assert run.load(0).reverse_kl.mean() != run.load(4).reverse_kl.mean()
 
 
+def padded(side):
+    tokenizer = tiny_tokenizer()
+    tokenizer.padding_side = side
+    return {"tokenizer": tokenizer}
+
+
+def with_adapters():
+    peft = pytest.importorskip("peft")
+    # Dropout draws on the random state inside the adapters too.
+    return {
+        "peft_config": peft.LoraConfig(target_modules=["q_proj", "v_proj"], lora_dropout=0.3),
+        "learning_rate": 0.1,
+    }
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda: {"gradient_accumulation_steps": 3},
+        lambda: {"bf16": True},
+        lambda: padded("left"),
+        lambda: padded("right"),
+        with_adapters,
+    ],
+    ids=["accumulation", "bf16", "padding left", "padding right", "LoRA"],
+)
+def test_training_is_the_same_however_it_is_set_up(change, tmp_path):
+    student, teacher = models()
+    alone = distillation(student, teacher, tmp_path, [], **change())
+    alone.train()
+    student, teacher = models()
+    callback = Checked(teacher, PROMPTS, tmp_path / "run", k=4, every=2, n=2, max_new_tokens=5)
+    watched = distillation(student, teacher, tmp_path, [callback], **change())
+    watched.train()
+    assert len(history(alone)) == 4
+    assert history(watched) == history(alone)
+    before, after = alone.model.state_dict(), watched.model.state_dict()
+    assert all(torch.equal(after[name], weight) for name, weight in before.items())
+    run = open_run(tmp_path / "run")
+    assert run.steps == [0, 2, 4]
+    assert abs(run.load(4).reverse_kl.mean() - run.load(0).reverse_kl.mean()) > 1e-4
+
+
+def test_a_run_does_not_depend_on_the_side_of_padding(tmp_path):
+    for side in ("left", "right"):
+        folder = tmp_path / side
+        student, teacher = models()
+        callback = ProbeCallback(teacher, PROMPTS, folder / "run", k=4, n=2, max_new_tokens=5)
+        trainer = distillation(student, teacher, folder, [callback], max_steps=1, **padded(side))
+        trainer.train()
+        assert trainer.processing_class.padding_side == side
+    left, right = (open_run(tmp_path / side / "run").load(0) for side in ("left", "right"))
+    assert left.identical(right)
+
+
+def test_a_resumed_distillation_continues_run_and_losses(tmp_path):
+    def trainer():
+        student, teacher = models()
+        callback = Checked(teacher, PROMPTS, tmp_path / "run", k=4, every=1, n=1, max_new_tokens=5)
+        saving = {"save_strategy": "steps", "save_steps": 2}
+        return distillation(student, teacher, tmp_path, [callback], **saving)
+
+    whole = trainer()
+    whole.train()
+    want = {step: open_run(tmp_path / "run").load(step).compute() for step in range(5)}
+    again = trainer()
+    again.train(resume_from_checkpoint=str(tmp_path / "out/checkpoint-2"))
+    assert history(again) == history(whole)
+    run = open_run(tmp_path / "run")
+    assert run.steps == list(want)
+    assert all(run.load(step).identical(dataset) for step, dataset in want.items())
+
+
 class Careless(TrainerCallback):
     """What a hook must not do."""
 
@@ -229,6 +306,46 @@ def test_attached_it_reaches_the_trackers_and_leaves_their_logs_alone(tmp_path):
     # TRL averages its own metrics between two logs: they are neither emptied nor cut short.
     assert history(watched) == history(alone)
     assert [step for step, logs in tracker.seen if "loss" in logs] == [2, 4]
+
+
+TEN_LINES = """
+from datasets import Dataset
+from trl import DistillationConfig, DistillationTrainer
+from opdprobe import ProbeCallback, Prompt
+from opdprobe.testing import tiny_model, tiny_tokenizer
+student, teacher = tiny_model(seed=0), tiny_model(seed=1)
+data = Dataset.from_dict({"prompt": [f"{i} {i + 1}" for i in range(8)]})
+args = DistillationConfig("out", max_steps=6, report_to="none", logging_steps=1, bf16=False)
+probe = ProbeCallback(teacher, [Prompt("a", text="7 8")], "run", every=2, n=16, max_new_tokens=44)
+more = {"train_dataset": data, "processing_class": tiny_tokenizer(), "callbacks": [probe]}
+trainer = DistillationTrainer(student, teacher, args=args, **more)
+trainer.train()
+"""
+
+
+# TRL pins memory for a GPU that is not there, where the script does not say otherwise.
+@pytest.mark.filterwarnings("ignore:'pin_memory'.*no accelerator is found:UserWarning")
+def test_ten_lines_leave_a_run_that_every_command_takes(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    losses = []
+    for script in (TEN_LINES, TEN_LINES.replace("[probe]", "[]")):
+        names = {}
+        exec(script, names)
+        losses.append([e["loss"] for e in names["trainer"].state.log_history if "loss" in e])
+    assert losses[0] == losses[1]
+    assert len(losses[0]) == 6
+    assert open_run("run").steps == [0, 2, 4, 6]
+
+    logging.getLogger().handlers.clear()  # of a command before; basicConfig keeps them
+    capsys.readouterr()
+    for command in ("figures", "view", "report", "inspect"):
+        assert main([command, "run"]) == 0, command
+        printed = capsys.readouterr()
+        assert "tokenizer" not in printed.err  # tokens are shown as text
+        assert "step" in printed.out if command in ("report", "inspect") else "run" in printed.out
+    for name in ("curves.pdf", "curves.png", "view.html", "report.html", "report-view.html"):
+        assert Path("run", name).stat().st_size > 10_000, name
+    assert Path("run/report.html").read_text().count("<img") >= 11  # loss and gradient norm too
 
 
 def test_the_trainers_own_records_survive_ten_lines(tmp_path):

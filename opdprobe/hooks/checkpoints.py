@@ -11,6 +11,7 @@ from opdprobe.grade import Grader
 from opdprobe.hooks.observe import (
     ProbeConfig,
     encode,
+    keep_tokenizer,
     make_pair,
     run_attrs,
     undisturbed,
@@ -177,6 +178,7 @@ def probe_checkpoints(
                 prompts=prompt_set,
             )
             writer = RunWriter(run_dir, attrs=attrs, config=config.to_dict(), resume=True)
+            keep_tokenizer(run_dir, tokenizer)
             recorded = open_run(run_dir).steps
             if step in recorded:
                 continue

@@ -27,8 +27,9 @@ from opdprobe.vocabulary import tokenizer_hash
 
 logger = logging.getLogger("opdprobe")
 
-# Marks of a parameter that is only partly on this process: DeepSpeed ZeRO-3, FSDP 2, FSDP 1.
-_SHARDED = ("ds_id", "device_mesh", "_is_flat_param")
+# Marks of a parameter that is only partly on this process: DeepSpeed ZeRO-3; FSDP 2 and tensor
+# parallelism; FSDP 1, whether it shows its flat parameters or the original ones.
+_SHARDED = ("ds_id", "device_mesh", "_fsdp_flattened")
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,9 @@ def unwrap(model: nn.Module) -> PreTrainedModel:
     """
     if any(hasattr(p, mark) for p in model.parameters() for mark in _SHARDED):
         raise ConfigError(
-            "the student's parameters are sharded over processes (FSDP or DeepSpeed ZeRO-3), so "
-            "one process cannot run it alone; save checkpoints and use probe_checkpoints on them."
+            "the student's parameters are sharded over processes (FSDP, tensor parallelism or "
+            "DeepSpeed ZeRO-3), so one process cannot run it alone; save checkpoints and use "
+            "probe_checkpoints on them."
         )
     inner: Any = extract_model_from_parallel(model, keep_torch_compile=False)
     if hasattr(inner, "get_base_model"):  # PEFT; it need not be installed
@@ -170,6 +172,18 @@ def encode(
 def recorded_attrs(run_dir: Path) -> dict[str, Any]:
     """Attributes of the run in a directory; none where there is no run."""
     return open_run(run_dir).attrs if (run_dir / "run.json").exists() else {}
+
+
+def keep_tokenizer(run_dir: str | Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Keep the tokenizer in the run, so that its tokens can be shown as text later.
+
+    The student's name may be that of a hub, or of nothing that was saved.
+    """
+    folder = Path(run_dir) / "tokenizer"
+    if not folder.exists():
+        temporary = folder.with_name("tokenizer.tmp")
+        tokenizer.save_pretrained(temporary)
+        temporary.rename(folder)
 
 
 def run_attrs(

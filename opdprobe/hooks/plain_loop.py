@@ -18,6 +18,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opdprobe.errors import ConfigError, NonFiniteError
 from opdprobe.hooks.observe import (
+    keep_tokenizer,
     make_pair,
     recorded_attrs,
     run_attrs,
@@ -137,6 +138,7 @@ def capture(
     captured._close()
     config = {"k": k, "temperature": temperature}
     writer = RunWriter(run_dir, attrs=attrs, config=config, resume=True)
+    keep_tokenizer(run_dir, tokenizer)
     writer.write_step(step, captured.dataset)
     writer.log_metrics(step, captured.metrics)
 

@@ -23,6 +23,7 @@ from opdprobe.grade import Grader
 from opdprobe.hooks.observe import (
     ProbeConfig,
     encode,
+    keep_tokenizer,
     make_pair,
     recorded_attrs,
     run_attrs,
@@ -48,6 +49,7 @@ class ProbeCallback(TrainerCallback):
     Before the first step, every `every` steps and at the end, the student answers a fixed set of
     prompts, both models are scored at every state it visits, and the record goes into the same
     store that `opdprobe.OPDTrainer` writes. A record of step s is of the student after s updates.
+    The tokenizer is kept beside it, so that the run can be read without the models.
 
     Training goes on as if the callback were not there: global random states (Python, numpy,
     torch), every module's mode, gradients, generation settings and tokenizer are what they were.
@@ -222,6 +224,7 @@ class ProbeCallback(TrainerCallback):
             config=self.config.to_dict(),
             resume=resumed,
         )
+        keep_tokenizer(self.run_dir, pair.tokenizer)
         self._writer.truncate_after(state.global_step)
         self._probe(args, state, control)
 
