@@ -13,6 +13,7 @@ from opdprobe.probes import (
     overlap_mass,
     overlap_token_advantage,
 )
+from opdprobe.processes import Processes
 from opdprobe.prompts import Prompt
 from opdprobe.rollout import Rollouts
 from opdprobe.schema import step_dataset
@@ -25,6 +26,7 @@ def record_dataset(
     scores: Scores,
     prompts: Sequence[Prompt],
     correct: Sequence[float] | None = None,
+    missing: Sequence[str] = (),
 ) -> xr.Dataset:
     """Lay out a step in the store's schema: one row a state, in rollout order.
 
@@ -40,6 +42,8 @@ def record_dataset(
         Each rollout's prompt.
     correct
         Each rollout's grade in [0, 1], if graded.
+    missing
+        Models of which only a part is known; see `opdprobe.schema`.
 
     Returns
     -------
@@ -66,31 +70,41 @@ def record_dataset(
         correct=np.full(len(lengths), np.nan) if correct is None else correct,
         prompt_ids=np.concatenate([np.asarray(p, np.int32) for p in rollouts.prompt_ids]),
         response_ids=response_ids,
+        attrs={"missing": list(missing)} if missing else None,
     )
 
 
 def thin(
-    dataset: xr.Dataset, *, fraction: float, max_positions: int | None, seed: Sequence[int]
+    dataset: xr.Dataset,
+    *,
+    fraction: float,
+    max_positions: int | None,
+    seed: Sequence[int],
+    part: tuple[int, int] | None = None,
 ) -> xr.Dataset:
     """Keep a random share of the rollouts and the first positions of each.
 
     Parameters
     ----------
     dataset
-        A whole step.
+        A whole step, or a part of one.
     fraction
-        Share of rollouts kept, at least one.
+        Share of the step's rollouts kept, at least one.
     max_positions
         States kept of each rollout; None keeps all. The texts stay whole.
     seed
         Of the choice of rollouts.
+    part
+        ``(first, total)``: the rollouts are those from `first` on of the step's `total`.
     """
     if fraction == 1 and max_positions is None:
         return dataset
     n = dataset.sizes["rollout"]
-    keep = np.zeros(n, bool)
-    size = max(1, round(n * fraction))
-    keep[np.random.default_rng(list(seed)).choice(n, size, replace=False)] = True
+    first, total = part or (0, n)
+    keep = np.zeros(total, bool)
+    size = max(1, round(total * fraction))
+    keep[np.random.default_rng(list(seed)).choice(total, size, replace=False)] = True
+    keep = keep[first : first + n]
     states = keep[dataset.rollout.values]
     if max_positions is not None:
         states &= dataset.position.values < max_positions
@@ -106,8 +120,15 @@ def thin(
     return kept.assign_coords(rollout=("state", values, attrs))
 
 
-def step_metrics(dataset: xr.Dataset) -> dict[str, float]:
+def step_metrics(dataset: xr.Dataset, processes: Processes | None = None) -> dict[str, float]:
     """Average the paper's quantities over all states of a step (paper §2.3, App. B).
+
+    Parameters
+    ----------
+    dataset
+        The step.
+    processes
+        Each has a part of the step in its `dataset`, and gets the averages over all.
 
     Returns
     -------
@@ -138,9 +159,11 @@ def step_metrics(dataset: xr.Dataset) -> dict[str, float]:
         "finished": dataset["finished"].values,
         "correct": _known(correct),
     }
+    own = [(float(values.sum(dtype=np.float64)), values.size) for values in metrics.values()]
+    total, n = np.sum((processes or Processes()).gather(own), axis=0).T
     return {
-        name: float(values.mean(dtype=np.float64)) if values.size else math.nan
-        for name, values in metrics.items()
+        name: t / count if count else math.nan
+        for name, t, count in zip(metrics, total.tolist(), n.tolist(), strict=True)
     }
 
 

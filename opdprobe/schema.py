@@ -3,6 +3,10 @@
 A step is one `xarray.Dataset`. Its main dimension `state` is flat: one row for every recorded
 response position of every recorded rollout. `VARIABLES` is the only place where a name, a dtype,
 a unit or a long name is written down; `step_dataset` builds a step, `validate` checks one.
+
+A model behind a server tells its own top-k and the drawn token only. A step names such models in
+its attribute ``missing``, a list; NaN then stands for what was not told: that model's entropy, its
+log-probabilities of tokens that only the other model lists, and the divergence.
 """
 
 from collections.abc import Mapping
@@ -156,7 +160,8 @@ def step_dataset(
         Each model's top-k token ids, most probable first.
     logp : float, shape (N, 2, 2, k)
         ``logp[:, m, s]`` is the full-vocabulary log-probability, in nats, that model m gives to
-        the tokens ``token_id[:, s]``. ``-inf`` is probability 0.
+        the tokens ``token_id[:, s]``. ``-inf`` is probability 0; NaN is allowed where `attrs` says
+        so (see the module).
     entropy : float, shape (N, 2)
         Full-vocabulary entropy of both models, in nats.
     reverse_kl : float, shape (N,)
@@ -181,7 +186,7 @@ def step_dataset(
     prompt_ids, response_ids : int, shape (sum of lengths,), optional
         Token ids of all rows, one after the other.
     attrs : mapping, optional
-        More attributes of the step.
+        More attributes of the step; ``missing`` lists the models of which only a part is known.
 
     Returns
     -------
@@ -322,7 +327,7 @@ def validate(ds: xr.Dataset) -> None:
     for name, variable in VARIABLES.items():
         _check_form(ds, name, variable)
     for name in ("model", "support"):
-        if (labels := tuple(ds[name].values.tolist())) != MODELS:
+        if (labels := tuple(ds.variables[name].values.tolist())) != MODELS:
             raise StoreError(f"{name} is {labels}, expected {MODELS}")
     _check_numbers(ds)
     _check_top_k(ds)
@@ -336,30 +341,59 @@ def _check_form(ds: xr.Dataset, name: str, variable: Variable) -> None:
         return
     if name in COORDS and name not in ds.coords:
         raise StoreError(f"{name} is a data variable, expected a coordinate: ds.set_coords")
-    if ds[name].dims != variable.dims:
-        raise StoreError(f"{name} has dims {ds[name].dims}, expected {variable.dims}")
+    if ds.variables[name].dims != variable.dims:
+        raise StoreError(f"{name} has dims {ds.variables[name].dims}, expected {variable.dims}")
     kinds = "UOT" if variable.dtype == "str" else np.dtype(variable.dtype).kind
-    if ds[name].dtype.kind not in kinds:
-        raise StoreError(f"{name} has dtype {ds[name].dtype}, expected {variable.dtype}")
+    if ds.variables[name].dtype.kind not in kinds:
+        raise StoreError(f"{name} has dtype {ds.variables[name].dtype}, expected {variable.dtype}")
+    try:
+        _ = ds.variables[name].values
+    except RuntimeError as error:  # blosc's, where a chunk is not what its header says
+        raise StoreError(f"{name} does not decode ({error}): its file is torn") from error
 
 
 def _check_numbers(ds: xr.Dataset) -> None:
     """Signs and ranges, one rule a unit or kind."""
+    may_be_missing = _may_be_missing(ds)
     for name, variable in VARIABLES.items():
         if name not in ds.variables or variable.dtype not in ("int32", "float32"):
             continue
-        values = ds[name].values
+        values = ds.variables[name].values
         # Written as ~(good) where NaN has to count as bad.
         if variable.dtype == "int32":
-            _check(name, values, values < 0, ">= 0")
+            bad, expected = values < 0, ">= 0"
         elif name == "correct":
-            _check(name, values, (values < 0) | (values > 1), "0 to 1, or NaN where not graded")
+            bad, expected = (values < 0) | (values > 1), "0 to 1, or NaN where not graded"
         elif name in ("logp", "sampled_logp"):
-            _check(name, values, ~(values <= _TOLERANCE), "a log-probability, <= 0")
+            bad, expected = ~(values <= _TOLERANCE), "a log-probability, <= 0"
         elif name == "entropy":
-            _check(name, values, ~(values >= -_TOLERANCE) | np.isinf(values), "finite and >= 0")
+            bad, expected = ~(values >= -_TOLERANCE) | np.isinf(values), "finite and >= 0"
         else:  # reverse_kl
-            _check(name, values, ~(values >= -_TOLERANCE), ">= 0, or inf")
+            bad, expected = ~(values >= -_TOLERANCE), ">= 0, or inf"
+        if name in may_be_missing:
+            bad &= ~(may_be_missing[name] & np.isnan(values))
+        _check(name, values, bad, expected)
+
+
+def _may_be_missing(ds: xr.Dataset) -> dict[str, NDArray[np.bool_]]:
+    """Where NaN is allowed: what the models that are named in `missing` do not tell."""
+    missing = ds.attrs.get("missing", [])
+    if not isinstance(missing, list) or not all(model in MODELS for model in missing):
+        raise StoreError(f"missing is {missing!r}, expected a list of models out of {MODELS}")
+    if not missing:
+        return {}
+    ids = ds.variables["token_id"].values
+    logp, entropy = (
+        np.zeros(ds.variables["logp"].shape, bool),
+        np.zeros(ds.variables["entropy"].shape, bool),
+    )
+    for m, model in enumerate(MODELS):
+        if model in missing:
+            other = 1 - m
+            # A token in both lists is in the model's own, so its probability is known.
+            logp[:, m, other] = match_tokens(ids[:, other], ids[:, m]) < 0
+            entropy[:, m] = True
+    return {"logp": logp, "entropy": entropy, "reverse_kl": np.ones(len(ids), bool)}
 
 
 def _check(name: str, values: np.ndarray, bad: np.ndarray, expected: str) -> None:
@@ -372,7 +406,11 @@ def _check(name: str, values: np.ndarray, bad: np.ndarray, expected: str) -> Non
 
 
 def _check_top_k(ds: xr.Dataset) -> None:
-    ids, logp, match = ds["token_id"].values, ds["logp"].values, ds["match"].values
+    ids, logp, match = (
+        ds.variables["token_id"].values,
+        ds.variables["logp"].values,
+        ds.variables["match"].values,
+    )
     for s, support in enumerate(MODELS):
         # The first match of a list in itself is 0, 1, 2, … exactly where no id comes twice.
         twice = match_tokens(ids[:, s], ids[:, s]) != np.arange(ids.shape[2])
@@ -390,23 +428,23 @@ def _check_top_k(ds: xr.Dataset) -> None:
 def _check_rollouts(ds: xr.Dataset) -> None:
     if ("sampled_id" in ds) != ("sampled_logp" in ds):
         raise StoreError("only one of sampled_id, sampled_logp is present, expected both or none")
-    rollout, position = ds["rollout"].values, ds["position"].values
+    rollout, position = ds.variables["rollout"].values, ds.variables["position"].values
     n_rollout = ds.sizes.get("rollout")
     if n_rollout is not None:
         _check("rollout", rollout, rollout >= n_rollout, f"< {n_rollout}, the rollouts given")
     if "length" in ds:
-        length = ds["length"].values[rollout]
+        length = ds.variables["length"].values[rollout]
         _check("position", position, position >= length, "less than the response's length")
     for ids, lengths in _RAGGED.items():
         if ids not in ds:
             continue
         if lengths not in ds:
             raise StoreError(f"{ids} is present without {lengths}, expected both: rows need ends")
-        came, total = ds[ids].size, int(ds[lengths].values.sum())
+        came, total = ds.variables[ids].size, int(ds.variables[lengths].values.sum())
         if came != total:
             raise StoreError(f"{ids} holds {came} tokens, expected sum({lengths}) = {total}")
     if "response_ids" in ds and "sampled_id" in ds:
-        start = np.cumsum(ds["length"].values) - ds["length"].values
-        drawn = ds["response_ids"].values[start[rollout] + position]
-        sampled = ds["sampled_id"].values
+        start = np.cumsum(ds.variables["length"].values) - ds.variables["length"].values
+        drawn = ds.variables["response_ids"].values[start[rollout] + position]
+        sampled = ds.variables["sampled_id"].values
         _check("sampled_id", sampled, sampled != drawn, "the token of response_ids there")
