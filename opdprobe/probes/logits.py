@@ -89,7 +89,7 @@ def from_logits(
     leading = _leading_shape(student, teacher)
     shape = int(np.prod(leading[:-1])), int(np.prod(leading[-1:]))  # rollouts, positions
     vocabulary = student.shape[-1]
-    if not 1 <= k <= vocabulary:
+    if not 1 <= k <= vocabulary or k != int(k):
         raise ConfigError(f"k is {k}, the vocabulary has {vocabulary} tokens; take 1 <= k <= that")
     if not (temperature > 0 and np.isfinite(temperature)):
         raise ConfigError(f"temperature is {temperature}; it divides the logits, so take it > 0")

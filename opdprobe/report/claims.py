@@ -1,7 +1,6 @@
 """Claims and verdicts as text, for the page and for the terminal."""
 
 import math
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from rich.text import Text
 from analyses.results import Claim, Results, load
 from opdprobe.errors import OPDProbeError
 from opdprobe.report.reasons import REASONS
+from opdprobe.store.step_file import write_whole
 
 # Presets whose models are the testbed's: what it lacks explains nothing about anybody else's.
 _TESTBED = ("quick", "full")
@@ -170,9 +170,8 @@ def _pilots(results: Sequence[Results]) -> list[str]:
 def write_claims(path: Path, results_dir: Path) -> None:
     """Write the page of all claims that a directory of results holds, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(claims_markdown(_load_all(results_dir)), encoding="utf-8")
-    os.replace(temporary, path)
+    text = claims_markdown(_load_all(results_dir))
+    write_whole(path, lambda file: file.write(text.encode()))
 
 
 def check_claims(path: Path, results_dir: Path) -> None:

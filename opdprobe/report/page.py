@@ -1,7 +1,6 @@
 """The report: one HTML page with the verdicts, the figures and the runs, in a single file."""
 
 import base64
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from PIL import Image
 
 from opdprobe.errors import OPDProbeError
 from opdprobe.report.claims import counts, finding, verdict
+from opdprobe.store.step_file import write_whole
 
 if TYPE_CHECKING:
     from analyses.results import Results
@@ -53,9 +53,7 @@ def write_report(path: Path, results: "Sequence[Results]", figure_dir: Path, *, 
     )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, lambda file: file.write(page.encode()))
 
 
 def _image(path: Path) -> dict[str, Any]:

@@ -1,7 +1,6 @@
 """The report on a run, or on two: what its curves say, in words, beside the curves themselves."""
 
 import base64
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from opdprobe.report.run_panels import report_panels
 from opdprobe.report.token_text import visible
 from opdprobe.report.view import model_name, run_labels, short_name, write_view
 from opdprobe.store import Run
+from opdprobe.store.step_file import write_whole
 from opdprobe.train.config import OPDConfig
 
 
@@ -100,9 +100,7 @@ def write_run_report(
         linked = [[finding.step for finding in some] for some in findings]
         write_view(view_path, runs, keep=linked)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, lambda file: file.write(page.encode()))
     return findings
 
 

@@ -7,7 +7,6 @@ tokenizer says lies inside the blocks and reaches the page as text.
 
 import base64
 import hashlib
-import os
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -21,7 +20,7 @@ from opdprobe.errors import ConfigError, StoreError
 from opdprobe.report.token_text import TokenTexts
 from opdprobe.report.view_data import QUANTITIES, level_bounds, pack_json, pack_step
 from opdprobe.store import Run
-from opdprobe.store.step_file import read_counts
+from opdprobe.store.step_file import read_counts, write_whole
 
 _SCRIPTS = ("view_data.js", "view_draw.js", "view.js")
 _FEWEST_STEPS = 12  # where a page is too large, steps go first, down to so many; then rollouts
@@ -319,6 +318,4 @@ def _csp_hash(text: str) -> str:
 
 def _replace(path: Path, page: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(page, encoding="utf-8")
-    os.replace(temporary, path)
+    write_whole(path, lambda file: file.write(page.encode()))
