@@ -1,29 +1,32 @@
 """All that means over states and their intervals need of a run: sums by rollout, in one pass."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xarray as xr
 from numpy.typing import NDArray
 
+from opdprobe.probes.states import Probe
+from opdprobe.probes.sums import StepSums, step_sums
 from opdprobe.store import Run
 
-PROBES: dict[str, Callable[[xr.Dataset], xr.DataArray]] = {
-    "overlap_ratio": lambda ds: ds.opd.overlap_ratio(),
-    "overlap_token_advantage": lambda ds: ds.opd.overlap_token_advantage(),
-    "entropy_gap": lambda ds: ds.opd.entropy_gap(),
-    "student_overlap_mass": lambda ds: ds.opd.overlap_mass("student"),
-    "teacher_overlap_mass": lambda ds: ds.opd.overlap_mass("teacher"),
-    "student_entropy": lambda ds: ds.opd.entropy("student"),
-    "teacher_entropy": lambda ds: ds.opd.entropy("teacher"),
-    "reverse_kl": lambda ds: ds.opd.reverse_kl(),
-    "extreme_advantage_gap": lambda ds: ds.opd.extreme_advantage_gap(),
-    "extreme_advantage_size": lambda ds: abs(ds.opd.extreme_advantage_gap()),
-}
+PROBES: dict[str, Probe] = {
+    name: name
+    for name in (
+        "overlap_ratio",
+        "overlap_token_advantage",
+        "entropy_gap",
+        "student_overlap_mass",
+        "teacher_overlap_mass",
+        "student_entropy",
+        "teacher_entropy",
+        "reverse_kl",
+        "extreme_advantage_gap",
+    )
+} | {"extreme_advantage_size": lambda ds: abs(ds.opd.extreme_advantage_gap())}
 
 
 @dataclass(frozen=True)
@@ -58,31 +61,26 @@ class Sums:
 
 
 def add_up(run: Run) -> Sums:
-    """Evaluate every probe at every state of a run; one step at a time is in memory."""
-    lengths, first = [], [0]
-    total = {name: [] for name in PROBES}
-    n = {name: [] for name in PROBES}
-    label: dict[str, str] = {}
-    for step in run.steps:
-        ds = run.load(step)
-        rollout, size = ds["rollout"].values, ds.sizes["rollout"]
-        lengths.append(np.bincount(rollout, minlength=size))
-        first.append(first[-1] + size)
-        for name, probe in PROBES.items():
-            quantity = probe(ds)
-            values = quantity.values.astype(np.float64)
-            known = ~np.isnan(values)
-            total[name].append(np.bincount(rollout, np.where(known, values, 0), minlength=size))
-            n[name].append(np.bincount(rollout, known, minlength=size).astype(np.int64))
-            label[name] = axis_label(quantity.attrs["long_name"], quantity.attrs["units"])
+    """Evaluate every probe at every state of a run, in one pass; a piece at a time is in memory."""
+    found = [step for batch in step_sums(run, [*PROBES.values()], _listed) for step in batch]
+    parts = [sums for _, sums in found]
+    labels = [axis_label(about["long_name"], about["units"]) for about in found[0][0]]
+    total = np.concatenate([sums.total[..., 0] for sums in parts], axis=1)
+    n = np.concatenate([sums.n[..., 0] for sums in parts], axis=1)
     return Sums(
-        np.asarray(run.steps, np.int64),
-        np.asarray(first, np.int64),
-        np.concatenate(lengths),
-        {name: np.concatenate(parts) for name, parts in total.items()},
-        {name: np.concatenate(parts) for name, parts in n.items()},
-        label,
+        np.array([sums.step for sums in parts], np.int64),
+        np.cumsum([0, *(sums.length.size for sums in parts)]),
+        np.concatenate([sums.length for sums in parts]),
+        dict(zip(PROBES, total, strict=True)),
+        dict(zip(PROBES, n, strict=True)),
+        dict(zip(PROBES, labels, strict=True)),
     )
+
+
+def _listed(
+    about: list[dict[str, Any]], steps: Iterator[StepSums]
+) -> list[tuple[list[dict[str, Any]], StepSums]]:
+    return [(about, sums) for sums in steps]
 
 
 def axis_label(long_name: str, units: str) -> str:

@@ -19,6 +19,7 @@ from opdprobe.errors import (
 )
 from opdprobe.probes import (
     curve,
+    curves,
     entropy_gap,
     extreme_advantage_gap,
     from_logits,
@@ -75,6 +76,7 @@ __all__ = [
     "VocabularyError",
     "capture",
     "curve",
+    "curves",
     "drop_layers",
     "entropy_gap",
     "extreme_advantage_gap",

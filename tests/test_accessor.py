@@ -54,7 +54,31 @@ METHODS = {
 
 def test_the_table_is_complete():
     methods = {name for name in dir(OPDAccessor) if not name.startswith("_")}
-    assert methods == METHODS.keys() | {"overlap_mask", "sequence_mean_reward"}
+    assert methods == METHODS.keys() | {
+        *("overlap_mask", "overlap_statistics", "sequence_mean_reward")
+    }
+
+
+def test_statistics_are_exactly_what_the_methods_give(ds):
+    for data in (ds, ds.chunk(state=4)):
+        got = data.opd.overlap_statistics()
+        for model in ("student", "teacher"):
+            mass = data.opd.overlap_mass(model)
+            xr.testing.assert_identical(
+                got[f"{model}_overlap_mass"], mass.rename(f"{model}_overlap_mass")
+            )
+        xr.testing.assert_identical(
+            got["overlap_token_advantage"], data.opd.overlap_token_advantage()
+        )
+
+
+def test_many_states_are_taken_in_blocks(ds, monkeypatch):
+    expected = {name: getattr(ds.opd, name)() for name in [*METHODS, "overlap_mask"]}
+    monkeypatch.setattr("opdprobe.accessor._BLOCK", 4)
+    for name, one in expected.items():
+        xr.testing.assert_identical(getattr(ds.opd, name)(), one)
+        first = ds.isel(state=0)  # a state by itself has no axis to cut
+        xr.testing.assert_allclose(getattr(first.opd, name)(), one[0])
 
 
 @pytest.mark.parametrize("name", METHODS)

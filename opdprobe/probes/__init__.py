@@ -5,7 +5,7 @@ last axis, computes in float64 and runs unchanged under ``xarray.apply_ufunc``. 
 the same quantities on a stored `~xarray.Dataset`.
 """
 
-from opdprobe.probes.curves import curve
+from opdprobe.probes.intervals import curve, curves
 from opdprobe.probes.divergence import extreme_advantage_gap, overlap_token_advantage
 from opdprobe.probes.entropy import entropy_gap, entropy_gap_of_means, topk_entropy
 from opdprobe.probes.logits import from_logits
@@ -16,6 +16,7 @@ from opdprobe.probes.sets import mass_set_size, overlap_mask, overlap_ratio
 
 __all__ = [
     "curve",
+    "curves",
     "entropy_gap",
     "entropy_gap_of_means",
     "extreme_advantage_gap",

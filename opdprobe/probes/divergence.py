@@ -4,9 +4,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from opdprobe.errors import ConfigError
-from opdprobe.probes.mass import log_renormalise, rank_sum
+from opdprobe.probes.mass import inside, log_renormalise, rank_sum
+from opdprobe.probes.sets import mask_count
 
 DEFINITIONS = ("paper", "sum", "thunlp", "verl")
+
+# Far from where float64 underflows, so that every token that matters still has full precision.
+_LEAST_MASS = 1e-200
 
 
 def overlap_token_advantage(
@@ -85,9 +89,9 @@ def overlap_token_advantage(
     student = np.asarray(student_logp, dtype=np.float64)
     teacher = np.asarray(teacher_logp, dtype=np.float64)
     mask = np.asarray(mask, dtype=bool)
+    shared = mask_count(mask)
     if definition in ("paper", "sum"):
-        # Rounding can leave +1e-17 where the two models agree; a KL is never negative.
-        total = np.minimum(rank_sum(_eq7_terms(student, teacher, mask)), 0.0)
+        total = _negative_kl(student, teacher, mask, shared)[0]
     elif definition == "thunlp":
         total = rank_sum(_terms(log_renormalise(student), teacher, student, mask))
     elif definition == "verl":
@@ -96,9 +100,7 @@ def overlap_token_advantage(
         raise ConfigError(
             f"definition is {definition!r}; choose one of {', '.join(map(repr, DEFINITIONS))}"
         )
-    shared = np.count_nonzero(mask, axis=-1)
-    per_state = total if definition == "sum" else total / np.maximum(shared, 1)
-    return np.where(shared > 0, per_state, np.nan)[()]
+    return _per_token(total, np.minimum(shared, 1) if definition == "sum" else shared)
 
 
 def extreme_advantage_gap(
@@ -148,6 +150,66 @@ def extreme_advantage_gap(
     )
     defined = np.take_along_axis(size, star, -1) >= 0  # false for an empty mask and for NaN
     return np.where(defined, gap, np.nan)[..., 0]
+
+
+def overlap_statistics(
+    student_logp: ArrayLike, teacher_logp: ArrayLike, mask: ArrayLike
+) -> NDArray[np.float64]:
+    """Compute both overlap masses and the overlap-token advantage at once.
+
+    Parameters
+    ----------
+    student_logp, teacher_logp, mask : (..., k) array_like
+        As in `overlap_token_advantage`.
+
+    Returns
+    -------
+    (..., 3) ndarray of float64
+        What `overlap_mass` gives of the student and of the teacher, and `overlap_token_advantage`,
+        exactly, in the time of the last.
+
+    Examples
+    --------
+    >>> p, q = np.log([0.6, 0.2, 0.1]), np.log([0.2, 0.6, 0.1])
+    >>> overlap_statistics(p, q, [True, True, False]).round(4)
+    array([ 0.8   ,  0.8   , -0.2747])
+    """
+    student = np.asarray(student_logp, dtype=np.float64)
+    teacher = np.asarray(teacher_logp, dtype=np.float64)
+    mask = np.asarray(mask, dtype=bool)
+    shared = mask_count(mask)
+    total, *masses = _negative_kl(student, teacher, mask, shared)
+    return np.stack([*masses, _per_token(total, shared)], axis=-1)
+
+
+def _per_token(total: NDArray[np.float64], shared: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.where(shared > 0, total / np.maximum(shared, 1), np.nan)[()]
+
+
+def _negative_kl(
+    student: NDArray[np.float64],
+    teacher: NDArray[np.float64],
+    mask: NDArray[np.bool_],
+    shared: NDArray[np.float64],
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Sum the terms of Eq. 7, four times as fast as term by term; beside it both masses.
+
+    With P and Q the models' mass on the mask, the sum is Σ p (log q - log p) / P + log P - log Q:
+    no term has to be renormalised. Where that is undefined or about to underflow, the terms decide.
+    """
+    p, p_mass = inside(student, mask)
+    _, q_mass = inside(teacher, mask)
+    with np.errstate(invalid="ignore", divide="ignore"):  # of what is decided by the terms
+        mean_log_ratio = np.einsum("...k,...k->...", p, teacher - student) / p_mass
+        total = np.asarray(mean_log_ratio + np.log(p_mass) - np.log(q_mass))
+    odd = ~np.isfinite(total) | ~(np.minimum(p_mass, q_mass) > _LEAST_MASS)
+    if odd.any():
+        rows = (array[odd] for array in np.broadcast_arrays(student, teacher, mask))
+        total[odd] = rank_sum(_eq7_terms(*rows))
+    # Rounding can leave ±1e-16 where the models agree, as they have to on a single token; a KL is
+    # never negative.
+    alone = ~odd & (shared == 1)
+    return np.where(alone, 0.0, np.minimum(total, 0.0)), p_mass, q_mass
 
 
 def _eq7_terms(

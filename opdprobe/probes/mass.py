@@ -37,8 +37,20 @@ def overlap_mass(logp: ArrayLike, mask: ArrayLike) -> NDArray[np.float64]:
     >>> overlap_mass(np.log([0.6, 0.3, 0.1]), [False, False, False])
     np.float64(0.0)
     """
-    probability = np.exp(np.asarray(logp, dtype=np.float64))
-    return rank_sum(np.where(np.asarray(mask, dtype=bool), probability, 0.0))
+    return inside(np.asarray(logp, dtype=np.float64), np.asarray(mask, dtype=bool))[1]
+
+
+def inside(
+    logp: NDArray[np.float64], mask: NDArray[np.bool_]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Probabilities, 0 off the mask, and their sum."""
+    probability = np.exp(logp)
+    marked = probability * mask  # three times as fast as a selection
+    mass = rank_sum(marked)
+    if np.isnan(mass).any():  # perhaps of a NaN off the mask
+        marked = np.where(mask, probability, 0.0)
+        mass = rank_sum(marked)
+    return marked, mass
 
 
 def topk_mass(logp: ArrayLike) -> NDArray[np.float64]:
@@ -78,10 +90,10 @@ def log_renormalise(logp: ArrayLike, mask: ArrayLike | None = None) -> NDArray[n
     Returns -inf off the mask, and NaN throughout a row whose set is empty or has probability 0:
     there is no distribution to speak of.
     """
-    inside = np.asarray(logp, dtype=np.float64)
+    marked = np.asarray(logp, dtype=np.float64)
     if mask is not None:
         # Before any arithmetic, so that NaN or inf off the mask cannot reach the result.
-        inside = np.where(np.asarray(mask, dtype=bool), inside, -np.inf)
+        marked = np.where(np.asarray(mask, dtype=bool), marked, -np.inf)
     with np.errstate(invalid="ignore"):  # -inf - -inf on an empty set: the NaN we document
-        shifted = inside - inside.max(axis=-1, keepdims=True)
+        shifted = marked - marked.max(axis=-1, keepdims=True)
         return shifted - np.log(rank_sum(np.exp(shifted)))[..., None]

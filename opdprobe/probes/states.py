@@ -8,12 +8,19 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from opdprobe.errors import ConfigError
+from opdprobe.schema import MODELS
 
 if TYPE_CHECKING:
     from opdprobe.store import Run
 
 Probe = str | Callable[[xr.Dataset], xr.DataArray]
-"""Name of a ``ds.opd`` method, or a function of a Dataset; either gives one value a state."""
+"""Name of a ``ds.opd`` method, with the model before it where it takes one
+(``"teacher_overlap_mass"``), or a function of a Dataset; either gives one value a state."""
+
+# The methods of ds.opd whose first argument is a model.
+_BY_MODEL = ("overlap_mass", "topk_mass", "mass_set_size", "entropy", "topk_entropy")
+
+_TOGETHER = ("overlap_token_advantage", "student_overlap_mass", "teacher_overlap_mass")
 
 
 def check_coords(source: "Run | xr.Dataset", *names: str) -> None:
@@ -60,11 +67,17 @@ def evaluate(probe: Probe, part: xr.Dataset) -> xr.DataArray:
         If the probe gives other than one value a state.
     """
     if isinstance(probe, str):
-        method = None if probe.startswith("_") else getattr(part.opd, probe, None)
-        if method is None:
-            known = ", ".join(name for name in dir(part.opd) if not name.startswith("_"))
-            raise ConfigError(f"probe is {probe!r}; ds.opd offers {known}: name one, or a function")
-        quantity = method()
+        methods = {name for name in dir(part.opd) if not name.startswith("_")}
+        model, _, rest = probe.partition("_")
+        if probe in methods:
+            quantity = getattr(part.opd, probe)()
+        elif model in MODELS and rest in _BY_MODEL:
+            quantity = getattr(part.opd, rest)(model)
+        else:
+            raise ConfigError(
+                f"probe is {probe!r}; ds.opd offers {', '.join(sorted(methods))}: name one, "
+                f"with 'student_' or 'teacher_' before {', '.join(_BY_MODEL)}, or a function"
+            )
     else:
         quantity = probe(part)
     dims = getattr(quantity, "dims", None)
@@ -74,6 +87,16 @@ def evaluate(probe: Probe, part: xr.Dataset) -> xr.DataArray:
             "DataArray over 'state', one value a state"
         )
     return quantity
+
+
+def evaluate_all(probes: Sequence[Probe], part: xr.Dataset) -> list[xr.DataArray]:
+    """Compute several probes; what they have in common once."""
+    together = [probe for probe in probes if probe in _TOGETHER]
+    shared = part.opd.overlap_statistics() if len(together) > 1 else {}
+    return [
+        shared[probe] if probe in shared else evaluate(probe, part)  # pyright: ignore[reportArgumentType]  # only names are in it
+        for probe in probes
+    ]
 
 
 def probe_attrs(quantity: xr.DataArray) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from analyses.sums import PROBES, add_up, axis_label, load, save
+from opdprobe.probes.states import evaluate
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +24,7 @@ def test_sums_are_those_of_the_states(run):
             mine = ds["rollout"].values == rollout
             assert sums.length[row] == mine.sum()
             for name, probe in PROBES.items():
-                values = probe(ds).values[mine].astype(float)
+                values = evaluate(probe, ds).values[mine]
                 assert sums.n[name][row] == np.count_nonzero(~np.isnan(values))
                 assert sums.total[name][row] == pytest.approx(np.nansum(values))
             row += 1
