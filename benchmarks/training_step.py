@@ -1,19 +1,25 @@
 """Training step, ours beside TRL's `DistillationTrainer`: tokens a second and peak memory.
 
-    python benchmarks/training_step.py                  # all pairs, three rounds, about 10 minutes
+    python benchmarks/training_step.py                  # all pairs, three rounds, about 15 minutes
     python benchmarks/training_step.py --pair tiny
+    OPDPROBE_SMOLLM2=models/smollm2 python benchmarks/training_step.py --pair smollm2
 
-Random models; equal prompts, batch, response length, temperature, learning rate and dtype. Ours
-searches both models' top 16 at every state, takes Eq. 5 on the student's, and records everything;
-TRL's has no top-k objective and takes the reverse KL over the full vocabulary. Contenders run in
-turn, each round in fresh processes of one thread, so that drift of the machine falls on both; a
-ratio is of the two runs of one round.
+Equal models, prompts, batch, longest response, temperature, learning rate and dtype. Ours searches
+both models' top 16 at every state, takes Eq. 5 on the student's, and records everything; TRL's has
+no top-k objective and takes the reverse KL over the full vocabulary. Contenders run in turn, each
+round in fresh processes of one thread, so that drift of the machine falls on both; a ratio is of
+the two runs of one round.
+
+Pairs: `tiny` and `large-vocabulary` are random models, nine in ten of whose responses run to the
+limit; `zoo` are two models of the testbed, whose responses end by themselves; `smollm2` is
+SmolLM2-135M-Instruct (`OPDPROBE_SMOLLM2` names its directory) and the same with noise as teacher.
 """
 
 import argparse
 import itertools
 import json
 import logging
+import os
 import resource
 import statistics
 import subprocess
@@ -21,22 +27,57 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
-PAIRS = {
-    # vocabulary, student and teacher (width, layers), prompts a step, response length, steps
-    "tiny": (512, (64, 2), (128, 4), 64, 48, 10),
-    "large-vocabulary": (151_936, (64, 2), (64, 2), 16, 64, 4),
+
+class Setting(NamedTuple):
+    """What both trainers are given."""
+
+    batch: int
+    length: int
+    steps: int
+
+
+SETTINGS = {
+    "tiny": Setting(64, 48, 10),
+    "zoo": Setting(64, 160, 10),
+    "large-vocabulary": Setting(16, 64, 4),
+    "smollm2": Setting(8, 48, 4),
 }
 WARM_UP = 2
 
 
 def build(name: str):
     """Make the pair's models, tokenizer and prompts."""
+    import torch
+
+    from opdprobe import load_model, load_tokenizer
+
+    if name == "zoo":
+        from opdprobe.names import resolve_model
+        from opdprobe.testbed.problems import problems
+
+        models = [load_model(resolve_model(f"zoo:{which}")) for which in ("sft-small", "rl-large")]
+        tokenizer = load_tokenizer(resolve_model("zoo:sft-small"))
+        return models, tokenizer, [list(p.messages) for p in problems(1024, split="train")]
+    if name == "smollm2":
+        (weights,) = Path(os.environ["OPDPROBE_SMOLLM2"]).glob("*.gguf")
+        models = [load_model(weights) for _ in range(2)]
+        with torch.no_grad():
+            for parameter in models[1].parameters():
+                parameter += 0.01 * parameter.std() * torch.randn_like(parameter)
+        tokenizer = load_tokenizer(weights)
+        texts = [f"What is {a} + {b}? Explain." for a in range(8) for b in range(8)]
+        return models, tokenizer, [[{"role": "user", "content": text}] for text in texts]
+
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from opdprobe.testing import tiny_tokenizer
 
-    vocabulary, *sizes, batch, length, steps = PAIRS[name]
+    vocabulary, *sizes = {
+        "tiny": (512, (64, 2), (128, 4)),
+        "large-vocabulary": (151_936, (64, 2), (64, 2)),
+    }[name]
     models = [
         LlamaForCausalLM(
             LlamaConfig(
@@ -58,50 +99,77 @@ def build(name: str):
     tokenizer = tiny_tokenizer(vocabulary)
     words = [w for w in tokenizer.get_vocab() if not w.startswith("<")][:64]
     prompts = [f"{a} {b} {words[0]} {words[1]}" for a in words[:32] for b in words[:32]]
-    return models, tokenizer, prompts, batch, length, steps
+    return models, tokenizer, prompts
 
 
-def ours(name: str, folder: str) -> list[float]:
-    """Seconds of each step of `OPDTrainer`, recording included."""
+class Steps:
+    """Seconds and response tokens of each step."""
+
+    def __init__(self):
+        self.times = [time.perf_counter()]
+        self.tokens = []
+
+    def add(self, tokens: float) -> None:
+        """Note the end of a step of so many response tokens."""
+        self.times.append(time.perf_counter())
+        self.tokens.append(tokens)
+
+    def speed(self) -> float:
+        """Tokens a second: the median over steps, without those that warm up."""
+        seconds = [b - a for a, b in itertools.pairwise(self.times)]
+        return statistics.median(
+            n / s for n, s in list(zip(self.tokens, seconds, strict=True))[WARM_UP:]
+        )
+
+
+def ours(name: str, folder: str, **options) -> Steps:
+    """Train with `OPDTrainer`, recording included."""
     from opdprobe import Callback, OPDConfig, OPDTrainer, Prompt
 
-    (student, teacher), tokenizer, prompts, batch, length, steps = build(name)
-    times = [time.perf_counter()]
+    (student, teacher), tokenizer, prompts = build(name)
+    batch, length, n_steps = SETTINGS[name]
+    steps = Steps()
 
     class Clock(Callback):
         def on_step_end(self, trainer, step, metrics, dataset):
-            times.append(time.perf_counter())
+            steps.add(metrics["completion_length"] * batch)
 
     OPDTrainer(
         student,
         teacher,
         tokenizer=tokenizer,
-        prompts=[Prompt(str(i), text=text) for i, text in enumerate(prompts)],
+        prompts=[
+            Prompt(str(i), text=p) if isinstance(p, str) else Prompt(str(i), messages=p)
+            for i, p in enumerate(prompts)
+        ],
         config=OPDConfig(
             batch_size=batch,
             num_generations=1,
             max_completion_length=length,
             learning_rate=1e-6,
-            max_steps=steps,
+            max_steps=n_steps,
+            **options,
         ),
         run_dir=f"{folder}/run",
         callbacks=[Clock()],
     ).train()
-    return [b - a for a, b in itertools.pairwise(times)]
+    return steps
 
 
-def trl(name: str, folder: str) -> list[float]:
-    """Seconds of each step of TRL's trainer."""
+def trl(name: str, folder: str) -> Steps:
+    """Train with TRL's trainer."""
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl import DistillationConfig, DistillationTrainer
 
-    (student, teacher), tokenizer, prompts, batch, length, steps = build(name)
-    times = [time.perf_counter()]
+    (student, teacher), tokenizer, prompts = build(name)
+    batch, length, n_steps = SETTINGS[name]
+    steps = Steps()
 
     class Clock(TrainerCallback):
-        def on_step_end(self, args, state, control, **kwargs):
-            times.append(time.perf_counter())
+        def on_log(self, args, state, control, logs=None, **kwargs):
+            if "completions/mean_length" in logs:
+                steps.add(logs["completions/mean_length"] * batch)
 
     DistillationTrainer(
         model=student,
@@ -110,21 +178,22 @@ def trl(name: str, folder: str) -> list[float]:
             output_dir=f"{folder}/trl",
             per_device_train_batch_size=batch,
             max_completion_length=length,
-            max_steps=steps,
+            max_steps=n_steps,
             learning_rate=1e-6,
             gradient_checkpointing=False,
             bf16=False,
             use_cpu=True,
             report_to="none",
             save_strategy="no",
-            logging_steps=1000,
+            logging_steps=1,
             disable_tqdm=True,
         ),
         train_dataset=Dataset.from_dict({"prompt": prompts}),
         processing_class=tokenizer,
         callbacks=[Clock()],
     ).train()
-    return [b - a for a, b in itertools.pairwise(times)]
+    assert len(steps.tokens) == n_steps
+    return steps
 
 
 def measure(contender: str, name: str) -> None:
@@ -135,10 +204,9 @@ def measure(contender: str, name: str) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
-        steps = {"ours": ours, "trl": trl}[contender](name, folder)[WARM_UP:]
-    _, _, _, batch, length, _ = PAIRS[name]
+        steps = {"ours": ours, "trl": trl}[contender](name, folder)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({"tokens": batch * length / statistics.median(steps), "mib": peak}))
+    print(json.dumps({"tokens": steps.speed(), "mib": peak}))
 
 
 def fresh(contender: str, name: str) -> dict[str, float]:
@@ -153,7 +221,7 @@ def fresh(contender: str, name: str) -> dict[str, float]:
 def main() -> None:
     """Print one row a pair: medians over rounds, and the spread of the ratio."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pair", choices=PAIRS, action="append")
+    parser.add_argument("--pair", choices=SETTINGS, action="append")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--measure", choices=["ours", "trl"], help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -161,7 +229,10 @@ def main() -> None:
         return measure(arguments.measure, arguments.pair[0])
     print("| pair | ours, tokens/s | TRL, tokens/s | ratio (min–max) | ours, MiB | TRL, MiB |")
     print("|---|---|---|---|---|---|")
-    for name in arguments.pair or PAIRS:
+    for name in arguments.pair or SETTINGS:
+        if name == "smollm2" and "OPDPROBE_SMOLLM2" not in os.environ:
+            print("| smollm2 | skipped: OPDPROBE_SMOLLM2 does not name its directory | | | | |")
+            continue
         rounds = [(fresh("ours", name), fresh("trl", name)) for _ in range(arguments.rounds)]
         ratios = [a["tokens"] / b["tokens"] for a, b in rounds]
         middle = [

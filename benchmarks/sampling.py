@@ -1,0 +1,113 @@
+"""Sampling: ours beside `model.generate` and transformers' continuous batching.
+
+    python benchmarks/sampling.py                       # three rounds, a few minutes
+
+The students and prompts of `training_step`, four rollouts a prompt, temperature 1. All contenders
+run in one process of one thread, in turn; a ratio is of the runs of one round. Tokens are those of
+responses, up to and with their end-of-sequence token.
+"""
+
+import argparse
+import logging
+import os
+import statistics
+import time
+
+import torch
+import training_step
+from transformers import GenerationConfig
+
+from opdprobe.rollout import eos_ids, left_pad, padding_id, sample, step_generator
+
+N = 4
+ROUNDS = {"tiny": 5, "zoo": 5, "large-vocabulary": 2, "smollm2": 1}
+
+
+def contenders(pair: str):
+    """Give each contender's name and a function that returns how many tokens it sampled."""
+    (student, _), tokenizer, prompts = training_step.build(pair)
+    student.eval()
+    setting = training_step.SETTINGS[pair]
+    ids = [
+        tokenizer(p)["input_ids"]
+        if isinstance(p, str)
+        else tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=False)
+        for p in prompts[: setting.batch // N]
+    ]
+    ends, pad = eos_ids(student, tokenizer), padding_id(tokenizer)
+    config = GenerationConfig(
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        max_new_tokens=setting.length,
+        eos_token_id=ends,
+        pad_token_id=pad,
+        num_return_sequences=N,
+    )
+
+    def ours() -> int:
+        return sample(
+            student,
+            ids,
+            n=N,
+            max_new_tokens=setting.length,
+            eos_ids=ends,
+            pad_id=pad,
+            generator=step_generator(0, 0, "cpu"),
+        ).n_tokens
+
+    def generate() -> int:
+        padded, mask = left_pad(ids, pad)
+        with torch.no_grad():
+            out = student.generate(padded, attention_mask=mask, generation_config=config)
+        out = out[:, padded.shape[1] :]
+        ended = torch.isin(out, torch.tensor(ends)).cumsum(1)
+        return int((ended.roll(1, 1).index_fill(1, torch.tensor([0]), 0) == 0).sum())
+
+    def continuous() -> int:
+        single = GenerationConfig(**{**config.to_dict(), "num_return_sequences": 1})
+        with torch.no_grad():
+            out = student.generate_batch(
+                [row for row in ids for _ in range(N)], generation_config=single, progress_bar=False
+            )
+        return sum(len(result.generated_tokens) for result in out.values())
+
+    return {"ours": ours, "generate": generate, "continuous batching": continuous}
+
+
+def main() -> None:
+    """Print one row a student and contender."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--pair", choices=ROUNDS, action="append")
+    parser.add_argument("--rounds", type=int)
+    arguments = parser.parse_args()
+    logging.disable(logging.WARNING)
+    torch.set_num_threads(1)
+    print("| student | | tokens/s | against ours (min–max) |")
+    print("|---|---|---|---|")
+    for pair in arguments.pair or ROUNDS:
+        if pair == "smollm2" and "OPDPROBE_SMOLLM2" not in os.environ:
+            print("| smollm2 | skipped: OPDPROBE_SMOLLM2 does not name its directory | | |")
+            continue
+        torch.manual_seed(0)
+        rounds: list[dict[str, float]] = []
+        found = contenders(pair)
+        for _ in range((arguments.rounds or ROUNDS[pair]) + 1):
+            rounds.append({})
+            for name, run in found.items():
+                start = time.perf_counter()
+                tokens = run()
+                rounds[-1][name] = tokens / (time.perf_counter() - start)
+        for name in found:
+            speeds = [r[name] for r in rounds[1:]]  # the first round warms up
+            ratios = [r[name] / r["ours"] for r in rounds[1:]]
+            print(
+                f"| {pair} | {name} | {statistics.median(speeds):,.0f} | "
+                f"{statistics.median(ratios):.2f} ({min(ratios):.2f}–{max(ratios):.2f}) |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Writing a run: zarr's own encoding, a step on a thread, one process at a time."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import numpy as np
+import pytest
+import xarray as xr
+from zarr.codecs import BloscCodec
+from zarr.storage import MemoryStore
+
+from opdprobe import RunWriter, StoreError, open_run
+from opdprobe.store import encode, step_file
+from opdprobe.testing import synthetic_step
+
+
+def writer(path, resume=False):
+    return RunWriter(path, attrs={"seed": 0}, config={}, resume=resume)
+
+
+def by_zarr(ds, chunk):
+    """Encode a step by xarray and zarr."""
+    members, encoding = {}, {}
+    for name, variable in list(ds.variables.items()):
+        chunks = variable.shape
+        if variable.ndim:
+            chunks = (max(1, min(chunk, variable.shape[0])), *variable.shape[1:])
+        encoding[name] = {"chunks": chunks}
+        if variable.dtype.kind in "UT":
+            ds[name] = variable.astype(object)
+        else:
+            codec = BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle")
+            encoding[name] |= {"compressors": [codec], "_FillValue": None}
+    ds.to_zarr(MemoryStore(members), zarr_format=3, consolidated=False, encoding=encoding)
+    return {name: member.to_bytes() for name, member in members.items()}
+
+
+@pytest.mark.parametrize("chunk", [131_072, 7])
+@pytest.mark.parametrize("step", [0, 3])  # a step number that is the fill value, and one that isn't
+def test_members_are_those_that_zarr_writes(monkeypatch, chunk, step):
+    monkeypatch.setattr(encode, "_CHUNK", chunk)
+    ds = synthetic_step(step, k=4).assign_attrs(n_state=np.int64(32), missing=["teacher"])
+    ds["correct"][:] = np.nan
+    got, want = encode.step_members(ds), by_zarr(ds.copy(), chunk)
+    assert got.keys() == want.keys()
+    for name, content in got.items():
+        if name.endswith("zarr.json"):
+            assert json.loads(content) == json.loads(want[name]), name
+        else:
+            assert content == want[name], name
+
+
+def test_a_step_without_states_is_written_as_by_zarr():
+    ds = synthetic_step(0, k=4)
+    none = ds.isel(state=[], rollout=[], prompt_token=[], response_token=[])
+    assert encode.step_members(none).keys() == by_zarr(none.copy(), 131_072).keys()
+
+
+def test_submitted_steps_are_written_one_at_a_time_while_the_caller_goes_on(tmp_path, monkeypatch):
+    started, may_end, active = threading.Event(), threading.Event(), []
+
+    def slow(path, ds):
+        active.append(path.name)
+        started.set()
+        assert len(active) == 1
+        assert may_end.wait(60)
+        active.pop()
+        step_file.write_step_file(path, ds)
+
+    monkeypatch.setattr("opdprobe.store.writer.write_step_file", slow)
+    out = writer(tmp_path)
+    out.submit_step(0, synthetic_step(0))
+    assert started.wait(60)
+    assert open_run(tmp_path).steps == []  # it is on its way
+    may_end.set()
+    out.submit_step(1, synthetic_step(1))
+    assert 0 in open_run(tmp_path).steps
+    out.flush()
+    out.flush()
+    assert open_run(tmp_path).steps == [0, 1]
+    xr.testing.assert_identical(open_run(tmp_path).load(1)["token_id"], synthetic_step(1).token_id)
+
+
+@pytest.mark.parametrize("by", ["flush", "submit"])
+def test_what_went_wrong_on_the_thread_is_raised_by_the_next_call(tmp_path, by):
+    out = writer(tmp_path)
+    out.submit_step(5, synthetic_step(4))
+    with pytest.raises(StoreError, match=r"step is \[4\] in the dataset, expected 5"):
+        out.flush() if by == "flush" else out.submit_step(6, synthetic_step(6))
+    assert open_run(tmp_path).steps == []
+    out.submit_step(7, synthetic_step(7))  # said once
+    out.flush()
+    assert open_run(tmp_path).steps == [7]
+
+
+HOLD = """
+import sys, time
+from opdprobe import RunWriter
+writer = RunWriter(sys.argv[1], attrs={"seed": 0}, config={}, resume=True)
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+def test_one_process_writes_a_run_at_a_time_and_a_killed_one_lets_go(tmp_path):
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as other:
+        try:
+            assert other.stdout.readline() == "held\n"
+            with pytest.raises(StoreError, match="is being written by another process: wait"):
+                writer(tmp_path, resume=True)
+            assert open_run(tmp_path).steps == []  # reading is for everybody
+        finally:
+            other.kill()
+    writer(tmp_path, resume=True).write_step(0, synthetic_step(0))
+
+
+def test_a_process_may_go_on_with_a_run_that_it_has_open(tmp_path):
+    first = writer(tmp_path)
+    first.write_step(0, synthetic_step(0))
+    again = writer(tmp_path, resume=True)
+    again.write_step(1, synthetic_step(1))
+    assert open_run(tmp_path).steps == [0, 1]
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
+def test_a_directory_that_may_not_be_written(tmp_path, monkeypatch, code):
+    def refuse(*args, **kwargs):
+        raise OSError(code, os.strerror(code))
+
+    out = writer(tmp_path)
+    monkeypatch.setattr("os.replace", refuse)
+    with pytest.raises(StoreError, match="not allowed to write while writing step 0 of"):
+        out.write_step(0, synthetic_step(0))
+    assert not list((tmp_path / "steps").iterdir())
+
+
+def test_a_clock_that_is_set_back_changes_nothing(tmp_path, monkeypatch):
+    out = writer(tmp_path)
+    out.write_step(0, synthetic_step(0))
+    first = (tmp_path / "steps" / "000000.zarr.zip").read_bytes()
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    writer(tmp_path, resume=True).write_step(1, synthetic_step(1))
+    os.utime(tmp_path / "steps" / "000001.zarr.zip", (0, 0))
+    assert open_run(tmp_path).steps == [0, 1]
+    assert writer(tmp_path / "other").write_step(0, synthetic_step(0)).read_bytes() == first
