@@ -5,9 +5,11 @@ from collections.abc import Sequence
 import torch
 import xarray as xr
 
+from opdprobe.errors import ConfigError
 from opdprobe.grade import Grader, grade_rollouts
 from opdprobe.head import evaluating
 from opdprobe.pair import Pair, in_rollout_order
+from opdprobe.processes import Processes
 from opdprobe.prompts import EncodedPrompt
 from opdprobe.record import record_dataset
 from opdprobe.rollout import eos_ids, sample, step_generator
@@ -26,6 +28,7 @@ def probe(
     step: int = 0,
     seed: int = 0,
     max_tokens: int = 16384,
+    processes: Processes | None = None,
 ) -> xr.Dataset:
     """Sample the student and score both models at every state it visits.
 
@@ -53,12 +56,27 @@ def probe(
         The same seed and student give the same rollouts, whatever the teacher.
     max_tokens
         Most tokens in a micro-batch, padding included.
+    processes
+        They share the prompts, each with models of its own.
 
     Returns
     -------
     Dataset
-        One step in the store's schema; see `opdprobe.schema`.
+        One step in the store's schema, see `opdprobe.schema`; with several processes, this one's
+        part of it.
+
+    Raises
+    ------
+    ConfigError
+        There are more processes than prompts.
     """
+    processes = processes or Processes()
+    total, share = len(prompts), processes.share(len(prompts))
+    if total < processes.size:
+        raise ConfigError(
+            f"{total} prompts for {processes.size} processes: give more, or start fewer."
+        )
+    prompts = prompts[share]
     rollouts = sample(
         pair.student,
         [p.ids for p in prompts],
@@ -69,6 +87,7 @@ def probe(
         temperature=temperature,
         generator=step_generator(seed, step, pair.student.device),
         width=pair.width,
+        part=(share.start, total),
     )
     own = [prompts[i].prompt for i in rollouts.prompt_index]
     correct = None

@@ -85,7 +85,7 @@ def test_equal_steps_give_equal_bytes(tmp_path):
 
 
 def test_many_chunks_a_step(tmp_path, monkeypatch):
-    monkeypatch.setattr("opdprobe.store.step_file._CHUNK", 7)
+    monkeypatch.setattr("opdprobe.store.encode._CHUNK", 7)
     ds = synthetic_step(k=4)
     writer(tmp_path).write_step(0, ds)
     run = open_run(tmp_path)
@@ -242,7 +242,7 @@ def test_a_run_keeps_what_it_is_and_its_config(tmp_path):
     assert run.attrs["teacher"] == {"name": "b", "layers": [1, 2]}
     assert run.attrs["schema_version"] == SCHEMA_VERSION
     assert run.attrs["versions"]["numpy"] == np.__version__
-    assert names(run.path) == ["config.yaml", "run.json", "steps"]
+    assert names(run.path) == [".lock", "config.yaml", "run.json", "steps"]
 
 
 def test_resuming_goes_on_and_replaces_a_step(tmp_path):
@@ -313,7 +313,7 @@ def test_a_run_killed_while_it_was_created_can_be_created_again(tmp_path):
     (tmp_path / ".tmp-run.json").write_text("{")
     writer(tmp_path)
     assert open_run(tmp_path).config == CONFIG
-    assert names(tmp_path) == ["config.yaml", "run.json", "steps"]
+    assert names(tmp_path) == [".lock", "config.yaml", "run.json", "steps"]
 
 
 def test_a_config_that_yaml_cannot_hold_is_refused(tmp_path):

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -18,6 +19,7 @@ from opdprobe.hooks.observe import (
 )
 from opdprobe.models import identity, load_model, load_tokenizer, weight_hash
 from opdprobe.probe import probe
+from opdprobe.processes import Processes
 from opdprobe.prompts import Prompt
 from opdprobe.record import step_metrics
 from opdprobe.store import Run, RunWriter, open_run
@@ -109,7 +111,8 @@ def probe_checkpoints(
     """Probe every checkpoint of a student on the same prompts, into one run.
 
     Resumable: steps that the run holds already are left as they are, so that the same call goes
-    on after an interruption, and takes up checkpoints that have come since.
+    on after an interruption, and takes up checkpoints that have come since. Under
+    `accelerate launch`, processes share the prompts, and each writes its part of every step.
 
     Parameters
     ----------
@@ -152,44 +155,63 @@ def probe_checkpoints(
     first = next(iter(found.values()))
     tokenizer = tokenizer or load_tokenizer(first)
     encoded, prompt_set = encode(tokenizer, prompts)
-    writer: RunWriter | None = None
-    recorded: list[int] = []
-    for done, (step, path) in enumerate(found.items()):
-        if on_progress:
-            on_progress(done, len(found))
-        if step in recorded:
-            continue
-        student = load_model(path)
-        if isinstance(teacher, PreTrainedModel):
-            student.to(teacher.device)  # pyright: ignore[reportArgumentType]  # transformers' stub of `to`
-        pair = make_pair(student, teacher, tokenizer, teacher_tokenizer)
-        teacher = pair.teacher  # loaded once
-        if writer is None:
-            attrs = run_attrs(
-                pair,
-                # Not one model: each step says which it is of.
-                {"name": str(first.parent if _STEP.fullmatch(first.name) else first)},
-                identity(pair.teacher),
-                recorded_by="probe_checkpoints",
-                k=k,
-                temperature=config.temperature,
-                top_p=1.0,
-                seed=seed,
-                prompts=prompt_set,
-            )
-            writer = RunWriter(run_dir, attrs=attrs, config=config.to_dict(), resume=True)
-            keep_tokenizer(run_dir, tokenizer)
-            recorded = open_run(run_dir).steps
+    processes = Processes.launched()
+    with processes.together():
+        writer: RunWriter | None = None
+        recorded: list[int] = []
+        for done, (step, path) in enumerate(found.items()):
+            if on_progress and processes.is_main:
+                on_progress(done, len(found))
             if step in recorded:
                 continue
-        try:
-            with undisturbed(student, pair.teacher):
-                dataset = probe(pair, encoded, step=step, grader=grader, **config.sampling())
-        except NonFiniteError as error:
-            raise NonFiniteError(f"{path}: {error}") from error
-        identified = {"checkpoint": path.name, "weight_hash": weight_hash(student)}
-        writer.write_step(step, dataset.assign_attrs(identified))
-        writer.log_metrics(step, step_metrics(dataset))
-    if on_progress:
+            student = load_model(path, device=processes.device)
+            if isinstance(teacher, PreTrainedModel):
+                student.to(teacher.device)  # pyright: ignore[reportArgumentType]  # transformers' stub of `to`
+            pair = make_pair(student, teacher, tokenizer, teacher_tokenizer)
+            teacher = pair.teacher  # loaded once
+            if writer is None:
+                attrs = run_attrs(
+                    pair,
+                    # Not one model: each step says which it is of.
+                    {"name": str(first.parent if _STEP.fullmatch(first.name) else first)},
+                    identity(pair.teacher),
+                    recorded_by="probe_checkpoints",
+                    k=k,
+                    temperature=config.temperature,
+                    top_p=1.0,
+                    seed=seed,
+                    prompts=prompt_set,
+                )
+                writer = processes.main_first(
+                    partial(
+                        RunWriter,
+                        run_dir,
+                        attrs=attrs,
+                        config=config.to_dict(),
+                        resume=True,
+                        part=(processes.rank, processes.size),
+                    )
+                )
+                if processes.is_main:
+                    keep_tokenizer(run_dir, tokenizer)
+                recorded = open_run(run_dir).steps
+                if step in recorded:
+                    continue
+            try:
+                with undisturbed(student, pair.teacher):
+                    dataset = probe(
+                        pair,
+                        encoded,
+                        step=step,
+                        grader=grader,
+                        processes=processes,
+                        **config.sampling(),
+                    )
+            except NonFiniteError as error:
+                raise NonFiniteError(f"{path}: {error}") from error
+            identified = {"checkpoint": path.name, "weight_hash": weight_hash(student)}
+            writer.write_step(step, dataset.assign_attrs(identified))
+            writer.log_metrics(step, step_metrics(dataset, processes))
+    if on_progress and processes.is_main:
         on_progress(len(found), len(found))
     return open_run(run_dir)

@@ -8,6 +8,8 @@
       metrics.jsonl          one JSON object a line: {"step": 120, "loss": 0.31, …}
       steps/000120.zarr.zip  one step (opdprobe.store.step_file)
 
+Of a run that several processes wrote, a step is in as many files (opdprobe.store.parts).
+
 A reader may follow a run that is being written. Plain xarray reads a step, without opdprobe::
 
     xr.open_dataset("zip::run_dir/steps/000120.zarr.zip", engine="zarr", consolidated=False)

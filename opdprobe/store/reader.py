@@ -1,8 +1,6 @@
 """Read a run: its settings, its metrics, one step, or all steps as one lazy dataset."""
 
-import json
-import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -10,14 +8,13 @@ from typing import Any, Literal
 import dask.array as da
 import numpy as np
 import xarray as xr
-import yaml
 from numpy.typing import NDArray
 
 from opdprobe.errors import StoreError
 from opdprobe.schema import SCHEMA_VERSION, check_version, variable_attrs
+from opdprobe.store.parts import join, step_files
 from opdprobe.store.step_file import read_block, read_counts, read_step_file
-
-_STEP_NAME = re.compile(r"(\d{6,})\.zarr\.zip")
+from opdprobe.text import is_number, parse_json, parse_yaml, shown
 
 
 def open_run(path: str | Path) -> "Run":
@@ -26,7 +23,9 @@ def open_run(path: str | Path) -> "Run":
     Parameters
     ----------
     path : path-like
-        Directory of the run, finished or being written.
+        Directory of the run, finished or being written; or where it lies on object storage, such as
+        ``"s3://bucket/run"`` or ``"memory://run"`` (needs ``opdprobe[cloud]``, and credentials
+        where the library of that storage looks for them).
 
     Returns
     -------
@@ -45,21 +44,26 @@ def open_run(path: str | Path) -> "Run":
     ...
     opdprobe.errors.StoreError: no/such/run does not exist, expected the directory of a run
     """
-    path = Path(path)
+    path = _locate(path)
     if not path.exists():
         raise StoreError(f"{path} does not exist, expected the directory of a run")
     try:
-        attrs = json.loads((path / "run.json").read_text())
-        config = yaml.safe_load((path / "config.yaml").read_text())
+        attrs = parse_json((path / "run.json").read_text(encoding="utf-8"))
+        config = parse_yaml((path / "config.yaml").read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise StoreError(
-            f"{path} is not a run: it has no {Path(error.filename).name}; "
+            f"{path} is not a run: it has no {Path(error.filename or error.args[0]).name}; "
             "expected the directory that a run was written to"
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (ValueError, IsADirectoryError) as error:
         raise StoreError(
             f"run.json or config.yaml in {path} cannot be read ({error}): restore the file"
         ) from error
+    for name, content in (("run.json", attrs), ("config.yaml", config)):
+        if not isinstance(content, dict):
+            raise StoreError(
+                f"{path / name} holds {shown(content)}, expected names and values: restore the file"
+            )
     check_version(attrs.get("schema_version"), str(path))
     return Run(path, config, attrs)
 
@@ -87,13 +91,18 @@ class Run:
     @property
     def steps(self) -> list[int]:
         """Recorded steps, in order."""
-        return list_steps(self.path)
+        return list(self.files)
+
+    @property
+    def files(self) -> dict[int, tuple[Path, ...]]:
+        """Files of each recorded step: one, or one from each process that recorded it."""
+        return step_files(self.path)
 
     @property
     def metrics(self) -> xr.Dataset:
         """Logged metrics over `step`, float64; NaN where a step lacks one."""
         merged: dict[int, dict[str, float]] = {}
-        for line in read_lines(self.path / "metrics.jsonl"):
+        for line in read_entries(self.path / "metrics.jsonl"):
             merged.setdefault(line["step"], {}).update(line)
         steps = sorted(merged)
         names = dict.fromkeys(name for step in steps for name in merged[step] if name != "step")
@@ -106,7 +115,7 @@ class Run:
     @property
     def benchmarks(self) -> list[str]:
         """Names of the benchmarks that have been evaluated, in the order of their first time."""
-        lines = read_lines(self.path / "evaluations.jsonl")
+        lines = read_entries(self.path / "evaluations.jsonl")
         return list(dict.fromkeys(line["benchmark"] for line in lines))
 
     def evaluation(self, benchmark: str) -> xr.Dataset:
@@ -128,12 +137,14 @@ class Run:
         StoreError
             The run has no such evaluation; lists those it has.
         """
-        lines = read_lines(self.path / "evaluations.jsonl")
+        lines = read_entries(self.path / "evaluations.jsonl")
         by_step = {line["step"]: line for line in lines if line["benchmark"] == benchmark}
         if not by_step:
             found = sorted({line["benchmark"] for line in lines})
             raise StoreError(f"{self.path} has no evaluation {benchmark!r}; it has {found}")
         steps = sorted(by_step)
+        if len({tuple(line["prompt_id"]) for line in by_step.values()}) > 1:
+            raise StoreError(f"{self.path}: {benchmark!r} is not the same problems at every step")
         return xr.Dataset(
             {"score": (("step", "problem"), [by_step[step]["score"] for step in steps])},
             {"step": steps, "prompt_id": ("problem", by_step[steps[0]]["prompt_id"])},
@@ -157,11 +168,11 @@ class Run:
         StoreError
             There is no such step, its file is torn, or its schema is newer.
         """
-        self._check_recorded([step])
-        path = step_path(self.path, step)
-        ds = read_step_file(path)
-        check_version(ds.attrs.get("schema_version"), str(path))
-        return ds
+        (files,) = self._files([step])
+        parts = [read_step_file(file) for file in files]
+        for file, part in zip(files, parts, strict=True):
+            check_version(part.attrs.get("schema_version"), str(file))
+        return join(parts)
 
     def states(self, steps: Iterable[int] | None = None) -> xr.Dataset:
         """Line up the states of many steps, lazily.
@@ -219,12 +230,11 @@ class Run:
         chosen = self.steps if steps is None else sorted(set(steps))
         if not chosen:
             raise StoreError(f"{self.path} has no recorded step to read")
-        self._check_recorded(chosen)
+        files = self._files(chosen)
         # All steps of a run have one form, so the first one's variables describe them all; of the
         # others only the counts are read.
         first = self.load(chosen[0])
-        files = tuple(str(step_path(self.path, step)) for step in chosen)
-        n_state, n_rollout = np.array([read_counts(Path(file)) for file in files]).T
+        n_state, n_rollout = np.array([read_counts(some) for some in files]).T
         rows = n_state if dim == "state" else n_rollout
         offsets = tuple((np.cumsum(n_rollout) - n_rollout).tolist())
         variables: dict[Any, Any] = {}
@@ -236,6 +246,7 @@ class Run:
                     files=files,
                     variable=name,
                     shift=offsets if name == "rollout" else (),
+                    row_shape=variable.shape[1:],
                     chunks=(tuple(rows.tolist()), *((size,) for size in variable.shape[1:])),
                     dtype=dtype,
                     meta=np.empty((0,) * variable.ndim, dtype),
@@ -254,43 +265,85 @@ class Run:
             }
         return xr.Dataset(variables, coords, {"schema_version": SCHEMA_VERSION})
 
-    def _check_recorded(self, steps: list[int]) -> None:
-        recorded = self.steps
+    def _files(self, steps: list[int]) -> list[tuple[Path, ...]]:
+        recorded = self.files
         for step in steps:
             if step not in recorded:
-                listed = ", ".join(map(str, recorded[:20])) + (", …" if recorded[20:] else "")
+                listed = ", ".join(map(str, list(recorded)[:20])) + ", …" * (len(recorded) > 20)
                 raise StoreError(
                     f"{self.path} has no step {step}; recorded are: {listed or 'none so far'}"
                 )
+        return [recorded[step] for step in steps]
 
 
-def step_path(run_dir: Path, step: int) -> Path:
-    """Name the file of a step, whether or not there is one."""
-    if step < 0:
-        raise StoreError(f"step is {step}, expected >= 0")
-    return run_dir / "steps" / f"{step:06d}.zarr.zip"
-
-
-def list_steps(run_dir: Path) -> list[int]:
-    """List the recorded steps of a run, in order; a file that is being written is none yet."""
-    names = (_STEP_NAME.fullmatch(path.name) for path in (run_dir / "steps").glob("*.zarr.zip"))
-    return sorted(int(name[1]) for name in names if name)
+def _locate(path: str | Path) -> Path:
+    """Make a path of what names a run: on disk, or elsewhere if it begins with a protocol."""
+    if not isinstance(path, str):
+        return path
+    if "://" not in path:
+        return Path(path)
+    try:
+        from upath import UPath
+    except ImportError as error:
+        raise StoreError(
+            f"{path} is not on this disk: install opdprobe[cloud] to read it there, or copy it here"
+        ) from error
+    try:
+        return UPath(path)  # pyright: ignore[reportReturnType]  # has what a Path has, for reading
+    except (ImportError, ValueError) as error:
+        raise StoreError(f"{path} cannot be reached: {error}") from error
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read a file of JSON lines, each a dict with ``step``; half a last line is left out."""
+    """Read a file of JSON lines, each a dict; half a last line is left out."""
+    return _parsed(path, _object)
+
+
+def read_entries(path: Path) -> list[dict[str, Any]]:
+    """Read a file of metrics or evaluations, each a dict with ``step``; likewise."""
+    return _parsed(path, _entry)
+
+
+def _parsed(path: Path, check: Callable[[Any], dict[str, Any]]) -> list[dict[str, Any]]:
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return []
-    metrics = []
+    except UnicodeDecodeError as error:
+        raise StoreError(f"{path} is not UTF-8 text ({error}); restore the file") from error
+    lines = []
     # What follows the last line break is not yet whole.
     for number, line in enumerate(text.split("\n")[:-1], start=1):
         try:
-            metrics.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            lines.append(check(parse_json(line)))
+        except ValueError as error:
             raise StoreError(f"{path}, line {number}: {error}; remove the line") from error
-    return metrics
+    return lines
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{shown(value)} is no object")
+    return value
+
+
+def _entry(entry: Any) -> dict[str, Any]:
+    """Check that a line is an evaluation, or of numbers."""
+    step = _object(entry).get("step")
+    if not isinstance(step, int) or abs(step) >= 2**63:
+        raise ValueError(f"the step is {shown(step)}, expected a whole number")
+    if "benchmark" in entry:
+        ids, scores = entry.get("prompt_id"), entry.get("score")
+        if not (isinstance(ids, list) and isinstance(scores, list) and len(ids) == len(scores)):
+            raise ValueError("expected one score for each prompt_id")
+        texts, numbers = [entry["benchmark"], *ids], scores
+    else:
+        texts, numbers = [], [value for name, value in entry.items() if name != "step"]
+    if bad := [text for text in texts if not isinstance(text, str)]:
+        raise ValueError(f"{shown(bad[0])} is no name")
+    if bad := [number for number in numbers if not is_number(number)]:
+        raise ValueError(f"{shown(bad[0])} is no number")
+    return entry
 
 
 def _rows(ds: xr.Dataset, ids: str, lengths: str) -> list[NDArray[np.int32]]:

@@ -11,10 +11,8 @@ verified, and the file is closed again, so that a run of any number of steps hol
 """
 
 import errno
-import json
 import os
 import zipfile
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,17 +20,17 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import xarray as xr
-import zarr
 from numpy.typing import NDArray
 from zarr.buffer import cpu
-from zarr.codecs import BloscCodec
 from zarr.storage import MemoryStore
 
 from opdprobe.errors import StoreError
-from opdprobe.schema import VARIABLES
+from opdprobe.schema import REQUIRED, VARIABLES
+from opdprobe.store.archive import open_archive, torn
+from opdprobe.store.encode import step_members
+from opdprobe.store.parts import open_files
 
 TEMPORARY = ".tmp-"
-_CHUNK = 131_072  # states
 _KEPT_BITS = 12
 _COUNTS = ("n_state", "n_rollout")  # attributes on disk, so that a reader can plan without data
 
@@ -52,30 +50,16 @@ def write_step_file(path: Path, ds: xr.Dataset) -> None:
     ds : xarray.Dataset
         The step.
     """
-    members: dict[str, Any] = {}
     rollouts = ds.sizes.get("rollout")
     if rollouts is None:
         rollouts = int(ds["rollout"].max()) + 1 if ds.sizes["state"] else 0
     ds = ds.assign_attrs(n_state=ds.sizes["state"], n_rollout=rollouts)
-    ds = ds.assign(logp=ds["logp"].copy(data=round_mantissa(ds["logp"].values)))
-    encoding: dict[str, dict[str, Any]] = {}
-    for name, variable in list(ds.variables.items()):
-        chunks = tuple(max(1, min(size, _CHUNK)) for size in variable.shape)
-        encoding[str(name)] = {"chunks": chunks}
-        if variable.dtype.kind in "UOT":
-            # zarr has a stable encoding for strings of any length, none for those of one length.
-            ds[name] = variable.astype(object)
-        else:
-            codec = BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle")
-            encoding[str(name)] |= {"compressors": [codec], "_FillValue": None}
-    ds.to_zarr(MemoryStore(members), zarr_format=3, consolidated=False, encoding=encoding)
+    members = step_members(ds, logp=round_mantissa(ds.variables["logp"].values))
 
     def fill(file: BinaryIO) -> None:
         with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-            # The group's zarr.json comes last, after all that it announces. A bare ZipInfo carries
-            # a fixed date.
-            for name in sorted(members, key=lambda name: (name == "zarr.json", name)):
-                archive.writestr(zipfile.ZipInfo(name), members[name].to_bytes())
+            for name, content in members.items():
+                archive.writestr(zipfile.ZipInfo(name), content)  # which carries a fixed date
 
     write_whole(path, fill)
 
@@ -99,7 +83,14 @@ def read_step_file(path: Path) -> xr.Dataset:
         The file is torn, or not a step.
     """
     store = MemoryStore(_read_members(path, ""), read_only=True)
-    ds = xr.open_zarr(store, consolidated=False, chunks=None)
+    try:
+        ds = xr.open_zarr(
+            store, consolidated=False, chunks=None, mask_and_scale=False, decode_times=False
+        )
+    except (KeyError, TypeError, ValueError) as error:  # of a codec's settings, or an attribute
+        raise torn(path, error) from error
+    if missing := [name for name in REQUIRED if name not in ds.variables]:
+        raise torn(path, f"{missing[0]} is not in it")
     for name, variable in list(ds.variables.items()):
         if variable.dtype.kind == "T":
             # Without a stated size numpy does not cast StringDType to the usual "<U".
@@ -111,61 +102,60 @@ def read_step_file(path: Path) -> xr.Dataset:
     return ds[names].drop_encoding()
 
 
-def read_counts(path: Path) -> tuple[int, int]:
-    """Read how many states and rollouts a step has, and nothing else (0.1 ms)."""
-    attributes = json.loads(_read_members(path, "zarr.json")["zarr.json"].to_bytes())["attributes"]
-    return attributes[_COUNTS[0]], attributes[_COUNTS[1]]
+def read_counts(files: Sequence[Path]) -> tuple[int, int]:
+    """Read how many states and rollouts a step has, and nothing else (0.1 ms a file)."""
+    with open_files(files) as archive:
+        return archive.n_state, archive.n_rollout
 
 
 def read_block(
-    files: Sequence[str], variable: str, shift: Sequence[int], block_id: tuple[int, ...]
+    files: Sequence[Sequence[Path]],
+    variable: str,
+    shift: Sequence[int],
+    row_shape: tuple[int, ...],
+    block_id: tuple[int, ...],
 ) -> NDArray[Any]:
     """Read one variable of one step, for a dask array with one block a step.
 
     Parameters
     ----------
-    files : sequence of str
-        Step files.
+    files : sequence of sequence of pathlib.Path
+        Of each step, its files.
     variable : str
         Which variable.
     shift : sequence of int
-        What to add to its values, per file; empty for nothing.
+        What to add to its values, per step; empty for nothing.
+    row_shape : tuple of int
+        Shape of a row, in the steps before.
     block_id : tuple of int
-        The first entry says which file.
+        The first entry says which step.
 
     Returns
     -------
     ndarray
         The values.
+
+    Raises
+    ------
+    StoreError
+        The file is torn, or not a step of the same run.
     """
     row = block_id[0]
-    store = MemoryStore(_read_members(Path(files[row]), f"{variable}/"), read_only=True)
-    values = np.asarray(zarr.open_array(store, path=variable, mode="r")[...])
-    if values.dtype.kind == "T":
-        values = values.astype(object)
+    with open_files(files[row]) as archive:
+        values = archive.rows(variable)
+    if values.shape[1:] != row_shape:
+        raise StoreError(
+            f"{archive.path}: a row of {variable} has shape {values.shape[1:]}, but {row_shape} in "
+            "the first step: move it to the run that it belongs to"
+        )
     return values + values.dtype.type(shift[row]) if shift else values
 
 
 def _read_members(path: Path, prefix: str) -> dict[str, Any]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            names = [name for name in archive.namelist() if name.startswith(prefix)]
-            # Reading a member to its end verifies its checksum.
-            members = {name: cpu.Buffer.from_bytes(archive.read(name)) for name in names}
-    except FileNotFoundError:
-        raise StoreError(f"{path} is missing: it was removed, or the run was rolled back") from None
-    except (zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError) as error:
-        raise _torn(path, error) from error
-    if not any(name.endswith("zarr.json") for name in members):
-        raise _torn(path, f"{prefix or 'zarr.json'} is not in it")
-    return members
-
-
-def _torn(path: Path, why: object) -> StoreError:
-    return StoreError(
-        f"{path} is torn or not a step ({why}): delete it to read the run without this step, "
-        "or resume the run from a step before it"
-    )
+    """Read the group's metadata and all members whose names begin with `prefix`, and check them."""
+    with open_archive(path) as archive:
+        members = archive.members(prefix)
+    return {name: cpu.Buffer.from_bytes(content) for name, content in members.items()}
 
 
 def round_mantissa(values: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -179,7 +169,7 @@ def round_mantissa(values: NDArray[np.float32]) -> NDArray[np.float32]:
     Returns
     -------
     ndarray of float32
-        Within a relative error of 2**-13; infinities and zeros as they were.
+        Within a relative error of 2**-13; infinities, NaN and zeros as they were.
 
     Examples
     --------
@@ -190,7 +180,9 @@ def round_mantissa(values: NDArray[np.float32]) -> NDArray[np.float32]:
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
     odd = (bits >> np.uint32(dropped)) & np.uint32(1)
     rounded = bits + (np.uint32((1 << (dropped - 1)) - 1) + odd)
-    return (rounded & np.uint32(0xFFFFFFFF ^ ((1 << dropped) - 1))).view(np.float32)
+    rounded = (rounded & np.uint32(0xFFFFFFFF ^ ((1 << dropped) - 1))).view(np.float32)
+    # Rounding up a NaN whose mantissa is full would carry into its sign.
+    return np.where(np.isnan(values), np.float32(np.nan), rounded)
 
 
 def estimate_bytes(n_states: int, k: int) -> int:
@@ -222,17 +214,22 @@ def estimate_bytes(n_states: int, k: int) -> int:
 
 
 @contextmanager
-def explain_full_disk(doing: str) -> Iterator[None]:
-    """Turn "no space left" into a StoreError that says while doing what."""
+def explain_unwritable(doing: str) -> Iterator[None]:
+    """Turn a full disk, or one that may not be written, into a StoreError that says while what."""
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise StoreError(
-            f"disk full while {doing} ({error}): nothing half-written is left; "
-            "free some space and resume the run"
-        ) from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreError(
+                f"disk full while {doing} ({error}): nothing half-written is left; "
+                "free some space and resume the run"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise StoreError(
+                f"not allowed to write while {doing} ({error}): change the directory's "
+                "permissions, or choose another one"
+            ) from error
+        raise
 
 
 def write_whole(path: Path, fill: Callable[[BinaryIO], object]) -> None:
@@ -246,8 +243,10 @@ def write_whole(path: Path, fill: Callable[[BinaryIO], object]) -> None:
         Writes the content to an open binary file.
     """
     temporary = path.with_name(f"{TEMPORARY}{path.name}")
+    temporary.unlink(missing_ok=True)
     try:
-        with open(temporary, "wb") as file:
+        # "x": a link that somebody put there would lead the writing elsewhere.
+        with open(temporary, "xb") as file:
             fill(file)
             file.flush()
             os.fsync(file.fileno())

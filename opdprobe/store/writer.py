@@ -3,8 +3,10 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,15 @@ import yaml
 
 from opdprobe.errors import ConfigError, StoreError
 from opdprobe.schema import SCHEMA_VERSION, VARIABLES, validate
-from opdprobe.store.reader import list_steps, open_run, read_lines, step_path
-from opdprobe.store.step_file import TEMPORARY, explain_full_disk, write_step_file, write_whole
+from opdprobe.store.lock import LOCK, lock_run
+from opdprobe.store.parts import Part, list_files, step_path
+from opdprobe.store.reader import open_run, read_entries
+from opdprobe.store.step_file import (
+    TEMPORARY,
+    explain_unwritable,
+    write_step_file,
+    write_whole,
+)
 
 _LIBRARIES = ("opdprobe", "numpy", "xarray", "zarr", "torch", "transformers")
 # Attributes that may differ when a run is continued: the code's state, not what is trained on what.
@@ -27,7 +36,8 @@ class RunWriter:
     """Write a run directory, step by step.
 
     Creating a writer creates the directory, or continues the run in it. What a killed writer left
-    behind (temporary files, half a line of metrics) is removed. One writer a directory at a time.
+    behind (temporary files, half a line of metrics) is removed. One process writes a directory at
+    a time.
 
     Parameters
     ----------
@@ -40,6 +50,10 @@ class RunWriter:
         Settings of the run. YAML types only.
     resume : bool
         Continue the run in `run_dir`, where there is one.
+    part : tuple of (int, int)
+        Which of how many processes this is: each writes a part of every step. The first one's
+        writer, which has to be made before the others, does everything else alone: in the others,
+        metrics, evaluations and truncation are left to it.
 
     Raises
     ------
@@ -68,37 +82,53 @@ class RunWriter:
         attrs: Mapping[str, Any],
         config: Mapping[str, Any],
         resume: bool,
+        part: Part = (0, 1),
     ) -> None:
         self.path = Path(run_dir)
+        self._part = part
         self._steps_dir = self.path / "steps"
         self._metrics_file = self.path / "metrics.jsonl"
         self._evaluations_file = self.path / "evaluations.jsonl"
         self._written: set[int] = set()
         self._form: dict[str, Any] | None = None  # of the run's steps, once there is one
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="opdprobe-writer")
+        self._pending: Future[Path] | None = None
+        if part[0] > 0:
+            open_run(self.path)  # or say why not
+            return
         config_text = _to_yaml(config)
         root = json.loads(json.dumps(dict(attrs)))  # tuples become lists, as they do on disk
+        self._refuse_other_files()
+        with explain_unwritable(f"opening {self.path}"):
+            self.path.mkdir(parents=True, exist_ok=True)
+            self._lock = lock_run(self.path)
         if (self.path / "run.json").exists():
             self._continue(root, yaml.safe_load(config_text), resume)
         else:
             self._create(root, config_text)
 
-    def _create(self, attrs: dict[str, Any], config_text: str) -> None:
+    def _refuse_other_files(self) -> None:
+        """Stop before anything is touched that is no run, nor the beginning of one."""
         if self.path.exists() and not self.path.is_dir():
             raise StoreError(f"{self.path} is a file, expected a directory: choose another path")
-        self.path.mkdir(parents=True, exist_ok=True)
+        if not self.path.exists() or (self.path / "run.json").exists():
+            return
         # run.json is written last and makes the directory a run. The other names are what a writer
         # killed before that leaves.
         for entry in sorted(self.path.iterdir()):
-            if entry.name not in ("config.yaml", "steps") and not entry.name.startswith(TEMPORARY):
+            ours = entry.name in ("config.yaml", "steps", LOCK)
+            if not ours and not entry.name.startswith(TEMPORARY):
                 raise StoreError(
                     f"{self.path} is not empty ({entry.name} is in it) and not a run: "
                     "choose a new or an empty directory"
                 )
+
+    def _create(self, attrs: dict[str, Any], config_text: str) -> None:
         self._steps_dir.mkdir(exist_ok=True)
         self._remove_temporaries()
         attrs |= {"schema_version": SCHEMA_VERSION, "versions": _versions(), "commit": _commit()}
         text = json.dumps(attrs, indent=2) + "\n"
-        with explain_full_disk(f"creating {self.path}"):
+        with explain_unwritable(f"creating {self.path}"):
             write_whole(self.path / "config.yaml", lambda file: file.write(config_text.encode()))
             write_whole(self.path / "run.json", lambda file: file.write(text.encode()))
 
@@ -128,6 +158,9 @@ class RunWriter:
         for directory in (self.path, self._steps_dir):
             for left_over in directory.glob(f"{TEMPORARY}*"):
                 left_over.unlink()
+        # Checkpoints that were being written, or deleted.
+        for left_over in (self.path / "checkpoints").glob(f"{TEMPORARY}*"):
+            shutil.rmtree(left_over, ignore_errors=True)
 
     def write_step(self, step: int, ds: xr.Dataset) -> Path:
         """Write one step, whole or not at all.
@@ -168,12 +201,42 @@ class RunWriter:
                 f"step {step} is unlike the run's steps before: {changes}; "
                 "all steps of a run have the same variables and k"
             )
-        path = step_path(self.path, step)
-        with explain_full_disk(f"writing step {step} of {self.path}"):
+        path = step_path(self.path, step, self._part)
+        with explain_unwritable(f"writing step {step} of {self.path}"):
             write_step_file(path, ds)
         self._form = form
         self._written.add(step)
         return path
+
+    def submit_step(self, step: int, ds: xr.Dataset) -> None:
+        """Write one step on a thread, while the caller goes on.
+
+        One step is written at a time: this waits until the one before is on disk.
+
+        Parameters
+        ----------
+        step, ds
+            As for `write_step`. The dataset's arrays must not change any more.
+
+        Raises
+        ------
+        StoreError
+            What `write_step` raised for the step before.
+        """
+        self.flush()
+        self._pending = self._thread.submit(self.write_step, step, ds)
+
+    def flush(self) -> None:
+        """Wait until the submitted step is on disk.
+
+        Raises
+        ------
+        StoreError
+            What `write_step` raised for it.
+        """
+        pending, self._pending = self._pending, None
+        if pending is not None:
+            pending.result()
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one line of metrics.
@@ -192,6 +255,8 @@ class RunWriter:
         StoreError
             The disk is full; the line is left out.
         """
+        if self._part[0] > 0:
+            return
         values = {name: float(value) for name, value in metrics.items() if name != "step"}
         self._append(self._metrics_file, {"step": int(step), **values})
 
@@ -216,6 +281,8 @@ class RunWriter:
         StoreError
             The disk is full; the line is left out.
         """
+        if self._part[0] > 0:
+            return
         line = {
             "step": int(step),
             "benchmark": benchmark,
@@ -227,7 +294,7 @@ class RunWriter:
     def _append(self, path: Path, entry: Mapping[str, Any]) -> None:
         line = (json.dumps(entry) + "\n").encode()
         with (
-            explain_full_disk(f"writing to {path}"),
+            explain_unwritable(f"writing to {path}"),
             # Unbuffered: a buffer would try once more to write what was taken back.
             open(path, "ab", buffering=0) as file,
         ):
@@ -248,18 +315,20 @@ class RunWriter:
         step : int
             The last step to keep: of metrics, evaluations and step files.
         """
+        self._written = {written for written in self._written if written <= step}
+        if self._part[0] > 0:
+            return
         self._rewrite_lines(step)
-        for later in list_steps(self.path):
+        for file, (later, _) in list_files(self.path).items():
             if later > step:
-                step_path(self.path, later).unlink()
-                self._written.discard(later)
+                file.unlink()
 
     def _rewrite_lines(self, last_step: float) -> None:
         for path in (self._metrics_file, self._evaluations_file):
-            kept = [line for line in read_lines(path) if line["step"] <= last_step]
+            kept = [line for line in read_entries(path) if line["step"] <= last_step]
             text = "".join(json.dumps(line) + "\n" for line in kept).encode()
             if path.exists():
-                with explain_full_disk(f"rewriting {path}"):
+                with explain_unwritable(f"rewriting {path}"):
                     write_whole(path, lambda file, text=text: file.write(text))
 
 

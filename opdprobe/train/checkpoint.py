@@ -1,6 +1,7 @@
 """Checkpoints: written beside the last one, then renamed, so that a kill leaves the old or the new.
 
-A checkpoint is an ordinary Hugging Face directory (safetensors, tokenizer) plus ``optimizer.pt``.
+A checkpoint is an ordinary Hugging Face directory (safetensors, tokenizer) plus ``optimizer.pt``
+and ``checksums.json``; of a model under PEFT adapters it is that of the adapter alone.
 """
 
 import os
@@ -12,10 +13,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_model
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 
+from opdprobe.adapters import load_weights, save_weights
 from opdprobe.errors import StoreError
+from opdprobe.store.checksums import check_checkpoint, write_checksums
 from opdprobe.train.optim import Optimization
 
 
@@ -37,14 +40,14 @@ class Checkpoint:
 
 def latest_checkpoint(run_dir: Path) -> Checkpoint | None:
     """Find the newest complete checkpoint of a run, or None."""
-    steps = [int(p.name) for p in (run_dir / "checkpoints").glob("[0-9]*")]
+    steps = [int(p.name) for p in (run_dir / "checkpoints").glob("*") if p.name.isdecimal()]
     return Checkpoint(run_dir / "checkpoints" / f"{max(steps):06d}", max(steps)) if steps else None
 
 
 def save_checkpoint(
     run_dir: Path,
     step: int,
-    model: PreTrainedModel,
+    model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     optimization: Optimization,
 ) -> Checkpoint:
@@ -57,7 +60,7 @@ def save_checkpoint(
     step
         Optimiser steps done.
     model, tokenizer, optimization
-        What to save; torch's global random state goes with them.
+        What to save; torch's global random state goes with them, and checksums of the run's text.
 
     Raises
     ------
@@ -65,17 +68,22 @@ def save_checkpoint(
         The disk is full or cannot be written; the checkpoint before is still there.
     """
     parent = run_dir / "checkpoints"
-    parent.mkdir(parents=True, exist_ok=True)
-    for left in parent.glob(".tmp-*"):
-        shutil.rmtree(left)
     temporary, final = parent / f".tmp-{step:06d}", parent / f"{step:06d}"
     try:
-        model.save_pretrained(temporary, max_shard_size="1000GB")
-        tokenizer.save_pretrained(temporary)
+        parent.mkdir(parents=True, exist_ok=True)
+        for left in parent.glob(".tmp-*"):
+            shutil.rmtree(left)
+        save_weights(model, temporary)
+        _save_tokenizer(tokenizer, temporary)
         state = {"optimization": optimization.state_dict(), "rng": torch.get_rng_state()}
         torch.save(state, temporary / "optimizer.pt")
-        for file in temporary.iterdir():
+        write_checksums(temporary, run_dir)
+        for file in (*temporary.rglob("*"), temporary):
             _fsync(file)
+        if final.exists():
+            _remove(final)
+        os.replace(temporary, final)
+        _fsync(parent)
     # On a full disk safetensors raises an error of its own and torch.save a RuntimeError.
     except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -83,19 +91,13 @@ def save_checkpoint(
             f"could not write the checkpoint {final} ({error}); nothing of it is left. Make room "
             "and resume the run."
         ) from error
-    if final.exists():
-        shutil.rmtree(final)
-    os.replace(temporary, final)
-    _fsync(parent)
-    for old in parent.glob("[0-9]*"):
-        if old != final:
-            shutil.rmtree(old)
+    for old in parent.iterdir():
+        if old.name.isdecimal() and old != final:
+            _remove(old)
     return Checkpoint(final, step)
 
 
-def load_checkpoint(
-    checkpoint: Checkpoint, model: PreTrainedModel, optimization: Optimization
-) -> None:
+def load_checkpoint(checkpoint: Checkpoint, model: nn.Module, optimization: Optimization) -> None:
     """Put weights, optimiser and random state back, bit for bit.
 
     Raises
@@ -103,8 +105,10 @@ def load_checkpoint(
     StoreError
         A file is missing, torn, or of another model or optimiser.
     """
+    if faults := check_checkpoint(checkpoint.path):
+        raise _unreadable(checkpoint, f"{faults[0].path.name} {faults[0].what}")
     try:
-        load_model(model, checkpoint.path / "model.safetensors")
+        load_weights(model, checkpoint.path)
         saved: dict[str, Any] = torch.load(checkpoint.path / "optimizer.pt", weights_only=True)
         optimization.load_state_dict(saved["optimization"])
         torch.set_rng_state(saved["rng"])
@@ -116,10 +120,30 @@ def load_checkpoint(
         SafetensorError,
         pickle.UnpicklingError,
     ) as error:
-        raise StoreError(
-            f"the checkpoint {checkpoint.path} cannot be read ({error or type(error).__name__}): "
-            "it is torn, or of another model or optimiser. Delete it to start the run anew."
-        ) from error
+        raise _unreadable(checkpoint, error or type(error).__name__) from error
+
+
+def _unreadable(checkpoint: Checkpoint, why: object) -> StoreError:
+    return StoreError(
+        f"the checkpoint {checkpoint.path} cannot be read ({why}): it is torn, or of another model "
+        "or optimiser. Delete it to start the run anew."
+    )
+
+
+def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:
+        if type(error) is Exception:  # all that its Rust part raises on a full disk
+            raise OSError(str(error)) from error
+        raise
+
+
+def _remove(path: Path) -> None:
+    """Delete a checkpoint; at no time does half of one bear its name."""
+    doomed = path.with_name(f".tmp-old-{path.name}")
+    os.replace(path, doomed)
+    shutil.rmtree(doomed)
 
 
 def _fsync(path: Path) -> None:

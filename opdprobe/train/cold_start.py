@@ -30,8 +30,8 @@ from opdprobe.models import identity, load_model, load_tokenizer
 from opdprobe.pair import Pair
 from opdprobe.prompts import EncodedPrompt, Prompt, encode_prompts
 from opdprobe.rollout import eos_ids
-from opdprobe.store.reader import read_lines
-from opdprobe.store.step_file import TEMPORARY, explain_full_disk, write_whole
+from opdprobe.store.reader import read_entries
+from opdprobe.store.step_file import TEMPORARY, explain_unwritable, write_whole
 from opdprobe.train.checkpoint import latest_checkpoint
 from opdprobe.train.config import SFTConfig
 from opdprobe.train.sft import Example, sft, shuffled
@@ -232,7 +232,7 @@ def _claim(out_dir: Path, settings: dict[str, Any]) -> None:
                     "new or an empty directory"
                 )
         text = json.dumps(settings, indent=2) + "\n"
-        with explain_full_disk(f"creating {out_dir}"):
+        with explain_unwritable(f"creating {out_dir}"):
             write_whole(file, lambda handle: handle.write(text.encode()))
         return
     try:
@@ -262,9 +262,9 @@ def _train(
 ) -> None:
     checkpoint = latest_checkpoint(out_dir)
     first, file = checkpoint.step if checkpoint else 0, out_dir / _METRICS
-    kept = [line for line in read_lines(file) if line["step"] < first]
+    kept = [line for line in read_entries(file) if line["step"] < first]
     text = "".join(json.dumps(line) + "\n" for line in kept)
-    with explain_full_disk(f"rewriting {file}"):
+    with explain_unwritable(f"rewriting {file}"):
         write_whole(file, lambda handle: handle.write(text.encode()))
     gpus = [student.device.index or 0] if student.device.type == "cuda" else []
     # Dropout draws from torch's global random numbers: a fresh process has to draw the same.

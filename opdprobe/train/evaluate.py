@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opdprobe.grade import Grader, grade_rollouts
+from opdprobe.processes import Processes
 from opdprobe.prompts import EncodedPrompt
 from opdprobe.rollout import eos_ids, padding_id, sample, step_generator
 
@@ -26,6 +27,7 @@ def evaluate(
     top_p: float = 0.95,
     seed: int = 0,
     width: int | None = None,
+    processes: Processes | None = None,
 ) -> NDArray[np.float64]:
     """Sample `n` answers a problem and grade them.
 
@@ -45,28 +47,38 @@ def evaluate(
         The same seed gives the same random numbers whatever the model.
     width
         Sample from the first `width` ids only: a padded model has logits without a token.
+    processes
+        They share the problems, and each gets all scores; each has the model to itself.
 
     Returns
     -------
     ndarray (problems, n)
         Scores in [0, 1]; the mean is avg@n.
     """
+    processes = processes or Processes()
     scores: list[float] = []
     per_call = max(1, _EVAL_ROWS // n)
     for start in range(0, len(prompts), per_call):
         chunk = prompts[start : start + per_call]
-        rollouts = sample(
-            model,
-            [p.ids for p in chunk],
-            n=n,
-            max_new_tokens=max_new_tokens,
-            eos_ids=eos_ids(model, tokenizer),
-            pad_id=padding_id(tokenizer),
-            temperature=temperature,
-            top_p=top_p,
-            generator=step_generator(seed, start, model.device),
-            width=width,
-        )
-        graded = [chunk[i].prompt for i in rollouts.prompt_index]
-        scores += grade_rollouts(tokenizer, rollouts.response_ids, graded, grader)
+        share = processes.share(len(chunk))
+        own = chunk[share]
+        graded: list[float] = []
+        if own:
+            rollouts = sample(
+                model,
+                [p.ids for p in own],
+                n=n,
+                max_new_tokens=max_new_tokens,
+                eos_ids=eos_ids(model, tokenizer),
+                pad_id=padding_id(tokenizer),
+                temperature=temperature,
+                top_p=top_p,
+                generator=step_generator(seed, start, model.device),
+                width=width,
+                part=(share.start, len(chunk)),
+            )
+            answered = [own[i].prompt for i in rollouts.prompt_index]
+            graded = grade_rollouts(tokenizer, rollouts.response_ids, answered, grader)
+        for part in processes.gather(graded):
+            scores += part
     return np.array(scores).reshape(len(prompts), n)

@@ -3,14 +3,18 @@
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import get_scheduler
 
-from opdprobe.errors import NonFiniteError
+from opdprobe.errors import ConfigError, NonFiniteError
 
 
 class Optimization:
     """AdamW, or Muon for matrices with AdamW for the rest, under one schedule.
+
+    A parameter in bfloat16 or float16 is trained as a copy in float32, to which it is set after
+    each step: it has 8 or 11 bits, and a step at the paper's rate changes it by less than half the
+    last one, so by itself it would never move.
 
     Parameters
     ----------
@@ -24,6 +28,11 @@ class Optimization:
         Of the schedule.
     muon_learning_rate
         If given, the matrices inside the layers are trained with Muon at this rate.
+
+    Raises
+    ------
+    ConfigError
+        The model has no trainable parameter.
     """
 
     def __init__(
@@ -38,7 +47,14 @@ class Optimization:
         max_grad_norm: float = 1.0,
         muon_learning_rate: float | None = None,
     ):
-        named = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
+        if not trained:
+            raise ConfigError(
+                f"{type(model).__name__} has no parameter that is trained: all have "
+                "requires_grad=False. Switch it on for some, or add an adapter."
+            )
+        named = [(n, _at_least_float32(p)) for n, p in trained]
+        self._weights = [p for _, p in trained]
         self._parameters = [p for _, p in named]
         self._max_grad_norm = max_grad_norm
         # Matrices between hidden states; embeddings and head are lookup tables, which Muon's
@@ -51,6 +67,7 @@ class Optimization:
                 [p for n, p in named if n not in matrices],
                 lr=learning_rate,
                 weight_decay=weight_decay,
+                fused=True,  # one pass over the weights instead of a dozen
             )
         ]
         if muon_learning_rate is not None:
@@ -71,6 +88,24 @@ class Optimization:
             for o in self.optimizers
         ]
 
+    def collect(self) -> list[Tensor]:
+        """Give the tensors that are trained, which have all gradients so far in `grad`.
+
+        These are the model's parameters, or their copies in float32, which take the gradients over.
+        Called after each micro-batch, it has them add up in float32.
+        """
+        for weight, parameter in self._copied():
+            if weight.grad is not None:
+                grad = weight.grad.float()
+                parameter.grad = grad if parameter.grad is None else parameter.grad.add_(grad)
+                weight.grad = None
+        return self._parameters
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for tensor in (*self._weights, *self._parameters):
+            tensor.grad = None
+
     @property
     def learning_rate(self) -> float:
         """Of the next step."""
@@ -89,21 +124,28 @@ class Optimization:
         NonFiniteError
             If the norm is NaN or infinite; no weight was changed.
         """
-        norm = float(nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm))
+        norm = float(nn.utils.clip_grad_norm_(self.collect(), self._max_grad_norm))
         if not norm < float("inf"):
             raise NonFiniteError(f"the gradient norm is {norm}; the weights were left unchanged.")
         for optimizer in self.optimizers:
             optimizer.step()
-            optimizer.zero_grad()
+        self.zero_grad()
         for scheduler in self._schedulers:
             scheduler.step()
+        for weight, parameter in self._copied():
+            weight.data.copy_(parameter)
         return norm
+
+    def _copied(self) -> list[tuple[Tensor, Tensor]]:
+        pairs = zip(self._weights, self._parameters, strict=True)
+        return [(weight, parameter) for weight, parameter in pairs if weight is not parameter]
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs to go on bit for bit."""
         return {
             "optimizers": [o.state_dict() for o in self.optimizers],
             "schedulers": [s.state_dict() for s in self._schedulers],
+            "float32": [parameter for _, parameter in self._copied()],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -112,3 +154,12 @@ class Optimization:
             optimizer.load_state_dict(saved)
         for scheduler, saved in zip(self._schedulers, state["schedulers"], strict=True):
             scheduler.load_state_dict(saved)
+        # Checkpoints from before there were copies have none to restore.
+        for (_, parameter), saved in zip(self._copied(), state.get("float32", ()), strict=True):
+            parameter.copy_(saved)
+
+
+def _at_least_float32(parameter: Tensor) -> Tensor:
+    if parameter.dtype not in (torch.bfloat16, torch.float16):
+        return parameter
+    return parameter.detach().float()

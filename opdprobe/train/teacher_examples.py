@@ -14,7 +14,7 @@ from opdprobe.prompts import EncodedPrompt
 from opdprobe.repetition import repeats
 from opdprobe.rollout import eos_ids, padding_id, sample, step_generator
 from opdprobe.store.reader import read_lines
-from opdprobe.store.step_file import explain_full_disk, write_whole
+from opdprobe.store.step_file import explain_unwritable, write_whole
 from opdprobe.train.config import Config
 
 Progress = Callable[[str, int, int], None]
@@ -150,7 +150,7 @@ def teacher_examples(
         owners = [some[i].prompt.id for i in rollouts.prompt_index]
         columns = zip(owners, outcomes, texts, rollouts.response_ids, strict=True)
         batch = [TeacherResponse(*column) for column in columns]
-        with explain_full_disk(f"writing to {path}"), open(path, "a") as file:
+        with explain_unwritable(f"writing to {path}"), open(path, "a") as file:
             file.writelines(json.dumps(asdict(response)) + "\n" for response in batch)
             file.flush()
             os.fsync(file.fileno())
@@ -167,6 +167,6 @@ def _whole_batches(path: Path, size: int, total: int) -> list[TeacherResponse]:
         lines = lines[: len(lines) - len(lines) % size]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     if path.exists() and path.read_text() != text:
-        with explain_full_disk(f"rewriting {path}"):
+        with explain_unwritable(f"rewriting {path}"):
             write_whole(path, lambda file: file.write(text.encode()))
     return [TeacherResponse(**line) for line in lines]

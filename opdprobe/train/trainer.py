@@ -9,6 +9,9 @@
 
 A step's record is of the student that sampled it, before its update; step 0 is the untrained
 student. Nothing is computed twice for the record: it takes what the loss needed.
+
+Under `accelerate launch`, each process does its share of a step's prompts, and of an evaluation's
+problems; gradients are added up before the update, which every process does.
 """
 
 import logging
@@ -19,21 +22,25 @@ from pathlib import Path
 import numpy as np
 import xarray as xr
 from accelerate import Accelerator
-from accelerate.tracking import get_available_trackers
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import autocast, nn
+from transformers import PreTrainedTokenizerBase
 
+from opdprobe.adapters import base_weights, causal_lm, check_trained, is_adapted
 from opdprobe.errors import ConfigError, NonFiniteError, StoreError
 from opdprobe.grade import Grader, grade_rollouts
 from opdprobe.models import identity, load_model, load_tokenizer, weight_hash
 from opdprobe.pair import Pair, in_rollout_order
+from opdprobe.processes import Processes
 from opdprobe.prompts import EncodedPrompt, Prompt, encode_prompts
 from opdprobe.record import record_dataset, step_metrics, thin
 from opdprobe.rollout import Rollouts, eos_ids, sample, step_generator
 from opdprobe.score import Scores
+from opdprobe.sigterm import EXIT_CODE, sigterm_noted
 from opdprobe.store import Run, RunWriter, estimate_bytes, open_run
 from opdprobe.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from opdprobe.train.config import OPDConfig
 from opdprobe.train.evaluate import evaluate
+from opdprobe.train.launch import check_agreement, check_launch, check_trackers
 from opdprobe.train.losses import distillation_loss
 from opdprobe.train.optim import Optimization
 from opdprobe.vocabulary import tokenizer_hash
@@ -46,6 +53,7 @@ class Callback:
 
     A callback sees the trainer and may read anything of it. One that samples must do so inside
     ``torch.random.fork_rng()`` and leave modes as they were, or it changes the run it watches.
+    Every process calls its own; ``trainer.processes.is_main`` says which one acts for all.
     """
 
     def on_train_begin(self, trainer: "OPDTrainer") -> None:
@@ -54,7 +62,11 @@ class Callback:
     def on_step_end(
         self, trainer: "OPDTrainer", step: int, metrics: dict[str, float], dataset: xr.Dataset
     ) -> None:
-        """After each update; `dataset` holds all the step's states, recorded or not."""
+        """After each update.
+
+        `dataset` holds all the step's states, recorded or not, of this process's prompts; `metrics`
+        are over all processes.
+        """
 
     def on_train_end(self, trainer: "OPDTrainer", run: Run) -> None:
         """After the last evaluation."""
@@ -65,8 +77,10 @@ class OPDTrainer:
 
     Parameters
     ----------
-    student, teacher : PreTrainedModel or str or Path
-        Causal LMs of one vocabulary; a name or path is loaded. The student is trained in place.
+    student, teacher : PreTrainedModel or peft.PeftModel or str or Path
+        Causal LMs of one vocabulary; a name or path is loaded. The student is trained in place: its
+        parameters that require gradients, so of one under PEFT adapters the adapters. If that is
+        also the teacher, the teacher is the student without its adapters.
     tokenizer : PreTrainedTokenizerBase, optional
         The student's. Read from `student` if that is a path.
     prompts : sequence of Prompt
@@ -94,6 +108,8 @@ class OPDTrainer:
         The tokenizers differ, or k is larger than the shared vocabulary.
     PromptError
         A prompt is empty or over-long.
+    ConfigError
+        A setting does not fit the models or the launch, such as sharded parameters (FSDP).
 
     Examples
     --------
@@ -105,8 +121,8 @@ class OPDTrainer:
 
     def __init__(
         self,
-        student: PreTrainedModel | str | Path,
-        teacher: PreTrainedModel | str | Path,
+        student: nn.Module | str | Path,
+        teacher: nn.Module | str | Path,
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
         prompts: Sequence[Prompt],
@@ -123,16 +139,14 @@ class OPDTrainer:
         self.run_dir = Path(run_dir)
         self.callbacks = list(callbacks)
         self.grader = grader
-        _check_trackers(report_to)
+        check_trackers(report_to)
         self.accelerator = Accelerator(log_with=list(report_to) or None, project_dir=self.run_dir)
-        if self.accelerator.num_processes > 1:
-            raise ConfigError(
-                f"started on {self.accelerator.num_processes} processes; OPDTrainer runs on one."
-            )
-        if not isinstance(student, PreTrainedModel):
+        check_launch(self.accelerator)
+        self.processes = Processes.launched()
+        if isinstance(student, str | Path):
             tokenizer = tokenizer or load_tokenizer(student)
             student = load_model(student)
-        if not isinstance(teacher, PreTrainedModel):
+        if isinstance(teacher, str | Path):
             teacher_tokenizer = teacher_tokenizer or load_tokenizer(teacher)
             teacher = load_model(teacher)
         if tokenizer is None:
@@ -142,7 +156,17 @@ class OPDTrainer:
         # Evaluation mode throughout: with dropout, the distribution that is trained would not be
         # the one that sampled.
         self.student = student.to(device).eval()
-        self.teacher = teacher.to(device).eval().requires_grad_(False)
+        self.teacher = teacher.to(device).eval()
+        if causal_lm(teacher) is not causal_lm(student):
+            self.teacher.requires_grad_(False)
+        elif not is_adapted(student):
+            raise ConfigError(
+                f"student and teacher are one {type(student).__name__}, and training it would "
+                "change both; load the teacher apart, or put an adapter on the student "
+                "(peft.get_peft_model) and pass that as both: the teacher is then the student "
+                "without it."
+            )
+        check_trained(self.student)
         self.pair = Pair(self.student, self.teacher, tokenizer, teacher_tokenizer)
         if config.k > self.pair.width:
             raise ConfigError(f"k = {config.k} is larger than the vocabulary of {self.pair.width}.")
@@ -159,6 +183,11 @@ class OPDTrainer:
         if self.eval_prompts and grader is None:
             raise ConfigError("eval_prompts needs a grader.")
         self.batch_size = min(config.batch_size, len(self.prompts))
+        if self.batch_size < self.processes.size:
+            raise ConfigError(
+                f"{self.batch_size} prompts a step on {self.processes.size} processes: raise "
+                "batch_size, or start fewer."
+            )
         self.n_steps = config.max_steps or (
             config.num_train_epochs * (len(self.prompts) // self.batch_size)
         )
@@ -208,31 +237,54 @@ class OPDTrainer:
             `run_dir` holds something else, or the same run with other settings.
         NonFiniteError
             A model's logits or a gradient are NaN or infinite; names model and step.
+        SystemExit
+            SIGTERM came: the step in flight is done, and a checkpoint written to go on from.
         """
-        writer = RunWriter(
-            self.run_dir, attrs=self._attrs, config=self.config.to_dict(), resume=resume
+        with self.processes.together():
+            return self._run(resume, on_progress if self.processes.is_main else None)
+
+    def _run(self, resume: bool, on_progress: Callable[[int, int], None] | None) -> Run:
+        check_agreement(self.processes, self._attrs | {"prompts": [p.ids for p in self.prompts]})
+        writer = self.processes.main_first(
+            lambda: RunWriter(
+                self.run_dir,
+                attrs=self._attrs,
+                config=self.config.to_dict(),
+                resume=resume,
+                part=(self.processes.rank, self.processes.size),
+            )
         )
         checkpoint = latest_checkpoint(self.run_dir)
         first = 0
         if checkpoint is not None:
             load_checkpoint(checkpoint, self.student, self.optimization)
             first = checkpoint.step
-        elif weight_hash(self.student) != self._attrs["student"]["weight_hash"]:
+        elif weight_hash(self.pair.student) != self._attrs["student"]["weight_hash"]:
             raise StoreError(
                 f"{self.run_dir} has no checkpoint to go on from, and this trainer's student has "
                 "been trained since: make a new OPDTrainer with the student as it was."
             )
-        self.student.zero_grad()  # a step that was interrupted leaves half a gradient
+        self.optimization.zero_grad()  # a step that was interrupted leaves half a gradient
         if first < self.n_steps or checkpoint is None:
             writer.truncate_after(first - 1)
-            self._train(writer, first, on_progress)
+            self.processes.wait()
+            try:
+                with sigterm_noted() as stopping:
+                    self._train(writer, first, on_progress, stopping)
+            finally:
+                writer.flush()  # an interrupted run keeps the steps that it did
+        self.processes.wait()
         run = open_run(self.run_dir)
         for callback in self.callbacks:
             callback.on_train_end(self, run)
         return run
 
     def _train(
-        self, writer: RunWriter, first: int, on_progress: Callable[[int, int], None] | None
+        self,
+        writer: RunWriter,
+        first: int,
+        on_progress: Callable[[int, int], None] | None,
+        stopping: Callable[[], bool],
     ) -> None:
         c = self.config
         self.accelerator.init_trackers("opdprobe", config=c.to_dict())
@@ -255,19 +307,40 @@ class OPDTrainer:
             writer.log_metrics(step, metrics)
             self.accelerator.log(metrics, step=step)
             done = step + 1
-            if c.save_steps and done % c.save_steps == 0 and done < self.n_steps:
-                save_checkpoint(self.run_dir, done, self.student, self.tokenizer, self.optimization)
+            stop = any(self.processes.gather(stopping()))
+            due = stop or (c.save_steps and done % c.save_steps == 0)
+            if due and done < self.n_steps:
+                self._save(done, writer)
             for callback in self.callbacks:
                 callback.on_step_end(self, step, metrics, dataset)
+            if stop and done < self.n_steps:
+                logger.warning(
+                    "%s: stopped by SIGTERM after %d of %d steps; the same command, or "
+                    "train(resume=True), goes on from there.",
+                    *(self.run_dir, done, self.n_steps),
+                )
+                raise SystemExit(EXIT_CODE)
         final = self._evaluate(self.n_steps, writer, last=True)
         if final:
             writer.log_metrics(self.n_steps, final)
             self.accelerator.log(final, step=self.n_steps)
         # Last of all: whoever finds this checkpoint finds a finished run.
-        save_checkpoint(self.run_dir, self.n_steps, self.student, self.tokenizer, self.optimization)
-        self.accelerator.end_training()
+        self._save(self.n_steps, writer)
+        # `end_training` would also end the process group, which is not the trainer's.
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
         if on_progress:
             on_progress(self.n_steps, self.n_steps)
+        if any(self.processes.gather(stopping())):
+            logger.warning("%s: finished; stopped by SIGTERM.", self.run_dir)
+            raise SystemExit(EXIT_CODE)
+
+    def _save(self, step: int, writer: RunWriter) -> None:
+        writer.flush()  # a resumed run takes all steps before its checkpoint as recorded
+        self.processes.wait()
+        if self.processes.is_main:
+            save_checkpoint(self.run_dir, step, self.student, self.tokenizer, self.optimization)
+        self.processes.wait()
 
     def _step(self, step: int, writer: RunWriter) -> tuple[dict[str, float], xr.Dataset]:
         """Do one step; metrics are those of the student before its update."""
@@ -275,18 +348,22 @@ class OPDTrainer:
         metrics = self._evaluate(step, writer)
         clock = [time.perf_counter()]
         prompts = self._prompts_at(step)
-        rollouts = sample(
-            self.student,
-            [p.ids for p in prompts],
-            n=c.num_generations,
-            max_new_tokens=c.max_completion_length,
-            eos_ids=eos_ids(self.student, self.tokenizer),
-            pad_id=self.pair.pad_id,
-            temperature=c.temperature,
-            top_p=c.top_p,
-            generator=step_generator(c.seed, step, self.student.device),
-            width=self.pair.width,
-        )
+        total, share = len(prompts), self.processes.share(len(prompts))
+        prompts = prompts[share]
+        with self.accelerator.autocast():
+            rollouts = sample(
+                self.pair.student,
+                [p.ids for p in prompts],
+                n=c.num_generations,
+                max_new_tokens=c.max_completion_length,
+                eos_ids=eos_ids(self.pair.student, self.tokenizer),
+                pad_id=self.pair.pad_id,
+                temperature=c.temperature,
+                top_p=c.top_p,
+                generator=step_generator(c.seed, step, self.pair.student.device),
+                width=self.pair.width,
+                part=(share.start, total),
+            )
         rollout_prompts = [prompts[i].prompt for i in rollouts.prompt_index]
         correct = None
         if self.grader is not None:
@@ -296,20 +373,22 @@ class OPDTrainer:
         clock.append(time.perf_counter())
         rate = self.optimization.learning_rate
         scores, loss = self._score_and_backward(rollouts)
+        self.processes.add_gradients(self.optimization.collect())
         norm = self.optimization.step()
         clock.append(time.perf_counter())
         dataset = record_dataset(step, rollouts, scores, rollout_prompts, correct)
         if c.record_every and step % c.record_every == 0:
-            writer.write_step(
+            writer.submit_step(
                 step,
                 thin(
                     dataset,
                     fraction=c.record_fraction,
                     max_positions=c.record_max_positions,
                     seed=(c.seed, step),
+                    part=(share.start * c.num_generations, total * c.num_generations),
                 ),
             )
-        metrics |= step_metrics(dataset)
+        metrics |= step_metrics(dataset, self.processes)
         clock.append(time.perf_counter())
         seconds = np.diff(clock)
         metrics |= {
@@ -324,19 +403,23 @@ class OPDTrainer:
 
     def _score_and_backward(self, rollouts: Rollouts) -> tuple[Scores, float]:
         """Score every state and add up the gradient of the mean loss, one micro-batch at a time."""
-        n_states, total, parts = rollouts.n_tokens, 0.0, []
-        for part in self.pair.scored(
-            rollouts,
-            k=self.config.k,
-            temperature=self.config.temperature,
-            max_tokens=self.config.micro_batch_tokens,
-        ):
-            loss = distillation_loss(part, self.pair, self.config)
-            # All the step's states, not the micro-batch's: cutting it up changes nothing.
-            (loss / n_states).backward()
-            total += float(loss.detach())
-            parts.append((part.batch.state, part.scores.cpu()))
-        return in_rollout_order(parts), total / n_states
+        # All the step's states, not the micro-batch's or the process's: cutting it up changes
+        # nothing.
+        n_states, total, parts = sum(self.processes.gather(rollouts.n_tokens)), 0.0, []
+        with self.accelerator.autocast():
+            for part in self.pair.scored(
+                rollouts,
+                k=self.config.k,
+                temperature=self.config.temperature,
+                max_tokens=self.config.micro_batch_tokens,
+            ):
+                loss = distillation_loss(part, self.pair, self.config)
+                with autocast(loss.device.type, enabled=False):
+                    (loss / n_states).backward()
+                self.optimization.collect()
+                total += float(loss.detach())
+                parts.append((part.batch.state, part.scores.cpu()))
+        return in_rollout_order(parts), sum(self.processes.gather(total)) / n_states
 
     def _evaluate(self, step: int, writer: RunWriter, *, last: bool = False) -> dict[str, float]:
         c = self.config
@@ -345,18 +428,20 @@ class OPDTrainer:
         metrics = {}
         for name, prompts in self.eval_prompts.items():
             assert self.grader is not None
-            scores = evaluate(
-                self.student,
-                self.tokenizer,
-                prompts,
-                self.grader,
-                n=c.eval_n,
-                max_new_tokens=c.eval_max_completion_length or c.max_completion_length,
-                temperature=c.eval_temperature,
-                top_p=c.eval_top_p,
-                seed=c.seed,
-                width=self.pair.width,
-            )
+            with self.accelerator.autocast():
+                scores = evaluate(
+                    self.pair.student,
+                    self.tokenizer,
+                    prompts,
+                    self.grader,
+                    n=c.eval_n,
+                    max_new_tokens=c.eval_max_completion_length or c.max_completion_length,
+                    temperature=c.eval_temperature,
+                    top_p=c.eval_top_p,
+                    seed=c.seed,
+                    width=self.pair.width,
+                    processes=self.processes,
+                )
             writer.log_evaluation(step, name, [p.prompt.id for p in prompts], scores.mean(1))
             metrics[f"accuracy/{name}"] = float(scores.mean())
         return metrics
@@ -370,9 +455,11 @@ class OPDTrainer:
         return [self.prompts[i] for i in chosen]
 
     def _identify(self) -> dict:
+        student, teacher = self.pair.student, self.pair.teacher
         return {
-            "student": identity(self.student),
-            "teacher": identity(self.teacher),
+            "student": identity(student),
+            "teacher": identity(teacher)
+            | ({"weight_hash": weight_hash(base_weights(teacher))} if teacher is student else {}),
             "tokenizer_hash": tokenizer_hash(self.tokenizer),
             "vocabulary": self.pair.width,
             "k": self.config.k,
@@ -380,14 +467,3 @@ class OPDTrainer:
             "top_p": self.config.top_p,
             "seed": self.config.seed,
         }
-
-
-def _check_trackers(names: Sequence[str]) -> None:
-    """Refuse a tracker that accelerate would leave out without a word."""
-    known = ["all", *map(str, get_available_trackers())]
-    missing = sorted(set(names) - set(known))
-    if missing:
-        raise ConfigError(
-            f"report_to {', '.join(missing)}: no such tracker, or its package is not installed; "
-            f"ready here: {', '.join(known[1:]) or 'none'}."
-        )

@@ -25,6 +25,7 @@ from opdprobe import (
 )
 from opdprobe.rollout import sample
 from opdprobe.testing import tiny_model, tiny_tokenizer
+from opdprobe.train import full_vocabulary
 
 PROBLEMS = [Prompt("a", text="7 8"), Prompt("b", text="9"), Prompt("c", text="10 11 12")]
 
@@ -282,6 +283,9 @@ def test_no_tensor_spans_batch_time_and_vocabulary(
 ):
     vocabulary, rows = 4096, 4
     monkeypatch.setattr(score, "_CHUNK_ELEMENTS", rows * vocabulary)
+    monkeypatch.setattr(score, "_TILE_ROWS", rows)
+    monkeypatch.setattr(score, "_TILE_ELEMENTS", rows * 1024)
+    monkeypatch.setattr(full_vocabulary, "_ROWS", rows)
     trainer = trainer_in(
         tmp_path,
         student=sharpened(0, vocabulary),

@@ -1,0 +1,263 @@
+"""Two processes train what one does, and record it in parts that read as one run."""
+
+import itertools
+import json
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+from safetensors.torch import load_file
+
+import opdprobe
+from opdprobe import ConfigError, OPDProbeError, open_run
+from opdprobe.processes import Processes
+from opdprobe.record import step_metrics, thin
+from opdprobe.rollout import sample, step_generator
+from opdprobe.testing import synthetic_step
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")  # PEFT's
+SCRIPT = Path(__file__).with_name("launched.py")
+CALLS = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+
+
+@pytest.fixture(scope="module")
+def launched():
+    return runpy.run_path(str(SCRIPT))
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory, launched):
+    folder = tmp_path_factory.mktemp("one")
+    for name, make in launched["RUNS"].items():
+        make(folder / name).train()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory, launched):
+    folder = tmp_path_factory.mktemp("two")
+    launched["stop_after_step_1"](folder / "begun by one")
+    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *CALLS, str(SCRIPT), str(folder)],
+        capture_output=True,
+        text=True,
+        env=environment,
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder
+
+
+def noted(folder):
+    return [json.loads((folder / f"noted-{rank}.json").read_text()) for rank in (0, 1)]
+
+
+def assert_close(got: xr.Dataset, want: xr.Dataset):
+    """Same rollouts and tokens, and numbers within float error."""
+    assert got.attrs == want.attrs
+    assert list(got.variables) == list(want.variables)
+    for name in want.variables:
+        assert got[name].attrs == want[name].attrs
+        assert got[name].dtype == want[name].dtype
+        if want[name].dtype.kind == "f":
+            np.testing.assert_allclose(got[name], want[name], rtol=1e-3, atol=1e-4)
+        else:
+            np.testing.assert_array_equal(got[name], want[name])
+
+
+def assert_same_weights(got: Path, want: Path):
+    for file in want.glob("*.safetensors"):
+        weights, expected = load_file(got / file.name), load_file(file)
+        assert weights.keys() == expected.keys()
+        for name in expected:
+            # AdamW turns rounding into steps where a gradient is nearly zero.
+            assert (weights[name] - expected[name]).abs().mean() < 1e-5
+
+
+@pytest.mark.parametrize("name", ["whole", "thinned", "adapter"])
+def test_two_processes_train_what_one_does(one, two, name, assert_same_runs):
+    got, want = open_run(two / name), open_run(one / name)
+    assert_same_runs(got, want, rtol=2e-4)
+    for step in want.steps:
+        assert_close(got.load(step), want.load(step))
+    (checkpoint,) = (want.path / "checkpoints").iterdir()
+    assert_same_weights(two / name / "checkpoints" / checkpoint.name, checkpoint)
+
+
+def test_both_processes_end_with_the_same_weights(two):
+    first, second = noted(two)
+    for name in ("whole", "thinned", "adapter"):
+        assert first[name] == second[name]
+
+
+def test_each_process_writes_its_part_and_readers_see_one_run(one, two):
+    got, want = open_run(two / "whole"), open_run(one / "whole")
+    names = [file.name for files in got.files.values() for file in files]
+    assert names == [f"{step:06d}.{i}-of-2.zarr.zip" for step in range(4) for i in (1, 2)]
+    assert_close(got.states().compute(), want.states().compute())
+    assert_close(got.rollouts([1, 3]).compute(), want.rollouts([1, 3]).compute())
+    for mine, theirs in zip(got.response_ids(2), want.response_ids(2), strict=True):
+        assert mine.tolist() == theirs.tolist()
+    assert got.evaluation("three").equals(want.evaluation("three"))
+    for by in ("step", "position"):
+        curves = [opdprobe.curve(run, "overlap_ratio", by=by) for run in (got, want)]
+        assert_close(*curves)
+
+
+def test_a_process_without_a_recorded_rollout_still_writes_its_part(two):
+    run = open_run(two / "thinned")
+    sizes = [
+        [
+            xr.open_dataset(f"zip::{file}", engine="zarr", consolidated=False).sizes["rollout"]
+            for file in files
+        ]
+        for files in run.files.values()
+    ]
+    assert [sorted(some) for some in sizes] == [[0, 1]] * 3
+
+
+def test_a_run_goes_on_with_another_number_of_processes(one, two, launched):
+    want = open_run(one / "whole")
+    launched["whole"](two / "begun by two").train()
+    for name in ("begun by one", "begun by two"):
+        got = open_run(two / name)
+        assert got.steps == want.steps
+        for step in want.steps:
+            assert_close(got.load(step), want.load(step))
+        np.testing.assert_allclose(got.metrics.loss, want.metrics.loss, rtol=2e-4)
+
+
+def test_two_processes_probe_what_one_does(two, tmp_path, launched, assert_same_runs):
+    want = launched["probed"](two / "whole", tmp_path / "run")
+    got = open_run(two / "probed")
+    assert_same_runs(got, want, rtol=2e-4)
+    assert_close(got.load(4), want.load(4))
+    assert [len(files) for files in (got.files[4], want.files[4])] == [2, 1]
+    assert got.attrs == want.attrs
+
+
+def test_what_fails_in_one_process_ends_all_with_the_reason(two):
+    for found in noted(two):
+        assert found["failing"] == ["PromptError", "this one has no answer"]
+    assert open_run(two / "failing").steps == []
+
+
+def test_processes_that_were_given_different_models_do_not_start(two):
+    for found in noted(two):
+        kind, message = found["disagreeing"]
+        assert kind == "ConfigError"
+        assert message.startswith("process 1 was given other student than process 0")
+    assert not (two / "disagreeing").exists()
+
+
+# Piece by piece, in this process
+
+
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+def test_a_part_of_the_prompts_draws_what_it_would_among_all(sharpened, top_p):
+    model, prompts = sharpened(0), [[7, 8], [9], [10, 11, 12], [7, 7], [8]]
+
+    def drawn(share):
+        return sample(
+            model,
+            prompts[share],
+            n=3,
+            max_new_tokens=12,
+            eos_ids=[2, 3, 4, 5],
+            pad_id=0,
+            top_p=top_p,
+            generator=step_generator(0, 7, "cpu"),
+            part=(share.start, len(prompts)),
+        )
+
+    whole = drawn(slice(0, 5)).response_ids
+    assert len({len(response) for response in whole}) > 2
+    parts = [drawn(Processes(rank, 3).share(5)).response_ids for rank in range(3)]
+    assert list(itertools.chain(*parts)) == whole
+
+
+@pytest.mark.parametrize("fraction", [0.1, 0.5, 0.99])
+def test_thinned_parts_are_the_parts_of_the_thinned_step(fraction):
+    whole = synthetic_step(n_rollouts=7, length=[3, 0, 5, 2, 2, 8, 1])
+    whole["prompt_id"] = "rollout", [f"{i}" for i in range(7)]
+    settings = {"fraction": fraction, "max_positions": 4, "seed": (0, 3)}
+    want = thin(whole, **settings).prompt_id.values.tolist()
+    kept = []
+    for rank in range(3):
+        share = Processes(rank, 3).share(7)
+        inside = np.isin(whole["rollout"], np.arange(7)[share])
+        part = whole.isel(
+            rollout=share,
+            state=inside,
+            prompt_token=slice(3 * share.start, 3 * share.stop),
+            response_token=inside,
+        )
+        part = part.assign_coords(rollout=part["rollout"] - share.start)
+        thinned = thin(part, **settings, part=(share.start, 7))
+        kept += thinned.prompt_id.values.tolist()
+        assert thinned.rollout.max(initial=-1) < thinned.sizes["rollout"]
+    assert kept == want
+
+
+class Two(Processes):
+    """Two processes, of which the other gives what it is told to."""
+
+    def __init__(self, other):
+        super().__init__(0, 2)
+        self.other = other
+
+    def gather(self, value):
+        return [value, self.other(value)]
+
+
+def test_metrics_are_means_over_all_states_wherever_they_are():
+    own, other = synthetic_step(0, length=[2, 9, 0, 4]), synthetic_step(1, length=[7, 1, 3, 3])
+    sums = []
+    step_metrics(other, Two(lambda value: sums.append(value) or value))
+    got = step_metrics(own, Two(lambda value: sums[0]))
+    n = np.array([15, 14])
+    alone = [step_metrics(ds)["reverse_kl"] for ds in (own, other)]
+    assert got["reverse_kl"] == pytest.approx(np.average(alone, weights=n))
+    lengths = np.concatenate([own.length, other.length])
+    assert got["completion_length"] == pytest.approx(lengths.mean())
+
+
+@pytest.mark.parametrize("n", [0, 1, 4, 7])
+def test_shares_are_all_there_is_each_once_and_nearly_equal(n):
+    shares = [Processes(rank, 3).share(n) for rank in range(3)]
+    assert [i for share in shares for i in range(n)[share]] == list(range(n))
+    sizes = [share.stop - share.start for share in shares]
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_one_process_exchanges_with_itself():
+    alone = Processes()
+    assert alone.main_first(lambda: "made") == "made"
+    with pytest.raises(OPDProbeError, match="what went wrong"), alone.together():
+        raise OPDProbeError("what went wrong")
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"ACCELERATE_USE_FSDP": "true"}, "launched with FSDP: OPDTrainer needs the whole student"),
+        (
+            {"WORLD_SIZE": "2"},
+            "started as one of 2 processes, of which accelerate makes 1: on CPUs",
+        ),
+    ],
+)
+def test_launches_that_would_not_be_what_they_seem_are_refused(
+    tmp_path, monkeypatch, environment, message, trainer_in
+):
+    trainer_in(tmp_path)  # accelerate looks at the environment once
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=message):
+        trainer_in(tmp_path)
