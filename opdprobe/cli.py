@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.console import ConsoleRenderable
 from rich.logging import RichHandler
 
 from opdprobe import __version__, commands, recipe_commands, report_command
 from opdprobe.commands import errors
 from opdprobe.errors import OPDProbeError
+from opdprobe.text import printable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(
         level=logging.INFO if arguments.verbose else logging.WARNING,
         format="%(message)s",
-        handlers=[RichHandler(console=errors, show_path=False, show_time=False)],
+        handlers=[_Handler(console=errors, show_path=False, show_time=False)],
     )
     try:
         arguments.run(arguments)
@@ -47,6 +49,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         errors.print("interrupted; the same command goes on from the last checkpoint.")
         return 130
     return 0
+
+
+class _Handler(RichHandler):
+    """Shows what a message quotes, and does not obey it."""
+
+    def render_message(self, record: logging.LogRecord, message: str) -> ConsoleRenderable:
+        return super().render_message(record, printable(message))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -73,14 +82,19 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--workers", type=_positive, default=2, help="processes side by side")
     sub.add_argument("--json", action="store_true", help="print the verdicts as JSON")
 
-    sub = command("figures", commands.figures, "draw figures from results files")
-    sub.add_argument("name", nargs="*", metavar="NAME", help="for example fig06; default: all")
+    sub = command("figures", report_command.figures_of, "draw the paper's figures, or a run's")
+    sub.add_argument(
+        "name",
+        nargs="*",
+        metavar="NAME",
+        help="for example fig06, default: all; or RUN, or RUN RUN2: draw their curves",
+    )
     sub.add_argument("--results", type=Path, metavar="DIR", help="default: the published ones")
     sub.add_argument(
         "--out",
         type=Path,
         metavar="DIR",
-        help="default: docs/figures, or figures/ beside --results",
+        help="default: docs/figures, figures/ beside --results, or RUN",
     )
     sub.add_argument(
         "--check", action="store_true", help="draw nothing; fail where a figure is not up to date"
@@ -116,11 +130,17 @@ def _parser() -> argparse.ArgumentParser:
         "checkpoint",
         nargs="+",
         metavar="CKPT",
-        help="a directory of checkpoints, or checkpoints (checkpoint-500, …); or zoo:NAME",
+        help="a directory of checkpoints, or checkpoints (checkpoint-500, …); zoo:NAME; or a "
+        "served model, http://HOST:8000/v1#NAME",
     )
-    sub.add_argument("--teacher", required=True, help="directory, hub id, GGUF file or zoo:NAME")
+    sub.add_argument(
+        "--teacher",
+        required=True,
+        help="directory, hub id, GGUF file, zoo:NAME or http://HOST:8000/v1#NAME",
+    )
     sub.add_argument("--prompts", required=True, help="parquet or JSON-lines file, or zoo:SPLIT")
     sub.add_argument("--run-dir", required=True, type=Path)
+    sub.add_argument("--tokenizer", metavar="DIR", help="where no model is local; or zoo:NAME")
     sub.add_argument("--limit", type=_positive, help="use the first so many prompts")
     sub.add_argument("--k", type=_positive, default=16, help="tokens kept; default: %(default)s")
     sub.add_argument("--n", type=_positive, default=4, help="rollouts a prompt; %(default)s")
@@ -140,7 +160,7 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         help="a wording to compare: boxed, dapo, or a text with {question}; may be given again",
     )
-    sub.add_argument("--n-prompts", type=_positive, default=32, help="default: %(default)s")
+    sub.add_argument("--n-prompts", type=_positive, default=64, help="default: %(default)s")
     sub.add_argument("--n", type=_positive, default=4, help="rollouts a prompt (%(default)s)")
     sub.add_argument("--k", type=_positive, default=16, help="tokens compared (%(default)s)")
     sub.add_argument(
@@ -204,6 +224,9 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("inspect", commands.inspect, "show what a recorded run holds, and check it")
     sub.add_argument("run_dir", type=Path, metavar="RUN")
+    sub.add_argument(
+        "--verify", action="store_true", help="compare every file with its checksum; name bad ones"
+    )
     sub.add_argument("--figure", type=Path, metavar="FILE", help="draw its curves (pdf, png, svg)")
     sub.add_argument("--json", action="store_true")
 

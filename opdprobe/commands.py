@@ -3,23 +3,33 @@
 import argparse
 import json
 import time
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
-from opdprobe.errors import ConfigError
+from opdprobe.errors import ConfigError, StoreError
 from opdprobe.store import Run, open_run
+from opdprobe.text import parse_yaml, printable
 from opdprobe.train.config import Config, OPDConfig
 
+
+class _Console(Console):
+    """Shows what a run or a model calls itself, and does not obey it."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
+
+
 # A path may hold brackets, which would be read as markup.
-console = Console(markup=False, highlight=False)
-errors = Console(stderr=True)
+console = _Console(markup=False, highlight=False)
+errors = _Console(stderr=True)
 
 
 @contextmanager
@@ -145,6 +155,8 @@ def train(arguments: argparse.Namespace) -> None:
             resume=not arguments.no_resume,
             on_progress=lambda done, total: show("step", done, total),
         )
+    if not trainer.processes.is_main:
+        return
     if arguments.json:
         print(json.dumps({"run_dir": str(run.path), **_last(run)}))
     else:
@@ -206,8 +218,8 @@ def settings(pairs: list[str], config: type[Config]) -> dict[str, Any]:
                 f"--set {pair!r}: expected NAME=VALUE with NAME one of {', '.join(sorted(known))}."
             )
         try:
-            value = yaml.safe_load(text)
-        except yaml.YAMLError:
+            value = parse_yaml(text)
+        except ValueError:
             raise ConfigError(f"--set {pair!r}: the value is not readable as YAML.") from None
         # YAML reads 1e-5 as text: it wants 1.0e-5.
         values[name] = _number(value) if isinstance(value, str) else value
@@ -229,26 +241,38 @@ def _layers(text: str) -> range:
 
 
 def probe(arguments: argparse.Namespace) -> None:
-    """Probe saved checkpoints."""
+    """Probe saved checkpoints, or models on a server."""
     import transformers
 
     from opdprobe.hooks import probe_checkpoints
+    from opdprobe.models import load_tokenizer
     from opdprobe.names import resolve_model, resolve_prompts
+    from opdprobe.served import ServedModel, probe_served
 
     transformers.utils.logging.disable_progress_bar()
     prompts, grader = resolve_prompts(arguments.prompts, arguments.limit)
+    students, teacher = arguments.checkpoint, arguments.teacher
+    if len(students) > 1 and any("://" in name for name in students):
+        raise ConfigError("a served student is probed alone: give one address as CKPT.")
+
+    def named(name: str) -> ServedModel | str | Path:
+        return ServedModel(name) if "://" in name else resolve_model(name)
+
+    tokenizer = arguments.tokenizer
     with progress() as show:
-        run = probe_checkpoints(
-            [resolve_model(name) for name in arguments.checkpoint],
-            resolve_model(arguments.teacher),
-            prompts,
-            arguments.run_dir,
-            k=arguments.k,
-            n=arguments.n,
-            max_new_tokens=arguments.max_new_tokens,
-            grader=grader,
-            on_progress=lambda done, total: show("checkpoint", done, total),
-        )
+        settings: dict[str, Any] = {
+            "k": arguments.k,
+            "n": arguments.n,
+            "max_new_tokens": arguments.max_new_tokens,
+            "grader": grader,
+            "tokenizer": load_tokenizer(resolve_model(tokenizer)) if tokenizer else None,
+            "on_progress": lambda done, total: show("checkpoint", done, total),
+        }
+        look: Callable[..., Run] = probe_checkpoints
+        if any("://" in name for name in (*students, teacher)):
+            look = probe_served
+        own = named(students[0]) if len(students) == 1 else [resolve_model(s) for s in students]
+        run = look(own, named(teacher), prompts, arguments.run_dir, **settings)
     if arguments.json:
         print(json.dumps({"run_dir": str(run.path), "steps": run.steps, **_last(run)}))
     else:
@@ -260,9 +284,10 @@ def inspect(arguments: argparse.Namespace) -> None:
     from opdprobe.report.view import model_name
     from opdprobe.schema import validate
 
+    verified = _verify(arguments) if arguments.verify else {}
     run = open_run(arguments.run_dir)
     if arguments.figure:
-        _draw_run(run, arguments.figure)
+        draw_runs([run], [arguments.figure])
     n_states = 0
     for step in run.steps:
         dataset = run.load(step)
@@ -277,6 +302,7 @@ def inspect(arguments: argparse.Namespace) -> None:
         "states": n_states,
         "bytes": size,
         "valid": True,
+        **verified,
     }
     if arguments.json:
         print(json.dumps({**summary, "config": run.config, **_last(run)}))
@@ -291,14 +317,38 @@ def inspect(arguments: argparse.Namespace) -> None:
         console.print(_metrics_table(run))
 
 
-def _draw_run(run: Run, path: Path) -> None:
-    import figures.run
-    from analyses.single import panels
+def _verify(arguments: argparse.Namespace) -> dict[str, str]:
+    """Compare a run's files with their checksums; name those that are not as they were written."""
+    from opdprobe.store.verify import verify_run
 
-    try:
-        figures.run.save(panels(run), path)
-    except (OSError, ValueError) as error:  # no such folder, or no such format
-        raise ConfigError(f"--figure {path}: {error}") from error
+    found = verify_run(arguments.run_dir)
+    if found.faults:
+        if arguments.json:
+            faults = {str(fault.path): fault.what for fault in found.faults}
+            print(json.dumps({"run_dir": str(arguments.run_dir), "valid": False, "faults": faults}))
+        raise StoreError(
+            f"{len(found.faults)} of the files of {arguments.run_dir} are missing or not as they "
+            "were written:\n" + "\n".join(f"{fault.path}: {fault.what}" for fault in found.faults)
+        )
+    unproven = ", ".join(path.name for path in found.unproven)
+    without = f"; read well, without a checksum: {unproven}" if unproven else ""
+    return {"verified": f"{found.n_files} files, as they were written{without}"}
+
+
+def draw_runs(runs: list[Run], paths: list[Path]) -> None:
+    """Draw the curves of one run, or of two in the same axes, into files of any format."""
+    import figures.run
+    from analyses.single import course
+    from opdprobe.report.run_panels import report_panels
+    from opdprobe.report.view import run_labels
+
+    courses = [course(run, label=name) for run, name in zip(runs, run_labels(runs), strict=True)]
+    panels = report_panels(runs, courses)
+    for path in paths:
+        try:
+            figures.run.save(panels, path)
+        except (OSError, ValueError) as error:  # no such folder, or no such format
+            raise ConfigError(f"figure {path}: {error}") from error
 
 
 def _metrics_table(run: Run) -> Table:

@@ -1,5 +1,6 @@
 """Work for several processes side by side, in an order that some of it asks for."""
 
+import logging
 import multiprocessing
 import os
 import queue
@@ -10,6 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from opdprobe.errors import OPDProbeError
+from opdprobe.sigterm import EXIT_CODE, sigterm_noted
+
+logger = logging.getLogger("opdprobe")
 
 Report = Callable[[int, int], None]
 """Called with steps done, steps in all."""
@@ -58,6 +62,8 @@ def work(
 
     Raises
     ------
+    SystemExit
+        SIGTERM came, and was passed on: what can be gone on with has been put on disk.
     OPDProbeError
         A process was killed. What a task raises comes through as it is; tasks that have started
         are finished first.
@@ -65,34 +71,45 @@ def work(
     # Fresh interpreters: forking a process that has used torch's threads can hang.
     context = multiprocessing.get_context("spawn")
     progress = context.Queue()
+    others = set(multiprocessing.active_children())
     pool = ProcessPoolExecutor(
         workers, mp_context=context, initializer=_start_worker, initargs=(progress,)
     )
     left, running = list(tasks), dict[Future[None], str]()
-    try:
-        while left or running:
-            unfinished = {task.label for task in left} | set(running.values())
-            for task in [t for t in left if not t.after & unfinished]:
-                left.remove(task)
-                running[pool.submit(_do, task)] = task.label
-            if not running:
-                raise ValueError(f"tasks wait for each other: {', '.join(t.label for t in left)}.")
-            done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
-            while True:
-                try:
-                    on_progress(*progress.get_nowait())
-                except queue.Empty:
-                    break
-            for future in done:
-                del running[future]
-                future.result()
-    except BrokenProcessPool as error:
-        raise OPDProbeError(
-            "a process was killed, perhaps for want of memory; the same command goes on where it "
-            "was, with --workers 1 in less memory."
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    with sigterm_noted() as stopping:
+        try:
+            while left or running:
+                unfinished = {task.label for task in left} | set(running.values())
+                for task in [t for t in left if not t.after & unfinished]:
+                    left.remove(task)
+                    running[pool.submit(_do, task)] = task.label
+                if not running:
+                    waiting = ", ".join(t.label for t in left)
+                    raise ValueError(f"tasks wait for each other: {waiting}.")
+                done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+                while True:
+                    try:
+                        on_progress(*progress.get_nowait())
+                    except queue.Empty:
+                        break
+                if stopping():
+                    for process in set(multiprocessing.active_children()) - others:
+                        process.terminate()
+                for future in done:
+                    del running[future]
+                    future.result()
+        except BrokenProcessPool as error:
+            if stopping():
+                logger.warning("stopped by SIGTERM; the same command goes on where it was.")
+                raise SystemExit(EXIT_CODE) from None
+            raise OPDProbeError(
+                "a process was killed, perhaps for want of memory; the same command goes on where "
+                "it was, with --workers 1 in less memory."
+            ) from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+        if stopping():  # as the last task ended
+            raise SystemExit(EXIT_CODE)
 
 
 _progress: Any = None  # the worker's end of the queue
@@ -111,4 +128,9 @@ def _start_worker(progress: Any) -> None:
 
 
 def _do(task: Task) -> None:
-    task.function(*task.arguments, lambda done, total: _progress.put((task.label, done, total)))
+    try:
+        task.function(*task.arguments, lambda done, total: _progress.put((task.label, done, total)))
+    except SystemExit as stopped:
+        # SIGTERM, and all is on disk. Raised from here, the executor would take it for an error of
+        # the task, and give this process the next one.
+        os._exit(stopped.code if isinstance(stopped.code, int) else 1)

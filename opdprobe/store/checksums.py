@@ -1,0 +1,168 @@
+"""Checksums of a checkpoint, and of the run's text up to its step.
+
+Weights have none of their own, and in text a flipped bit makes another number. The file lies in the
+checkpoint, and is written before that gets its name.
+"""
+
+import hashlib
+import json
+import zipfile
+from pathlib import Path
+from typing import NamedTuple
+
+from opdprobe.errors import StoreError
+from opdprobe.text import parse_json
+
+CHECKSUMS = "checksums.json"
+LINES = ("metrics.jsonl", "evaluations.jsonl")
+TEXTS = ("run.json", "config.yaml", *LINES)
+
+
+class Fault(NamedTuple):
+    """What is wrong with a file of a run."""
+
+    path: Path
+    what: str
+
+
+class Sum(NamedTuple):
+    """Of the first bytes of a file."""
+
+    n_bytes: int
+    sha256: str
+
+
+def write_checksums(checkpoint: Path, run_dir: Path) -> None:
+    """Note the length and the SHA-256 of a checkpoint's files, and of the run's text as it is now.
+
+    Parameters
+    ----------
+    checkpoint : pathlib.Path
+        Its directory, complete but for this.
+    run_dir : pathlib.Path
+        Directory of the run.
+    """
+    files = checkpoint_files(checkpoint)
+    files |= {name: run_dir / name for name in TEXTS if (run_dir / name).exists()}
+    sums = {}
+    for name, path in files.items():
+        size = path.stat().st_size
+        sums[name] = {"bytes": size, "sha256": _sha256(path, size)}
+    (checkpoint / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
+
+
+def read_checksums(checkpoint: Path) -> dict[str, Sum] | None:
+    """Read what `write_checksums` noted, by file name.
+
+    Returns
+    -------
+    dict of str to Sum, or None
+        None if there are none: an earlier opdprobe wrote the checkpoint.
+
+    Raises
+    ------
+    StoreError
+        They are torn.
+    """
+    path = checkpoint / CHECKSUMS
+    try:
+        return {
+            name: Sum(int(entry["bytes"]), str(entry["sha256"]))
+            for name, entry in parse_json(path.read_bytes()).items()
+        }
+    except FileNotFoundError:
+        return None
+    except (ValueError, OverflowError, AttributeError, TypeError, LookupError) as error:
+        raise StoreError(f"{path} is torn ({error}): expected checksums of files") from error
+
+
+def check_checkpoint(checkpoint: Path) -> list[Fault]:
+    """Compare the files of a checkpoint with their checksums.
+
+    Where there are none, see whether weights and optimiser state are whole files of their kind.
+
+    Parameters
+    ----------
+    checkpoint : pathlib.Path
+        Its directory.
+
+    Returns
+    -------
+    list of Fault
+        A file each that is missing, unknown or another; empty if all is well.
+    """
+    try:
+        sums = read_checksums(checkpoint)
+    except StoreError as error:
+        return [Fault(checkpoint / CHECKSUMS, str(error))]
+    files = checkpoint_files(checkpoint)
+    if sums is None:
+        return [Fault(path, what) for path in files.values() if (what := _torn(path))]
+    missing = sorted(sums.keys() - files.keys() - {*TEXTS})
+    faults = [Fault(checkpoint / name, "is missing") for name in missing]
+    for name, path in files.items():
+        if name not in sums:
+            faults.append(Fault(path, "is not of the checkpoint"))
+        elif not _fits(path, sums[name]):
+            faults.append(Fault(path, "is not as it was written"))
+    return faults
+
+
+def check_texts(checkpoint: Path, run_dir: Path) -> list[Fault]:
+    """Compare the run's text with a checkpoint's checksums, as far as it was there already."""
+    try:
+        sums = read_checksums(checkpoint) or {}
+    except StoreError:  # which `check_checkpoint` says
+        return []
+    return [
+        Fault(run_dir / name, f"is not as it was when {checkpoint} was written")
+        for name in TEXTS
+        if name in sums and not _fits(run_dir / name, sums[name], grown=name in LINES)
+    ]
+
+
+def checkpoint_files(checkpoint: Path) -> dict[str, Path]:
+    """List the files of a checkpoint by their names in it, without that of the checksums."""
+    found = (p for p in sorted(checkpoint.rglob("*")) if p.is_file() and p.name != CHECKSUMS)
+    return {path.relative_to(checkpoint).as_posix(): path for path in found}
+
+
+def _fits(path: Path, noted: Sum, *, grown: bool = False) -> bool:
+    """Say whether a file is as noted, or if it may have grown, begins so."""
+    try:
+        size = path.stat().st_size
+        long_enough = size >= noted.n_bytes if grown else size == noted.n_bytes
+        return long_enough and _sha256(path, noted.n_bytes) == noted.sha256
+    except OSError:  # missing, or on a part of the disk that cannot be read
+        return False
+
+
+def _sha256(path: Path, n_bytes: int) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while n_bytes > 0 and (block := file.read(min(n_bytes, 2**20))):
+            digest.update(block)
+            n_bytes -= len(block)
+    return digest.hexdigest()
+
+
+def _torn(path: Path) -> str:
+    """Say what is wrong with the form of weights or optimiser state; nothing if all is well."""
+    try:
+        if path.suffix == ".pt":  # torch writes zip files
+            with zipfile.ZipFile(path) as archive:
+                bad = archive.testzip()
+            return f"is torn (the checksum of {bad})" if bad else ""
+        if path.suffix == ".safetensors":
+            with path.open("rb") as file:
+                n_header = int.from_bytes(file.read(8), "little")
+                tensors = parse_json(file.read(min(n_header, path.stat().st_size)))
+            tensors.pop("__metadata__", None)
+            end = 8 + n_header + max((t["data_offsets"][1] for t in tensors.values()), default=0)
+            if path.stat().st_size != end:
+                return f"is torn ({path.stat().st_size} bytes, expected {end})"
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+        return f"is torn ({error})"
+    except (ValueError, AttributeError, TypeError, LookupError) as error:
+        return f"is torn ({error})"
+    return ""

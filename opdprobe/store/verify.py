@@ -1,0 +1,170 @@
+"""Verify a run: is every file in it as it was written?
+
+A step's file carries checksums of all that is in it; of the rest, the last checkpoint does
+(`opdprobe.store.checksums`).
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+from opdprobe.errors import StoreError
+from opdprobe.schema import validate
+from opdprobe.store.checksums import (
+    LINES,
+    TEXTS,
+    Fault,
+    check_checkpoint,
+    check_texts,
+    checkpoint_files,
+    read_checksums,
+)
+from opdprobe.store.parts import list_files, step_files, step_path
+from opdprobe.store.reader import open_run, read_entries
+from opdprobe.store.step_file import read_step_file
+from opdprobe.text import parse_json, parse_yaml
+
+RESUME = "resume the run"
+
+
+class Verification(NamedTuple):
+    """What `verify_run` found.
+
+    Attributes
+    ----------
+    n_files : int
+        Files that were read.
+    faults : list of Fault
+        What is wrong, one entry a file; empty if the run is as it was written.
+    unproven : list of pathlib.Path
+        Text that reads well, but of which no checkpoint has a checksum: in it, a number could have
+        become another.
+    """
+
+    n_files: int
+    faults: list[Fault]
+    unproven: list[Path]
+
+
+def verify_run(path: str | Path) -> Verification:
+    """Read all files of a run to their ends and compare them with their checksums.
+
+    Nobody should be writing the run meanwhile. What is derived from a run (pages, figures, sums)
+    is left out.
+
+    Parameters
+    ----------
+    path : path-like
+        Directory of the run.
+
+    Returns
+    -------
+    Verification
+        How many files there are, and what is wrong with which.
+
+    Raises
+    ------
+    StoreError
+        There is no such directory.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> from opdprobe.testing import synthetic_run
+    >>> with TemporaryDirectory() as folder:
+    ...     file = synthetic_run(folder, steps=[0, 1]).path / "steps/000001.zarr.zip"
+    ...     n_bytes = file.write_bytes(file.read_bytes()[:-1])
+    ...     found = verify_run(folder)
+    ...     found.n_files, [fault.path.name for fault in found.faults]
+    (5, ['000001.zarr.zip'])
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise StoreError(f"{folder} is no directory, expected that of a run")
+    texts = [folder / name for name in TEXTS if (folder / name).is_file()]
+    steps = list_files(folder)
+    checkpoints = [p for p in sorted((folder / "checkpoints").glob("*")) if p.name.isdecimal()]
+    faults = _text(folder, texts)
+    for file in sorted(steps):
+        faults += _step(file, steps[file][0])
+    faults += _missing(folder, max((int(c.name) for c in checkpoints), default=0))
+    summed: set[str] = set()
+    for checkpoint in checkpoints:
+        own = check_checkpoint(checkpoint)
+        faults += [*own, *check_texts(checkpoint, folder)]
+        if not own:
+            summed |= (read_checksums(checkpoint) or {}).keys()
+    first: dict[Path, Fault] = {}  # what is said first of a file says most
+    for fault in faults:
+        first.setdefault(fault.path, fault)
+    return Verification(
+        len(texts) + len(steps) + sum(len(checkpoint_files(c)) for c in checkpoints),
+        list(first.values()),
+        [text for text in texts if text.name not in summed],
+    )
+
+
+def _text(folder: Path, texts: list[Path]) -> list[Fault]:
+    faults = []
+    for name, parse in (("run.json", parse_json), ("config.yaml", parse_yaml)):
+        try:
+            if not isinstance(parse((folder / name).read_text(encoding="utf-8")), dict):
+                raise ValueError("it holds no names and values")
+        except (ValueError, OSError) as error:
+            faults.append(Fault(folder / name, f"cannot be read ({error}): restore the file"))
+    if not faults:
+        try:
+            open_run(folder)
+        except StoreError as error:
+            faults.append(Fault(folder / "run.json", str(error)))
+    for path in texts:
+        if path.name in LINES:
+            try:
+                read_entries(path)
+            except StoreError as error:
+                faults.append(Fault(path, str(error)))
+            if path.read_bytes()[-1:] not in (b"", b"\n"):
+                faults.append(Fault(path, f"ends in half a line: {RESUME} to drop it"))
+    return faults
+
+
+def _step(path: Path, step: int) -> list[Fault]:
+    try:
+        ds = read_step_file(path)
+        validate(ds)
+    except StoreError as error:
+        return [Fault(path, str(error))]
+    except OSError as error:  # of the disk
+        return [Fault(path, f"cannot be read ({error})")]
+    found = sorted(set(ds["step"].values.tolist()) - {step})
+    return [Fault(path, f"holds step {found[0]}: give it its name back")] if found else []
+
+
+def _missing(folder: Path, checkpoint: int) -> list[Fault]:
+    """Name the steps, or parts of them, that should be there.
+
+    Those are the steps before a checkpoint, which is written after them, and before another step:
+    as many of them as the run was to record, or logged what a record says.
+    """
+    recorded = step_files(folder)
+    whole = {file for files in recorded.values() for file in files}
+    faults = [
+        Fault(path, f"is part {which + 1} of {n} of a step whose other parts are missing")
+        for path, (_, (which, n)) in sorted(list_files(folder).items())
+        if path not in whole
+    ]
+    try:
+        every = open_run(folder).config.get("record_every")
+        entries = read_entries(folder / LINES[0])
+    except StoreError:  # said already
+        return faults
+    if every == 0:
+        return faults
+    if isinstance(every, int) and every > 0:
+        expected = range(0, max([checkpoint, *recorded]), every)
+    else:
+        logged = [entry["step"] for entry in entries if "overlap_ratio" in entry]
+        expected = [step for step in logged if 0 <= step < max(recorded, default=0)]
+    return faults + [
+        Fault(step_path(folder, step), f"is missing: {RESUME} from a checkpoint before it")
+        for step in sorted({*expected} - recorded.keys())
+    ]

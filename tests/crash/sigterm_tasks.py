@@ -1,0 +1,22 @@
+"""Tasks for test_sigterm.py: the processes that do them import this module by its name."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+from opdprobe.sigterm import EXIT_CODE, sigterm_noted
+
+
+def steps(folder: Path, report) -> None:
+    """Have the parent told to stop; go on as a trainer does until the parent says so."""
+    with sigterm_noted() as stopping:
+        os.kill(os.getppid(), signal.SIGTERM)
+        while not stopping():
+            time.sleep(0.01)
+        (folder / "checkpoint").touch()
+        raise SystemExit(EXIT_CODE)
+
+
+def later(folder: Path, report) -> None:
+    (folder / "later").touch()
