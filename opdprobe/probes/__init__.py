@@ -5,9 +5,9 @@ last axis, computes in float64 and runs unchanged under ``xarray.apply_ufunc``. 
 the same quantities on a stored `~xarray.Dataset`.
 """
 
-from opdprobe.probes.intervals import curve, curves
 from opdprobe.probes.divergence import extreme_advantage_gap, overlap_token_advantage
 from opdprobe.probes.entropy import entropy_gap, entropy_gap_of_means, topk_entropy
+from opdprobe.probes.intervals import curve, curves
 from opdprobe.probes.logits import from_logits
 from opdprobe.probes.mass import overlap_mass, topk_mass
 from opdprobe.probes.positions import heat_map

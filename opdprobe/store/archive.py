@@ -94,7 +94,7 @@ class StepArchive:
         """Read the metadata of a variable, as zarr has it."""
         if variable not in self._forms:
             name = self._form_name(variable)
-            self._forms[variable] = json.loads(self.members(name)[name])
+            self._forms[variable] = _read_form(self.members(name)[name])
         return self._forms[variable]
 
     def _form_name(self, variable: str) -> str:
@@ -125,7 +125,7 @@ class StepArchive:
         """
         if stop is None:  # metadata and chunks at once
             members = self.members(f"{variable}/")
-            meta = self._forms[variable] = json.loads(members[self._form_name(variable)])
+            meta = self._forms[variable] = _read_form(members[self._form_name(variable)])
             stop = int(meta["shape"][0])
             names = _chunk_names(variable, meta, start, stop)
         else:
@@ -182,6 +182,13 @@ def torn(path: Path, why: object) -> StoreError:
         f"{path} is torn or not a step ({why}): delete it to read the run without this step, "
         "or resume the run from a step before it"
     )
+
+
+def _read_form(content: bytes) -> dict[str, Any]:
+    meta = json.loads(content)
+    if meta["attributes"].get("dtype") == "bool":  # written as int8 by older xarray
+        meta["data_type"] = "bool"
+    return meta
 
 
 def _chunk_shape(meta: dict[str, Any]) -> list[int]:

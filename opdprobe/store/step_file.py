@@ -92,8 +92,9 @@ def read_step_file(path: Path) -> xr.Dataset:
     if missing := [name for name in REQUIRED if name not in ds.variables]:
         raise torn(path, f"{missing[0]} is not in it")
     for name, variable in list(ds.variables.items()):
-        if variable.dtype.kind == "T":
-            # Without a stated size numpy does not cast StringDType to the usual "<U".
+        if variable.dtype.kind in "TO":
+            # Without a stated size numpy does not cast StringDType to the usual "<U"; older xarray
+            # gives objects.
             ds[name] = variable.copy(data=np.asarray(variable.values.tolist(), str))
     for name in _COUNTS:
         ds.attrs.pop(name, None)

@@ -120,7 +120,10 @@ def _read_array(name: str, content: bytes) -> _Array:
     variable, where = VARIABLES[name], f"{name}/zarr.json"
     meta = _object(where, content, _ARRAY_KEYS)
     wanted = ["int8", "int16"] if name == "match" else [variable.dtype.replace("str", "string")]
-    data_type = meta.get("data_type")
+    attributes, data_type = meta.get("attributes"), meta.get("data_type")
+    if isinstance(attributes, dict) and attributes.get("dtype") == "bool" == wanted[0]:
+        # How xarray wrote truth values before 2026.9: as numbers, marked by the attribute.
+        wanted, attributes = ["int8"], {k: v for k, v in attributes.items() if k != "dtype"}
     if data_type not in wanted:
         raise ValueError(f"{name} has type {shown(data_type)}, expected {' or '.join(wanted)}")
     if meta.get("dimension_names") != list(variable.dims):
@@ -141,7 +144,7 @@ def _read_array(name: str, content: bytes) -> _Array:
         in ({"name": "default", "configuration": {"separator": "/"}}, {"name": "default"}),
         "storage_transformers": not meta.get("storage_transformers"),
         "fill_value": meta.get("fill_value") in _FILL[dtype.kind],
-        "attributes": _are_texts(meta.get("attributes")),
+        "attributes": _are_texts(attributes),
     }
     if wrong := [key for key, right in expected.items() if not right]:
         raise ValueError(f"{where} has {wrong[0]} {shown(meta.get(wrong[0]))}, not as written")

@@ -40,6 +40,9 @@ def test_it_reads_as_it_did(path):
     assert_close(read(run), json.loads((path / "expected.json").read_text()))
     for step in run.steps:
         validate(run.load(step))
+    finished = [run.load(step).finished.values for step in run.steps]
+    assert run.rollouts().finished.dtype == bool
+    np.testing.assert_array_equal(run.rollouts().finished, np.concatenate(finished))
     assert np.isnan(run.metrics["nothing"]).all()
     assert verify_run(path).faults == []
 
