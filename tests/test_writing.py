@@ -40,6 +40,10 @@ def by_zarr(ds, chunk):
     return {name: member.to_bytes() for name, member in members.items()}
 
 
+@pytest.mark.skipif(
+    tuple(map(int, xr.__version__.split(".")[:2])) < (2026, 9),
+    reason="xarray wrote truth values as numbers; tests/compat reads such steps",
+)
 @pytest.mark.parametrize("chunk", [131_072, 7])
 @pytest.mark.parametrize("step", [0, 3])  # a step number that is the fill value, and one that isn't
 def test_members_are_those_that_zarr_writes(monkeypatch, chunk, step):
