@@ -33,7 +33,7 @@ _LEAST_TOKENS, _LEAST_TOKENS_CPU = 8192, 1024
 _LEAST_FILLED = 0.8
 # On a CPU, more tokens than this leave the cache between one layer and the next.
 _MOST_TOKENS_CPU = 2048
-# Tokens in a pile, at most, when the largest are searched; see `_piles`.
+# Tokens in a pile, at most, when the largest are searched; see `_pile_size`.
 _PILE = 32
 
 

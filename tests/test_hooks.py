@@ -287,7 +287,7 @@ def test_unwrap():
     assert unwrap(student) is student
     assert unwrap(nn.DataParallel(student)) is student
     assert unwrap(torch.compile(student, backend="eager")) is student
-    with pytest.raises(ConfigError, match="the student is a Linear"):
+    with pytest.raises(ConfigError, match="a Linear is no transformers model"):
         unwrap(nn.Linear(2, 2))
 
 

@@ -15,6 +15,7 @@ from accelerate.utils import extract_model_from_parallel
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from opdprobe.adapters import causal_lm
 from opdprobe.data import load_prompts
 from opdprobe.errors import ConfigError
 from opdprobe.head import evaluating
@@ -88,20 +89,7 @@ def unwrap(model: nn.Module) -> PreTrainedModel:
             "DeepSpeed ZeRO-3), so one process cannot run it alone; save checkpoints and use "
             "probe_checkpoints on them."
         )
-    inner: Any = extract_model_from_parallel(model, keep_torch_compile=False)
-    if hasattr(inner, "get_base_model"):  # PEFT; it need not be installed
-        if any(adapter.is_prompt_learning for adapter in inner.peft_config.values()):
-            raise ConfigError(
-                "the student has a learned prompt (PEFT prompt learning), which exists outside "
-                "the model that samples here; only adapters inside the layers are supported."
-            )
-        inner = inner.get_base_model()
-    if not isinstance(inner, PreTrainedModel):
-        raise ConfigError(
-            f"the student is a {type(inner).__name__}; expected a causal language model of "
-            "transformers, possibly compiled or under DDP or PEFT."
-        )
-    return inner
+    return causal_lm(extract_model_from_parallel(model, keep_torch_compile=False))
 
 
 @contextmanager

@@ -45,6 +45,8 @@ class StepArchive:
         The file.
     n_state, n_rollout : int
         States and rollouts of the step.
+    attributes : dict
+        Of the step.
     variables : list of str
         What is in it, in no particular order.
     """
@@ -68,6 +70,7 @@ class StepArchive:
         self._forms: dict[str, dict[str, Any]] = {}
         self._group = self._zip.read("zarr.json")
         self.n_state, self.n_rollout = read_group(self._group, str(path))
+        self.attributes = json.loads(self._group)["attributes"]
         self.variables = [
             name.split("/")[0] for name in self._members if name.endswith("/zarr.json")
         ]
@@ -89,6 +92,16 @@ class StepArchive:
             }
             check_members(members, self._size, str(self.path))
         return members
+
+    def check_sizes(self) -> None:
+        """See from their metadata that all variables fit together, and in memory.
+
+        Raises
+        ------
+        StoreError
+            They do not.
+        """
+        self.members(*map(self._form_name, self.variables))
 
     def form(self, variable: str) -> dict[str, Any]:
         """Read the metadata of a variable, as zarr has it."""

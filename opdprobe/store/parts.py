@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xarray as xr
 from numpy.typing import NDArray
 
 from opdprobe.errors import StoreError
@@ -20,6 +19,8 @@ from opdprobe.store.archive import MissingStepError, StepArchive, open_archive, 
 
 # A step is an int32.
 _NAME = re.compile(r"(\d{6,9})(?:\.([1-9]\d{0,5})-of-([1-9]\d{0,5}))?\.zarr\.zip", re.ASCII)
+
+_LABELS = ("model", "support")  # the same in each part
 
 Part = tuple[int, int]  # which, counted from 0, of how many
 
@@ -72,17 +73,27 @@ class JoinedArchive:
         self._archives = archives
         self.path = archives[0].path
         self.variables = archives[0].variables
+        self.attributes = archives[0].attributes
         self.n_state = sum(archive.n_state for archive in archives)
         self.n_rollout = sum(archive.n_rollout for archive in archives)
 
+    def check_sizes(self) -> None:
+        """See that each part fits together by itself."""
+        for archive in self._archives:
+            archive.check_sizes()
+
     def form(self, variable: str) -> dict[str, Any]:
         """Read the metadata of a variable, as zarr would have it."""
+        if variable in _LABELS:
+            return self._archives[0].form(variable)
         first, *others = (archive.form(variable) for archive in self._archives)
         n = sum(form["shape"][0] for form in (first, *others))
         return first | {"shape": [n, *first["shape"][1:]]}
 
     def rows(self, variable: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
         """Decode rows of a variable; `rollout` counts through all parts."""
+        if variable in _LABELS:
+            return self._archives[0].rows(variable, start, stop)
         blocks, first_row, first_rollout = [], 0, 0
         for archive in self._archives:
             n = archive.form(variable)["shape"][0]
@@ -124,28 +135,3 @@ def open_step(run_dir: Path, step: int) -> Iterator[StepArchive | JoinedArchive]
                 raise
             archive = stack.enter_context(open_files(files))
         yield archive
-
-
-def join(parts: Sequence[xr.Dataset]) -> xr.Dataset:
-    """Put the parts of a step, as they were read, one after the other.
-
-    Parameters
-    ----------
-    parts : sequence of xarray.Dataset
-        At least one, each with its rollouts' tables.
-    """
-    first, *others = parts
-    if not others:
-        return first
-    variables: dict[Any, Any] = {}
-    for name, variable in first.variables.items():
-        if name in ("model", "support"):
-            variables[name] = variable
-            continue
-        values = [part[name].values for part in parts]
-        if name == "rollout":
-            n_before = np.cumsum([0, *(part.sizes["rollout"] for part in parts)])
-            values = [v + v.dtype.type(n) for v, n in zip(values, n_before[:-1], strict=True)]
-        variables[name] = (variable.dims, np.concatenate(values), variable.attrs)
-    coords = {name: variables.pop(name) for name in list(first.coords)}
-    return xr.Dataset(variables, coords, first.attrs)

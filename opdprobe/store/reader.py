@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from opdprobe.errors import StoreError
 from opdprobe.schema import SCHEMA_VERSION, check_version, variable_attrs
-from opdprobe.store.parts import join, step_files
-from opdprobe.store.step_file import read_block, read_counts, read_step_file
+from opdprobe.store.parts import step_files
+from opdprobe.store.step_file import read_block, read_counts, read_step
 from opdprobe.text import is_number, parse_json, parse_yaml, shown
 
 
@@ -161,7 +161,7 @@ class Run:
         Returns
         -------
         xarray.Dataset
-            The step, compressed in memory; a variable is decoded when first used.
+            The step, in memory.
 
         Raises
         ------
@@ -169,10 +169,7 @@ class Run:
             There is no such step, its file is torn, or its schema is newer.
         """
         (files,) = self._files([step])
-        parts = [read_step_file(file) for file in files]
-        for file, part in zip(files, parts, strict=True):
-            check_version(part.attrs.get("schema_version"), str(file))
-        return join(parts)
+        return read_step(files)
 
     def states(self, steps: Iterable[int] | None = None) -> xr.Dataset:
         """Line up the states of many steps, lazily.

@@ -5,9 +5,9 @@ renamed into place. Plain xarray reads it, without opdprobe::
 
     xr.open_dataset("zip::run_dir/steps/000120.zarr.zip", engine="zarr", consolidated=False)
 
-A variable is one chunk for up to 131072 states and never split along another axis. Reading goes
-through memory: the members that are needed are read from the zip at once, with their checksums
-verified, and the file is closed again, so that a run of any number of steps holds no file open.
+A variable is one chunk for up to 131072 states and never split along another axis. Reading a step
+verifies the checksum of all that is read and closes the file again, so that a run of any number of
+steps holds no file open.
 """
 
 import errno
@@ -21,18 +21,17 @@ from typing import Any, BinaryIO
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
-from zarr.buffer import cpu
-from zarr.storage import MemoryStore
 
 from opdprobe.errors import StoreError
-from opdprobe.schema import REQUIRED, VARIABLES
-from opdprobe.store.archive import open_archive, torn
+from opdprobe.schema import COORDS, REQUIRED, VARIABLES
+from opdprobe.store.archive import torn
 from opdprobe.store.encode import step_members
 from opdprobe.store.parts import open_files
 
 TEMPORARY = ".tmp-"
 _KEPT_BITS = 12
 _COUNTS = ("n_state", "n_rollout")  # attributes on disk, so that a reader can plan without data
+_OF_XARRAY = ("coordinates", "dtype")  # what xarray notes for itself among a variable's attributes
 
 
 def write_step_file(path: Path, ds: xr.Dataset) -> None:
@@ -64,43 +63,39 @@ def write_step_file(path: Path, ds: xr.Dataset) -> None:
     write_whole(path, fill)
 
 
-def read_step_file(path: Path) -> xr.Dataset:
-    """Read a step: compressed into memory, decoded variable by variable when first used.
+def read_step(files: Sequence[Path]) -> xr.Dataset:
+    """Read a step from its files.
 
     Parameters
     ----------
-    path : pathlib.Path
-        The file.
+    files : sequence of pathlib.Path
+        The file, or all parts in order.
 
     Returns
     -------
     xarray.Dataset
-        The step; the file is closed.
+        The step, in memory; the files are closed.
 
     Raises
     ------
     StoreError
-        The file is torn, or not a step.
+        A file is missing, torn, or not a step.
     """
-    store = MemoryStore(_read_members(path, ""), read_only=True)
-    try:
-        ds = xr.open_zarr(
-            store, consolidated=False, chunks=None, mask_and_scale=False, decode_times=False
-        )
-    except (KeyError, TypeError, ValueError) as error:  # of a codec's settings, or an attribute
-        raise torn(path, error) from error
-    if missing := [name for name in REQUIRED if name not in ds.variables]:
-        raise torn(path, f"{missing[0]} is not in it")
-    for name, variable in list(ds.variables.items()):
-        if variable.dtype.kind in "TO":
-            # Without a stated size numpy does not cast StringDType to the usual "<U"; older xarray
-            # gives objects.
-            ds[name] = variable.copy(data=np.asarray(variable.values.tolist(), str))
-    for name in _COUNTS:
-        ds.attrs.pop(name, None)
-    # zarr lists the variables of a group in no particular order.
-    names = sorted(ds.data_vars, key=lambda name: [*VARIABLES].index(str(name)))
-    return ds[names].drop_encoding()
+    with open_files(files) as archive:
+        if missing := [name for name in REQUIRED if name not in archive.variables]:
+            raise torn(archive.path, f"{missing[0]} is not in it")
+        archive.check_sizes()
+        variables: dict[str, Any] = {}
+        for name in sorted(archive.variables, key=[*VARIABLES].index):
+            values = archive.rows(name)
+            # Decoded chunks are read-only. Text comes as objects, and numpy asks what size it has.
+            values = np.array(values.tolist(), str) if values.dtype == object else values.copy()
+            attrs = archive.form(name)["attributes"]
+            attrs = {key: attrs[key] for key in attrs if key not in _OF_XARRAY}
+            variables[name] = (VARIABLES[name].dims, values, attrs)
+        coords = {name: variables.pop(name) for name in COORDS if name in variables}
+        attrs = {key: v for key, v in archive.attributes.items() if key not in _COUNTS}
+        return xr.Dataset(variables, coords, attrs)
 
 
 def read_counts(files: Sequence[Path]) -> tuple[int, int]:
@@ -150,13 +145,6 @@ def read_block(
             "the first step: move it to the run that it belongs to"
         )
     return values + values.dtype.type(shift[row]) if shift else values
-
-
-def _read_members(path: Path, prefix: str) -> dict[str, Any]:
-    """Read the group's metadata and all members whose names begin with `prefix`, and check them."""
-    with open_archive(path) as archive:
-        members = archive.members(prefix)
-    return {name: cpu.Buffer.from_bytes(content) for name, content in members.items()}
 
 
 def round_mantissa(values: NDArray[np.float32]) -> NDArray[np.float32]:

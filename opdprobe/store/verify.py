@@ -20,7 +20,7 @@ from opdprobe.store.checksums import (
 )
 from opdprobe.store.parts import list_files, step_files, step_path
 from opdprobe.store.reader import open_run, read_entries
-from opdprobe.store.step_file import read_step_file
+from opdprobe.store.step_file import read_step
 from opdprobe.text import parse_json, parse_yaml
 
 RESUME = "resume the run"
@@ -129,7 +129,7 @@ def _text(folder: Path, texts: list[Path]) -> list[Fault]:
 
 def _step(path: Path, step: int) -> list[Fault]:
     try:
-        ds = read_step_file(path)
+        ds = read_step([path])
         validate(ds)
     except StoreError as error:
         return [Fault(path, str(error))]

@@ -154,7 +154,7 @@ class Optimization:
             optimizer.load_state_dict(saved)
         for scheduler, saved in zip(self._schedulers, state["schedulers"], strict=True):
             scheduler.load_state_dict(saved)
-        # Checkpoints from before there were copies have none to restore.
+        # A checkpoint from before there were copies fits a model that needs none.
         for (_, parameter), saved in zip(self._copied(), state.get("float32", ()), strict=True):
             parameter.copy_(saved)
 
