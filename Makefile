@@ -4,6 +4,7 @@
 #   make docs      build the user guide into site/
 #   make figures   draw the figures and list the claims again from the published results
 #   make lint      lint and type-check only
+#   make benchmarks    all tables of docs/performance.md, about 40 minutes
 #   make test-oldest   test with the oldest dependencies that pyproject.toml allows, in .venv-oldest
 #   make clean     remove .venv, .venv-oldest and all caches; runs and results stay
 # Another interpreter: make demo PYTHON=python3.12 (after make clean, if .venv is there already).
@@ -11,7 +12,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-oldest docs figures lint clean
+.PHONY: demo test test-oldest benchmarks docs figures lint clean
 .DEFAULT_GOAL := demo
 
 demo: .venv/.installed
@@ -29,6 +30,10 @@ docs: .venv/.installed
 test: export OMP_NUM_THREADS := 1
 test: lint
 	@$(BIN)/python -m pytest -n 2
+
+benchmarks: .venv/.installed
+	@for name in step_parts training_step head_loss sampling recording analysis; do \
+	  echo; echo "## $$name"; echo; $(BIN)/python benchmarks/$$name.py || exit 1; done
 
 # Left out: random weights of that torch, of which no row of the batch ends early.
 test-oldest: export OMP_NUM_THREADS := 1

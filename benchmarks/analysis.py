@@ -20,8 +20,6 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -32,6 +30,7 @@ from pathlib import Path
 
 import numpy as np
 import xarray as xr
+from fresh import fresh
 
 import opdprobe
 from opdprobe.probes.intervals import MAIN, curves
@@ -168,16 +167,6 @@ CONTENDERS = (
 )
 
 
-def fresh(contender: str, path: Path) -> dict[str, float]:
-    """Measure a contender in a process of its own."""
-    command = [sys.executable, str(Path(__file__)), "--measure", contender, str(path)]
-    one_thread = {name: "1" for name in ("OMP_NUM_THREADS", "BLOSC_NTHREADS")}
-    shown = subprocess.run(command, capture_output=True, text=True, env=os.environ | one_thread)
-    if shown.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{shown.stderr[-2000:]}")
-    return json.loads(shown.stdout.splitlines()[-1])
-
-
 def main() -> None:
     """Print one row a store and contender: median over rounds, spread, peak memory."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -193,7 +182,10 @@ def main() -> None:
         for store in arguments.store or STORES:
             path = Path(folder) / store
             write(path, *STORES[store])
-            rounds = [{c: fresh(c, path) for c in CONTENDERS} for _ in range(arguments.rounds)]
+            rounds = [
+                {c: fresh(__file__, "--measure", c, path) for c in CONTENDERS}
+                for _ in range(arguments.rounds)
+            ]
             for contender in CONTENDERS:
                 rates = [one[contender]["rate"] / 1e6 for one in rounds]
                 mib = statistics.median(one[contender]["mib"] for one in rounds)

@@ -21,10 +21,9 @@ import argparse
 import json
 import resource
 import statistics
-import subprocess
-import sys
 import time
-from pathlib import Path
+
+from fresh import fresh
 
 VOCABULARY = 151_936
 K = 16
@@ -103,16 +102,6 @@ def measure(contender: str, rows: int, width: int) -> dict[str, float]:
     }
 
 
-def fresh(contender: str, rows: int, width: int) -> dict[str, float]:
-    """Measure a contender in a process of its own."""
-    command = [sys.executable, str(Path(__file__)), "--measure", contender]
-    command += ["--rows", str(rows), "--hidden", str(width)]
-    shown = subprocess.run(command, capture_output=True, text=True)
-    if shown.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{shown.stderr[-2000:]}")
-    return json.loads(shown.stdout.splitlines()[-1])
-
-
 def main() -> None:
     """Print one row a shape and contender: medians, and ratios to TRL's of the same round."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -132,7 +121,11 @@ def main() -> None:
         for rows in arguments.rows or (1024, 4096, 8192):
             contenders = ["topk", "full", "trl"] + ["naive"] * (rows <= NAIVE_ROWS)
             rounds = [
-                {c: fresh(c, rows, width) for c in contenders} for _ in range(arguments.rounds)
+                {
+                    c: fresh(__file__, "--measure", c, "--rows", rows, "--hidden", width)
+                    for c in contenders
+                }
+                for _ in range(arguments.rounds)
             ]
             for c in contenders:
                 seconds = statistics.median(r[c]["seconds"] for r in rounds)

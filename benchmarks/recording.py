@@ -13,11 +13,11 @@ import itertools
 import json
 import logging
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
+
+from fresh import fresh
 
 RECORDED = {
     "nothing": {"record_every": 0},
@@ -64,15 +64,6 @@ def measure(recorded: str, pair: str) -> None:
     print(json.dumps(found))
 
 
-def fresh(recorded: str, pair: str) -> dict[str, float]:
-    """Measure a contender in a process of its own."""
-    command = [sys.executable, str(Path(__file__)), "--measure", recorded, "--pair", pair]
-    shown = subprocess.run(command, capture_output=True, text=True)
-    if shown.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{shown.stderr[-2000:]}")
-    return json.loads(shown.stdout.splitlines()[-1])
-
-
 def main() -> None:
     """Print one row a pair and contender."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -85,7 +76,10 @@ def main() -> None:
     print("| pair | recorded | step, ms | cost (min–max) | write alone, ms | bytes a state |")
     print("|---|---|---|---|---|---|")
     for pair in arguments.pair or PAIRS:
-        rounds = [{r: fresh(r, pair) for r in RECORDED} for _ in range(arguments.rounds)]
+        rounds = [
+            {r: fresh(__file__, "--measure", r, "--pair", pair) for r in RECORDED}
+            for _ in range(arguments.rounds)
+        ]
         for recorded in RECORDED:
             step = statistics.median(r[recorded]["seconds"] for r in rounds)
             costs = [r[recorded]["seconds"] / r["nothing"]["seconds"] - 1 for r in rounds]

@@ -22,12 +22,12 @@ import logging
 import os
 import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple
+
+from fresh import fresh
 
 
 class Setting(NamedTuple):
@@ -209,15 +209,6 @@ def measure(contender: str, name: str) -> None:
     print(json.dumps({"tokens": steps.speed(), "mib": peak}))
 
 
-def fresh(contender: str, name: str) -> dict[str, float]:
-    """Measure a contender in a process of its own."""
-    command = [sys.executable, str(Path(__file__)), "--measure", contender, "--pair", name]
-    shown = subprocess.run(command, capture_output=True, text=True)
-    if shown.returncode:
-        raise SystemExit(f"{' '.join(command)} failed:\n{shown.stderr[-2000:]}")
-    return json.loads(shown.stdout.splitlines()[-1])
-
-
 def main() -> None:
     """Print one row a pair: medians over rounds, and the spread of the ratio."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -233,7 +224,10 @@ def main() -> None:
         if name == "smollm2" and "OPDPROBE_SMOLLM2" not in os.environ:
             print("| smollm2 | skipped: OPDPROBE_SMOLLM2 does not name its directory | | | | |")
             continue
-        rounds = [(fresh("ours", name), fresh("trl", name)) for _ in range(arguments.rounds)]
+        rounds = [
+            tuple(fresh(__file__, "--measure", c, "--pair", name) for c in ("ours", "trl"))
+            for _ in range(arguments.rounds)
+        ]
         ratios = [a["tokens"] / b["tokens"] for a, b in rounds]
         middle = [
             [statistics.median(r[i][k] for r in rounds) for i in (0, 1)] for k in ("tokens", "mib")

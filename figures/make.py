@@ -149,7 +149,10 @@ def _files(results_dir: Path, names: Sequence[str] | None) -> Iterator[tuple[str
     names = there if names is None else list(names)
     unknown = sorted(set(names) - set(FIGURES))
     if unknown:
-        raise FigureError(f"no figure {', '.join(unknown)}; there are {', '.join(FIGURES)}.")
+        raise FigureError(
+            f"no figure {', '.join(unknown)}; there are {', '.join(FIGURES)}, and the "
+            "directories of runs."
+        )
     for name in names:
         yield from _images(name, load(results_dir / f"{name}.json"))
     captions = [
