@@ -4,8 +4,10 @@ One prefill serves all rollouts of a prompt, and rows that have ended leave the 
 things `generate` does not do and on-policy distillation needs most.
 """
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -15,11 +17,15 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from opdprobe.errors import NonFiniteError
 from opdprobe.head import evaluating
 
+logger = logging.getLogger("opdprobe")
+
 # Dropping rows copies the cache, so it waits until this share of the batch has ended.
 _DROP_AT = 0.25
 
 # Columns in a pile when drawing: the piles' sums and the pile that is picked are both short then.
 _PILE = 32
+
+_endless: WeakSet[PreTrainedModel] = WeakSet()  # models whose log entry is written
 
 
 @dataclass(frozen=True)
@@ -276,6 +282,14 @@ def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[
         ids |= set(np.atleast_1d(model.generation_config.eos_token_id).tolist())
     if tokenizer.eos_token_id is not None:
         ids.add(tokenizer.eos_token_id)
+    if not ids and model not in _endless:
+        _endless.add(model)
+        logger.warning(
+            "%s: no end-of-sequence token, neither in its generation settings nor in the "
+            "tokenizer: every response will run to its limit. Set tokenizer.eos_token, or "
+            "model.generation_config.eos_token_id.",
+            model.name_or_path or type(model).__name__,
+        )
     return sorted(ids)
 
 

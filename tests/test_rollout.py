@@ -272,13 +272,19 @@ def test_padding_id_without_a_padding_token():
     assert padding_id(tokenizer) == 0
 
 
-def test_eos_ids_are_the_models_and_the_tokenizers():
+def test_eos_ids_are_the_models_and_the_tokenizers(caplog):
     model, tokenizer = tiny_model(), tiny_tokenizer()
     model.generation_config.eos_token_id = [9, 7]
     assert rollout.eos_ids(model, tokenizer) == [2, 7, 9]
+    assert not caplog.records
     model.generation_config.eos_token_id = None
     tokenizer.eos_token = None
-    assert rollout.eos_ids(model, tokenizer) == []
+    for _ in range(2):
+        assert rollout.eos_ids(model, tokenizer) == []
+    (line,) = caplog.messages
+    assert "LlamaForCausalLM: no end-of-sequence token, neither in its generation settings" in line
+    rollout.eos_ids(tiny_model(), tokenizer)  # has settings of its own
+    assert len(caplog.records) == 1
 
 
 def test_no_rollouts():
