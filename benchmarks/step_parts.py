@@ -5,7 +5,8 @@
 
 The parts of `OPDTrainer`'s step by themselves, for the pairs of `training_step`: one thread,
 medians of five steps. Beside them the speed of one large matrix product, of reading memory, and of
-products with one row and with eight, as decoding makes them, in GB of weights read a second.
+products with one row and with eight, as decoding makes them, in GB of weights read a second; with
+eight also from weights that are packed for it.
 """
 
 import argparse
@@ -19,10 +20,12 @@ import torch
 import training_step
 
 from opdprobe import OPDConfig, Prompt
+from opdprobe.packed import packed_weights
 from opdprobe.pair import Pair, Scored, in_rollout_order
 from opdprobe.record import record_dataset, step_metrics
 from opdprobe.rollout import eos_ids, sample, step_generator
 from opdprobe.score import batches, score
+from opdprobe.train.freed_memory import keep_freed_memory
 from opdprobe.train.losses import distillation_loss
 from opdprobe.train.optim import Optimization
 
@@ -45,14 +48,18 @@ def limits() -> None:
     speed = 2 * 256 * 576 * 4096 / timed(lambda: torch.mm(a, b.T, out=out)) / 1e9
     memory = torch.randn(2**26)
     read = memory.numel() * 4 / timed(memory.sum) / 1e9
-    weights = [torch.randn(1536, 576) for _ in range(60)]  # 212 MB: more than a cache
-    size = sum(w.numel() * 4 for w in weights)
-    rows = {
-        n: size / timed(lambda n=n: [torch.randn(n, 576) @ w.T for w in weights]) / 1e9
-        for n in (1, 8)
-    }
+    layers = torch.nn.ModuleList(torch.nn.Linear(576, 1536, bias=False) for _ in range(60))
+    size = sum(w.numel() * 4 for w in layers.parameters())  # 212 MB: more than a cache
+    rows = {n: torch.randn(n, 576) for n in (1, 8)}
+    with torch.no_grad():
+        one, eight = (
+            size / timed(lambda x=x: [layer(x) for layer in layers]) / 1e9 for x in rows.values()
+        )
+        with packed_weights(layers, 8):
+            packed = size / timed(lambda: [layer(rows[8]) for layer in layers]) / 1e9
     print(f"one large matrix product: {speed:.0f} GFLOP/s; reading memory: {read:.1f} GB/s")
-    print(f"a product with 1 row: {rows[1]:.1f} GB/s of weights; with 8 rows: {rows[8]:.1f}\n")
+    print(f"a product with 1 row: {one:.1f} GB/s of weights; with 8 rows: {eight:.1f}")
+    print(f"with 8 rows from packed weights: {packed:.1f}\n")
 
 
 def parts(name: str) -> dict[str, list[float]]:
@@ -126,6 +133,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
+    keep_freed_memory()
     limits()
     names = arguments.pair or ["tiny", "large-vocabulary"]
     print("| pair | part | ms | share |")

@@ -16,6 +16,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from opdprobe.errors import NonFiniteError
 from opdprobe.head import evaluating
+from opdprobe.packed import packed_weights
 
 logger = logging.getLogger("opdprobe")
 
@@ -142,7 +143,7 @@ def left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor
     return ids, mask
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def sample(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
@@ -222,43 +223,44 @@ def sample(
         alive = torch.ones(n_rows, dtype=torch.bool, device=device)
         source = generator.device if generator is not None else None
         first, total = part or (0, len(prompts))
-        for t in range(max_new_tokens):
-            # A number for each rollout, live or not, here or elsewhere: what one draws does not
-            # depend on the others.
-            u = torch.rand(n * total, generator=generator, device=source).to(device)
-            u = u[n * first + rows]
-            token = draw(logits, u, temperature=temperature, top_p=top_p)
-            if (token < 0).any():
-                bad = first + int(rows[token < 0][0]) // n
-                raise NonFiniteError(
-                    f"{type(model).__name__} gave NaN or infinite logits while sampling: prompt "
-                    f"{bad}, response position {t}. Check the weights and the dtype (float16 "
-                    "overflows)."
+        with packed_weights(model, n_rows):
+            for t in range(max_new_tokens):
+                # A number for each rollout, live or not, here or elsewhere: what one draws does not
+                # depend on the others.
+                u = torch.rand(n * total, generator=generator, device=source).to(device)
+                u = u[n * first + rows]
+                token = draw(logits, u, temperature=temperature, top_p=top_p)
+                if (token < 0).any():
+                    bad = first + int(rows[token < 0][0]) // n
+                    raise NonFiniteError(
+                        f"{type(model).__name__} gave NaN or infinite logits while sampling: "
+                        f"prompt {bad}, response position {t}. Check the weights and the dtype "
+                        "(float16 overflows)."
+                    )
+                responses[rows, t] = token  # of an ended row it is cut off below
+                ended = alive & torch.isin(token, eos)
+                if ended.any():
+                    lengths[rows[ended]] = t + 1
+                    finished[rows[ended]] = True
+                    alive &= ~ended
+                n_alive = int(alive.sum())
+                if n_alive == 0 or t == max_new_tokens - 1:
+                    break
+                if n_alive <= (1 - _DROP_AT) * len(alive):
+                    cache.batch_select_indices(alive)
+                    rows, token, mask, position = (x[alive] for x in (rows, token, mask, position))
+                    alive = alive[alive]
+                if padded:
+                    mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+                position = position + 1
+                out = model(
+                    input_ids=token[:, None],
+                    attention_mask=mask if padded else None,
+                    position_ids=position,
+                    past_key_values=cache,
+                    use_cache=True,
                 )
-            responses[rows, t] = token  # of an ended row it is cut off below
-            ended = alive & torch.isin(token, eos)
-            if ended.any():
-                lengths[rows[ended]] = t + 1
-                finished[rows[ended]] = True
-                alive &= ~ended
-            n_alive = int(alive.sum())
-            if n_alive == 0 or t == max_new_tokens - 1:
-                break
-            if n_alive <= (1 - _DROP_AT) * len(alive):
-                cache.batch_select_indices(alive)
-                rows, token, mask, position = (x[alive] for x in (rows, token, mask, position))
-                alive = alive[alive]
-            if padded:
-                mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-            position = position + 1
-            out = model(
-                input_ids=token[:, None],
-                attention_mask=mask if padded else None,
-                position_ids=position,
-                past_key_values=cache,
-                use_cache=True,
-            )
-            logits = out.logits[:, -1, :width]
+                logits = out.logits[:, -1, :width]
     return Rollouts(
         prompt_ids=[list(p) for p in prompts for _ in range(n)],
         response_ids=[
@@ -276,7 +278,10 @@ def step_generator(seed: int, step: int, device: torch.device | str) -> torch.Ge
 
 
 def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Every token that ends a response, by the model's generation settings and its tokenizer."""
+    """Every token that ends a response, by the model's generation settings and its tokenizer.
+
+    Of a model without any, the log says so, once.
+    """
     ids = set()
     if model.generation_config is not None and model.generation_config.eos_token_id is not None:
         ids |= set(np.atleast_1d(model.generation_config.eos_token_id).tolist())

@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import GPT2Config, GPT2LMHeadModel
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from opdprobe import NonFiniteError, rollout
 from opdprobe.rollout import Rollouts, draw, left_pad, padding_id, sample, step_generator
@@ -289,3 +289,33 @@ def test_eos_ids_are_the_models_and_the_tokenizers(caplog):
 
 def test_no_rollouts():
     assert Rollouts([], [], [], []).n_tokens == 0
+
+
+@pytest.mark.parametrize(
+    "rope",
+    [
+        {"rope_type": "default"},
+        {"rope_type": "dynamic", "factor": 2.0},
+        {"rope_type": "yarn", "factor": 2.0},
+        {"rope_type": "longrope", "short_factor": [1.0, 1.0], "long_factor": [2.0, 3.0]},
+    ],
+    ids=lambda rope: rope["rope_type"],
+)
+def test_a_model_that_keeps_tensors_of_its_forward_pass_can_be_trained_after_sampling(rope):
+    # Dynamic RoPE replaces its frequencies in the pass that outgrows them: inference tensors then.
+    config = LlamaConfig(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=4,
+        max_position_embeddings=8,
+        original_max_position_embeddings=8,
+        rope_parameters={"rope_theta": 10_000.0, "original_max_position_embeddings": 8} | rope,
+    )
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config).eval()
+    sample(model, [[3, 4, 5]], n=2, max_new_tokens=12, eos_ids=[], pad_id=0, generator=generator())
+    for length in (4, 20):
+        model(torch.arange(length)[None]).logits.sum().backward()
+        assert all(p.grad.isfinite().all() for p in model.parameters())

@@ -1,0 +1,68 @@
+"""Products of a few rows with large weights on CPUs, from weights laid out for them.
+
+Sampling one token for each of eight rollouts multiplies eight rows by every weight of the model.
+BLAS then reads float32 weights at less than half of the speed at which it reads them for one row;
+oneDNN, given the weights in blocks of its own order, reads them nearly twice as fast as that
+(`benchmarks/step_parts.py` measures all three). Laying the weights out anew costs about as much as
+two tokens, so it pays for a batch of rollouts, not for one pass.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TypeGuard
+
+import torch
+from torch import Tensor, nn
+
+# Where packing was measured to pay: below either limit BLAS is as fast or faster, above the last
+# the gain is small. A weight of fewer elements stays in the cache anyhow.
+_MIN_ROWS, _MAX_ROWS = 4, 32
+_MIN_ELEMENTS = 2**18
+
+
+@contextmanager
+def packed_weights(model: nn.Module, rows: int) -> Iterator[None]:
+    """Let a model's large linear layers multiply `rows` rows at a time from packed weights.
+
+    For inference: no gradient flows through these layers, and a change of their weights inside the
+    block is not seen. Results differ from the layers' own in rounding. Does nothing on other
+    devices, in other dtypes, under autocast and for numbers of rows where it does not pay. Takes a
+    second copy of the weights it packs.
+
+    Parameters
+    ----------
+    model
+        Its `torch.nn.Linear` layers on the CPU in float32 are packed; subclasses are left alone.
+    rows
+        Rows that most products in the block will have.
+    """
+    pays = (
+        _MIN_ROWS <= rows <= _MAX_ROWS
+        and torch.backends.mkldnn.is_available()
+        and not torch.is_autocast_enabled("cpu")
+    )
+    layers = [layer for layer in model.modules() if pays and _is_large(layer)]
+    try:
+        for layer in layers:
+            # The operators that torch.compile uses on CPUs for frozen weights.
+            packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), rows)
+            vars(layer)["forward"] = partial(_linear, packed, layer.bias)
+        yield
+    finally:
+        for layer in layers:
+            vars(layer).pop("forward", None)
+
+
+def _is_large(layer: nn.Module) -> TypeGuard[nn.Linear]:
+    return (
+        type(layer) is nn.Linear
+        and "forward" not in vars(layer)  # somebody else's, under an offloading hook for one
+        and layer.weight.device.type == "cpu"
+        and layer.weight.dtype == torch.float32
+        and layer.weight.numel() >= _MIN_ELEMENTS
+    )
+
+
+def _linear(packed: Tensor, bias: Tensor | None, rows: Tensor) -> Tensor:
+    return torch.ops.mkldnn._linear_pointwise(rows, packed, bias, "none", [], "")
