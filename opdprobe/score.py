@@ -33,6 +33,8 @@ _LEAST_TOKENS, _LEAST_TOKENS_CPU = 8192, 1024
 _LEAST_FILLED = 0.8
 # On a CPU, more tokens than this leave the cache between one layer and the next.
 _MOST_TOKENS_CPU = 2048
+# Rows up to this long are sorted whole on a CPU to find the largest.
+_SHORT = 256
 # Tokens in a pile, at most, when the largest are searched; see `_pile_size`.
 _PILE = 32
 
@@ -279,17 +281,28 @@ def _top(x: Tensor, peaks: Tensor, members: Tensor, k: int) -> Tensor:
     The lower id comes first among equals, of which logits of 16 bits have many. Which of them
     `topk` finds is up to it, so rows that have any are searched again.
     """
-    pile = peaks.topk(min(k + 1, peaks.shape[-1]))
-    ids = members[pile.indices[..., :k]].flatten(-2)
+    peak, pile = _largest(peaks, k + 1)
+    ids = members[pile[..., :k]].flatten(-2)
     values = _pick(x, ids.clamp(min=0)).masked_fill_(ids < 0, -math.inf)
-    best = values.topk(min(k + 1, values.shape[-1]))
-    tied = (best.values[..., 1:] == best.values[..., :-1]).any(-1)
-    tied |= (pile.values[..., k:] == pile.values[..., k - 1 : k]).any(-1)
-    ids = ids.gather(-1, best.indices[..., :k])
+    best, place = _largest(values, k + 1)
+    tied = (best[..., 1:] == best[..., :-1]).any(-1)
+    tied |= (peak[..., k:] == peak[..., k - 1 : k]).any(-1)
+    ids = ids.gather(-1, place[..., :k])
     rows = tied.any(0).nonzero().squeeze(-1)
     if len(rows):
         ids[:, rows] = _top_of_ties(x[:, :, rows], peaks[:, rows], members, k)
     return ids
+
+
+def _largest(x: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Values and places of the n largest, or of all if there are fewer, as `topk` gives them."""
+    n = min(n, x.shape[-1])
+    if x.device.type != "cpu" or x.shape[-1] > _SHORT:
+        top = x.topk(n)
+        return top.values, top.indices
+    # NumPy sorts a short row in vector registers faster than `topk` finds the largest of it.
+    place = torch.from_numpy(x.numpy().argsort(-1)[..., : -n - 1 : -1].copy())
+    return x.gather(-1, place), place
 
 
 def _top_of_ties(x: Tensor, peaks: Tensor, members: Tensor, k: int) -> Tensor:
