@@ -4,7 +4,7 @@ import logging
 import multiprocessing
 import os
 import queue
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -65,8 +65,8 @@ def work(
     SystemExit
         SIGTERM came, and was passed on: what can be gone on with has been put on disk.
     OPDProbeError
-        A process was killed. What a task raises comes through as it is; tasks that have started
-        are finished first.
+        A process was killed. What a task raises comes through as it is: the log says at once which
+        task it was, no other is started, and those that have started are finished first.
     """
     # Fresh interpreters: forking a process that has used torch's threads can hang.
     context = multiprocessing.get_context("spawn")
@@ -76,11 +76,14 @@ def work(
         workers, mp_context=context, initializer=_start_worker, initargs=(progress,)
     )
     left, running = list(tasks), dict[Future[None], str]()
+    failure: BaseException | None = None
     with sigterm_noted() as stopping:
         try:
-            while left or running:
+            while running or (left and failure is None):
                 unfinished = {task.label for task in left} | set(running.values())
-                for task in [t for t in left if not t.after & unfinished]:
+                ready = [task for task in left if not task.after & unfinished]
+                # No more than there are processes: what the pool holds in reserve it also does.
+                for task in ready[: workers - len(running)] if failure is None else ():
                     left.remove(task)
                     running[pool.submit(_do, task)] = task.label
                 if not running:
@@ -96,20 +99,39 @@ def work(
                     for process in set(multiprocessing.active_children()) - others:
                         process.terminate()
                 for future in done:
+                    label, error = running[future], future.exception()
+                    if isinstance(error, BrokenProcessPool):
+                        raise error
                     del running[future]
-                    future.result()
+                    if error is not None:
+                        failure = failure or error
+                        _report_failure(label, error, running.values(), left)
         except BrokenProcessPool as error:
             if stopping():
                 logger.warning("stopped by SIGTERM; the same command goes on where it was.")
                 raise SystemExit(EXIT_CODE) from None
             raise OPDProbeError(
-                "a process was killed, perhaps for want of memory; the same command goes on where "
-                "it was, with --workers 1 in less memory."
+                f"a process was killed during {' or '.join(running.values())}, perhaps for want of "
+                "memory; the same command goes on where it was, with --workers 1 in less memory."
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
         if stopping():  # as the last task ended
             raise SystemExit(EXIT_CODE)
+    if failure is not None:
+        raise failure
+
+
+def _report_failure(
+    label: str, error: BaseException, running: Iterable[str], left: Sequence[Task]
+) -> None:
+    reason = next(iter(str(error).splitlines()), "")
+    logger.error(
+        "%s failed (%s: %s); finished first: %s; not started: %s.",
+        *(label, type(error).__name__, reason),
+        ", ".join(running) or "nothing",
+        ", ".join(task.label for task in left) or "nothing",
+    )
 
 
 _progress: Any = None  # the worker's end of the queue

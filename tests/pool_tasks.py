@@ -23,6 +23,9 @@ def die(report) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def slow(folder: Path, report) -> None:
-    time.sleep(0.5)
-    (folder / "slow").touch()
+def fail_later(file: Path, report) -> None:
+    """Go on until a file is there, for a minute at most."""
+    for _ in range(6000):
+        if file.exists():
+            raise ValueError("two lines\nof an error")
+        time.sleep(0.01)

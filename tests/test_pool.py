@@ -1,6 +1,7 @@
 """Processes side by side: order, progress, errors, a process that dies."""
 
 import importlib
+import logging
 import os
 from pathlib import Path
 
@@ -41,14 +42,37 @@ def test_what_a_task_raises_comes_through_and_nothing_else_is_started(tmp_path, 
     assert not (tmp_path / "later").exists()
 
 
-def test_what_has_started_is_finished_when_another_task_fails(tmp_path, tasks):
-    with pytest.raises(ConfigError, match="the third setting"):
-        work([Task("slow", tasks.slow, (tmp_path,)), Task("fail", tasks.fail)], workers=2)
-    assert (tmp_path / "slow").exists()
+def test_a_failure_is_said_at_once_and_what_has_started_is_finished(tmp_path, tasks, caplog):
+    """What has started ends when the log has said the failure, and not before."""
+    todo = [
+        Task("second", tasks.fail_later, (tmp_path / "said",)),
+        Task("first", tasks.fail),
+        *(Task(f"later {i}", tasks.note, (tmp_path, f"later {i}", ())) for i in range(2)),
+    ]
+
+    class Said(logging.Handler):
+        def emit(self, record):
+            (tmp_path / "said").touch()
+
+    said = Said()
+    logging.getLogger("opdprobe").addHandler(said)
+    try:
+        with pytest.raises(ConfigError, match="the third setting"):
+            work(todo, workers=2)
+    finally:
+        logging.getLogger("opdprobe").removeHandler(said)
+    left = "not started: later 0, later 1."
+    assert caplog.messages == [
+        f"first failed (ConfigError: the third setting is wrong); finished first: second; {left}",
+        f"second failed (ValueError: two lines); finished first: nothing; {left}",
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["said"]
 
 
 def test_a_killed_process_is_reported(tasks):
-    with pytest.raises(OPDProbeError, match="a process was killed, perhaps for want of memory"):
+    with pytest.raises(
+        OPDProbeError, match="a process was killed during die, perhaps for want of mem"
+    ):
         work([Task("die", tasks.die)], workers=1)
 
 
