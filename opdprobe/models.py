@@ -46,7 +46,8 @@ __all__ = [
 ]
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
-# What transformers lets through when files are absent, torn, of no known kind or contradictory.
+# What transformers lets through when files are absent, torn, of no known kind or contradictory: of
+# damaged configurations and tokenizers, each of these came, from deep inside.
 _UNREADABLE = (
     *(OSError, ValueError, LookupError, SafetensorError, struct.error, StrictDataclassError),
     *(AttributeError, TypeError, ArithmeticError, RuntimeError),
@@ -121,10 +122,10 @@ def load_model(
             f"makes them, the first is {weight}: {tuple(came)}, expected {tuple(expected)}; take "
             "both from one checkpoint."
         )
-    if any(name.endswith("ForMaskedLM") for name in model.config.architectures or ()):
+    if masked := re.search(r"\w+ForMaskedLM\b", str(model.config.architectures)):
         raise ModelError(
-            f"{name_or_path}: {model.config.architectures[0]} sees a whole text at once; expected "
-            "a causal language model, which sees what came before."
+            f"{name_or_path}: {masked[0]} sees a whole text at once; expected a causal language "
+            "model, which sees what came before."
         )
     if missing := sorted(info["missing_keys"]):
         # transformers fills these with random numbers and goes on; a probe must not.
@@ -160,7 +161,10 @@ def load_tokenizer(
     name, extra = _source(name_or_path, weights=False)
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **extra)
-    except _UNREADABLE as error:
+    except Exception as error:
+        # The second is all that the tokenizer's Rust part raises of a tokenizer.json.
+        if not isinstance(error, _UNREADABLE) and type(error) is not Exception:
+            raise
         if Path(name).is_dir() and not extra and not (Path(name) / "tokenizer.json").is_file():
             reason = "no tokenizer.json in this directory"
         else:

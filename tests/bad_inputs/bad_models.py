@@ -8,9 +8,10 @@ import torch
 from case import Case
 from transformers import BertConfig, BertForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from opdprobe.errors import ModelError, NonFiniteError, PromptError, VocabularyError
+from opdprobe.errors import ConfigError, ModelError, NonFiniteError, PromptError, VocabularyError
 from opdprobe.models import load_model, load_tokenizer
 from opdprobe.pair import Pair
+from opdprobe.preflight import preflight
 from opdprobe.probe import probe
 from opdprobe.prompts import EncodedPrompt, Prompt, encode_prompts
 from opdprobe.testbed.tokenizer import build_tokenizer
@@ -161,6 +162,16 @@ _MODELS = [
     ),
     Case(
         "Models",
+        "what is no transformers model",
+        lambda _: preflight(
+            torch.nn.Linear(2, 2), tiny_model(), [Prompt("a", text="1")], tokenizer=tiny_tokenizer()
+        ),
+        ConfigError,
+        "a Linear is no transformers model; expected a causal language model, or one under PEFT "
+        "adapters.",
+    ),
+    Case(
+        "Models",
         "NaN in the student's weights",
         lambda folder: _probed(folder, student=float("nan")),
         NonFiniteError,
@@ -229,6 +240,12 @@ _TOKENIZERS = [
         _TOKENIZER + "no tokenizer.json in this directory" + _BESIDE,
     ),
     _tokenizer("a tokenizer.json of nothing", "tokenizer.json", "{}", _TOKENIZER + "…" + _BESIDE),
+    _tokenizer(
+        "a tokenizer.json without a vocabulary",
+        "tokenizer.json",
+        '{"version": "1.0", "added_tokens": [], "model": {"type": "WordLevel", "vocab": 3}}',
+        _TOKENIZER + "…" + _BESIDE,
+    ),
     _tokenizer(
         "settings that are a list", "tokenizer_config.json", "[]", _TOKENIZER + "…" + _BESIDE
     ),
