@@ -5,6 +5,7 @@ is around it; only to leave them out for once is PEFT asked.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,18 @@ def causal_lm(model: nn.Module) -> PreTrainedModel:
     return inner
 
 
+@contextmanager
+def switched_off(model: Any) -> Iterator[None]:
+    """Leave a model's adapters out, then have them back as they were."""
+    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for parameter, wanted in trained:  # PEFT has all of an adapter trained again
+            parameter.requires_grad_(wanted)
+
+
 def without_adapters(model: Any, width: int) -> tuple[Body, Head]:
     """Split a model into body and head, as `opdprobe.head.split_head`, but without its adapters.
 
@@ -51,11 +64,11 @@ def without_adapters(model: Any, width: int) -> tuple[Body, Head]:
     width
         Tokens kept.
     """
-    with model.disable_adapter():
+    with switched_off(model):
         body, head = split_head(causal_lm(model), width=width)
 
     def without(**inputs: Any) -> BaseModelOutputWithPast:
-        with model.disable_adapter():
+        with switched_off(model):
             return body(**inputs)
 
     return without, head

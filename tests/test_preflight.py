@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
 
 from opdprobe import ConfigError, Prompt, PromptError, VocabularyError
 from opdprobe.cli import main
@@ -311,6 +312,51 @@ def test_a_student_that_is_its_own_teacher_gains_nothing():
     assert answers.gain == Number(0, 0, 0)  # nothing to fit, nothing to try
     assert set(answers.continuation) == set(answers.n_continued)
     assert result.verdict.word == UNLIKELY
+
+
+def adapted(model):
+    torch.manual_seed(0)
+    return get_peft_model(model, LoraConfig(init_lora_weights=False, target_modules="all-linear"))
+
+
+def measured(found):
+    return found.to_dict() | {"cost": None, "seconds": None}  # but for the time it took
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")  # of PEFT
+def test_a_student_under_adapters_is_the_student_that_they_make():
+    student, merged = adapted(sharp(0)), adapted(sharp(0)).merge_and_unload()
+    for model in (student, merged):
+        model.config._name_or_path = "mine"
+    got, want = (preflight(m, sharp(1), PROMPTS, grader=even, **SMALL) for m in (student, merged))
+    assert got.settings == want.settings
+    assert got.settings["student"] == "mine"
+    # Merged weights are rounded once more.
+    for name, number in want.states.items():
+        assert got.states[name].value == pytest.approx(number.value, rel=1e-3), name
+    assert got.answers.student == want.answers.student
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")  # of PEFT
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_teacher_that_is_the_student_is_it_without_its_adapter(inside):
+    twins = [sharp(0) for _ in range(3)]
+    for twin in twins:  # most responses have to end, or accuracies count for nothing
+        twin.generation_config.eos_token_id = list(range(0, 64, 3))
+    student, apart, alone = adapted(twins[0]), adapted(twins[1]), twins[2]
+    for name, weight in student.named_parameters():
+        weight.requires_grad_("lora_A" in name)
+    trained = [weight.requires_grad for weight in student.parameters()]
+    teacher = student.get_base_model() if inside else student
+    settings = SMALL | {"max_new_tokens": 12, "grader": even, "depths": [0, 2]}
+    got, want = (
+        preflight(*models, PROMPTS, templates={"other": "{question} ?"}, **settings)
+        for models in ((student, teacher), (apart, alone))
+    )
+    assert measured(got) == measured(want)
+    assert want.answers.continuation.keys() == {0, 2}
+    assert want.states["reverse_kl"].value > 0.1
+    assert [weight.requires_grad for weight in student.parameters()] == trained
 
 
 def test_useless_answers_are_not_measured_further():

@@ -6,16 +6,18 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import xarray as xr
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import PreTrainedTokenizerBase
 
+from opdprobe.adapters import causal_lm, is_adapted, switched_off
 from opdprobe.continuation import Sampling
 from opdprobe.errors import ConfigError
 from opdprobe.grade import Grader
@@ -102,8 +104,8 @@ class Preflight:
 
 
 def preflight(
-    student: PreTrainedModel | str | Path,
-    teacher: PreTrainedModel | str | Path,
+    student: nn.Module | str | Path,
+    teacher: nn.Module | str | Path,
     prompts: Sequence[Prompt],
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -132,8 +134,9 @@ def preflight(
 
     Parameters
     ----------
-    student, teacher : PreTrainedModel or str or Path
-        Causal LMs of one vocabulary; a name or path is loaded, with its tokenizer.
+    student, teacher : PreTrainedModel, peft.PeftModel, str or Path
+        Causal LMs of one vocabulary; a name or path is loaded, with its tokenizer. A teacher that
+        is the student itself, under adapters, is the student without its adapters.
     prompts : sequence of Prompt
         As for training.
     tokenizer, teacher_tokenizer
@@ -175,7 +178,7 @@ def preflight(
     VocabularyError
         The tokenizers differ; names the first token that does.
     ConfigError
-        A size is out of range, or the tokenizer is missing.
+        A size is out of range, the tokenizer is missing, or a model is no causal LM.
     PromptError
         A prompt is empty or over-long.
 
@@ -197,10 +200,10 @@ def preflight(
     if temperature <= 0:
         raise ConfigError(f"temperature = {temperature}; expected a number above 0.")
     names = [_name(student), _name(teacher)]
-    if not isinstance(student, PreTrainedModel):
+    if isinstance(student, str | Path):
         tokenizer = tokenizer or load_tokenizer(student)
         student = load_model(student)
-    if not isinstance(teacher, PreTrainedModel):
+    if isinstance(teacher, str | Path):
         teacher_tokenizer = teacher_tokenizer or load_tokenizer(teacher)
         teacher = load_model(teacher)
     if tokenizer is None:
@@ -224,10 +227,12 @@ def preflight(
     sampling = Sampling(
         max_new_tokens, temperature, seed=seed, width=pair.width, max_tokens=8 * max_tokens
     )
+    twofold = pair.teacher is pair.student and is_adapted(student)
+    as_teacher = partial(switched_off, student) if twofold else nullcontext
     clock = _Clock(4 + (grader is not None) + len(others), on_progress)
 
     with clock("sample"):
-        rollouts = measure.sampled(student, pair, encoded, sampling, n)
+        rollouts = measure.sampled(pair.student, pair, encoded, sampling, n)
     own = [encoded[i].prompt for i in rollouts.prompt_index]
     scoring: dict[str, Any] = {"k": k, "temperature": temperature, "max_tokens": max_tokens}
     with clock("score"):
@@ -240,7 +245,8 @@ def preflight(
     found = Answers()
     if grader is not None:
         with clock("answers"):
-            theirs = measure.sampled(teacher, pair, encoded, sampling, n)
+            with as_teacher():
+                theirs = measure.sampled(pair.teacher, pair, encoded, sampling, n)
             graded = measure.graded(tokenizer, theirs, own, grader)
             teacher_step = measure.rollout_dataset(theirs, own, graded)
             teacher_responses = measure.texts(tokenizer, teacher_step)
@@ -249,13 +255,14 @@ def preflight(
             if not obstacle(found.student, found.teacher, *cut_off):
                 half = int(np.median(step["length"])) // 2
                 at = sorted({half // 2, half} - {0}) if depths is None else depths
-                gains, reach = continuation(pair, step, own, grader, sampling, at)
+                with as_teacher():
+                    gains, reach = continuation(pair, step, own, grader, sampling, at)
                 gain = tried(pair, step, fitted, encoded, grader, sampling, n)
                 found = replace(found, gain=gain, continuation=gains, n_continued=reach)
     compared = {"as given": _wording(step)} if others else {}
     for name, wording in zip(templates or {}, others, strict=True):
         with clock(f"template {name}"):
-            some = measure.sampled(student, pair, wording, sampling, n)
+            some = measure.sampled(pair.student, pair, wording, sampling, n)
             its = [wording[i].prompt for i in some.prompt_index]
             compared[name] = _wording(measure.recorded(pair, some, its, grader, **scoring)[0])
     n_tokens = step.sizes["state"]
@@ -324,10 +331,11 @@ def _check(**sizes: int) -> None:
             raise ConfigError(f"{name} = {size}; expected a whole number above 0.")
 
 
-def _name(model: PreTrainedModel | str | Path) -> str:
-    if isinstance(model, PreTrainedModel):
-        return model.config._name_or_path or type(model).__name__
-    return str(model)
+def _name(model: nn.Module | str | Path) -> str:
+    if isinstance(model, str | Path):
+        return str(model)
+    inner = causal_lm(model)
+    return inner.config._name_or_path or type(inner).__name__
 
 
 def _jsonable(value: Any) -> Any:
