@@ -4,10 +4,14 @@ Batch systems send it before they take a machine back. `EXIT_CODE` is what a she
 process that died of the signal; one that was asked to stop and did in good order exits with it too.
 """
 
+import logging
 import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import NoReturn
+
+logger = logging.getLogger("opdprobe")
 
 EXIT_CODE = 128 + signal.SIGTERM
 
@@ -41,3 +45,25 @@ def sigterm_noted() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(came)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def stop(where: object, done: int, total: int, what: str) -> NoReturn:
+    """End the process in good order, saying how far it came.
+
+    Parameters
+    ----------
+    where
+        The directory that holds all that was done.
+    done, total, what
+        As in "5 of 8 SFT steps".
+
+    Raises
+    ------
+    SystemExit
+        Always, with `EXIT_CODE`.
+    """
+    logger.warning(
+        "%s: stopped by SIGTERM after %d of %d %s; the same command goes on from there.",
+        *(where, done, total, what),
+    )
+    raise SystemExit(EXIT_CODE)

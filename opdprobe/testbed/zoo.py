@@ -6,9 +6,10 @@ so that nothing else in the library knows whether it runs on the testbed or on Q
 
 import hashlib
 import json
+import os
 import random
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -20,6 +21,8 @@ from opdprobe.errors import OPDProbeError
 from opdprobe.models import load_model, load_tokenizer
 from opdprobe.pool import Progress, Report, Task, work
 from opdprobe.prompts import EncodedPrompt, encode_prompts
+from opdprobe.sigterm import EXIT_CODE, sigterm_noted
+from opdprobe.store.step_file import TEMPORARY
 from opdprobe.testbed.problems import BENCHMARKS, demonstrations, grader, problems
 from opdprobe.testbed.tokenizer import build_tokenizer
 from opdprobe.train.cold_start import cold_start
@@ -155,7 +158,9 @@ def measure(
     return float(scores.mean())
 
 
-def build(name: str, work_dir: Path) -> Iterator[dict[str, float]]:
+def build(
+    name: str, work_dir: Path, stopping: Callable[[], bool] = lambda: False
+) -> Iterator[dict[str, float]]:
     """Train a member and put it into the zoo, yielding metrics a step; resumable.
 
     Parameters
@@ -164,11 +169,15 @@ def build(name: str, work_dir: Path) -> Iterator[dict[str, float]]:
         A member; its parent must be built.
     work_dir
         Where checkpoints go.
+    stopping
+        Asked after each step whether to stop there, with a checkpoint to go on from.
 
     Raises
     ------
     ZooError
         There is no such member, or its parent is not built.
+    SystemExit
+        `stopping` said so.
     """
     member = _member(name)
     recipe = member.recipe
@@ -196,14 +205,15 @@ def build(name: str, work_dir: Path) -> Iterator[dict[str, float]]:
     elif isinstance(recipe, SFTConfig):
         assert recipe.max_steps is not None
         batch_at = demonstrations(tokenizer, recipe, member.corpus)
-        yield from sft(model, tokenizer, batch_at, recipe.max_steps, recipe, work_dir / name)
+        n_steps, run_dir = recipe.max_steps, work_dir / name
+        yield from sft(model, tokenizer, batch_at, n_steps, recipe, run_dir, stopping)
     else:
         prompts = encode_prompts(tokenizer, problems(8192, split="rl"))
 
         def prompts_at(step: int) -> list[EncodedPrompt]:
             return random.Random(f"{recipe.seed}/{step}").sample(prompts, recipe.batch_size)
 
-        yield from grpo(model, tokenizer, prompts_at, grader, recipe, work_dir / name)
+        yield from grpo(model, tokenizer, prompts_at, grader, recipe, work_dir / name, stopping)
     _publish(name, model, tokenizer)
 
 
@@ -226,6 +236,11 @@ def build_all(
         Processes, one thread each.
     on_progress
         Called with a member's name, steps done, steps in all.
+
+    Raises
+    ------
+    SystemExit
+        SIGTERM came: each member in the making has a checkpoint of its last step.
     """
     tasks = []
     for name in names:
@@ -237,8 +252,11 @@ def build_all(
 
 def _build(name: str, work_dir: Path, report: Report) -> None:
     total = MEMBERS[name].recipe.max_steps or 0
-    for metrics in build(name, work_dir):
-        report(int(metrics["step"]) + 1, total)
+    with sigterm_noted() as stopping:
+        for metrics in build(name, work_dir, stopping):
+            report(int(metrics["step"]) + 1, total)
+        if stopping():  # as it was published
+            raise SystemExit(EXIT_CODE)
 
 
 def check(name: str, *, tolerance: float = 0.03) -> dict[str, float | str]:
@@ -281,18 +299,19 @@ def manifest() -> dict[str, dict]:
 
 
 def _publish(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    target = ZOO / name
-    if target.exists():
-        shutil.rmtree(target)
-    model.bfloat16().save_pretrained(target)
-    tokenizer.save_pretrained(target)
-    shipped = load_model(target, dtype=torch.float32)
+    """Put a member into the zoo, whole and measured or not at all."""
+    target, temporary, old = (ZOO / f"{prefix}{name}" for prefix in ("", TEMPORARY, ".tmp-old-"))
+    for left in (temporary, old):  # of a process that was killed here
+        shutil.rmtree(left, ignore_errors=True)
+    model.bfloat16().save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    shipped = load_model(temporary, dtype=torch.float32)
     member = MEMBERS[name]
     entry = {
         "analog": member.analog,
         "parent": member.parent,
         "parameters": sum(p.numel() for p in shipped.parameters()),
-        "sha256": _digest(target),
+        "sha256": _digest(temporary),
         "accuracy": round(measure(shipped, tokenizer), 4),
         "teacher": member.teacher,
         "corpus": None
@@ -301,7 +320,11 @@ def _publish(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
         "recipe": {"type": type(member.recipe).__name__, **member.recipe.to_dict()},
     }
     # One file a member, so that two may be built at the same time.
-    (target / RECORD).write_text(json.dumps(entry, indent=2) + "\n")
+    (temporary / RECORD).write_text(json.dumps(entry, indent=2) + "\n")
+    if target.exists():
+        os.replace(target, old)  # at no time does half of one bear its name
+    os.replace(temporary, target)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _new_model(tokenizer: PreTrainedTokenizerBase, *, hidden_size: int, layers: int):

@@ -30,6 +30,7 @@ from opdprobe.models import identity, load_model, load_tokenizer
 from opdprobe.pair import Pair
 from opdprobe.prompts import EncodedPrompt, Prompt, encode_prompts
 from opdprobe.rollout import eos_ids
+from opdprobe.sigterm import EXIT_CODE, sigterm_noted
 from opdprobe.store.reader import read_entries
 from opdprobe.store.step_file import TEMPORARY, explain_unwritable, write_whole
 from opdprobe.train.checkpoint import latest_checkpoint
@@ -92,7 +93,8 @@ def cold_start(
     """Fine-tune a student on its teacher's responses, before on-policy distillation (§5.1).
 
     Resumable: the same call goes on after an interruption, with the result of an unbroken one, bit
-    for bit. The teacher's responses are kept as they come, SFT every ``config.save_steps``.
+    for bit. The teacher's responses are kept as they come, SFT every ``config.save_steps``. SIGTERM
+    stops it after the batch or step in flight, with what is done on disk.
 
     Parameters
     ----------
@@ -136,6 +138,8 @@ def cold_start(
         `out_dir` holds something else, or the disk is full.
     NonFiniteError
         A model's logits or a gradient are NaN or infinite.
+    SystemExit
+        SIGTERM came: the same call goes on from there.
 
     Examples
     --------
@@ -163,6 +167,24 @@ def cold_start(
         on_error="skip" if skip_bad_prompts else "raise",
     )
     _claim(out_dir, _settings(pair, encoded, sampling, config))
+    with sigterm_noted() as stopping:
+        made = _carry_out(pair, encoded, sampling, config, out_dir, on_progress, stopping)
+        if stopping():
+            logger.warning("%s: finished; stopped by SIGTERM.", out_dir)
+            raise SystemExit(EXIT_CODE)
+    return made
+
+
+def _carry_out(
+    pair: Pair,
+    encoded: Sequence[EncodedPrompt],
+    sampling: TeacherSampling,
+    config: SFTConfig,
+    out_dir: Path,
+    on_progress: Progress | None,
+    stopping: Callable[[], bool],
+) -> ColdStart:
+    student, teacher, tokenizer = pair.student, pair.teacher, pair.tokenizer
     responses = teacher_examples(
         teacher,
         tokenizer,
@@ -171,6 +193,7 @@ def cold_start(
         sampling,
         width=pair.width,
         on_progress=on_progress,
+        stopping=stopping,
     )
     found = Counter(response.outcome for response in responses)
     counts = {outcome: found[outcome] for outcome in (KEPT, TRUNCATED, REPETITIVE)}
@@ -178,11 +201,12 @@ def cold_start(
     if not counts[KEPT]:
         raise ConfigError(
             f"none of the teacher's {len(responses)} responses can be used: {counts[TRUNCATED]} "
-            f"do not end within max_new_tokens = {max_new_tokens}, {counts[REPETITIVE]} repeat "
+            f"do not end within max_new_tokens = {sampling.max_new_tokens}, "
+            f"{counts[REPETITIVE]} repeat "
             f"themselves. {out_dir / _EXAMPLES} has them; sample into another directory."
         )
     examples: list[Example] = [
-        (list(encoded[i // n].ids), response.response_ids)
+        (list(encoded[i // sampling.n].ids), response.response_ids)
         for i, response in enumerate(responses)
         if response.outcome == KEPT
     ]
@@ -191,7 +215,7 @@ def cold_start(
     if path.exists():
         student.load_state_dict(load_model(path, dtype=student.dtype).state_dict())
     else:
-        _train(student, tokenizer, batch_at, n_steps, config, out_dir, on_progress)
+        _train(student, tokenizer, batch_at, n_steps, config, out_dir, on_progress, stopping)
     _share_ends(student, teacher, tokenizer)
     if not path.exists():
         _save(student, tokenizer, path)
@@ -259,6 +283,7 @@ def _train(
     config: SFTConfig,
     out_dir: Path,
     on_progress: Progress | None,
+    stopping: Callable[[], bool],
 ) -> None:
     checkpoint = latest_checkpoint(out_dir)
     first, file = checkpoint.step if checkpoint else 0, out_dir / _METRICS
@@ -270,7 +295,7 @@ def _train(
     # Dropout draws from torch's global random numbers: a fresh process has to draw the same.
     with torch.random.fork_rng(gpus), open(file, "a", buffering=1) as log:
         torch.manual_seed(config.seed)
-        for metrics in sft(student, tokenizer, batch_at, n_steps, config, out_dir):
+        for metrics in sft(student, tokenizer, batch_at, n_steps, config, out_dir, stopping):
             log.write(json.dumps(metrics) + "\n")
             if on_progress:
                 on_progress("SFT step", int(metrics["step"]) + 1, n_steps)

@@ -15,6 +15,7 @@ from opdprobe.head import split_head
 from opdprobe.prompts import EncodedPrompt, Prompt
 from opdprobe.rollout import Rollouts, eos_ids, padding_id, sample, step_generator
 from opdprobe.score import batches
+from opdprobe.sigterm import stop
 from opdprobe.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from opdprobe.train.config import GRPOConfig
 from opdprobe.train.losses import weighted_nll
@@ -44,6 +45,7 @@ def grpo(
     grader: Grader,
     config: GRPOConfig,
     run_dir: Path | None = None,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> Iterator[dict[str, float]]:
     """Train in place, yielding one dictionary of metrics a step.
 
@@ -59,11 +61,19 @@ def grpo(
         Sampling and optimisation.
     run_dir
         Where checkpoints go every `config.save_steps`; the newest one there is resumed.
+    stopping
+        Asked after each step whether to stop there, with a checkpoint to go on from; not asked
+        without `run_dir`.
 
     Yields
     ------
     dict
         ``step``, ``reward`` (mean), ``grad_norm``, ``completion_length``.
+
+    Raises
+    ------
+    SystemExit
+        `stopping` said so; the metrics of the step before came first.
     """
     body, head = split_head(model)
     optimization = Optimization(
@@ -119,7 +129,9 @@ def grpo(
             (loss / n_tokens).backward()
         norm = optimization.step() if useful else 0.0
         done = step + 1
-        if run_dir is not None and config.save_steps and done % config.save_steps == 0:
+        due = config.save_steps and done % config.save_steps == 0
+        stop_here = run_dir is not None and stopping()
+        if run_dir is not None and (due or stop_here):
             save_checkpoint(run_dir, done, model, tokenizer, optimization)
         yield {
             "step": step,
@@ -127,4 +139,6 @@ def grpo(
             "grad_norm": norm,
             "completion_length": n_tokens / len(rollouts),
         }
+        if stop_here:
+            stop(run_dir, done, config.max_steps, "GRPO steps")
     model.eval()

@@ -11,6 +11,7 @@ from opdprobe.errors import ConfigError
 from opdprobe.head import split_head
 from opdprobe.rollout import Rollouts, padding_id
 from opdprobe.score import batches
+from opdprobe.sigterm import stop
 from opdprobe.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from opdprobe.train.config import SFTConfig
 from opdprobe.train.losses import weighted_nll
@@ -57,6 +58,7 @@ def sft(
     n_steps: int,
     config: SFTConfig,
     run_dir: Path | None = None,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> Iterator[dict[str, float]]:
     """Train in place, yielding one dictionary of metrics a step.
 
@@ -72,11 +74,19 @@ def sft(
         Learning rate, schedule, micro-batches.
     run_dir
         Where checkpoints go every `config.save_steps`; the newest one there is resumed.
+    stopping
+        Asked after each step whether to stop there, with a checkpoint to go on from; not asked
+        without `run_dir`.
 
     Yields
     ------
     dict
         ``step``, ``loss`` (nats a response token), ``grad_norm``, ``learning_rate``.
+
+    Raises
+    ------
+    SystemExit
+        `stopping` said so; the metrics of the step before came first.
     """
     model.train()
     body, head = split_head(model)
@@ -113,7 +123,9 @@ def sft(
         rate = optimization.learning_rate
         norm = optimization.step()
         done = step + 1
-        if run_dir is not None and config.save_steps and done % config.save_steps == 0:
+        due = config.save_steps and done % config.save_steps == 0
+        stop_here = run_dir is not None and stopping()
+        if run_dir is not None and (due or stop_here):
             save_checkpoint(run_dir, done, model, tokenizer, optimization)
         yield {
             "step": step,
@@ -121,4 +133,6 @@ def sft(
             "grad_norm": norm,
             "learning_rate": rate,
         }
+        if stop_here:
+            stop(run_dir, done, n_steps, "SFT steps")
     model.eval()

@@ -13,6 +13,7 @@ from opdprobe.errors import ConfigError
 from opdprobe.prompts import EncodedPrompt
 from opdprobe.repetition import repeats
 from opdprobe.rollout import eos_ids, padding_id, sample, step_generator
+from opdprobe.sigterm import stop
 from opdprobe.store.reader import read_lines
 from opdprobe.store.step_file import explain_unwritable, write_whole
 from opdprobe.train.config import Config
@@ -89,6 +90,7 @@ def teacher_examples(
     *,
     width: int | None = None,
     on_progress: Progress | None = None,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> list[TeacherResponse]:
     """Sample the teacher, writing every response with what became of it.
 
@@ -109,6 +111,8 @@ def teacher_examples(
         Sample from the first `width` ids only (`Pair.width`).
     on_progress
         Called with ("teacher responses", done, all).
+    stopping
+        Asked after each batch but the last whether to stop there.
 
     Returns
     -------
@@ -121,6 +125,8 @@ def teacher_examples(
         The teacher's logits hold NaN.
     StoreError
         `path` cannot be read, or the disk is full.
+    SystemExit
+        `stopping` said so; the next call goes on from there.
     """
     n, size, total = sampling.n, sampling.batch_size, len(prompts) * sampling.n
     done = _whole_batches(path, size * n, total)
@@ -155,6 +161,8 @@ def teacher_examples(
             file.flush()
             os.fsync(file.fileno())
         done += batch
+        if len(done) < total and stopping():
+            stop(path.parent, len(done), total, "teacher responses")
     if on_progress:
         on_progress("teacher responses", total, total)
     return done

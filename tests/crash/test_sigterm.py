@@ -90,31 +90,55 @@ def test_a_handler_comes_back_after_an_error():
         signal.signal(signal.SIGTERM, before)
 
 
-def test_train_as_a_process(tmp_path):
+def models_and_prompts(tmp_path):
     for name, seed in (("student", 0), ("teacher", 1)):
         tiny_model(seed=seed).save_pretrained(tmp_path / name)
         tiny_tokenizer().save_pretrained(tmp_path / name)
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "7 11"}\n{"prompt": "3"}\n')
-    settings = "k=4 batch_size=2 max_completion_length=8 max_steps=100000".split()
-    command = [
-        *(sys.executable, "-m", "opdprobe.cli", "train", "--run-dir", "run"),
-        *("--student", "./student", "--teacher", "./teacher", "--prompts", "prompts.jsonl"),
-        *(argument for setting in settings for argument in ("--set", setting)),
-    ]
+    return "--student ./student --teacher ./teacher --prompts prompts.jsonl".split()
+
+
+def terminated(command, folder, begun):
+    """Start a command in a folder, send SIGTERM once it has begun; what it wrote to stderr."""
     with subprocess.Popen(
-        command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-m", "opdprobe.cli", *command],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
-        steps = tmp_path / "run" / "steps"
-        while process.poll() is None and not list(steps.glob("000002*")):
+        while process.poll() is None and not begun():
             time.sleep(0.01)
         process.terminate()
         _, error = process.communicate(timeout=120)
     assert process.returncode == 143
-    (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
     # The message is cut into lines where the terminal ends.
+    return " ".join(error.split())
+
+
+def test_train_as_a_process(tmp_path):
+    models = models_and_prompts(tmp_path)
+    settings = "k=4 batch_size=2 max_completion_length=8 max_steps=100000".split()
+    command = ["train", "--run-dir", "run", *models]
+    command += [argument for setting in settings for argument in ("--set", setting)]
+    steps = tmp_path / "run" / "steps"
+    error = terminated(command, tmp_path, lambda: list(steps.glob("000002*")))
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
     said = f"stopped by SIGTERM after {int(checkpoint.name)} of 100000 steps; the same command"
-    assert said in " ".join(error.split())
+    assert said in error
     assert len(list(steps.glob("0*"))) == int(checkpoint.name)
+
+
+def test_a_cold_start_as_a_process(tmp_path):
+    command = ["cold-start", "--out", "cold", "--n", "8", "--max-new-tokens", "40"]
+    command += [*models_and_prompts(tmp_path), "--set", "max_steps=100000"]
+    metrics = tmp_path / "cold" / "metrics.jsonl"
+    error = terminated(command, tmp_path, lambda: metrics.exists() and metrics.stat().st_size)
+    (checkpoint,) = (tmp_path / "cold" / "checkpoints").iterdir()
+    done = int(checkpoint.name)
+    assert f"stopped by SIGTERM after {done} of 100000 SFT steps; the same command" in error
+    assert len(metrics.read_text().splitlines()) == done
+    assert not (tmp_path / "cold" / "model").exists()
 
 
 def test_processes_side_by_side_each_finish_their_step(tmp_path, monkeypatch, caplog):

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import signal
+import threading
 from functools import partial
 
 import pytest
@@ -110,6 +112,58 @@ def test_an_interrupted_build_goes_on_and_ends_in_the_same_bytes(tiny_zoo, tmp_p
     assert zoo.manifest()["tiny"]["sha256"] == want  # nothing is published before the end
     assert [metrics["step"] for metrics in zoo.build("tiny", tiny_zoo)] == [4]
     assert zoo.manifest()["tiny"]["sha256"] == want
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_killed_while_it_is_published_the_member_before_is_whole(tiny_zoo, tmp_path, monkeypatch):
+    list(zoo.build("tiny", tmp_path / "unbroken"))
+    want = zoo.check("tiny")
+
+    def die(*args, **kwargs):
+        raise Killed
+
+    for broken in ("measure", "_digest"):
+        with monkeypatch.context() as patch:
+            patch.setattr(zoo, broken, die)
+            with pytest.raises(Killed):
+                list(zoo.build("tiny", tiny_zoo))
+        assert zoo.check("tiny") == want
+    shutil.rmtree(zoo.ZOO / "tiny")
+    with pytest.raises(ZooError, match="tiny is not built"):
+        zoo.zoo_path("tiny")
+    list(zoo.build("tiny", tiny_zoo))
+    assert zoo.check("tiny") == want
+    assert [path.name for path in zoo.ZOO.iterdir()] == ["tiny"]
+
+
+@pytest.mark.skipif(
+    threading.current_thread() is not threading.main_thread(), reason="the signal would kill pytest"
+)
+@pytest.mark.parametrize("name", list(TINY))
+def test_sigterm_stops_a_build_in_good_order(tiny_zoo, tmp_path, monkeypatch, name):
+    def send(done, total):
+        if done == 1:
+            signal.raise_signal(signal.SIGTERM)
+
+    for member in TINY:
+        list(zoo.build(member, tmp_path / "unbroken"))
+    want = zoo.check(name)
+    shutil.rmtree(zoo.ZOO / name)
+    with pytest.raises(SystemExit) as stopped:
+        zoo._build(name, tiny_zoo, send)
+    assert stopped.value.code == 143
+    assert not (zoo.ZOO / name).exists()
+    checkpoints = tiny_zoo / name / "checkpoints"
+    assert [path.name for path in checkpoints.iterdir()] == ["000002"]
+    # While it is published: that is finished first.
+    with monkeypatch.context() as patch:
+        patch.setattr(zoo, "_digest", lambda path, digest=zoo._digest: send(1, 1) or digest(path))
+        with pytest.raises(SystemExit):
+            zoo._build(name, tiny_zoo, lambda done, total: None)
+    assert zoo.check(name) == want
 
 
 def test_a_parent_comes_first(tiny_zoo):

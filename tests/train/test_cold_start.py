@@ -1,6 +1,8 @@
 """Cold start: what is sampled, what is kept, and that no interruption changes the result."""
 
 import json
+import signal
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -227,6 +229,44 @@ def test_a_resumed_one_equals_an_unbroken_one(finished, tmp_path, stage, at):
     assert start(folder) == replace(made, path=folder / "model")
     assert torch.equal(torch.get_rng_state(), state)
     assert contents(folder) == contents(out_dir)
+
+
+@pytest.mark.skipif(
+    threading.current_thread() is not threading.main_thread(), reason="the signal would kill pytest"
+)
+@pytest.mark.parametrize(
+    ("stage", "at", "said"),
+    [
+        ("teacher responses", 6, "stopped by SIGTERM after 12 of 14 teacher responses; the same"),
+        ("SFT step", 1, "stopped by SIGTERM after 2 of {n} SFT steps; the same command goes on"),
+        # The model is not yet written when the last step is done.
+        ("SFT step", -1, "stopped by SIGTERM after {n} of {n} SFT steps; the same command goes on"),
+        ("SFT step", 0, "finished; stopped by SIGTERM"),
+    ],
+)
+def test_sigterm_stops_it_in_good_order(finished, tmp_path, caplog, stage, at, said):
+    out_dir, made, _ = finished
+    folder, reached = tmp_path / "start", []
+
+    def send(name, done, total):
+        if name == stage and done == (at if at > 0 else made.n_steps + at):
+            signal.raise_signal(signal.SIGTERM)
+        reached.append((name, done))
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as stopped:
+        start(folder, on_progress=send)
+    assert stopped.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert said.format(n=made.n_steps) in caplog.text
+    assert (folder / "model").exists() == (at == 0)
+    again = []
+    assert start(folder, on_progress=lambda name, done, total: again.append((name, done))) == (
+        replace(made, path=folder / "model")
+    )
+    assert contents(folder) == contents(out_dir)
+    # What was done before the signal is not done again.
+    assert {line for line in again if line[0] == "SFT step"}.isdisjoint(reached)
 
 
 def test_a_full_disk_leaves_no_model_and_the_call_can_be_repeated(finished, tmp_path, monkeypatch):

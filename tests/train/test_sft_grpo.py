@@ -34,8 +34,8 @@ def assert_same_weights(got, want):
 # Supervised fine-tuning
 
 
-def run_sft(model, config, run_dir=None):
-    return sft(model, tiny_tokenizer(), *shuffled(COPY, config), config, run_dir)
+def run_sft(model, config, run_dir=None, **more):
+    return sft(model, tiny_tokenizer(), *shuffled(COPY, config), config, run_dir, **more)
 
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
@@ -154,10 +154,10 @@ GRPO = GRPOConfig(
 )
 
 
-def run_grpo(model, config, run_dir=None, grader=None):
+def run_grpo(model, config, run_dir=None, grader=None, **more):
     tokenizer = tiny_tokenizer()
     encoded = encode_prompts(tokenizer, PROMPTS)
-    return grpo(model, tokenizer, lambda step: encoded, grader or grade, config, run_dir)
+    return grpo(model, tokenizer, lambda step: encoded, grader or grade, config, run_dir, **more)
 
 
 def grade(response, prompt):
@@ -265,3 +265,24 @@ def test_a_tokenizer_without_padding_trains():
     config = replace(GRPO, max_steps=1)
     assert list(grpo(tiny_model(), tokenizer, lambda step: encoded, grade, config))
     assert list(sft(tiny_model(), tokenizer, lambda step: COPY, 1, SFT))
+
+
+@pytest.mark.parametrize("run", [run_sft, run_grpo])
+def test_asked_to_stop_they_write_a_checkpoint_to_go_on_from(tmp_path, caplog, run):
+    config = replace(SFT if run is run_sft else GRPO, max_steps=5, save_steps=2)
+    unbroken, resumed = tiny_model(), tiny_model()
+    want, got, asked = list(run(unbroken, config)), [], []
+
+    def stopping():
+        asked.append(len(asked))
+        return len(asked) == 3
+
+    with pytest.raises(SystemExit) as stopped:
+        got.extend(run(tiny_model(), config, tmp_path, stopping=stopping))
+    assert stopped.value.code == 143
+    assert "stopped by SIGTERM after 3 of 5" in caplog.text
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["000003"]
+    assert got + list(run(resumed, config, tmp_path)) == want
+    assert_same_weights(resumed, unbroken)
+    # Without a directory there would be nothing to go on from.
+    assert list(run(tiny_model(), config, stopping=lambda: True)) == want
