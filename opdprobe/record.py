@@ -7,12 +7,8 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from opdprobe.probes import (
-    entropy_gap,
-    extreme_advantage_gap,
-    overlap_mass,
-    overlap_token_advantage,
-)
+from opdprobe.probes import entropy_gap, extreme_advantage_gap
+from opdprobe.probes.divergence import overlap_statistics
 from opdprobe.processes import Processes
 from opdprobe.prompts import Prompt
 from opdprobe.rollout import Rollouts
@@ -105,19 +101,21 @@ def thin(
     size = max(1, round(total * fraction))
     keep[np.random.default_rng(list(seed)).choice(total, size, replace=False)] = True
     keep = keep[first : first + n]
-    states = keep[dataset.rollout.values]
+    column = {name: variable.values for name, variable in dataset.variables.items()}
+    states = keep[column["rollout"]]
     if max_positions is not None:
-        states &= dataset.position.values < max_positions
-    kept = dataset.isel(
-        rollout=keep,
-        state=states,
-        prompt_token=np.repeat(keep, dataset.prompt_length),
-        response_token=np.repeat(keep, dataset.length),
-    )
-    row = np.cumsum(keep) - 1
-    attrs = dataset.rollout.attrs
-    values = row[kept.rollout.values].astype(dataset.rollout.dtype)
-    return kept.assign_coords(rollout=("state", values, attrs))
+        states &= column["position"] < max_positions
+    rows = {
+        "rollout": keep,
+        "state": states,
+        "prompt_token": np.repeat(keep, column["prompt_length"]),
+        "response_token": np.repeat(keep, column["length"]),
+    }
+    # Places rather than truth values, which would be turned into places for each variable anew.
+    kept = dataset.isel({dim: np.flatnonzero(mask) for dim, mask in rows.items()})
+    rollout = kept.variables["rollout"].values  # a copy: its rows are among the kept ones now
+    rollout[:] = (np.cumsum(keep) - 1)[rollout]
+    return kept
 
 
 def step_metrics(dataset: xr.Dataset, processes: Processes | None = None) -> dict[str, float]:
@@ -141,12 +139,12 @@ def step_metrics(dataset: xr.Dataset, processes: Processes | None = None) -> dic
     logp, entropy = dataset["logp"].values, dataset["entropy"].values
     student, teacher = logp[:, 0, 0], logp[:, 1, 0]
     mask = dataset["match"].values >= 0
-    advantage = overlap_token_advantage(student, teacher, mask)
+    student_mass, teacher_mass, advantage = overlap_statistics(student, teacher, mask).T
     sampled, correct = dataset["sampled_logp"].values, dataset["correct"].values
     metrics = {
         "overlap_ratio": mask,
-        "student_overlap_mass": overlap_mass(student, mask),
-        "teacher_overlap_mass": overlap_mass(teacher, mask),
+        "student_overlap_mass": student_mass,
+        "teacher_overlap_mass": teacher_mass,
         "overlap_token_advantage": _known(advantage),
         "empty_overlap": np.isnan(advantage),
         "entropy_gap": entropy_gap(entropy[:, 0], entropy[:, 1]),

@@ -210,6 +210,7 @@ def step_dataset(
     if ids.ndim != 3 or ids.shape[1] != len(MODELS):
         raise StoreError(f"token_id has shape {ids.shape}, expected (states, 2, k)")
     given |= {"model": list(MODELS), "support": list(MODELS)}
+    given["token_id"] = ids = _cast("token_id", ids)
     given["match"] = match_tokens(ids[:, 0], ids[:, 1])
     given["step"] = np.broadcast_to(np.asarray(step), len(ids))
     variables: dict[str, xr.Variable] = {}
@@ -231,7 +232,7 @@ def step_dataset(
     except ValueError as error:  # xarray names the dimension on which the lengths differ
         shapes = {name: v.shape for name, v in variables.items()}
         raise StoreError(f"the arrays of a step disagree: {error}; shapes: {shapes}") from error
-    validate(ds)
+    _check_given(ds)
     return ds
 
 
@@ -323,15 +324,25 @@ def validate(ds: xr.Dataset) -> None:
     ...
     opdprobe.errors.StoreError: entropy is missing, expected dims ('state', 'model')
     """
+    values = _check_given(ds)
+    ids, match = values["token_id"], values["match"]
+    expected = match_tokens(ids[:, 0], ids[:, 1])
+    _check("match", match, match != expected, "match_tokens(student ids, teacher ids)")
+
+
+def _check_given(ds: xr.Dataset) -> dict[str, NDArray[Any]]:
+    """Check all but `match`, which `step_dataset` computes itself; gives the variables' arrays."""
     check_version(ds.attrs.get("schema_version"), "step")
     for name, variable in VARIABLES.items():
         _check_form(ds, name, variable)
+    values = {name: ds.variables[name].values for name in VARIABLES if name in ds.variables}
     for name in ("model", "support"):
-        if (labels := tuple(ds.variables[name].values.tolist())) != MODELS:
+        if (labels := tuple(values[name].tolist())) != MODELS:
             raise StoreError(f"{name} is {labels}, expected {MODELS}")
-    _check_numbers(ds)
-    _check_top_k(ds)
-    _check_rollouts(ds)
+    _check_numbers(values, ds.attrs.get("missing", []))
+    _check_top_k(values["token_id"], values["logp"])
+    _check_rollouts(values, ds.sizes.get("rollout"))
+    return values
 
 
 def _check_form(ds: xr.Dataset, name: str, variable: Variable) -> None:
@@ -348,15 +359,15 @@ def _check_form(ds: xr.Dataset, name: str, variable: Variable) -> None:
         raise StoreError(f"{name} has dtype {ds.variables[name].dtype}, expected {variable.dtype}")
 
 
-def _check_numbers(ds: xr.Dataset) -> None:
+def _check_numbers(arrays: Mapping[str, NDArray[Any]], missing: Any) -> None:
     """Signs and ranges, one rule a unit or kind."""
-    may_be_missing = _may_be_missing(ds)
-    for name, variable in VARIABLES.items():
-        if name not in ds.variables or variable.dtype not in ("int32", "float32"):
+    may_be_missing = _may_be_missing(arrays, missing)
+    for name, values in arrays.items():
+        dtype = VARIABLES[name].dtype
+        if dtype not in ("int32", "float32"):
             continue
-        values = ds.variables[name].values
         # Written as ~(good) where NaN has to count as bad.
-        if variable.dtype == "int32":
+        if dtype == "int32":
             bad, expected = values < 0, ">= 0"
         elif name == "correct":
             bad, expected = (values < 0) | (values > 1), "0 to 1, or NaN where not graded"
@@ -371,18 +382,16 @@ def _check_numbers(ds: xr.Dataset) -> None:
         _check(name, values, bad, expected)
 
 
-def _may_be_missing(ds: xr.Dataset) -> dict[str, NDArray[np.bool_]]:
+def _may_be_missing(
+    arrays: Mapping[str, NDArray[Any]], missing: Any
+) -> dict[str, NDArray[np.bool_]]:
     """Where NaN is allowed: what the models that are named in `missing` do not tell."""
-    missing = ds.attrs.get("missing", [])
     if not isinstance(missing, list) or not all(model in MODELS for model in missing):
         raise StoreError(f"missing is {missing!r}, expected a list of models out of {MODELS}")
     if not missing:
         return {}
-    ids = ds.variables["token_id"].values
-    logp, entropy = (
-        np.zeros(ds.variables["logp"].shape, bool),
-        np.zeros(ds.variables["entropy"].shape, bool),
-    )
+    ids = arrays["token_id"]
+    logp, entropy = (np.zeros(arrays[name].shape, bool) for name in ("logp", "entropy"))
     for m, model in enumerate(MODELS):
         if model in missing:
             other = 1 - m
@@ -401,46 +410,41 @@ def _check(name: str, values: np.ndarray, bad: np.ndarray, expected: str) -> Non
         )
 
 
-def _check_top_k(ds: xr.Dataset) -> None:
-    ids, logp, match = (
-        ds.variables["token_id"].values,
-        ds.variables["logp"].values,
-        ds.variables["match"].values,
-    )
-    for s, support in enumerate(MODELS):
+def _check_top_k(ids: NDArray[np.integer], logp: NDArray[np.floating]) -> None:
+    ordered = np.sort(ids, axis=-1)
+    if (ordered[..., 1:] == ordered[..., :-1]).any():
         # The first match of a list in itself is 0, 1, 2, … exactly where no id comes twice.
-        twice = match_tokens(ids[:, s], ids[:, s]) != np.arange(ids.shape[2])
-        _check(f"token_id of support {support}", ids[:, s], twice, "ids without repeats")
+        twice = match_tokens(ids, ids) != np.arange(ids.shape[2])
+        for s, support in enumerate(MODELS):
+            _check(f"token_id of support {support}", ids[:, s], twice[:, s], "ids without repeats")
+    for s, support in enumerate(MODELS):
         own = logp[:, s, s]
         rising = np.zeros(own.shape, bool)
         rising[:, 1:] = own[:, 1:] > own[:, :-1] + _TOLERANCE
         _check(f"logp of support {support}", own, rising, "most probable first")
-    mass = np.exp(logp).sum(axis=-1)
+    mass = np.einsum("...k->...", np.exp(logp))  # for a short axis, faster than `sum`
     _check("probability mass of logp", mass, mass > 1 + _TOLERANCE, "<= 1: normalise over all")
-    expected = match_tokens(ids[:, 0], ids[:, 1])
-    _check("match", match, match != expected, "match_tokens(student ids, teacher ids)")
 
 
-def _check_rollouts(ds: xr.Dataset) -> None:
-    if ("sampled_id" in ds) != ("sampled_logp" in ds):
+def _check_rollouts(arrays: Mapping[str, NDArray[Any]], n_rollout: int | None) -> None:
+    if ("sampled_id" in arrays) != ("sampled_logp" in arrays):
         raise StoreError("only one of sampled_id, sampled_logp is present, expected both or none")
-    rollout, position = ds.variables["rollout"].values, ds.variables["position"].values
-    n_rollout = ds.sizes.get("rollout")
+    rollout, position = arrays["rollout"], arrays["position"]
     if n_rollout is not None:
         _check("rollout", rollout, rollout >= n_rollout, f"< {n_rollout}, the rollouts given")
-    if "length" in ds:
-        length = ds.variables["length"].values[rollout]
+    if "length" in arrays:
+        length = arrays["length"][rollout]
         _check("position", position, position >= length, "less than the response's length")
     for ids, lengths in _RAGGED.items():
-        if ids not in ds:
+        if ids not in arrays:
             continue
-        if lengths not in ds:
+        if lengths not in arrays:
             raise StoreError(f"{ids} is present without {lengths}, expected both: rows need ends")
-        came, total = ds.variables[ids].size, int(ds.variables[lengths].values.sum())
+        came, total = arrays[ids].size, int(arrays[lengths].sum())
         if came != total:
             raise StoreError(f"{ids} holds {came} tokens, expected sum({lengths}) = {total}")
-    if "response_ids" in ds and "sampled_id" in ds:
-        start = np.cumsum(ds.variables["length"].values) - ds.variables["length"].values
-        drawn = ds.variables["response_ids"].values[start[rollout] + position]
-        sampled = ds.variables["sampled_id"].values
+    if "response_ids" in arrays and "sampled_id" in arrays:
+        start = np.cumsum(arrays["length"]) - arrays["length"]
+        drawn = arrays["response_ids"][start[rollout] + position]
+        sampled = arrays["sampled_id"]
         _check("sampled_id", sampled, sampled != drawn, "the token of response_ids there")

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import zipfile
 
 import numpy as np
 import pytest
@@ -15,7 +16,8 @@ from zarr.codecs import BloscCodec
 from zarr.storage import MemoryStore
 
 from opdprobe import RunWriter, StoreError, open_run
-from opdprobe.store import encode, step_file
+from opdprobe.record import thin
+from opdprobe.store import archive, encode, step_file
 from opdprobe.testing import synthetic_step
 
 
@@ -50,7 +52,7 @@ def test_members_are_those_that_zarr_writes(monkeypatch, chunk, step):
     monkeypatch.setattr(encode, "_CHUNK", chunk)
     ds = synthetic_step(step, k=4).assign_attrs(n_state=np.int64(32), missing=["teacher"])
     ds["correct"][:] = np.nan
-    got, want = encode.step_members(ds), by_zarr(ds.copy(), chunk)
+    got, want = encode.step_members(ds, ds.attrs), by_zarr(ds.copy(), chunk)
     assert got.keys() == want.keys()
     for name, content in got.items():
         if name.endswith("zarr.json"):
@@ -62,7 +64,32 @@ def test_members_are_those_that_zarr_writes(monkeypatch, chunk, step):
 def test_a_step_without_states_is_written_as_by_zarr():
     ds = synthetic_step(0, k=4)
     none = ds.isel(state=[], rollout=[], prompt_token=[], response_token=[])
-    assert encode.step_members(none).keys() == by_zarr(none.copy(), 131_072).keys()
+    assert encode.step_members(none, {}).keys() == by_zarr(none.copy(), 131_072).keys()
+
+
+def by_zipfile(members, path):
+    with zipfile.ZipFile(path, "w") as file:
+        for name, content in members.items():
+            file.writestr(zipfile.ZipInfo(name), content)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("largest", [encode._LARGEST_ZIP, 0])
+@pytest.mark.parametrize("members", [{}, {"a/b": b"", "c": bytes(70_000)}])
+def test_the_zip_file_is_the_one_that_zipfile_writes(tmp_path, monkeypatch, members, largest):
+    monkeypatch.setattr(encode, "_LARGEST_ZIP", largest)
+    assert b"".join(encode.zip_file(members)) == by_zipfile(members, tmp_path / "x")
+
+
+def test_a_step_file_whose_offsets_need_fields_of_their_own_can_be_read(tmp_path, monkeypatch):
+    """From 2 GiB on; here, from 10 kB on."""
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 10_000)
+    monkeypatch.setattr(encode, "_LARGEST_ZIP", 0)
+    monkeypatch.setattr(archive, "_ZIP64_SIZE", 10_000)
+    path = writer(tmp_path).write_step(0, synthetic_step(0))
+    with zipfile.ZipFile(path) as file:
+        assert any(member.extra for member in file.infolist())
+    xr.testing.assert_identical(open_run(tmp_path).load(0)["match"], synthetic_step(0).match)
 
 
 def test_submitted_steps_are_written_one_at_a_time_while_the_caller_goes_on(tmp_path, monkeypatch):
@@ -100,6 +127,30 @@ def test_what_went_wrong_on_the_thread_is_raised_by_the_next_call(tmp_path, by):
     out.submit_step(7, synthetic_step(7))  # said once
     out.flush()
     assert open_run(tmp_path).steps == [7]
+
+
+@pytest.mark.parametrize("fraction", [1, 0.3])
+def test_a_step_is_the_same_on_disk_whether_it_was_checked_before_or_is_checked_now(
+    tmp_path, fraction
+):
+    ds = thin(synthetic_step(3, k=4), fraction=fraction, max_positions=5, seed=(0, 3))
+    now = writer(tmp_path / "now").write_step(3, ds)
+    out = writer(tmp_path / "before")
+    out.submit_step(3, ds, checked=True)
+    out.flush()
+    assert (out.path / "steps" / now.name).read_bytes() == now.read_bytes()
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_only_a_step_known_to_be_valid_is_written_unchecked(tmp_path, checked):
+    out = writer(tmp_path)
+    out.submit_step(0, synthetic_step(0).assign(entropy=lambda ds: -ds["entropy"]), checked=checked)
+    if checked:
+        out.flush()
+        assert open_run(tmp_path).steps == [0]
+    else:
+        with pytest.raises(StoreError, match=r"entropy is -.*expected finite and >= 0"):
+            out.flush()
 
 
 HOLD = """

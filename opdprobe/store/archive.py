@@ -30,6 +30,7 @@ _UNREADABLE = (
     *(zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError),
     *(IsADirectoryError, ValueError, RuntimeError, struct.error, OverflowError),
 )
+_ZIP64_SIZE = 2**31  # of a file: from here on, members get extra fields
 
 
 class MissingStepError(StoreError):
@@ -62,8 +63,8 @@ class StepArchive:
         if sum(m.file_size for m in infos) > self._size or any(m.compress_type for m in infos):
             raise ValueError("its members are compressed, or overlap")
         # A flipped bit in the length of a comment hides the members after it, and a chunk that is
-        # not there would be read as fill values. (From 4 GiB on, a zip file needs extra fields.)
-        if any(m.comment or (m.extra and self._size < 2**32) for m in infos):
+        # not there would be read as fill values.
+        if any(m.comment or (m.extra and self._size < _ZIP64_SIZE) for m in infos):
             raise ValueError("its members carry comments")
         if "zarr.json" not in self._members:
             raise ValueError("zarr.json is not in it")

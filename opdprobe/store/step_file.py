@@ -12,7 +12,6 @@ steps holds no file open.
 
 import errno
 import os
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,7 +24,7 @@ from numpy.typing import NDArray
 from opdprobe.errors import StoreError
 from opdprobe.schema import COORDS, REQUIRED, VARIABLES
 from opdprobe.store.archive import torn
-from opdprobe.store.encode import step_members
+from opdprobe.store.encode import step_members, zip_file
 from opdprobe.store.parts import open_files
 
 TEMPORARY = ".tmp-"
@@ -52,15 +51,9 @@ def write_step_file(path: Path, ds: xr.Dataset) -> None:
     rollouts = ds.sizes.get("rollout")
     if rollouts is None:
         rollouts = int(ds["rollout"].max()) + 1 if ds.sizes["state"] else 0
-    ds = ds.assign_attrs(n_state=ds.sizes["state"], n_rollout=rollouts)
-    members = step_members(ds, logp=round_mantissa(ds.variables["logp"].values))
-
-    def fill(file: BinaryIO) -> None:
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-            for name, content in members.items():
-                archive.writestr(zipfile.ZipInfo(name), content)  # which carries a fixed date
-
-    write_whole(path, fill)
+    attributes = {**ds.attrs, "n_state": ds.sizes["state"], "n_rollout": rollouts}
+    members = step_members(ds, attributes, logp=round_mantissa(ds.variables["logp"].values))
+    write_whole(path, lambda file: file.writelines(zip_file(members)))
 
 
 def read_step(files: Sequence[Path]) -> xr.Dataset:
@@ -167,11 +160,13 @@ def round_mantissa(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """
     dropped = 23 - _KEPT_BITS
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    odd = (bits >> np.uint32(dropped)) & np.uint32(1)
-    rounded = bits + (np.uint32((1 << (dropped - 1)) - 1) + odd)
-    rounded = (rounded & np.uint32(0xFFFFFFFF ^ ((1 << dropped) - 1))).view(np.float32)
+    rounded = bits >> np.uint32(dropped)  # in place from here: the array may be large
+    rounded &= np.uint32(1)  # whether the last bit that is kept is odd
+    rounded += bits
+    rounded += np.uint32((1 << (dropped - 1)) - 1)
+    rounded &= np.uint32(0xFFFFFFFF ^ ((1 << dropped) - 1))
     # Rounding up a NaN whose mantissa is full would carry into its sign.
-    return np.where(np.isnan(values), np.float32(np.nan), rounded)
+    return np.where(np.isnan(values), np.float32(np.nan), rounded.view(np.float32))
 
 
 def estimate_bytes(n_states: int, k: int) -> int:

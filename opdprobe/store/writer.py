@@ -186,14 +186,18 @@ class RunWriter:
             The dataset is no valid step, or has other variables than the steps before; this writer
             wrote the step already; or the disk is full (nothing half-written is left).
         """
+        ds = ds.compute()
+        validate(ds)
+        return self._write(step, ds)
+
+    def _write(self, step: int, ds: xr.Dataset) -> Path:
         if step in self._written:
             raise StoreError(f"step {step} was written already: a step does not change")
-        ds = ds.compute().drop_encoding()
-        validate(ds)
         if unknown := sorted(str(name) for name in set(ds.variables) - set(VARIABLES)):
             raise StoreError(f"{unknown[0]} is no variable of the schema: ds.drop_vars({unknown})")
-        if (ds["step"] != step).any():
-            found = np.unique(ds["step"].values).tolist()
+        steps = ds.variables["step"].values
+        if (steps != step).any():
+            found = np.unique(steps).tolist()
             raise StoreError(f"step is {found} in the dataset, expected {step} throughout")
         form = _form(ds)
         if changes := _differences(self._form or form, form):
@@ -208,7 +212,7 @@ class RunWriter:
         self._written.add(step)
         return path
 
-    def submit_step(self, step: int, ds: xr.Dataset) -> None:
+    def submit_step(self, step: int, ds: xr.Dataset, *, checked: bool = False) -> None:
         """Write one step on a thread, while the caller goes on.
 
         One step is written at a time: this waits until the one before is on disk.
@@ -217,6 +221,10 @@ class RunWriter:
         ----------
         step, ds
             As for `write_step`. The dataset's arrays must not change any more.
+        checked : bool
+            The dataset is in memory and known to pass `opdprobe.schema.validate`, as
+            `opdprobe.schema.step_dataset` makes it. Checking it once more would be a third of the
+            cost.
 
         Raises
         ------
@@ -224,7 +232,8 @@ class RunWriter:
             What `write_step` raised for the step before.
         """
         self.flush()
-        self._pending = self._thread.submit(self.write_step, step, ds)
+        write = self._write if checked else self.write_step
+        self._pending = self._thread.submit(write, step, ds)
 
     def flush(self) -> None:
         """Wait until the submitted step is on disk.

@@ -379,6 +379,7 @@ class OPDTrainer:
         norm = self.optimization.step()
         clock.append(time.perf_counter())
         dataset = record_dataset(step, rollouts, scores, rollout_prompts, correct)
+        metrics |= step_metrics(dataset, self.processes)
         if c.record_every and step % c.record_every == 0:
             writer.submit_step(
                 step,
@@ -389,8 +390,8 @@ class OPDTrainer:
                     seed=(c.seed, step),
                     part=(share.start * c.num_generations, total * c.num_generations),
                 ),
+                checked=True,
             )
-        metrics |= step_metrics(dataset, self.processes)
         clock.append(time.perf_counter())
         seconds = np.diff(clock)
         metrics |= {
