@@ -16,9 +16,7 @@ class Keep(Callback):
         """Save a Hugging Face directory, ``checkpoint-10``, …."""
         updates = step + 1
         if updates % 10 == 0:
-            folder = CHECKPOINTS / f"checkpoint-{updates}"
-            trainer.student.save_pretrained(folder)
-            trainer.tokenizer.save_pretrained(folder)
+            trainer.save_student(CHECKPOINTS / f"checkpoint-{updates}")
 
 
 OPDTrainer(

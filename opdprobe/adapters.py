@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, load_model
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from opdprobe.errors import ConfigError
 from opdprobe.head import Body, Head, split_head
+from opdprobe.shards import is_sharded, load_parts, named_as_whole, on_main
 
 
 def causal_lm(model: nn.Module) -> PreTrainedModel:
@@ -74,15 +75,40 @@ def without_adapters(model: Any, width: int) -> tuple[Body, Head]:
     return without, head
 
 
-def save_weights(model: Any, directory: Path) -> None:
-    """Write a model as a Hugging Face directory; of one under adapters, the one that is in use."""
+def gathered_weights(model: nn.Module) -> dict[str, Tensor] | None:
+    """Gather what `save_weights` writes of a sharded model, in process 0; None of any other model.
+
+    All processes have to do it.
+    """
+    if not is_sharded(model):
+        return None
+    state: dict[str, Tensor] = model.state_dict(keep_vars=True)
+    if is_adapted(model):  # all but the adapters is as large as the model, and not written
+        base = {id(p) for _, p in base_weights(causal_lm(model)).named_parameters()}
+        state = {name: tensor for name, tensor in state.items() if id(tensor) not in base}
+    # Tied weights are one tensor under two names, and stay one.
+    gathered = {key: on_main(t.detach()) for key, t in {id(t): t for t in state.values()}.items()}
+    return {name: gathered[id(tensor)] for name, tensor in state.items()}
+
+
+def save_weights(model: Any, directory: Path, weights: dict[str, Tensor] | None = None) -> None:
+    """Write a model as a Hugging Face directory; of one under adapters, the one that is in use.
+
+    Parameters
+    ----------
+    model, directory
+        What, and where to.
+    weights
+        What `gathered_weights` gave; process 0 alone can write it.
+    """
+    given: dict[str, Any] = {} if weights is None else {"state_dict": weights}
     if is_adapted(model):
         # Embeddings are trained as modules_to_save, if at all; to find out PEFT would ask the hub.
-        model.save_pretrained(
-            directory, selected_adapters=[model.active_adapter], save_embedding_layers=False
-        )
+        given |= {"selected_adapters": [model.active_adapter], "save_embedding_layers": False}
     else:
-        model.save_pretrained(directory, max_shard_size="1000GB")
+        given |= {"max_shard_size": "1000GB"}
+    with named_as_whole(causal_lm(model)):
+        model.save_pretrained(directory, **given)
 
 
 def load_weights(model: Any, directory: Path) -> None:
@@ -94,7 +120,11 @@ def load_weights(model: Any, directory: Path) -> None:
         A file is missing, torn, or of another model.
     """
     if not is_adapted(model):
-        load_model(model, directory / "model.safetensors")
+        file = directory / "model.safetensors"
+        if is_sharded(model):
+            load_parts(model.state_dict(keep_vars=True), load_file(file))
+        else:
+            load_model(model, file)
         return
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
@@ -105,7 +135,10 @@ def load_weights(model: Any, directory: Path) -> None:
     expected = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
     if differing := weights.keys() ^ expected.keys():
         raise ValueError(f"{min(differing)} is in one of checkpoint and adapter only")
-    set_peft_model_state_dict(model, weights, adapter_name=name)
+    if is_sharded(model):
+        load_parts(expected, weights)
+    else:
+        set_peft_model_state_dict(model, weights, adapter_name=name)
 
 
 def is_adapted(model: nn.Module) -> bool:

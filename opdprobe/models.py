@@ -28,6 +28,7 @@ from transformers import (
 
 from opdprobe.errors import ConfigError, ModelError
 from opdprobe.head import Body, Head, split_head
+from opdprobe.shards import full
 from opdprobe.vocabulary import shared_vocabulary, shared_width, tokenizer_hash
 
 __all__ = [
@@ -269,7 +270,8 @@ def weight_hash(model: nn.Module) -> str:
     ----------
     model : torch.nn.Module
         The model. Each parameter counts once, tied ones too, so a hash survives saving, loading
-        and moving between devices; it does not survive a change of dtype.
+        and moving between devices; it does not survive a change of dtype. Of a model that is spread
+        over processes, all of them have to ask.
 
     Returns
     -------
@@ -288,7 +290,7 @@ def weight_hash(model: nn.Module) -> str:
     for name, weight in sorted(model.named_parameters()):
         digest.update(f"{name}\0{weight.dtype}\0{tuple(weight.shape)}\0".encode())
         # Through uint8, since numpy has no bfloat16; flat, since a scalar has no byte view.
-        raw = weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        raw = full(weight.detach()).cpu().contiguous().reshape(-1).view(torch.uint8)
         digest.update(raw.numpy().data)
     return digest.hexdigest()
 

@@ -30,6 +30,8 @@ class Processes:
         group; `launched` sets it up.
     device
         Where a launch wants this process to compute; None without one.
+    sharded
+        Whether it wants trained models spread over the processes (FSDP).
 
     Examples
     --------
@@ -40,10 +42,17 @@ class Processes:
     [slice(0, 1, None), slice(1, 3, None), slice(3, 5, None)]
     """
 
-    def __init__(self, rank: int = 0, size: int = 1, device: torch.device | None = None) -> None:
+    def __init__(
+        self,
+        rank: int = 0,
+        size: int = 1,
+        device: torch.device | None = None,
+        sharded: bool = False,
+    ) -> None:
         self.rank = rank
         self.size = size
         self.device = device
+        self.sharded = sharded
         self._failed = False
 
     @classmethod
@@ -64,7 +73,13 @@ class Processes:
                 f"started as one of {started} processes, of which accelerate makes "
                 f"{state.num_processes}: on CPUs, set ACCELERATE_USE_CPU=true for all of them."
             )
-        return cls(state.process_index, started, state.device)
+        # For FSDP, some transformers load weights in one process only, to be sent to the others
+        # later. Here each cuts its part out of what it loads itself.
+        os.environ |= dict.fromkeys(
+            ("FSDP_CPU_RAM_EFFICIENT_LOADING", "FSDP_SYNC_MODULE_STATES"), "false"
+        )
+        sharded = parse_flag_from_env("ACCELERATE_USE_FSDP")
+        return cls(state.process_index, started, state.device, sharded)
 
     @property
     def is_main(self) -> bool:
@@ -128,7 +143,7 @@ class Processes:
             The same ones in every process. Where a process has no gradient, another may have one:
             an expert that none of its tokens took.
         """
-        if self.size == 1:
+        if self.size == 1 or self.sharded:  # or else added up in the backward pass
             return
         have = self.gather([p.grad is not None for p in parameters])
         sums = []

@@ -16,8 +16,9 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from opdprobe.adapters import load_weights, save_weights
+from opdprobe.adapters import gathered_weights, load_weights, save_weights
 from opdprobe.errors import StoreError
+from opdprobe.processes import Processes
 from opdprobe.store.checksums import check_checkpoint, write_checksums
 from opdprobe.train.optim import Optimization
 
@@ -50,8 +51,11 @@ def save_checkpoint(
     model: nn.Module,
     tokenizer: PreTrainedTokenizerBase,
     optimization: Optimization,
+    processes: Processes | None = None,
 ) -> Checkpoint:
     """Write a checkpoint and delete the older ones.
+
+    It is the same whether the model is sharded or not, and can be gone on with either way.
 
     Parameters
     ----------
@@ -61,6 +65,8 @@ def save_checkpoint(
         Optimiser steps done.
     model, tokenizer, optimization
         What to save; torch's global random state goes with them, and checksums of the run's text.
+    processes
+        They all call this; the main one writes.
 
     Raises
     ------
@@ -69,13 +75,16 @@ def save_checkpoint(
     """
     parent = run_dir / "checkpoints"
     temporary, final = parent / f".tmp-{step:06d}", parent / f"{step:06d}"
+    weights = gathered_weights(model)
+    state = {"optimization": optimization.state_dict(), "rng": torch.get_rng_state()}
+    if processes is not None and not processes.is_main:
+        return Checkpoint(final, step)
     try:
         parent.mkdir(parents=True, exist_ok=True)
         for left in parent.glob(".tmp-*"):
             shutil.rmtree(left)
-        save_weights(model, temporary)
+        save_weights(model, temporary, weights)
         _save_tokenizer(tokenizer, temporary)
-        state = {"optimization": optimization.state_dict(), "rng": torch.get_rng_state()}
         torch.save(state, temporary / "optimizer.pt")
         write_checksums(temporary, run_dir)
         for file in (*temporary.rglob("*"), temporary):
@@ -109,7 +118,9 @@ def load_checkpoint(checkpoint: Checkpoint, model: nn.Module, optimization: Opti
         raise _unreadable(checkpoint, f"{faults[0].path.name} {faults[0].what}")
     try:
         load_weights(model, checkpoint.path)
-        saved: dict[str, Any] = torch.load(checkpoint.path / "optimizer.pt", weights_only=True)
+        saved: dict[str, Any] = torch.load(
+            checkpoint.path / "optimizer.pt", map_location="cpu", weights_only=True
+        )
         optimization.load_state_dict(saved["optimization"])
         torch.set_rng_state(saved["rng"])
     except (

@@ -6,6 +6,7 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
+from accelerate.utils import parse_flag_from_env
 
 from opdprobe.errors import ConfigError
 from opdprobe.processes import Processes
@@ -14,14 +15,24 @@ from opdprobe.processes import Processes
 def check_launch(accelerator: Accelerator) -> None:
     """Refuse ways to spread and to round that would not train what they seem to."""
     kind = str(accelerator.distributed_type.value)
-    # On a CPU accelerate leaves FSDP out without a word.
-    if os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true":
+    # Asked of the environment: on a CPU accelerate leaves FSDP out without a word.
+    if parse_flag_from_env("ACCELERATE_USE_FSDP"):
         kind = "FSDP"
-    if kind != "NO" and not kind.startswith("MULTI_"):
+        version = os.environ.get("FSDP_VERSION", "1")
+        if version != "2":
+            raise ConfigError(
+                f"launched with FSDP {version}, which makes one long vector of a layer's weights: "
+                "ask for version 2 (--fsdp_version 2, or FSDP_VERSION=2)."
+            )
+        if parse_flag_from_env("FSDP_OFFLOAD_PARAMS"):
+            raise ConfigError(
+                "launched with FSDP and parameters offloaded to the CPU (fsdp_offload_params): "
+                "parts stay on the device here. Switch it off; more processes make parts smaller."
+            )
+    if kind not in ("NO", "FSDP") and not kind.startswith("MULTI_"):
         raise ConfigError(
-            f"launched with {kind}: OPDTrainer needs the whole student and teacher in each "
-            "process, as data parallelism keeps them. If they do not fit, train adapters, switch "
-            "gradient checkpointing on, or load the teacher in bfloat16."
+            f"launched with {kind}: OPDTrainer has whole models in each process (--multi_gpu), or "
+            "spreads them over the processes by FSDP (--use_fsdp --fsdp_version 2)."
         )
     if accelerator.mixed_precision not in ("no", "bf16"):
         raise ConfigError(

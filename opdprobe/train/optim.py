@@ -1,5 +1,6 @@
 """Optimiser, schedule and clipping: what the three trainers share."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 
 from opdprobe.errors import ConfigError, NonFiniteError
+from opdprobe.shards import full, on_main, part
 
 
 class Optimization:
@@ -15,6 +17,9 @@ class Optimization:
     A parameter in bfloat16 or float16 is trained as a copy in float32, to which it is set after
     each step: it has 8 or 11 bits, and a step at the paper's rate changes it by less than half the
     last one, so by itself it would never move.
+
+    Of a sharded model each process keeps and updates its parts, as large as they are: states and
+    copies, too.
 
     Parameters
     ----------
@@ -124,7 +129,7 @@ class Optimization:
         NonFiniteError
             If the norm is NaN or infinite; no weight was changed.
         """
-        norm = float(nn.utils.clip_grad_norm_(self.collect(), self._max_grad_norm))
+        norm = float(full(nn.utils.clip_grad_norm_(self.collect(), self._max_grad_norm)))
         if not norm < float("inf"):
             raise NonFiniteError(f"the gradient norm is {norm}; the weights were left unchanged.")
         for optimizer in self.optimizers:
@@ -141,22 +146,43 @@ class Optimization:
         return [(weight, parameter) for weight, parameter in pairs if weight is not parameter]
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a resumed run needs to go on bit for bit."""
+        """Everything a resumed run needs to go on bit for bit.
+
+        Tensors of a sharded model are gathered: all processes have to ask, and process 0 gets them.
+        """
         return {
-            "optimizers": [o.state_dict() for o in self.optimizers],
+            "optimizers": [
+                _mapped(o.state_dict(), lambda _, state: on_main(state)) for o in self.optimizers
+            ],
             "schedulers": [s.state_dict() for s in self._schedulers],
-            "float32": [parameter for _, parameter in self._copied()],
+            "float32": [on_main(parameter) for _, parameter in self._copied()],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore what `state_dict` gave."""
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(saved)
+            numbered = dict(enumerate(p for g in optimizer.param_groups for p in g["params"]))
+            optimizer.load_state_dict(
+                _mapped(saved, lambda i, state, to=numbered: part(state, to.get(i, state)))
+            )
         for scheduler, saved in zip(self._schedulers, state["schedulers"], strict=True):
             scheduler.load_state_dict(saved)
         # A checkpoint from before there were copies fits a model that needs none.
         for (_, parameter), saved in zip(self._copied(), state.get("float32", ()), strict=True):
-            parameter.copy_(saved)
+            parameter.copy_(part(saved, parameter))
+
+
+def _mapped(state: dict[str, Any], change: Callable[[int, Tensor], Tensor]) -> dict[str, Any]:
+    """Change the tensors that an optimiser keeps, which come with the number of the parameter."""
+    per_parameter = {
+        i: {
+            # What has no axes is a count of steps.
+            name: change(i, value) if isinstance(value, Tensor) and value.ndim else value
+            for name, value in values.items()
+        }
+        for i, values in state["state"].items()
+    }
+    return state | {"state": per_parameter}
 
 
 def _at_least_float32(parameter: Tensor) -> Tensor:

@@ -11,12 +11,15 @@ A step's record is of the student that sampled it, before its update; step 0 is 
 student. Nothing is computed twice for the record: it takes what the loss needed.
 
 Under `accelerate launch`, each process does its share of a step's prompts, and of an evaluation's
-problems; gradients are added up before the update, which every process does.
+problems; gradients are added up before the update, which every process does. Launched with FSDP,
+each keeps a part of both models and updates its part of the student, which is whole to sample; to
+score, and to go back, a layer at a time is.
 """
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +28,14 @@ from accelerate import Accelerator
 from torch import autocast, nn
 from transformers import PreTrainedTokenizerBase
 
-from opdprobe.adapters import base_weights, causal_lm, check_trained, is_adapted
+from opdprobe.adapters import (
+    base_weights,
+    causal_lm,
+    check_trained,
+    gathered_weights,
+    is_adapted,
+    save_weights,
+)
 from opdprobe.errors import ConfigError, NonFiniteError, StoreError
 from opdprobe.grade import Grader, grade_rollouts
 from opdprobe.models import identity, load_model, load_tokenizer, weight_hash
@@ -35,6 +45,7 @@ from opdprobe.prompts import EncodedPrompt, Prompt, encode_prompts
 from opdprobe.record import record_dataset, step_metrics, thin
 from opdprobe.rollout import Rollouts, eos_ids, sample, step_generator
 from opdprobe.score import Scores
+from opdprobe.shards import rest, whole
 from opdprobe.sigterm import EXIT_CODE, sigterm_noted
 from opdprobe.store import Run, RunWriter, estimate_bytes, open_run
 from opdprobe.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
@@ -44,6 +55,7 @@ from opdprobe.train.freed_memory import keep_freed_memory
 from opdprobe.train.launch import check_agreement, check_launch, check_trackers
 from opdprobe.train.losses import distillation_loss
 from opdprobe.train.optim import Optimization
+from opdprobe.train.sharded import scored_together, shard_models
 from opdprobe.vocabulary import tokenizer_hash
 
 logger = logging.getLogger("opdprobe")
@@ -110,7 +122,7 @@ class OPDTrainer:
     PromptError
         A prompt is empty or over-long.
     ConfigError
-        A setting does not fit the models or the launch, such as sharded parameters (FSDP).
+        A setting does not fit the models or the launch, such as one with DeepSpeed.
 
     Examples
     --------
@@ -141,9 +153,9 @@ class OPDTrainer:
         self.callbacks = list(callbacks)
         self.grader = grader
         check_trackers(report_to)
+        self.processes = Processes.launched()
         self.accelerator = Accelerator(log_with=list(report_to) or None, project_dir=self.run_dir)
         check_launch(self.accelerator)
-        self.processes = Processes.launched()
         if isinstance(student, str | Path):
             tokenizer = tokenizer or load_tokenizer(student)
             student = load_model(student)
@@ -156,8 +168,10 @@ class OPDTrainer:
         device = self.accelerator.device
         # Evaluation mode throughout: with dropout, the distribution that is trained would not be
         # the one that sampled.
-        self.student = student.to(device).eval()
-        self.teacher = teacher.to(device).eval()
+        if not self.processes.sharded:  # of those only parts will go there
+            student, teacher = student.to(device), teacher.to(device)
+        self.student = student.eval()
+        self.teacher = teacher.eval()
         if causal_lm(teacher) is not causal_lm(student):
             self.teacher.requires_grad_(False)
         elif not is_adapted(student):
@@ -192,6 +206,10 @@ class OPDTrainer:
         self.n_steps = config.max_steps or (
             config.num_train_epochs * (len(self.prompts) // self.batch_size)
         )
+        # What the run is of: taken before training changes the student.
+        self._attrs = self._identify()
+        if self.processes.sharded:
+            shard_models(self.pair, device)
         self.optimization = Optimization(
             self.student,
             learning_rate=config.learning_rate,
@@ -201,8 +219,6 @@ class OPDTrainer:
             weight_decay=config.weight_decay,
             max_grad_norm=config.max_grad_norm,
         )
-        # What the run is of: taken before training changes the student.
-        self._attrs = self._identify()
 
     def expected_bytes(self) -> int:
         """Most bytes the store can take: every response as long as allowed."""
@@ -213,6 +229,29 @@ class OPDTrainer:
         rollouts = max(1, round(self.batch_size * c.num_generations * c.record_fraction))
         positions = min(c.max_completion_length, c.record_max_positions or c.max_completion_length)
         return recorded * estimate_bytes(rollouts * positions, c.k)
+
+    @contextmanager
+    def whole_student(self) -> Iterator[None]:
+        """Have all of the student's weights in each process, if FSDP keeps a part in each.
+
+        For a callback that samples or scores; every process has to enter. Weights that are changed
+        inside are as before afterwards.
+        """
+        if self.processes.sharded:
+            self.processes.wait()  # one that has failed says so here, where the others hear it
+        with whole(self.student):
+            yield
+
+    def save_student(self, directory: str | Path) -> None:
+        """Write the student, or its adapter, as a Hugging Face directory, once of all processes.
+
+        For a callback; every process has to call it.
+        """
+        self.processes.wait()
+        weights = gathered_weights(self.student)
+        if self.processes.is_main:
+            save_weights(self.student, Path(directory), weights)
+            self.tokenizer.save_pretrained(directory)
 
     def train(
         self, *, resume: bool = True, on_progress: Callable[[int, int], None] | None = None
@@ -256,6 +295,9 @@ class OPDTrainer:
                 part=(self.processes.rank, self.processes.size),
             )
         )
+        self.processes.wait()
+        for model in (self.student, self.teacher):
+            rest(model)  # what a step that failed was in the middle of
         checkpoint = latest_checkpoint(self.run_dir)
         first = 0
         if checkpoint is not None:
@@ -305,6 +347,8 @@ class OPDTrainer:
             try:
                 metrics, dataset = self._step(step, writer)
             except NonFiniteError as error:
+                if str(error).startswith("step "):  # another process's
+                    raise
                 raise NonFiniteError(f"step {step}: {error}") from error
             writer.log_metrics(step, metrics)
             self.accelerator.log(metrics, step=step)
@@ -340,8 +384,10 @@ class OPDTrainer:
     def _save(self, step: int, writer: RunWriter) -> None:
         writer.flush()  # a resumed run takes all steps before its checkpoint as recorded
         self.processes.wait()
-        if self.processes.is_main:
-            save_checkpoint(self.run_dir, step, self.student, self.tokenizer, self.optimization)
+        save_checkpoint(
+            *(self.run_dir, step, self.student, self.tokenizer, self.optimization),
+            processes=self.processes,
+        )
         self.processes.wait()
 
     def _step(self, step: int, writer: RunWriter) -> tuple[dict[str, float], xr.Dataset]:
@@ -352,7 +398,7 @@ class OPDTrainer:
         prompts = self._prompts_at(step)
         total, share = len(prompts), self.processes.share(len(prompts))
         prompts = prompts[share]
-        with self.accelerator.autocast():
+        with self.whole_student(), self.accelerator.autocast():
             rollouts = sample(
                 self.pair.student,
                 [p.ids for p in prompts],
@@ -410,18 +456,24 @@ class OPDTrainer:
         # nothing.
         n_states, total, parts = sum(self.processes.gather(rollouts.n_tokens)), 0.0, []
         with self.accelerator.autocast():
-            for part in self.pair.scored(
-                rollouts,
+            for part, counts in scored_together(
+                *(self.pair, rollouts, self.processes),
                 k=self.config.k,
                 temperature=self.config.temperature,
                 max_tokens=self.config.micro_batch_tokens,
             ):
                 loss = distillation_loss(part, self.pair, self.config)
+                if self.processes.sharded:
+                    self.processes.wait()  # for one that cannot go on, the others cannot go back
+                if not counts:
+                    loss = 0 * loss
                 with autocast(loss.device.type, enabled=False):
                     (loss / n_states).backward()
                 self.optimization.collect()
                 total += float(loss.detach())
-                parts.append((part.batch.state, part.scores.cpu()))
+                if counts:
+                    parts.append((part.batch.state, part.scores.cpu()))
+        rest(self.pair.teacher)
         return in_rollout_order(parts), sum(self.processes.gather(total)) / n_states
 
     def _evaluate(self, step: int, writer: RunWriter, *, last: bool = False) -> dict[str, float]:
@@ -431,7 +483,7 @@ class OPDTrainer:
         metrics = {}
         for name, prompts in self.eval_prompts.items():
             assert self.grader is not None
-            with self.accelerator.autocast():
+            with self.whole_student(), self.accelerator.autocast():
                 scores = evaluate(
                     self.pair.student,
                     self.tokenizer,

@@ -1,4 +1,7 @@
-"""Runs that `test_processes` trains in one process and, by torchrun, in two."""
+"""Runs that `test_processes` trains in one process and, by torchrun, in two.
+
+The two have whole models each, or half of them each if accelerate was told to use FSDP.
+"""
 
 import json
 import os
@@ -8,8 +11,9 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, get_peft_model
+from torch.distributed.tensor import DTensor
 
-from opdprobe import Callback, OPDProbeError, Prompt, PromptError
+from opdprobe import Callback, NonFiniteError, OPDProbeError, Prompt, PromptError
 from opdprobe.hooks import probe_checkpoints
 from opdprobe.models import weight_hash
 
@@ -29,6 +33,21 @@ class StopAfterStep1(Callback):
             raise Stop
 
 
+class Keep(Callback):
+    """Keep every student, and note what it says by itself."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        self.said = []
+
+    def on_step_end(self, trainer, step, metrics, dataset):
+        trainer.save_student(self.folder / f"{step}")
+        with trainer.whole_student():  # as often as the process likes
+            for _ in range(1 + process()):
+                logits = trainer.pair.student(input_ids=torch.tensor([[7, 8]])).logits
+        self.said.append(logits.sum().item())
+
+
 def process():
     return int(os.environ.get("RANK", "0"))
 
@@ -45,7 +64,8 @@ def fail_on_process_1(response, prompt):
 
 def adapted(seed=0):
     torch.manual_seed(seed)
-    settings = LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+    # Rank 3, which two processes do not divide evenly.
+    settings = LoraConfig(r=3, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
     return get_peft_model(make_model(0), settings)
 
 
@@ -55,16 +75,31 @@ def whole(folder, **kwargs):
     return make_trainer(folder, settings=settings, grader=grade, eval_prompts=PROBLEMS, **kwargs)
 
 
-def thinned(folder):
+def thinned(folder, **kwargs):
     """One rollout a step is kept, so that a process has none."""
     settings = {"record_fraction": 0.25, "record_max_positions": 3, "max_steps": 3}
-    return make_trainer(folder, settings=settings)
+    return make_trainer(folder, settings=settings, **kwargs)
 
 
 def adapter(folder):
     student = adapted()
     settings = {"objective": "full", "max_steps": 2}
     return make_trainer(folder, student=student, teacher=student, settings=settings)
+
+
+def cut_up(folder):
+    """One process has two micro-batches, the other one; layers are computed again to go back."""
+    settings = {"batch_size": 3, "micro_batch_tokens": 1, "num_generations": 1}
+    student = make_model(0)
+    student.gradient_checkpointing_enable()
+    return make_trainer(folder, student=student, settings=settings)
+
+
+def small(folder, **kwargs):
+    """Weights in bfloat16, which are trained as copies in float32."""
+    student, teacher = (make_model(i).bfloat16() for i in (0, 1))
+    settings = {"max_steps": 3, "save_steps": 2}
+    return make_trainer(folder, student=student, teacher=teacher, settings=settings, **kwargs)
 
 
 def probed(run_dir, folder):
@@ -81,15 +116,51 @@ def probed(run_dir, folder):
     )
 
 
-RUNS = {"whole": whole, "thinned": thinned, "adapter": adapter}
+RUNS = {"whole": whole, "thinned": thinned, "adapter": adapter, "cut_up": cut_up}
 
 
-def stop_after_step_1(folder):
+def stop_after_step_1(folder, make=whole):
     try:
-        whole(folder, callbacks=[StopAfterStep1()]).train()
+        make(folder, callbacks=[StopAfterStep1()]).train()
     except Stop:
         return
     raise AssertionError("the run was not stopped")
+
+
+def held(trainer):
+    """Count the elements that this process keeps, and all there are, by what they are."""
+    moments = [
+        moment
+        for state in trainer.optimization.optimizers[0].state.values()
+        for name, moment in state.items()
+        if name != "step"
+    ]
+    tensors = {
+        "student": list(trainer.student.parameters()),
+        "teacher": list(trainer.teacher.parameters()),
+        "optimizer": moments,
+    }
+    return {
+        what: [sum(own(t).numel() for t in some), sum(t.numel() for t in some)]
+        for what, some in tensors.items()
+    }
+
+
+def own(tensor):
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def fail_in_process_1(trainer):
+    """Have process 1 give up a step when both models were run, until `scored` is deleted again."""
+    scored = trainer.pair.scored
+
+    def failing(*args, **kwargs):
+        for part in scored(*args, **kwargs):
+            if process() == 1:
+                raise NonFiniteError("the teacher gave infinite logits")
+            yield part
+
+    trainer.pair.scored = failing
 
 
 def main(folder):
@@ -100,10 +171,20 @@ def main(folder):
         trainer = make(folder / name)
         trainer.train()
         noted[name] = weight_hash(trainer.student)
+    noted["held"] = held(trainer)
     whole(folder / "begun by one").train()
     stop_after_step_1(folder / "begun by two")
+    small(folder / "small").train()
+    stop_after_step_1(folder / "small resumed", small)
+    small(folder / "small resumed").train()
     probed(folder / "whole", folder / "probed")
+    keep = Keep(folder / "kept")
+    thinned(folder / "watched", callbacks=[keep]).train()
+    noted["said"] = keep.said
+    recovered = whole(folder / "recovered")
+    fail_in_process_1(recovered)
     trainers = {
+        "recovered": recovered,
         "failing": make_trainer(folder / "failing", grader=fail_on_process_1),
         "disagreeing": make_trainer(folder / "disagreeing", student=make_model(rank)),
     }
@@ -112,6 +193,8 @@ def main(folder):
             trainer.train()
         except OPDProbeError as error:
             noted[name] = [type(error).__name__, str(error)]
+    del recovered.pair.scored
+    recovered.train()
     (folder / f"noted-{rank}.json").write_text(json.dumps(noted))
 
 

@@ -7,22 +7,34 @@ import runpy
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
+from accelerate import DistributedType
 from safetensors.torch import load_file
 
 import opdprobe
 from opdprobe import ConfigError, OPDProbeError, open_run
+from opdprobe.models import load_model, load_tokenizer
 from opdprobe.processes import Processes
 from opdprobe.record import step_metrics, thin
 from opdprobe.rollout import sample, step_generator
+from opdprobe.shards import load_parts, shard
 from opdprobe.testing import synthetic_step
+from opdprobe.train.launch import check_launch
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")  # PEFT's
 SCRIPT = Path(__file__).with_name("launched.py")
 CALLS = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+# What `accelerate launch --use_fsdp --fsdp_version 2` sets, which on CPUs starts one process.
+FSDP = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
+}
 
 
 @pytest.fixture(scope="module")
@@ -38,11 +50,12 @@ def one(tmp_path_factory, launched):
     return folder
 
 
-@pytest.fixture(scope="module")
-def two(tmp_path_factory, launched):
+@pytest.fixture(scope="module", params=[{}, FSDP], ids=["whole models", "sharded"])
+def two(request, tmp_path_factory, launched):
     folder = tmp_path_factory.mktemp("two")
     launched["stop_after_step_1"](folder / "begun by one")
     environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
+    environment |= request.param
     done = subprocess.run(
         [sys.executable, *CALLS, str(SCRIPT), str(folder)],
         capture_output=True,
@@ -80,7 +93,7 @@ def assert_same_weights(got: Path, want: Path):
             assert (weights[name] - expected[name]).abs().mean() < 1e-5
 
 
-@pytest.mark.parametrize("name", ["whole", "thinned", "adapter"])
+@pytest.mark.parametrize("name", ["whole", "thinned", "adapter", "cut_up"])
 def test_two_processes_train_what_one_does(one, two, name, assert_same_runs):
     got, want = open_run(two / name), open_run(one / name)
     assert_same_runs(got, want, rtol=2e-4)
@@ -92,7 +105,7 @@ def test_two_processes_train_what_one_does(one, two, name, assert_same_runs):
 
 def test_both_processes_end_with_the_same_weights(two):
     first, second = noted(two)
-    for name in ("whole", "thinned", "adapter"):
+    for name in ("whole", "thinned", "adapter", "cut_up"):
         assert first[name] == second[name]
 
 
@@ -131,6 +144,68 @@ def test_a_run_goes_on_with_another_number_of_processes(one, two, launched):
         for step in want.steps:
             assert_close(got.load(step), want.load(step))
         np.testing.assert_allclose(got.metrics.loss, want.metrics.loss, rtol=2e-4)
+
+
+def test_checkpoints_do_not_tell_how_they_were_trained(one, two):
+    for want in one.glob("*/checkpoints/*"):
+        got = two / want.relative_to(one)
+        assert {f.name for f in got.iterdir()} == {f.name for f in want.iterdir()}
+        for name in ("config.json", "adapter_config.json"):
+            if (want / name).exists():
+                config, expected = (json.loads((d / name).read_text()) for d in (got, want))
+                for adapted in (config, expected):  # PEFT writes a set
+                    adapted["target_modules"] = sorted(adapted.get("target_modules", ()))
+                assert config == expected
+        states = [torch.load(d / "optimizer.pt", weights_only=True) for d in (got, want)]
+        assert [shapes(state) for state in states[:1]] == [shapes(state) for state in states[1:]]
+
+
+def shapes(state):
+    """The form of nested dicts and lists of tensors."""
+    if isinstance(state, dict):
+        return {name: shapes(value) for name, value in state.items()}
+    if isinstance(state, list | tuple):
+        return [shapes(value) for value in state]
+    return (type(state), state.shape, state.dtype) if isinstance(state, torch.Tensor) else state
+
+
+def test_an_interrupted_run_ends_with_the_same_bits(two):
+    straight, resumed = (
+        two / name / "checkpoints" / "000003" for name in ("small", "small resumed")
+    )
+    for file in ("model.safetensors", "optimizer.pt"):
+        assert (straight / file).read_bytes() == (resumed / file).read_bytes()
+    copies = torch.load(straight / "optimizer.pt", weights_only=True)["optimization"]["float32"]
+    assert {copy.dtype for copy in copies} == {torch.float32}
+
+
+def test_a_callback_has_the_whole_student(one, two, assert_same_runs):
+    assert_same_runs(open_run(two / "watched"), open_run(one / "thinned"), rtol=2e-4)
+    (last,) = (one / "thinned" / "checkpoints").iterdir()
+    kept = two / "kept" / "2"
+    assert_same_weights(kept, last)
+    load_tokenizer(kept)
+    models = [load_model(two / "kept" / str(step)) for step in range(3)]
+    said = [model(input_ids=torch.tensor([[7, 8]])).logits.sum().item() for model in models]
+    for found in noted(two):
+        assert found["said"] == pytest.approx(said, rel=1e-5)
+
+
+def test_a_step_that_fails_in_one_process_can_be_done_again(one, two, assert_same_runs):
+    for found in noted(two):
+        assert found["recovered"] == [
+            "NonFiniteError",
+            "step 0: the teacher gave infinite logits",
+        ]
+    assert_same_runs(open_run(two / "recovered"), open_run(one / "whole"), rtol=2e-4)
+
+
+def test_sharded_processes_keep_half_of_everything(two, request):
+    share = 1 if "whole models" in request.node.callspec.id else 0.5
+    for found in noted(two):
+        assert found["held"].keys() == {"student", "teacher", "optimizer"}
+        for own, everything in found["held"].values():
+            assert own == share * everything
 
 
 def test_two_processes_probe_what_one_does(two, tmp_path, launched, assert_same_runs):
@@ -246,7 +321,8 @@ def test_one_process_exchanges_with_itself():
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        ({"ACCELERATE_USE_FSDP": "true"}, "launched with FSDP: OPDTrainer needs the whole student"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "launched with FSDP 1, which .* ask for version 2"),
+        (FSDP | {"FSDP_OFFLOAD_PARAMS": "true"}, "parameters offloaded to the CPU"),
         (
             {"WORLD_SIZE": "2"},
             "started as one of 2 processes, of which accelerate makes 1: on CPUs",
@@ -261,3 +337,31 @@ def test_launches_that_would_not_be_what_they_seem_are_refused(
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=message):
         trainer_in(tmp_path)
+
+
+def test_deepspeed_is_refused():
+    launch = SimpleNamespace(distributed_type=DistributedType.DEEPSPEED, mixed_precision="no")
+    with pytest.raises(ConfigError, match=r"launched with DEEPSPEED: .*--use_fsdp"):
+        check_launch(launch)
+
+
+def test_trained_parameters_of_two_dtypes_are_not_sharded(sharpened):
+    model = sharpened(0)
+    model.lm_head.to(torch.bfloat16)
+    with pytest.raises(ConfigError, match=r"of torch\.bfloat16 and torch\.float32; "):
+        shard(model, torch.device("cpu"))
+
+
+def test_weights_are_loaded_by_name_and_shape():
+    tied = torch.zeros(2, 3)
+    state = {"embedding": tied, "head": tied, "bias": torch.zeros(3)}
+    load_parts(state, {"head": torch.ones(2, 3), "bias": torch.full((3,), 2.0)})
+    assert state["embedding"].sum() == state["bias"].sum() == 6
+    for saved, message in [
+        ({"head": torch.ones(2, 3)}, "bias is in one of checkpoint and model only"),
+        ({"bias": torch.ones(3)}, "embedding is in one of"),
+        ({"head": torch.ones(3), "bias": torch.ones(3)}, r"head is \(3,\) .* expected \(2, 3\)"),
+        ({"other": tied} | state, "other is in one of checkpoint and model only"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            load_parts(state, saved)

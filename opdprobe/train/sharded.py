@@ -1,0 +1,73 @@
+"""Training with both models spread over the processes: what they must do together, and as often."""
+
+from collections.abc import Iterator
+
+import torch
+
+from opdprobe.pair import Pair, Scored
+from opdprobe.processes import Processes
+from opdprobe.rollout import Rollouts
+from opdprobe.score import batches
+from opdprobe.shards import as_pass, shard
+
+
+def shard_models(pair: Pair, device: torch.device) -> None:
+    """Spread both models over the processes, in place, and have the pair run them so."""
+    shard(pair.student, device)
+    if pair.teacher is not pair.student:
+        shard(pair.teacher, device)
+    # Without a head of its own, the whole model is the body, which is a pass already.
+    if pair.student_head.projection is not None:
+        pair.student_body = as_pass(pair.student, "student_pass", pair.student_body)
+    if pair.teacher_head.projection is not None:
+        pair.teacher_body = as_pass(pair.teacher, "teacher_pass", pair.teacher_body)
+
+
+def scored_together(
+    pair: Pair,
+    rollouts: Rollouts,
+    processes: Processes,
+    *,
+    k: int,
+    temperature: float = 1.0,
+    max_tokens: int = 16384,
+) -> Iterator[tuple[Scored, bool]]:
+    """Score micro-batch by micro-batch, of sharded models as many in each process.
+
+    Parameters
+    ----------
+    pair, rollouts, k, temperature, max_tokens
+        As for `Pair.scored`; at least one rollout.
+    processes
+        They all do it, each with its rollouts.
+
+    Yields
+    ------
+    scored : Scored
+    counts : bool
+        False if this is the shortest rollout again, scored and to be passed back through only to
+        keep in step with a process that has more micro-batches.
+    """
+    missing = 0
+    if processes.sharded:
+        cut = batches(
+            rollouts, max_tokens=max_tokens, pad_id=pair.pad_id, device=pair.student.device
+        )
+        own = sum(1 for _ in cut)
+        missing = max(processes.gather(own)) - own
+    for part in pair.scored(rollouts, k=k, temperature=temperature, max_tokens=max_tokens):
+        yield part, True
+    for _ in range(missing):
+        for part in pair.scored(_shortest(rollouts), k=k, temperature=temperature):
+            yield part, False
+
+
+def _shortest(rollouts: Rollouts) -> Rollouts:
+    _, i = min(
+        (len(prompt) + len(response), i)
+        for i, (prompt, response) in enumerate(
+            zip(rollouts.prompt_ids, rollouts.response_ids, strict=True)
+        )
+        if response
+    )
+    return Rollouts([rollouts.prompt_ids[i]], [rollouts.response_ids[i]], [True], [0])
