@@ -32,6 +32,7 @@ from opdprobe import (
 )
 from opdprobe.errors import ModelError
 from opdprobe.schema import SCHEMA_VERSION
+from opdprobe.store.encode import zip_file
 from opdprobe.testing import tiny_model, tiny_tokenizer
 
 PROMPTS = [Prompt("a", text="3 1"), Prompt("b", text="4 1 5")]
@@ -220,27 +221,26 @@ def test_a_response_always_has_a_token(tmp_path):
 
 
 def test_a_full_disk_stops_the_run_and_it_goes_on_when_there_is_room(tmp_path, monkeypatch):
-    write = zipfile.ZipFile.writestr
-    written = []
+    files = []
 
-    def writestr(self, name, *arguments):
-        written.append(name)
-        if len(written) > 60:  # within the second step's file
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return write(self, name, *arguments)
+    def until_full(members):
+        files.append(members)
+        blocks = zip_file(members)
+        if len(files) == 1:
+            yield from blocks
+            return
+        yield from blocks[:20]
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     settings = {"max_steps": 3, "save_steps": 1}
     with monkeypatch.context() as patch:
-        patch.setattr(zipfile.ZipFile, "writestr", writestr)
+        patch.setattr("opdprobe.store.step_file.zip_file", until_full)
         with pytest.raises(StoreError, match=r"disk full while writing step \d .*free some space"):
             trainer(tmp_path, settings).train()
     run = open_run(tmp_path / "run")
-    left = run.steps
-    assert left == list(range(len(left)))
-    assert len(left) < 3
-    assert {p.name for p in (run.path / "steps").iterdir()} == {f"{s:06}.zarr.zip" for s in left}
-    for step in left:
-        validate(run.load(step))
+    assert run.steps == [0]
+    assert [p.name for p in (run.path / "steps").iterdir()] == ["000000.zarr.zip"]
+    validate(run.load(0))
     assert trainer(tmp_path, settings).train().steps == [0, 1, 2]
 
 
