@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -53,9 +54,11 @@ def cold_start(arguments: argparse.Namespace) -> None:
         return
     counts = ", ".join(f"{count} {outcome}" for outcome, count in made.counts.items())
     console.print(f"Teacher responses: {counts}.", soft_wrap=True)
+    if 2 * made.counts["kept"] < sum(made.counts.values()):
+        console.print("Most are of no use: raise --max-new-tokens if they were truncated.")
     console.print(
-        f"{made.path}: the student after {made.n_steps} steps of SFT; go on with "
-        f"opdprobe train --student {made.path}",
+        f"{made.path}: the student after SFT, steps: {made.n_steps}; go on with "
+        f"opdprobe train --student {shlex.quote(str(made.path))}",
         soft_wrap=True,
     )
 
@@ -66,7 +69,7 @@ def select(arguments: argparse.Namespace) -> None:
     from opdprobe.select import mixed, template
 
     _check_options(arguments)
-    _check_out(arguments.out)
+    _check_out(arguments.out, arguments.prompts, arguments.other)
     prompts, _ = resolve_prompts(arguments.prompts)
     n = len(prompts) if arguments.n is None else arguments.n
     report: dict[str, Any] = {"strategy": arguments.strategy, "read": len(prompts)}
@@ -119,10 +122,12 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _check_out(path: Path) -> None:
-    """Find what could not be written before an hour is spent."""
+def _check_out(path: Path, *read: str | None) -> None:
+    """Find what could not be written, or should not be, before an hour is spent."""
     if path.suffix != ".jsonl" or not path.parent.is_dir():
         raise ConfigError(f"--out {path}: expected a .jsonl file in a directory that exists.")
+    if path.resolve() in {Path(name).resolve() for name in read if name}:
+        raise ConfigError(f"--out {path}: prompts are read from it; choose another name.")
 
 
 def _most_divergent(arguments: argparse.Namespace, prompts: list[Prompt]) -> list[Prompt]:
@@ -168,7 +173,7 @@ def dedup(arguments: argparse.Namespace) -> None:
 
     if not arguments.semantic and (arguments.model or arguments.threshold is not None):
         raise ConfigError("--model and --threshold need --semantic; without it, leave them out.")
-    _check_out(arguments.out)
+    _check_out(arguments.out, arguments.prompts, arguments.against)
     encode = sentence_encoder(arguments.model or PAPER_MODEL) if arguments.semantic else None
     prompts, _ = resolve_prompts(arguments.prompts)
     against, _ = resolve_prompts(arguments.against)

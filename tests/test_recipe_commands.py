@@ -183,6 +183,16 @@ def test_select_checks_options_against_the_strategy(tmp_path, prompts, strategy,
     assert [path.name for path in tmp_path.iterdir()] == ["prompts.jsonl"]
 
 
+def test_what_is_read_is_not_written_over(tmp_path, prompts, monkeypatch):
+    before = (tmp_path / "prompts.jsonl").read_bytes()
+    monkeypatch.chdir(tmp_path)  # the same file by another name
+    with pytest.raises(ConfigError, match="prompts are read from it"):
+        select(tmp_path, "template", template="boxed", out=Path("prompts.jsonl"))
+    with pytest.raises(ConfigError, match="prompts are read from it"):
+        deduplicate(tmp_path, against="prompts.jsonl", out=tmp_path / "prompts.jsonl")
+    assert (tmp_path / "prompts.jsonl").read_bytes() == before
+
+
 # dedup
 
 
