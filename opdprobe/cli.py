@@ -167,7 +167,7 @@ def _parser() -> argparse.ArgumentParser:
         "--max-new-tokens", type=_positive, default=64, help="longest response (%(default)s)"
     )
     sub.add_argument("--temperature", type=float, default=1.0, help="default: %(default)s")
-    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--seed", type=_not_negative, default=0)
     sub.add_argument("--skip-bad-prompts", action="store_true", help="leave out unusable prompts")
     sub.add_argument("--json", action="store_true", help="print verdict and numbers as JSON")
 
@@ -198,7 +198,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--prompts", required=True, help="parquet or JSON-lines file, or zoo:SPLIT")
     sub.add_argument("--out", required=True, type=Path, metavar="FILE.jsonl")
     sub.add_argument("--n", type=_positive, help="prompts to choose; default: all, where it may be")
-    sub.add_argument("--seed", type=int, default=0)
+    sub.add_argument("--seed", type=_not_negative, default=0)
     sub.add_argument("--template", help="template: boxed, dapo, or a text with {question}")
     sub.add_argument("--other", help="mixed: prompts that the teacher was not trained on")
     sub.add_argument("--share", type=float, help="mixed: share of the other prompts (0.3)")
@@ -223,7 +223,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--json", action="store_true", help="print the counts as JSON")
 
     sub = command("inspect", commands.inspect, "show what a recorded run holds, and check it")
-    sub.add_argument("run_dir", type=Path, metavar="RUN")
+    sub.add_argument("run_dir", type=_run, metavar="RUN")
     sub.add_argument(
         "--verify", action="store_true", help="compare every file with its checksum; name bad ones"
     )
@@ -231,8 +231,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--json", action="store_true")
 
     sub = command("view", commands.view, "one HTML page with every token of a run, or of two")
-    sub.add_argument("run_dir", type=Path, metavar="RUN")
-    sub.add_argument("other", type=Path, nargs="?", metavar="RUN2", help="a run to compare with")
+    sub.add_argument("run_dir", type=_run, metavar="RUN")
+    sub.add_argument("other", type=_run, nargs="?", metavar="RUN2", help="a run to compare with")
     sub.add_argument("--out", type=Path, metavar="FILE", help="default: view.html in RUN")
     sub.add_argument("--steps", type=_numbers, metavar="A,B,…", help="recorded steps; default: all")
     sub.add_argument("--rollouts", type=_positive, metavar="N", help="the first N of each step")
@@ -240,8 +240,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--max-mb", type=float, default=20, help="thin above; default: %(default)s")
 
     sub = command("report", report_command.report, "what a run's curves say, or two runs' together")
-    sub.add_argument("run_dir", type=Path, metavar="RUN")
-    sub.add_argument("other", type=Path, nargs="?", metavar="RUN2", help="a run to compare with")
+    sub.add_argument("run_dir", type=_run, metavar="RUN")
+    sub.add_argument("other", type=_run, nargs="?", metavar="RUN2", help="a run to compare with")
     sub.add_argument("--out", type=Path, metavar="FILE", help="default: report.html in RUN")
     sub.add_argument("--no-view", action="store_true", help="no page of tokens to link to")
     sub.add_argument("--json", action="store_true", help="print the findings as JSON")
@@ -258,6 +258,21 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
     return int(text)
+
+
+def _not_negative(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number, 0 or above")
+    return int(text)
+
+
+def _run(text: str) -> Path:
+    if "://" in text:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is on object storage, and commands take a directory: copy the run, or use "
+            "opdprobe.open_run in Python"
+        )
+    return Path(text)
 
 
 def _numbers(text: str) -> list[int]:

@@ -416,6 +416,8 @@ def test_progress_runs_from_none_to_all():
         ({"n_prompts": 0}, "n_prompts = 0"),
         ({"k": 65}, "k = 65 is larger than the vocabulary of 64"),
         ({"temperature": 0.0}, "temperature = 0.0"),
+        ({"temperature": float("nan")}, "temperature = nan"),
+        ({"seed": -1}, "seed = -1; expected 0 or more"),
         ({"tokenizer": None}, "pass tokenizer="),
         ({"templates": {"bad": "no place"}}, "no place for"),
     ],

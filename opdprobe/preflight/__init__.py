@@ -197,8 +197,10 @@ def preflight(
     'unlikely to help'
     """
     _check(n_prompts=n_prompts, n=n, k=k, max_new_tokens=max_new_tokens, max_tokens=max_tokens)
-    if temperature <= 0:
+    if not 0 < temperature < math.inf:
         raise ConfigError(f"temperature = {temperature}; expected a number above 0.")
+    if seed < 0:
+        raise ConfigError(f"seed = {seed}; expected 0 or more.")
     names = [_name(student), _name(teacher)]
     if isinstance(student, str | Path):
         tokenizer = tokenizer or load_tokenizer(student)

@@ -226,6 +226,8 @@ def write_whole(path: Path, fill: Callable[[BinaryIO], object]) -> None:
     fill : callable
         Writes the content to an open binary file.
     """
+    if path.is_dir():
+        raise StoreError(f"{path} is a directory; expected the name of a file to write.")
     temporary = path.with_name(f"{TEMPORARY}{path.name}")
     temporary.unlink(missing_ok=True)
     try:

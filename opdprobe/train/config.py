@@ -86,6 +86,11 @@ class Config:
             raise ConfigError(
                 f"no configuration file at {path}; expected a YAML file of name: value lines."
             ) from None
+        except OSError as error:
+            raise ConfigError(
+                f"{path} cannot be read ({error.strerror}); expected a YAML file of name: value "
+                "lines."
+            ) from error
         except ValueError as error:
             raise ConfigError(f"{path} is not readable as YAML: {error}") from error
         if values is not None and not isinstance(values, dict):

@@ -196,7 +196,10 @@ class OPDTrainer:
         self.prompts = encode(prompts)
         self.eval_prompts = {name: encode(some) for name, some in (eval_prompts or {}).items()}
         if self.eval_prompts and grader is None:
-            raise ConfigError("eval_prompts needs a grader.")
+            raise ConfigError(
+                "evaluation needs a grader, and there is none: pass grader=; on the command line, "
+                "give problems that have answers."
+            )
         self.batch_size = min(config.batch_size, len(self.prompts))
         if self.batch_size < self.processes.size:
             raise ConfigError(

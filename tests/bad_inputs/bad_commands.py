@@ -56,6 +56,17 @@ CASES = [
         "opdprobe view: error: argument --steps: 'a,b' is no list of numbers such as 0,10,20",
         *("view", "run", "--steps", "a,b"),
     ),
+    _usage(
+        "a negative seed",
+        "opdprobe preflight: error: argument --seed: '-1' is no whole number, 0 or above",
+        *("preflight", *_TRAIN[1:], "--prompts", "zoo:train", "--seed=-1"),
+    ),
+    _usage(
+        "a run on object storage",
+        "opdprobe report: error: argument RUN: 's3://bucket/run' is on object storage, and commands "
+        "take a directory: copy the run, or use opdprobe.open_run in Python",
+        *("report", "s3://bucket/run"),
+    ),
     _failed(
         "a model of the zoo that there is not",
         "ZooError: no zoo model 'huge'; there are sft-small, …",

@@ -48,6 +48,11 @@ CASES = [
         lambda folder: OPDConfig.from_yaml(folder / "absent.yaml"),
         "no configuration file at FOLDER/absent.yaml; expected a YAML file of name: value lines.",
     ),
+    _config(
+        "a directory",
+        OPDConfig.from_yaml,
+        "FOLDER cannot be read (Is a directory); expected a YAML file of name: value lines.",
+    ),
     _yaml(
         "a list",
         "- k: 16\n",

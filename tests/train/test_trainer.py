@@ -396,7 +396,7 @@ def test_tokenizers_must_agree(tmp_path, trainer_in):
 
 
 def test_evaluation_needs_a_grader(tmp_path, trainer_in):
-    with pytest.raises(ConfigError, match="eval_prompts needs a grader"):
+    with pytest.raises(ConfigError, match="evaluation needs a grader"):
         trainer_in(tmp_path, eval_prompts={"all": PROBLEMS})
 
 
