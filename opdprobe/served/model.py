@@ -70,6 +70,13 @@ class ServedModel:
     ModelError
         No such server, or no such model there; lists those it has.
 
+    Attributes
+    ----------
+    name
+        What the server calls the model.
+    context
+        Most tokens of a text, prompt and response together; None where the server does not tell.
+
     Notes
     -----
     A key is taken from the environment variable ``OPDPROBE_API_KEY``; it is stored nowhere.
@@ -96,10 +103,25 @@ class ServedModel:
             )
         self.url = parts._replace(fragment="").geturl().rstrip("/")
         self.connection = connection or Connection()
-        self.name = self._find(parts.fragment)
+        self.name, self.context = self._find(parts.fragment)
 
     def __repr__(self) -> str:
         return f"{self.url}#{self.name}"
+
+    def check_length(self, tokens: int) -> None:
+        """See whether so many fit; a server shortens a response unasked, and says nothing of it.
+
+        Raises
+        ------
+        ModelError
+            They are more than the context of the server.
+        """
+        if self.context is not None and tokens > self.context:
+            raise ModelError(
+                f"{self} holds {self.context} tokens, and a prompt with its response needs "
+                f"{tokens} (one to spare where it is scored): ask for shorter responses, or serve "
+                "the model with a larger --max-model-len."
+            )
 
     def sample(
         self, prompts: Sequence[Sequence[int]], *, n: int, max_new_tokens: int, seed: Sequence[int]
@@ -156,6 +178,11 @@ class ServedModel:
                 raise ModelError(
                     f"{self} gave {len(found)} responses to prompt {index}, whose ends are: {ends}."
                     f" Expected {n}, each with stop or length; see the server's log."
+                )
+            if cut := [len(t) for t, why in found if why == "length" and len(t) < max_new_tokens]:
+                raise ModelError(
+                    f"{self} cut a response to prompt {index} after {cut[0]} of {max_new_tokens} "
+                    "tokens, where its context ends: ask for shorter responses."
                 )
             return [(tokens, reason == "stop") for tokens, reason in found]
 
@@ -257,8 +284,14 @@ class ServedModel:
             told.sampled_logp[i] = logp[drawn]
         return told
 
-    def _complete(self, prompt: Sequence[int], **settings: Any) -> Any:
-        body = {"model": self.name, "prompt": list(prompt), **settings}
+    def _complete(self, prompt: Sequence[int], *, max_tokens: int, **settings: Any) -> Any:
+        self.check_length(len(prompt) + max_tokens)
+        body = {
+            "model": self.name,
+            "prompt": list(prompt),
+            "max_tokens": max_tokens,
+            **settings,
+        }
         try:
             return self.connection.request(f"{self.url}/completions", body)
         except RefusedError as error:
@@ -270,7 +303,7 @@ class ServedModel:
                 ) from error
             raise
 
-    def _find(self, name: str) -> str:
+    def _find(self, name: str) -> tuple[str, int | None]:
         url = f"{self.url}/models"
         try:
             answer = self.connection.request(url)
@@ -282,13 +315,17 @@ class ServedModel:
                 ) from error
             raise
         with expected_form(url):
-            names = [str(model["id"]) for model in answer["data"]]
-        listed = ", ".join(names) or "no model"
-        if not name and len(names) != 1:
+            found = {
+                str(model["id"]): None if (n := model.get("max_model_len")) is None else int(n)
+                for model in answer["data"]
+            }
+        listed = ", ".join(found) or "no model"
+        if not name and len(found) != 1:
             raise ConfigError(f"{self.url} serves {listed}; name one: {self.url}#NAME.")
-        if name and name not in names:
+        if name and name not in found:
             raise ModelError(f"{self.url} has no model {name!r}; it serves {listed}.")
-        return name or names[0]
+        name = name or next(iter(found))
+        return name, found[name]
 
 
 def _nats(logprob: Any) -> float:

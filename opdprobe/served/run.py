@@ -98,7 +98,7 @@ def probe_served(
     encoded, prompt_set = encode(tokenizer, prompts)
     for model in (first, teacher):
         if isinstance(model, ServedModel):
-            _check_served(model, tokenizer, encoded, k)
+            _check_served(model, tokenizer, encoded, config)
     attrs = {
         "recorded_by": "probe_served",
         # Of numbered checkpoints: their folder; each step says which it is of.
@@ -183,9 +183,12 @@ def _check_served(
     model: ServedModel,
     tokenizer: PreTrainedTokenizerBase,
     encoded: Sequence[EncodedPrompt],
-    k: int,
+    config: ProbeConfig,
 ) -> None:
-    """See before any sampling that a server splits text as the tokenizer does, and tells k."""
+    """See before any sampling that a server splits text as the tokenizer does, and tells enough."""
+    # One token to spare: a server continues what it scores.
+    longest = max(len(prompt.ids) for prompt in encoded)
+    model.check_length(longest + config.max_new_tokens + 1)
     text = "\n".join(str(tokenizer.decode(list(prompt.ids))) for prompt in encoded[:_COMPARED])
     theirs, ours = model.tokenize(text), tokenizer(text, add_special_tokens=False).input_ids
     if theirs is None:
@@ -199,7 +202,7 @@ def _check_served(
         )
     ids = list(encoded[0].ids)
     alone = Rollouts([ids[:1]], [ids[1:] or ids], [True], [0])
-    model.tell(alone, k=k, width=vocabulary_width(tokenizer))
+    model.tell(alone, k=config.k, width=vocabulary_width(tokenizer))
 
 
 def _identity(model: ServedModel | PreTrainedModel | Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from opdprobe.rollout import sample
 from opdprobe.testing import tiny_model, tiny_tokenizer
 
-EOS, CAP = 2, 20
+EOS, CAP, CONTEXT = 2, 20, 100
 
 
 def tiny_models():
@@ -34,6 +34,7 @@ class Server(ThreadingHTTPServer):
         self.models, self.tokenizer = models, tokenizer
         self.faults, self.asked, self.headers = [], [], []
         self.now = self.most = 0
+        self.tells_context: int | None = CONTEXT
         self.lock = threading.Lock()
         self.alter: Callable[[dict], object] = lambda answer: None
 
@@ -84,7 +85,8 @@ class Handler(BaseHTTPRequestHandler):
     def truth(self, body):
         models, tokenizer = self.server.models, self.server.tokenizer
         if self.path == "/v1/models":
-            return 200, {"object": "list", "data": [{"id": name} for name in models]}
+            found = [{"id": name, "max_model_len": self.server.tells_context} for name in models]
+            return 200, {"object": "list", "data": found}
         if self.path == "/tokenize" and tokenizer:
             ids = tokenizer(body["prompt"], add_special_tokens=body["add_special_tokens"]).input_ids
             return 200, {"count": len(ids), "max_model_len": 512, "tokens": ids}
@@ -96,18 +98,28 @@ class Handler(BaseHTTPRequestHandler):
                 f"Requested prompt logprobs of {k}, which is greater than max allowed: {CAP} "
                 f"(parameter=prompt_logprobs, value={k})"
             )
-            return 400, {"error": {"message": message, "type": "BadRequestError", "code": 400}}
-        if len(ids) + body["max_tokens"] > 100:
-            message = "This model's maximum context length is 100 tokens."
-            return 400, {"object": "error", "message": message, "code": 400}
+            return refusal(400, message)
+        if not ids:
+            return refusal(400, "You must pass at least one prompt")
+        if len(ids) > CONTEXT:
+            message = f"This model's maximum context length is {CONTEXT} tokens. However, your "
+            return refusal(400, f"{message}prompt contains {len(ids)} input tokens")
+        # Responses are shortened to what is left, and nothing is said of it.
+        max_tokens = min(body["max_tokens"], CONTEXT - len(ids))
+        if max_tokens < 1:
+            return refusal(400, f"max_tokens must be at least 1, got {max_tokens}.")
+        if body["model"] not in models:
+            return refusal(404, f"The model `{body['model']}` does not exist.")
         model = models[body["model"]]
+        if max(ids) >= model.config.vocab_size:
+            return refusal(400, f"Token id {max(ids)} is out of vocabulary")
         told = prompt_logprobs(model, ids, k) if k else None
         choices = []
         for index in range(body.get("n", 1)):
             rollouts = sample(
                 model,
                 [ids],
-                max_new_tokens=body["max_tokens"],
+                max_new_tokens=max_tokens,
                 eos_ids=[EOS],
                 pad_id=0,
                 # What the served model's generation_config.json says, unless asked otherwise.
@@ -124,6 +136,10 @@ class Handler(BaseHTTPRequestHandler):
             }
             choices.append(choice)
         return 200, {"model": body["model"], "choices": choices}
+
+
+def refusal(status, message):
+    return status, {"error": {"message": message, "type": "BadRequestError", "code": status}}
 
 
 @torch.no_grad()

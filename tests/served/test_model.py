@@ -14,7 +14,7 @@ from opdprobe.rollout import Rollouts
 from opdprobe.served import Connection, ServedModel
 from opdprobe.served.connection import API_KEY
 
-EOS, WIDTH = 2, 64
+EOS, WIDTH, CONTEXT = 2, 64, 100
 ROWS = [[7, 8], [9], [10, 11, 12, 13]]
 QUICK = Connection(timeout=20, backoff=0.001)
 
@@ -217,9 +217,41 @@ def test_a_refusal_shows_what_the_server_said(serve, fault, message):
 
 
 def test_a_text_longer_than_the_server_holds(serve):
-    model = ServedModel(serve().address("teacher"), QUICK)
-    with pytest.raises(ModelError, match=r"answered 400: .* maximum context length is 100 tokens"):
+    server = serve()
+    model = ServedModel(server.address("teacher"), QUICK)
+    assert model.context == CONTEXT
+    before = len(server.asked)
+    with pytest.raises(ModelError, match=r"holds 100 tokens, and .* needs 101 \(one"):
         model.sample([[7]], n=1, max_new_tokens=100, seed=[0])
+    with pytest.raises(ModelError, match=r"holds 100 tokens, and .* needs 101 \(one"):
+        model.tell(Rollouts([[7] * 50], [[9] * 50], [True], [0]), k=4, width=WIDTH)
+    assert len(server.asked) == before
+    assert len(model.sample([[7]], n=1, max_new_tokens=99, seed=[0])) == 1
+
+
+def test_a_response_that_the_server_cuts_unasked(serve, models):
+    """As vLLM does; here of a server that does not tell how long its context is."""
+    models["student"].lm_head.weight.data[EOS] *= 0  # goes on for long
+    server = serve({"student": models["student"]})
+    server.tells_context = None
+    model = ServedModel(server.address(), QUICK)
+    assert model.context is None
+    with pytest.raises(ModelError, match=r"cut a response to prompt 1 after 3 of 4 tokens"):
+        model.sample([[7] * 96, [7] * 97], n=40, max_new_tokens=4, seed=[0])
+    with pytest.raises(ModelError, match="answered 400: max_tokens must be at least 1, got 0"):
+        model.tell(Rollouts([[7] * 50], [[9] * 50], [True], [0]), k=4, width=WIDTH)
+    with pytest.raises(ModelError, match=r"answered 400: .* maximum context length is 100 tokens"):
+        model.tell(Rollouts([[7] * 50], [[9] * 51], [True], [0]), k=4, width=WIDTH)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [([], "must pass at least one prompt"), ([7, WIDTH], "Token id 64 is out of vocabulary")],
+)
+def test_a_prompt_that_no_model_has(serve, prompt, message):
+    model = ServedModel(serve().address("student"), QUICK)
+    with pytest.raises(ModelError, match=f"answered 400: .*{message}"):
+        model.sample([prompt], n=1, max_new_tokens=2, seed=[0])
 
 
 @pytest.mark.parametrize(

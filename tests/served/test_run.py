@@ -10,6 +10,7 @@ import torch
 
 from opdprobe import ConfigError, Prompt, StoreError, VocabularyError, curve, open_run, validate
 from opdprobe.cli import main
+from opdprobe.errors import ModelError
 from opdprobe.hooks import probe_checkpoints
 from opdprobe.pair import Pair, in_rollout_order
 from opdprobe.rollout import Rollouts, sample
@@ -186,13 +187,26 @@ def test_a_served_student_is_probed_alone(capsys):
 def test_more_than_the_server_gives_is_said_before_anything_is_sampled(serve, checkpoint, tmp_path):
     server = serve()
     mixed = {m: ServedModel(server.address(m), QUICK) for m in MODELS}
+    settings = {"max_new_tokens": 8, "tokenizer": tiny_tokenizer()}
     with pytest.raises(ConfigError, match=r"at most 20 .* k = 21: use k = 20 .* --max-logprobs 21"):
-        probe_served(*mixed.values(), PROMPTS, tmp_path / "run", k=21, tokenizer=tiny_tokenizer())
+        probe_served(*mixed.values(), PROMPTS, tmp_path / "run", k=21, **settings)
     alone = Rollouts([[7]], [[8]], [True], [0])
     with pytest.raises(ConfigError, match="k = 65 is larger than the vocabulary of 64"):
         score_served(mixed, tiny_tokenizer(), alone, k=65)
     assert not any(body and body.get("n") for _, body in server.asked)
     assert not (tmp_path / "run").exists()
+
+
+def test_too_short_a_context_is_said_before_anything_is_sampled(serve, checkpoint, tmp_path):
+    server = serve()
+    teacher = ServedModel(server.address("teacher"), QUICK)
+    settings = {"k": 2, "n": 1}
+    with pytest.raises(ModelError, match=r"holds 100 tokens, and .* needs 101 .one to spare"):
+        probe_served(
+            checkpoint["student"], teacher, PROMPTS, tmp_path / "run", **settings, max_new_tokens=96
+        )
+    assert not (tmp_path / "run").exists()
+    assert [path for path, _ in server.asked] == ["/v1/models"]
 
 
 def test_a_key_goes_with_every_request_and_nowhere_else(serve, monkeypatch, checkpoint, tmp_path):
