@@ -312,14 +312,16 @@ def course_panels(courses: Sequence[Course]) -> list[Panel]:
     panels = []
     for name, quantities in _PANELS.items():
         if len(courses) == 1 and len(quantities) > 1:
-            lines = [
-                line(courses[0], quantity, role=model, label=model)
+            known = {
+                quantity: line(courses[0], quantity, role=model, label=model)
                 for quantity, model in zip(quantities, MODELS, strict=True)
                 if courses[0].has(quantity)
-            ]
-            title = title_of(quantities[0]).removeprefix("Student ").capitalize()
-            if lines:
-                panels.append(_panel(name, title, quantities[0], lines))
+            }
+            if known:
+                first, *more = (title_of(quantity) for quantity in known)
+                # A line by itself has no legend to say whose it is.
+                title = first.removeprefix("Student ").capitalize() if more else first
+                panels.append(_panel(name, title, quantities[0], list(known.values())))
             continue
         for quantity in quantities:
             lines = [

@@ -46,9 +46,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
         return 1
     except KeyboardInterrupt:
-        errors.print("interrupted; the same command goes on from the last checkpoint.")
+        on = "; the same command goes on from the last checkpoint" if _goes_on(arguments) else ""
+        errors.print(f"interrupted{on}.")
         return 130
     return 0
+
+
+def _goes_on(arguments: argparse.Namespace) -> bool:
+    """Whether the same command goes on with what an interrupted one has done."""
+    if arguments.run is commands.train:
+        return not arguments.no_resume
+    if arguments.run is commands.zoo:
+        return arguments.action == "build"
+    return arguments.run in (commands.reproduce, commands.probe, recipe_commands.cold_start)
 
 
 class _Handler(RichHandler):
@@ -234,7 +244,12 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("run_dir", type=_run, metavar="RUN")
     sub.add_argument("other", type=_run, nargs="?", metavar="RUN2", help="a run to compare with")
     sub.add_argument("--out", type=Path, metavar="FILE", help="default: view.html in RUN")
-    sub.add_argument("--steps", type=_numbers, metavar="A,B,…", help="recorded steps; default: all")
+    sub.add_argument(
+        "--steps",
+        type=_numbers,
+        metavar="A,B,…",
+        help="recorded steps; default: all; of two runs, those that both have",
+    )
     sub.add_argument("--rollouts", type=_positive, metavar="N", help="the first N of each step")
     sub.add_argument("--tokenizer", type=Path, metavar="DIR", help="default: the student's")
     sub.add_argument("--max-mb", type=float, default=20, help="thin above; default: %(default)s")

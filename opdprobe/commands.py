@@ -302,6 +302,7 @@ def inspect(arguments: argparse.Namespace) -> None:
         "states": n_states,
         "bytes": size,
         "valid": True,
+        **_missing(run),
         **verified,
     }
     if arguments.json:
@@ -317,10 +318,23 @@ def inspect(arguments: argparse.Namespace) -> None:
         console.print(_metrics_table(run))
 
 
+def _missing(run: Run) -> dict[str, str]:
+    """Name what no server told of a run's models; nothing of a run that has it all."""
+    from opdprobe.report.view import model_name
+
+    roles = run.load(run.steps[0]).attrs.get("missing", []) if run.steps else []
+    names = " and ".join(model_name(run, role) or role for role in roles)
+    return {"missing": f"entropy, reverse KL of {names} (served)"} if roles else {}
+
+
 def _verify(arguments: argparse.Namespace) -> dict[str, str]:
     """Compare a run's files with their checksums; name those that are not as they were written."""
+    from opdprobe.store.parts import list_files
     from opdprobe.store.verify import verify_run
 
+    folder = arguments.run_dir
+    if folder.is_dir() and not ((folder / "run.json").exists() or list_files(folder)):
+        open_run(folder)  # says that it is no run; of one, verify_run says more
     found = verify_run(arguments.run_dir)
     if found.faults:
         if arguments.json:
@@ -333,6 +347,14 @@ def _verify(arguments: argparse.Namespace) -> dict[str, str]:
     unproven = ", ".join(path.name for path in found.unproven)
     without = f"; read well, without a checksum: {unproven}" if unproven else ""
     return {"verified": f"{found.n_files} files, as they were written{without}"}
+
+
+def open_runs(paths: list[Path]) -> list[Run]:
+    """Open one run, or two that are to be compared."""
+    runs = [open_run(path) for path in paths]
+    if len({run.path.resolve() for run in runs}) < len(runs):
+        raise ConfigError(f"{paths[0]} and {paths[-1]} are the same run: give two different ones.")
+    return runs
 
 
 def draw_runs(runs: list[Run], paths: list[Path]) -> None:
@@ -381,7 +403,7 @@ def view(arguments: argparse.Namespace) -> None:
     out = arguments.out or arguments.run_dir / "view.html"
     notices = write_view(
         out,
-        [open_run(path) for path in paths],
+        open_runs(paths),
         steps=arguments.steps,
         rollouts=arguments.rollouts,
         tokenizer=arguments.tokenizer,

@@ -7,7 +7,6 @@ from pathlib import Path
 from opdprobe import commands
 from opdprobe.commands import console
 from opdprobe.errors import ConfigError
-from opdprobe.store import open_run
 
 
 def report(arguments: argparse.Namespace) -> None:
@@ -19,7 +18,7 @@ def report(arguments: argparse.Namespace) -> None:
     out = arguments.out or arguments.run_dir / "report.html"
     found = write_run_report(
         out,
-        [open_run(path) for path in paths],
+        commands.open_runs(paths),
         draw=figures.run.images,
         view=not arguments.no_view,
     )
@@ -57,8 +56,9 @@ def figures_of(arguments: argparse.Namespace) -> None:
             "give one run or two, no figure's name, and neither --check nor --results."
         )
     out = arguments.out or runs[0]
+    opened = commands.open_runs(runs)
     out.mkdir(parents=True, exist_ok=True)
     paths = [out / "curves.pdf", out / "curves.png"]
-    commands.draw_runs([open_run(run) for run in runs], paths)
+    commands.draw_runs(opened, paths)
     for path in paths:
         console.print(str(path), soft_wrap=True)

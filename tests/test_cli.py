@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from analyses.results import Claim, Meta, Panel, Results, Series, save
-from opdprobe import commands, open_run
+from opdprobe import commands, open_run, recipe_commands
 from opdprobe.cli import main
 from opdprobe.models import load_model, load_tokenizer, weight_hash
 from opdprobe.store import RunWriter
@@ -104,6 +104,29 @@ def test_an_interrupted_run_goes_on(run_dir, tmp_path, monkeypatch, capsys):
     assert train(tmp_path / "run", *settings) == 0
     for at in (0, 1):
         assert open_run(tmp_path / "run").load(at).identical(open_run(run_dir).load(at))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "goes_on"),
+    [
+        (["view", "RUN"], False),
+        (["preflight", "--student", "S", "--teacher", "T", "--prompts", "P"], False),
+        (["zoo", "list"], False),
+        (["zoo", "build"], True),
+        (["reproduce"], True),
+        (["probe", "C", "--teacher", "T", "--prompts", "P", "--run-dir", "R"], True),
+        (["cold-start", "--student", "S", "--teacher", "T", "--prompts", "P", "--out", "O"], True),
+    ],
+)
+def test_only_what_goes_on_says_so(monkeypatch, capsys, arguments, goes_on):
+    def interrupted(_):
+        raise KeyboardInterrupt
+
+    name = arguments[0].replace("-", "_")
+    monkeypatch.setattr(recipe_commands if name == "cold_start" else commands, name, interrupted)
+    assert main(arguments) == 130
+    end = "; the same command goes on from the last checkpoint" if goes_on else ""
+    assert " ".join(capsys.readouterr().err.split()) == f"interrupted{end}."
 
 
 def test_dropped_layers_make_another_student(tmp_path):
@@ -228,9 +251,24 @@ def test_inspect_takes_runs_without_metrics_and_of_other_writers(tmp_path, capsy
     assert (printed["student"], printed["steps"]) == ("synthetic student", 3)
 
 
+def test_inspect_names_what_a_server_did_not_tell(tmp_path, capsys):
+    attrs = {"student": {"name": "mine"}, "teacher": {"name": "my/teacher"}}
+    writer = RunWriter(tmp_path / "served", attrs=attrs, config={}, resume=False)
+    ds = synthetic_step().assign_attrs(missing=["teacher"])
+    ds["entropy"][:, 1] = float("nan")
+    writer.write_step(0, ds.assign(reverse_kl=ds["reverse_kl"] * float("nan")))
+    assert main(["inspect", str(tmp_path / "served"), "--json"]) == 0
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["missing"] == "entropy, reverse KL of my/teacher (served)"
+    synthetic_run(tmp_path / "local")
+    assert main(["inspect", str(tmp_path / "local"), "--json"]) == 0
+    assert "missing" not in json.loads(capsys.readouterr().out)
+
+
 def test_inspect_finds_what_is_no_run_and_what_is_torn(tmp_path, capsys):
     reason, _ = failed(capsys, main(["inspect", str(tmp_path)]))
     assert "is not a run: it has no run.json" in reason
+    assert failed(capsys, main(["inspect", str(tmp_path), "--verify"])) == (reason, "")
     synthetic_run(tmp_path / "run", steps=[0, 1])
     step = tmp_path / "run/steps/000001.zarr.zip"
     step.write_bytes(step.read_bytes()[:-100])

@@ -83,6 +83,22 @@ def test_a_course_gives_the_curves_of_opdprobe_curve(tmp_path):
     assert np.isnan(lines["loss"][0].low).all()
 
 
+def test_a_model_whose_line_is_alone_is_named_in_the_title():
+    ds = step(0, 0.8)
+    both = {p.name: p for p in course_panels([course_of([ds])])}
+    assert (both["entropy"].title, len(both["entropy"].series)) == ("Entropy", 2)
+    for model, title in enumerate(("Teacher entropy", "Student entropy")):
+        lacking = ds.copy(deep=True)
+        lacking["entropy"][:, model] = np.nan
+        alone = {p.name: p for p in course_panels([course_of([lacking])])}["entropy"]
+        assert (alone.title, len(alone.series)) == (title, 1)
+        assert alone.y_label == f"{title.lower()} [nats]"
+    some = course_of([ds])
+    some.counts[0][:, COLUMN["teacher_overlap_mass"]] = 0
+    alone = {p.name: p for p in course_panels([some])}["overlap_mass"]
+    assert alone.title == "Student mass on the overlap"
+
+
 def test_means_over_steps_weigh_states_alike(tmp_path):
     run = synthetic_run(tmp_path, steps=[0, 1, 2], n_rollouts=3, length=[1, 9, 0])
     whole = run.states([1, 2])
@@ -126,6 +142,8 @@ def test_the_extreme_rollout_is_no_fragment():
 def test_aligning(rising):
     finding = found(rising)["aligning"]
     assert (finding.kind, finding.step in (8, 9, 10, 11)) == ("good", True)
+    assert "in overlap ratio, overlap-token advantage, entropy gap: the success" in finding.text
+    assert "Not recorded" not in finding.text
     overlap, advantage, gap = finding.evidence
     assert overlap.steps == ((0, 3), (8, 11))
     assert 0.05 < overlap.low < overlap.value < overlap.high
@@ -189,6 +207,17 @@ def test_stagnating(steady):
     assert np.isnan(finding.evidence[-1].low)
 
 
+@pytest.mark.parametrize(("agreements", "name"), [(RISING, "aligning"), (STEADY, "stagnating")])
+def test_what_was_not_recorded_is_said_to_be_so(agreements, name):
+    steps = [step(i, agreement) for i, agreement in enumerate(agreements)]
+    for ds in steps:
+        ds["entropy"][:, 1] = np.nan  # as of a served teacher
+    finding = found(course_of(steps))[name]
+    assert " overlap ratio, overlap-token advantage: the " in finding.text
+    assert finding.text.count("entropy gap") == 1
+    assert finding.text.endswith(" Not recorded: entropy gap.")
+
+
 def test_the_same_model_is_aligned_from_the_start():
     assert (
         found(course_of([step(i, 1.0) for i in range(6)]))["aligned_from_the_start"].kind == "note"
@@ -204,6 +233,7 @@ def test_at_k_1_there_is_no_advantage_to_look_at():
     steps = [step(i, a, k=1) for i, a in enumerate(RISING)]
     finding = found(course_of(steps))["aligning"]
     assert [one.quantity for one in finding.evidence] == ["overlap_ratio", "entropy_gap"]
+    assert "advantage" not in finding.text
 
 
 def test_a_single_step_has_no_course():

@@ -137,6 +137,19 @@ def test_the_advice(changes, advice):
     assert [advice in line for line in judge(replace(WORKS, **changes)).advice] == [True]
 
 
+def test_a_single_prompt_is_said_to_have_no_interval():
+    alone = {"overlap": Number(0.85), "gain": Number(0.0), "learnt": Number(0.4)}
+    gain, learnt, overlap = judge(replace(WORKS, **alone)).reasons
+    assert "by +0.00 (no interval): too few rollouts" in gain
+    assert "takes away 40% of the divergence (no interval) on the other half: unclear" in learnt
+    assert "Overlap ratio 0.85 (no interval), not clearly within" in overlap
+    assert "nan" not in gain + learnt + overlap
+    gain, learnt, overlap = judge(WORKS).reasons
+    assert "by +0.30 [+0.20, +0.40]" in gain
+    assert "takes away 70% of the divergence [60%, 80%] on the other half" in learnt
+    assert "Overlap ratio 0.85 [0.84, 0.86], within" in overlap
+
+
 def test_short_responses_have_no_tail_to_cut():
     assert judge(replace(WORKS, tail=20)).advice == ()
 

@@ -296,6 +296,8 @@ def test_the_command(tmp_path, capsys):
     assert (run / "report-view.html").exists()
     assert "overlap ratio" in printed
     assert "open it in a browser" in printed
+    with pytest.raises(ConfigError, match="are the same run"):
+        report(arguments(run, other=run))
 
 
 def test_the_command_for_a_script(tmp_path, capsys):
@@ -323,6 +325,9 @@ def test_figures_takes_runs(tmp_path, capsys):
     for more in (["fig01"], ["--check"], ["--results", one], [one, two]):
         assert main(["figures", one, *more]) == 1
         assert "give one run or two, no figure's name" in capsys.readouterr().err
+    assert main(["figures", one, one, "--out", str(tmp_path / "none")]) == 1
+    assert "are the same run" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
     assert main(["figures", str(tmp_path)]) == 1
     assert "is not a run" in capsys.readouterr().err
 

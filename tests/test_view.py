@@ -341,13 +341,19 @@ def test_a_tokenizer_of_another_size_is_pointed_out(tmp_path):
 def test_two_runs_share_steps_and_keep_their_names(tmp_path):
     one = synthetic_run(tmp_path / "a" / "run", steps=[0, 5, 7])
     two = synthetic_run(tmp_path / "b" / "run", steps=[0, 7, 9], seed=1)
-    write_view(tmp_path / "view.html", [one, two])
+    *_, said = write_view(tmp_path / "view.html", [one, two])
+    assert said == "Only steps that both runs have are shown; both have 2."
     first, second = index_of(tmp_path / "view.html")["runs"]
     assert first["label"] != second["label"]
     for run in (first, second):
         assert [step["step"] for step in run["steps"]] == [0, 7]
     blocks = [step["block"] for run in (first, second) for step in run["steps"]]
     assert blocks == ["block-0", "block-1", "block-2", "block-3"]
+    *_, said = write_view(tmp_path / "view.html", [one, two], keep=[[5], []])
+    assert said.startswith("Only steps that both runs have, and those linked to, are shown;")
+    for runs, steps in (([one, one], None), ([one, two], [7])):  # nothing is left out unasked
+        notices = write_view(tmp_path / "view.html", runs, steps=steps)
+        assert not any("both runs have" in notice for notice in notices)
 
 
 def test_where_a_model_lay_stays_private(tmp_path):
@@ -391,6 +397,9 @@ def test_the_command(tmp_path, capsys):
     assert "no tokenizer" in capsys.readouterr().err
     assert [len(run["steps"][0]["n_states"]) for run in index_of(out)["runs"]] == [2, 2]
     assert main(["view", one, "--steps", "3"]) == 1
+    assert "has no step 3" in capsys.readouterr().err
+    assert main(["view", one, f"{one}/../one"]) == 1
+    assert "are the same run: give two different ones" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="2"):
         main(["view", one, "--steps", "x"])
 

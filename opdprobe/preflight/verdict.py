@@ -221,7 +221,7 @@ def _learnt(share: Number) -> tuple[bool | None, str]:
         return None, "Whether one prompt's lesson serves another was not measured."
     shown = (
         f"A readout refitted on half of the prompts takes away {share.value:.0%} of the divergence "
-        f"[{share.low:.0%}, {share.high:.0%}] on the other half"
+        f"{_bounds(share, '.0%')} on the other half"
     )
     if share.low >= _LEARNT:
         return True, f"{shown}: a pattern that prompts have in common."
@@ -234,9 +234,9 @@ def _overlap_reason(e: Evidence) -> str:
     o = e.overlap
     side = "within" if o.low >= _OVERLAP else "not clearly within"
     return (
-        f"Overlap ratio {o.value:.2f} [{o.low:.2f}, {o.high:.2f}], {side} the range in which the "
-        f"paper's successful runs start ({_OVERLAP} and above). It depends on k and vocabulary: no "
-        "part of the rule."
+        f"Overlap ratio {o.value:.2f} {_bounds(o, '.2f')}, {side} the range in which the paper's "
+        f"successful runs start ({_OVERLAP} and above). It depends on k and vocabulary: no part of "
+        "the rule."
     )
 
 
@@ -273,4 +273,9 @@ def _advice(e: Evidence, learns: bool | None, worth: str | None) -> list[str]:
 
 
 def _shown(number: Number) -> str:
-    return f"{number.value:+.2f} [{number.low:+.2f}, {number.high:+.2f}]"
+    return f"{number.value:+.2f} {_bounds(number, '+.2f')}"
+
+
+def _bounds(number: Number, form: str) -> str:
+    known = number.low == number.low
+    return f"[{number.low:{form}}, {number.high:{form}}]" if known else "(no interval)"

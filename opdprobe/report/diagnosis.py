@@ -117,10 +117,7 @@ def _alignment(found: Course) -> Finding:
     if len(found.steps) < 2:
         text = "Whether the models align shows only over several steps."
         return Finding("too_short", "unclear", "One recorded step", text, (), **where)
-    moves = [
-        change(found, name, relative=name != "overlap_ratio")
-        for name in ("overlap_ratio", "overlap_token_advantage", "entropy_gap")
-    ]
+    moves = [change(found, name, relative=name != "overlap_ratio") for name in _MOVED]
     # One shared token, renormalised, has no advantage: at k = 1 there is nothing to see.
     moves = [move for move in moves if not np.isnan(move.value)]
     directions = [_direction(move) for move in moves]
@@ -134,7 +131,7 @@ def _alignment(found: Course) -> Finding:
     if set(directions) == {"toward"}:
         name, kind, title = "aligning", "good", "Aligning"
         text = (
-            "The student's distribution moves to the teacher's in all that shows it: the success "
+            f"The student's distribution moves to the teacher's in {names('toward')}: the success "
             "signature (§4.1)."
         )
     elif "toward" in directions and "away" in directions:
@@ -165,9 +162,9 @@ def _alignment(found: Course) -> Finding:
     elif set(directions) == {"flat"}:
         name, kind, title = "stagnating", "bad", "Stagnating"
         text = (
-            "Neither overlap nor advantage nor entropy gap moves as in a success: the failure "
-            "signature (§4.1), with which small losses and gradients go (App. B.2). The teacher "
-            "says little that this student follows."
+            f"Nothing moves as in a success, of {names('flat')}: the failure signature (§4.1), "
+            "with which small losses and gradients go (App. B.2). The teacher says little that "
+            "this student follows."
         )
         advice = (
             "Ask opdprobe preflight about the pair; try a cold start (§5.1), prompts in the "
@@ -184,6 +181,8 @@ def _alignment(found: Course) -> Finding:
         advice = (
             "Record more rollouts (record_fraction; of a hook, more prompts or n), or train on."
         )
+    if untold := [lower(name) for name in _MOVED if not found.has(name)]:
+        text += f" Not recorded: {', '.join(untold)}."
     return Finding(name, kind, title, text, tuple(moves), advice, **where)
 
 

@@ -92,9 +92,13 @@ def write_view(
     labels = run_labels(runs)
     notices = [f"{label}: {what}" for label, (_, what) in zip(labels, found, strict=True) if what]
     linked = [sorted(set(some)) for some in keep] or [[] for _ in runs]
-    offered = [
-        sorted({*_steps(run, runs, steps), *some}) for run, some in zip(runs, linked, strict=True)
-    ]
+    wanted = [_steps(run, runs, steps) for run in runs]
+    if len(runs) == 2 and steps is None and wanted != [run.steps for run in runs]:
+        also = ", and those linked to," if any(linked) else ""
+        notices.append(
+            f"Only steps that both runs have{also} are shown; both have {len(wanted[0])}."
+        )
+    offered = [sorted({*some, *more}) for some, more in zip(wanted, linked, strict=True)]
     counts = [
         {step: read_counts(files[step]) for step in some}
         for files, some in zip([run.files for run in runs], offered, strict=True)

@@ -63,8 +63,8 @@ CASES = [
     ),
     _usage(
         "a run on object storage",
-        "opdprobe report: error: argument RUN: 's3://bucket/run' is on object storage, and commands "
-        "take a directory: copy the run, or use opdprobe.open_run in Python",
+        "opdprobe report: error: argument RUN: 's3://bucket/run' is on object storage, and "
+        "commands take a directory: copy the run, or use opdprobe.open_run in Python",
         *("report", "s3://bucket/run"),
     ),
     _failed(
