@@ -170,7 +170,7 @@ def test_bad_prompts_can_be_left_out(tmp_path, capsys):
         (["--set", "seed=one"], "seed = 'one' is of type str; expected int"),
         (["--set", "objective=kl"], "objective = 'kl'; expected one of topk, full, sampled"),
         (["--config", "absent.yaml"], "no configuration file at absent.yaml"),
-        (["--config", "."], "Is a directory: '.'"),
+        (["--config", "."], "ConfigError: . cannot be read (Is a directory)"),
         (["--drop-layers", "1"], "--drop-layers '1': expected A-B"),
         (["--drop-layers", "one-two"], "--drop-layers 'one-two': expected A-B"),
         (["--drop-layers", "²-³"], "--drop-layers '²-³': expected A-B"),
