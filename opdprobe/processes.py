@@ -73,12 +73,13 @@ class Processes:
                 f"started as one of {started} processes, of which accelerate makes "
                 f"{state.num_processes}: on CPUs, set ACCELERATE_USE_CPU=true for all of them."
             )
-        # For FSDP, some transformers load weights in one process only, to be sent to the others
-        # later. Here each cuts its part out of what it loads itself.
-        os.environ |= dict.fromkeys(
-            ("FSDP_CPU_RAM_EFFICIENT_LOADING", "FSDP_SYNC_MODULE_STATES"), "false"
-        )
         sharded = parse_flag_from_env("ACCELERATE_USE_FSDP")
+        if sharded:
+            # For it, some transformers load weights in one process only, to be sent to the others
+            # later. Here each cuts its part out of what it loads itself.
+            os.environ |= dict.fromkeys(
+                ("FSDP_CPU_RAM_EFFICIENT_LOADING", "FSDP_SYNC_MODULE_STATES"), "false"
+            )
         return cls(state.process_index, started, state.device, sharded)
 
     @property
