@@ -20,11 +20,12 @@ import torch
 import training_step
 
 from opdprobe import OPDConfig, Prompt
+from opdprobe.batches import batches
 from opdprobe.packed import packed_weights
 from opdprobe.pair import Pair, Scored, in_rollout_order
 from opdprobe.record import record_dataset, step_metrics
 from opdprobe.rollout import eos_ids, sample, step_generator
-from opdprobe.score import batches, score
+from opdprobe.score import score
 from opdprobe.train.freed_memory import keep_freed_memory
 from opdprobe.train.losses import distillation_loss
 from opdprobe.train.optim import Optimization

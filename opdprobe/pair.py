@@ -11,9 +11,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from opdprobe.adapters import causal_lm, is_adapted, without_adapters
+from opdprobe.batches import Batch, batches
 from opdprobe.head import split_head
 from opdprobe.rollout import Rollouts, padding_id
-from opdprobe.score import Batch, Scores, batches, score
+from opdprobe.score import Scores, score
 from opdprobe.vocabulary import shared_vocabulary, shared_width
 
 

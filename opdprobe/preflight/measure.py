@@ -7,6 +7,7 @@ import torch
 import xarray as xr
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from opdprobe.batches import batches
 from opdprobe.continuation import Sampling, token_rows
 from opdprobe.grade import Grader, grade_rollouts
 from opdprobe.head import evaluating
@@ -18,7 +19,7 @@ from opdprobe.prompts import EncodedPrompt, Prompt
 from opdprobe.record import record_dataset
 from opdprobe.repetition import REPETITIVE, compression
 from opdprobe.rollout import Rollouts, eos_ids, sample, step_generator
-from opdprobe.score import batches, score
+from opdprobe.score import score
 from opdprobe.store.step_file import estimate_bytes
 
 _NOISE_ROLLOUTS = 8

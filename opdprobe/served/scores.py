@@ -7,11 +7,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from opdprobe.batches import batches
 from opdprobe.errors import ConfigError, NonFiniteError, VocabularyError
 from opdprobe.head import logit_width, split_head
 from opdprobe.rollout import Rollouts, padding_id
 from opdprobe.schema import MODELS, match_tokens
-from opdprobe.score import Scores, batches, chunk_rows, log_softmax
+from opdprobe.score import Scores, chunk_rows, log_softmax
 from opdprobe.served.model import ServedModel, Told
 
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from opdprobe.batches import batches
 from opdprobe.grade import Grader, grade_rollouts
 from opdprobe.head import split_head
 from opdprobe.prompts import EncodedPrompt, Prompt
 from opdprobe.rollout import Rollouts, eos_ids, padding_id, sample, step_generator
-from opdprobe.score import batches
 from opdprobe.sigterm import stop
 from opdprobe.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from opdprobe.train.config import GRPOConfig

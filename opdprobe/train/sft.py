@@ -7,10 +7,10 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from opdprobe.batches import batches
 from opdprobe.errors import ConfigError
 from opdprobe.head import split_head
 from opdprobe.rollout import Rollouts, padding_id
-from opdprobe.score import batches
 from opdprobe.sigterm import stop
 from opdprobe.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from opdprobe.train.config import SFTConfig

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import torch
 
+from opdprobe.batches import batches
 from opdprobe.pair import Pair, Scored
 from opdprobe.processes import Processes
 from opdprobe.rollout import Rollouts
-from opdprobe.score import batches
 from opdprobe.shards import as_pass, shard
 
 
