@@ -1,18 +1,19 @@
 """Rollouts as padded micro-batches of similar lengths."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from opdprobe.head import Body
 from opdprobe.rollout import Rollouts
 
-# A micro-batch that holds so many tokens ends where the next rollout would fill less of its row:
-# padding costs as much as a token, and a further pass through the models has a cost of its own.
-_LEAST_TOKENS, _LEAST_TOKENS_CPU = 8192, 1024
-_LEAST_FILLED = 0.8
+# What a pass through both models and back costs beside its tokens, as a number of tokens. On a CPU
+# that is 5.5 ms for the tiny pair of `benchmarks/step_parts.py`, whose tokens take 55 µs each; for
+# accelerators it is an estimate.
+_PASS_CPU, _PASS = 100, 1024
 # On a CPU, more tokens than this leave the cache between one layer and the next.
 _MOST_TOKENS_CPU = 2048
 
@@ -24,8 +25,9 @@ class Batch:
     Parameters
     ----------
     input_ids : Tensor (B, T)
-        Prompt and response, padded on the right. No attention mask is needed: attention is
-        causal, so a real token never sees the padding behind it.
+        Prompt and response, padded on the right, without the response's last token, which predicts
+        nothing. No attention mask is needed: attention is causal, so a real token never sees the
+        padding behind it.
     row, time : Tensor (N,)
         The positions that predict a response token, in rollout order within the batch.
     sampled_ids : Tensor (N,)
@@ -50,7 +52,7 @@ class Batch:
 def batches(
     rollouts: Rollouts, *, max_tokens: int, pad_id: int, device: torch.device | str = "cpu"
 ) -> Iterator[Batch]:
-    """Cut rollouts into micro-batches of similar length, longest first, with little padding.
+    """Cut rollouts into the micro-batches of similar length that cost least, longest first.
 
     Parameters
     ----------
@@ -69,39 +71,62 @@ def batches(
     Batch
         Rollouts with an empty response have no states and are left out.
     """
-    lengths = [
-        len(p) + len(r) for p, r in zip(rollouts.prompt_ids, rollouts.response_ids, strict=True)
+    n_inputs = [
+        len(p) + len(r) - 1 for p, r in zip(rollouts.prompt_ids, rollouts.response_ids, strict=True)
     ]
     first_state = torch.tensor([0, *map(len, rollouts.response_ids)]).cumsum(0).tolist()
     # The longest come first, so that a batch that does not fit in memory fails at once.
-    order = sorted((i for i, r in enumerate(rollouts.response_ids) if r), key=lambda i: -lengths[i])
-    least = _LEAST_TOKENS
+    order = sorted(
+        (i for i, r in enumerate(rollouts.response_ids) if r), key=lambda i: -n_inputs[i]
+    )
+    cost = _PASS
     if torch.device(device).type == "cpu":
-        least, max_tokens = _LEAST_TOKENS_CPU, min(max_tokens, _MOST_TOKENS_CPU)
+        cost, max_tokens = _PASS_CPU, min(max_tokens, _MOST_TOKENS_CPU)
     start = 0
-    while start < len(order):
-        width = lengths[order[start]]
-        chosen = order[start : start + max(1, max_tokens // width)]
-        too_short = (
-            b
-            for b, i in enumerate(chosen)
-            if b * width >= least and lengths[i] < _LEAST_FILLED * width
-        )
-        chosen = chosen[: next(too_short, len(chosen))]
-        start += len(chosen)
-        ids, row, time, state = [], [], [], []
+    for size in _sizes([n_inputs[i] for i in order], max_tokens, cost):
+        chosen = order[start : start + size]
+        start += size
+        width = n_inputs[chosen[0]]
+        ids, row, time, sampled, state = [], [], [], [], []
         for b, i in enumerate(chosen):
             prompt, response = rollouts.prompt_ids[i], rollouts.response_ids[i]
-            ids.append(prompt + response + [pad_id] * (width - lengths[i]))
+            ids.append(prompt + response[:-1] + [pad_id] * (width - n_inputs[i]))
             row += [b] * len(response)
-            time += range(len(prompt) - 1, lengths[i] - 1)
+            time += range(len(prompt) - 1, n_inputs[i])
+            sampled += response
             state += range(first_state[i], first_state[i] + len(response))
-        input_ids = torch.tensor(ids)
-        row_N, time_N = torch.tensor(row), torch.tensor(time)
         yield Batch(
-            input_ids=input_ids.to(device),
-            row=row_N.to(device),
-            time=time_N.to(device),
-            sampled_ids=input_ids[row_N, time_N + 1].to(device),
+            input_ids=torch.tensor(ids, device=device),
+            row=torch.tensor(row, device=device),
+            time=torch.tensor(time, device=device),
+            sampled_ids=torch.tensor(sampled, device=device),
             state=torch.tensor(state),
         )
+
+
+def _sizes(lengths: Sequence[int], max_tokens: int, cost: int) -> list[int]:
+    """Choose how many rows go together so that tokens, padding included, and passes cost least.
+
+    Parameters
+    ----------
+    lengths
+        Of the rows, longest first.
+    max_tokens
+        In one batch, if that has several rows.
+    cost
+        Of a pass, in tokens.
+    """
+    # From the end: rows from i on cost least if the batch that starts with row i is cut so that it
+    # and the least that the rows behind it can cost are least together.
+    n = len(lengths)
+    best, size = np.zeros(n + 1), np.zeros(n, int)
+    for i in reversed(range(n)):
+        rows = np.arange(1, min(n - i, max(1, max_tokens // lengths[i])) + 1)
+        costs = cost + rows * lengths[i] + best[i + rows]
+        size[i] = rows[costs.argmin()]
+        best[i] = costs.min()
+    sizes, i = [], 0
+    while i < n:
+        sizes.append(int(size[i]))
+        i += sizes[-1]
+    return sizes
