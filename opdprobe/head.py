@@ -192,8 +192,7 @@ class Head:
         if self.projection is None:
             return _widen(hidden_ND[..., : self.width].gather(-1, ids_NK))
         # The whole weight, padding too: a slice of it would have a second dense gradient.
-        rows_NKD = F.embedding(ids_NK, self.projection.weight)
-        logits_NK = (rows_NKD @ hidden_ND.unsqueeze(-1)).squeeze(-1)
+        logits_NK = _Columns.apply(hidden_ND, self.projection.weight, ids_NK)
         if self.projection.bias is not None:
             logits_NK = logits_NK + self.projection.bias[ids_NK]
         return self._finish(logits_NK)
@@ -205,6 +204,35 @@ class Head:
         if self.softcap is not None:
             logits = self.softcap * torch.tanh(logits / self.softcap)
         return logits
+
+
+class _Columns(torch.autograd.Function):
+    """Products of each hidden state with some rows of the weight.
+
+    Autograd would keep these rows, K times as much as the hidden states; `embedding_bag` adds them
+    up without ever laying them out, and is faster than the product that takes them.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden_ND: Tensor, weight_VD: Tensor, ids_NK: Tensor) -> Tensor:
+        ctx.save_for_backward(hidden_ND, weight_VD, ids_NK)
+        return (F.embedding(ids_NK, weight_VD) @ hidden_ND.unsqueeze(-1)).squeeze(-1)
+
+    @staticmethod
+    def backward(ctx, *grad_outputs: Tensor):
+        hidden_ND, weight_VD, ids_NK = ctx.saved_tensors
+        grad_NK = grad_outputs[0].to(weight_VD.dtype)
+        hidden_grad = weight_grad = None
+        if ctx.needs_input_grad[0]:
+            bags, weights = (x.flatten(0, -2) for x in (ids_NK, grad_NK))
+            sums = F.embedding_bag(bags, weight_VD, mode="sum", per_sample_weights=weights)
+            hidden_grad = sums.view_as(hidden_ND).to(hidden_ND.dtype)
+        if ctx.needs_input_grad[1]:  # what autograd does for `embedding`
+            outer_NKD = grad_NK.unsqueeze(-1) * hidden_ND.unsqueeze(-2).to(weight_VD.dtype)
+            weight_grad = torch.ops.aten.embedding_dense_backward(
+                outer_NKD, ids_NK, len(weight_VD), -1, False
+            )
+        return hidden_grad, weight_grad, None
 
 
 def split_head(model: PreTrainedModel, *, width: int | None = None) -> tuple[Body, Head]:

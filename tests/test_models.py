@@ -142,6 +142,36 @@ def test_gradients_are_the_models_own(model, way):
         torch.testing.assert_close(got[name], gradient, rtol=1e-4, atol=1e-5, msg=name)
 
 
+@pytest.mark.parametrize("trained", [(True, True), (True, False), (False, True)])
+def test_gradients_of_columns_are_the_derivatives(trained):
+    generator = torch.Generator().manual_seed(0)
+    layer = nn.Linear(4, 9, dtype=torch.float64)
+    hidden = torch.randn(2, 3, 4, generator=generator, dtype=torch.float64)
+    ids = torch.randint(7, (2, 3, 5), generator=generator)  # some twice in a row
+    hidden.requires_grad_(trained[0])
+    layer.weight.requires_grad_(trained[1])
+
+    def columns(hidden, weight):
+        return Head(layer, 8, scale=0.5, softcap=3.0).columns(hidden, ids)
+
+    assert torch.autograd.gradcheck(columns, (hidden, layer.weight))
+
+
+def test_columns_keep_no_rows_for_the_way_back():
+    layer = nn.Linear(32, 50, bias=False)
+    hidden = torch.randn(6, 32, requires_grad=True)
+    kept = []
+
+    def keep(tensor):
+        kept.append(tensor.numel())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        Head(layer, 50).columns(hidden, torch.zeros(6, 40, dtype=torch.long)).sum()
+    assert kept
+    assert max(kept) < 6 * 40 * 32
+
+
 def test_body_carries_on_from_its_cache(model):
     body, head = split_head(model)
     ids = inputs()["input_ids"]

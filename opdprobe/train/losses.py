@@ -52,14 +52,13 @@ def support_tokens(token_id: Tensor, support: str) -> tuple[Tensor, Tensor]:
         Which of them belong to the support; a row may be empty.
     """
     n, _, k = token_id.shape
+    column = torch.arange(2 * k, device=token_id.device).expand(n, -1)
+    if support in ("student", "teacher"):
+        column = column[:, :k] if support == "student" else column[:, k:]
+        return column, torch.ones_like(column, dtype=torch.bool)
     equal = token_id[:, 0, :, None] == token_id[:, 1, None, :]
     in_both = torch.cat([equal.any(2), equal.any(1)], 1)  # (N, 2K): S's tokens, then T's
     first = torch.arange(2 * k, device=token_id.device) < k
-    column = torch.arange(2 * k, device=token_id.device).expand(n, -1)
-    if support == "student":
-        return column[:, :k], torch.ones_like(in_both[:, :k])
-    if support == "teacher":
-        return column[:, k:], torch.ones_like(in_both[:, k:])
     if support == "overlap":
         return column[:, :k], in_both[:, :k]
     if support == "union":
