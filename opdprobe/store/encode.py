@@ -63,21 +63,13 @@ def step_members(
         for i, chunk in enumerate(_chunks(values, shape)):
             if chunk is not None:
                 members[f"{name}/c/{i}{'/0' * (values.ndim - 1)}"] = chunk
-        members[f"{name}/zarr.json"] = _json(
-            {
-                "shape": values.shape,
-                "data_type": "string" if values.dtype == object else values.dtype.name,
-                "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shape}},
-                "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
-                "fill_value": _FILL[values.dtype.kind],
-                "codecs": _codecs(values.dtype),
-                "attributes": own,
-                "dimension_names": variable.dims,
-                "zarr_format": 3,
-                "node_type": "array",
-                "storage_transformers": [],
-            }
-        )
+        about = {
+            "shape": values.shape,
+            "chunk_grid": {"name": "regular", "configuration": {"chunk_shape": shape}},
+            "attributes": own,
+            "dimension_names": variable.dims,
+        }
+        members[f"{name}/zarr.json"] = _json(about)[:-1] + b"," + _about_dtype(values.dtype)[1:]
     members["zarr.json"] = _json({"attributes": attributes, "zarr_format": 3, "node_type": "group"})
     return members
 
@@ -141,6 +133,21 @@ def _encode_text(*words: str) -> bytes:
     return bytes(Zstd(level=0).encode(VLenUTF8().encode(np.array(words, object))))
 
 
+@lru_cache(16)
+def _about_dtype(dtype: np.dtype) -> bytes:
+    return _json(
+        {
+            "data_type": "string" if dtype.kind == "O" else dtype.name,
+            "chunk_key_encoding": {"name": "default", "configuration": {"separator": "/"}},
+            "fill_value": _FILL[dtype.kind],
+            "codecs": _codecs(dtype),
+            "zarr_format": 3,
+            "node_type": "array",
+            "storage_transformers": [],
+        }
+    )
+
+
 def _codecs(dtype: np.dtype) -> list[dict[str, Any]]:
     if dtype.kind == "O":
         zstd = {"name": "zstd", "configuration": {"level": 0, "checksum": False}}
@@ -153,5 +160,5 @@ def _codecs(dtype: np.dtype) -> list[dict[str, Any]]:
     return [raw, {"name": "blosc", "configuration": settings}]
 
 
-def _json(value: dict[str, Any]) -> bytes:
+def _json(value: Any) -> bytes:
     return _JSON.encode(value).encode()

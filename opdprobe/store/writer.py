@@ -5,7 +5,7 @@ import math
 import os
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -200,7 +200,8 @@ class RunWriter:
             found = np.unique(steps).tolist()
             raise StoreError(f"step is {found} in the dataset, expected {step} throughout")
         form = _form(ds)
-        if changes := _differences(self._form or form, form):
+        if self._form not in (None, form):
+            changes = _differences(self._form or {}, form)
             raise StoreError(
                 f"step {step} is unlike the run's steps before: {changes}; "
                 "all steps of a run have the same variables and k"
@@ -212,15 +213,20 @@ class RunWriter:
         self._written.add(step)
         return path
 
-    def submit_step(self, step: int, ds: xr.Dataset, *, checked: bool = False) -> None:
+    def submit_step(
+        self, step: int, ds: xr.Dataset | Callable[[], xr.Dataset], *, checked: bool = False
+    ) -> None:
         """Write one step on a thread, while the caller goes on.
 
         One step is written at a time: this waits until the one before is on disk.
 
         Parameters
         ----------
-        step, ds
-            As for `write_step`. The dataset's arrays must not change any more.
+        step
+            As for `write_step`.
+        ds : xarray.Dataset or callable
+            As for `write_step`, or what gives it, called on the thread. The dataset's arrays must
+            not change any more.
         checked : bool
             The dataset is in memory and known to pass `opdprobe.schema.validate`, as
             `opdprobe.schema.step_dataset` makes it. Checking it once more would be a third of the
@@ -233,7 +239,7 @@ class RunWriter:
         """
         self.flush()
         write = self._write if checked else self.write_step
-        self._pending = self._thread.submit(write, step, ds)
+        self._pending = self._thread.submit(lambda: write(step, ds() if callable(ds) else ds))
 
     def flush(self) -> None:
         """Wait until the submitted step is on disk.

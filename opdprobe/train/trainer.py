@@ -20,6 +20,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -432,7 +433,8 @@ class OPDTrainer:
         if c.record_every and step % c.record_every == 0:
             writer.submit_step(
                 step,
-                thin(
+                partial(
+                    thin,
                     dataset,
                     fraction=c.record_fraction,
                     max_positions=c.record_max_positions,
