@@ -12,8 +12,9 @@ from weakref import WeakSet
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from opdprobe.cache import roomy_cache
 from opdprobe.errors import NonFiniteError
 from opdprobe.head import evaluating
 from opdprobe.packed import packed_weights
@@ -200,7 +201,7 @@ def sample(
         ids, mask = (t.to(device) for t in left_pad(prompts, pad_id))
         position = mask.cumsum(-1).sub_(1).clamp_(min=0)
         padded = not bool(mask.all())  # without padding, models do without a mask
-        cache = DynamicCache(config=model.config)
+        cache = roomy_cache(model.config)
         out = model(
             input_ids=ids,
             attention_mask=mask if padded else None,

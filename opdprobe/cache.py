@@ -1,0 +1,64 @@
+"""Keys and values of the tokens so far, kept with room for more.
+
+transformers' own cache copies everything for each new token: sampling a response of T tokens moves
+T²/2 tokens through memory where T would do.
+"""
+
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedConfig
+from transformers.cache_utils import DynamicLayer
+
+# Room for this share of what is there, and for so many tokens at least, is added at a time.
+_SHARE, _LEAST = 0.25, 64
+
+
+class RoomyLayer(DynamicLayer):
+    """One layer's keys and values, (batch, heads, tokens, head size); they are views of buffers."""
+
+    _buffers: tuple[Tensor, Tensor] | None = None
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args, **kwargs
+    ) -> tuple[Tensor, Tensor]:
+        """Append; gives all keys and all values."""
+        keys, values = self.keys, self.values
+        if keys is None or values is None:
+            self.lazy_initialization(key_states, value_states)
+            keys, values = key_states[:, :, :0], value_states[:, :, :0]
+        before, n = keys.shape[2], key_states.shape[2]
+        total = before + n
+        if self._buffers is None or total > self._buffers[0].shape[2]:
+            room = total + max(_LEAST, int(_SHARE * total))
+            self._buffers = _copied(keys, room), _copied(values, room)
+        all_keys, all_values = self._buffers
+        all_keys.narrow(2, before, n).copy_(key_states)
+        all_values.narrow(2, before, n).copy_(value_states)
+        keys, values = all_keys.narrow(2, 0, total), all_values.narrow(2, 0, total)
+        self.keys, self.values = keys, values
+        return keys, values
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Have each row so many times."""
+        super().batch_repeat_interleave(repeats)
+        self._buffers = None
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep some rows."""
+        super().batch_select_indices(indices)
+        self._buffers = None
+
+
+def _copied(tensor: Tensor, room: int) -> Tensor:
+    batch, heads, tokens, size = tensor.shape
+    buffer = tensor.new_empty(batch, heads, room, size)
+    buffer[:, :, :tokens] = tensor
+    return buffer
+
+
+def roomy_cache(config: PreTrainedConfig) -> DynamicCache:
+    """Make an empty cache for a model; layers of other kinds, for a sliding window, stay theirs."""
+    cache = DynamicCache(config=config)
+    cache.layers = [
+        RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers
+    ]
+    return cache
