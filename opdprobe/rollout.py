@@ -7,14 +7,16 @@ things `generate` does not do and on-policy distillation needs most.
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import takewhile
 from weakref import WeakSet
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch.nn import functional as F
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from opdprobe.cache import roomy_cache
+from opdprobe.cache import RoomyLayer, roomy_cache
 from opdprobe.errors import NonFiniteError
 from opdprobe.head import evaluating
 from opdprobe.packed import packed_weights
@@ -26,6 +28,10 @@ _DROP_AT = 0.25
 
 # Columns in a pile when drawing: the piles' sums and the pile that is picked are both short then.
 _PILE = 32
+
+# What all prompts begin with is computed once where that spares so many tokens: a further pass
+# through the model costs as much as about a hundred.
+_LEAST_SPARED = 128
 
 _endless: WeakSet[PreTrainedModel] = WeakSet()  # models whose log entry is written
 
@@ -144,6 +150,22 @@ def left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor
     return ids, mask
 
 
+def _beginning(prompts: Sequence[Sequence[int]], cache: DynamicCache) -> list[int]:
+    """What all prompts begin with, such as a system prompt, if it pays to compute it only once.
+
+    The padding stands behind it then, which layers that count tokens without looking at the mask,
+    as of a sliding window, would count.
+    """
+    if not all(type(layer) is RoomyLayer for layer in cache.layers):
+        return []
+    # Between the first and the last in lexical order lie all others.
+    rows = sorted(map(list, prompts))
+    same = takewhile(lambda pair: pair[0] == pair[1], zip(rows[0], rows[-1], strict=False))
+    # A token of its own is left to the shortest: its logits are the first to be sampled from.
+    beginning = [token for token, _ in same][: min(map(len, rows)) - 1]
+    return beginning if len(beginning) * (len(rows) - 1) >= _LEAST_SPARED else []
+
+
 @torch.inference_mode()
 def sample(
     model: PreTrainedModel,
@@ -198,10 +220,21 @@ def sample(
     """
     with evaluating(model):
         device = model.device
-        ids, mask = (t.to(device) for t in left_pad(prompts, pad_id))
-        position = mask.cumsum(-1).sub_(1).clamp_(min=0)
-        padded = not bool(mask.all())  # without padding, models do without a mask
         cache = roomy_cache(model.config)
+        beginning = _beginning(prompts, cache)
+        if beginning:
+            model(
+                input_ids=torch.tensor([beginning], device=device),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            cache.batch_repeat_interleave(len(prompts))
+        own = [prompt[len(beginning) :] for prompt in prompts]
+        ids, mask = (t.to(device) for t in left_pad(own, pad_id))
+        mask = F.pad(mask, (len(beginning), 0), value=1)
+        position = mask.cumsum(-1).sub_(1).clamp_(min=0)[:, len(beginning) :]
+        padded = not bool(mask.all())  # without padding, models do without a mask
         out = model(
             input_ids=ids,
             attention_mask=mask if padded else None,

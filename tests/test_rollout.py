@@ -5,7 +5,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+)
 
 from opdprobe import NonFiniteError, rollout
 from opdprobe.rollout import Rollouts, draw, left_pad, padding_id, sample, step_generator
@@ -116,16 +123,43 @@ def gpt2():
         return GPT2LMHeadModel(config).eval()
 
 
+def windowed():
+    """Make a model whose layers see a few tokens back, and count padding among them."""
+    config = MistralConfig(
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        sliding_window=6,
+        initializer_range=0.3,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return MistralForCausalLM(config).eval()
+
+
+BEGINNING = [17, 40, 3, 51, 29, 6, 33]
+
+
+@pytest.mark.parametrize("prompts", [PROMPTS, [BEGINNING + p for p in ([], *PROMPTS)]])
 @pytest.mark.parametrize(
-    ("make_model", "eos"), [(lambda: tiny_model(seed=3), [5, 44, 58]), (gpt2, [21, 22])]
+    ("make_model", "eos"),
+    [
+        (lambda: tiny_model(seed=3), [5, 44, 58]),
+        (gpt2, [21, 22, 57]),
+        (windowed, [13, 50]),
+    ],
 )
-def test_greedy_rollouts_equal_generate_row_by_row(make_model, eos):
+def test_greedy_rollouts_equal_generate_row_by_row(make_model, eos, prompts, monkeypatch):
+    monkeypatch.setattr(rollout, "_LEAST_SPARED", 1)
     model = make_model()
     got = sample(
-        model, PROMPTS, n=2, max_new_tokens=12, eos_ids=eos, pad_id=0, temperature=0, top_p=1.0
+        model, prompts, n=2, max_new_tokens=12, eos_ids=eos, pad_id=0, temperature=0, top_p=1.0
     )
     want = []
-    for prompt in PROMPTS:
+    for prompt in prompts:
         ids = torch.tensor([prompt])
         out = model.generate(
             ids,
@@ -141,8 +175,30 @@ def test_greedy_rollouts_equal_generate_row_by_row(make_model, eos):
     assert len({len(response) for response in want}) > 1, "no row left the batch early"
 
 
-def test_logits_do_not_depend_on_companions(monkeypatch):
+@pytest.mark.parametrize(
+    ("prompts", "seen"),
+    [
+        ([BEGINNING + p for p in PROMPTS], [(1, 7), (3, 5)]),
+        ([BEGINNING, BEGINNING], [(1, 6), (2, 1)]),
+        ([BEGINNING], [(1, 7)]),
+        ([[1, *BEGINNING], [2, *BEGINNING]], [(2, 8)]),
+    ],
+)
+def test_what_all_prompts_begin_with_passes_through_once(prompts, seen, monkeypatch):
+    monkeypatch.setattr(rollout, "_LEAST_SPARED", 1)
+    model, shapes = tiny_model(), []
+    model.register_forward_pre_hook(
+        lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)),
+        with_kwargs=True,
+    )
+    sample(model, prompts, n=2, max_new_tokens=1, eos_ids=[], pad_id=0, generator=generator())
+    assert shapes == seen
+
+
+@pytest.mark.parametrize("beginning", [[], BEGINNING])
+def test_logits_do_not_depend_on_companions(beginning, monkeypatch):
     """At every step, the logits drawn from are those of the rollout alone in a plain forward."""
+    monkeypatch.setattr(rollout, "_LEAST_SPARED", 1)
     model = tiny_model(seed=1)
     seen = []
 
@@ -154,7 +210,7 @@ def test_logits_do_not_depend_on_companions(monkeypatch):
     monkeypatch.setattr(rollout, "draw", recording_draw)
     got = sample(
         model,
-        PROMPTS,
+        [beginning + prompt for prompt in PROMPTS],
         n=4,
         max_new_tokens=10,
         eos_ids=range(0, 64, 4),
