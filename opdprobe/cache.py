@@ -4,6 +4,7 @@ transformers' own cache copies everything for each new token: sampling a respons
 T²/2 tokens through memory where T would do.
 """
 
+import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
@@ -36,6 +37,19 @@ class RoomyLayer(DynamicLayer):
         keys, values = all_keys.narrow(2, 0, total), all_values.narrow(2, 0, total)
         self.keys, self.values = keys, values
         return keys, values
+
+    def spread(self, shift: Tensor) -> None:
+        """Have the one row as many times as there are shifts, so many tokens further right.
+
+        As under padding on the left; as many tokens as before are kept, and what stands where the
+        padding is does not count.
+        """
+        assert self.keys is not None
+        assert self.values is not None
+        token = torch.arange(self.keys.shape[2], device=shift.device) - shift[:, None]
+        token.clamp_(min=0)  # (rows, tokens)
+        self.keys, self.values = (x[0][:, token].transpose(0, 1) for x in (self.keys, self.values))
+        self._buffers = None
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Have each row so many times."""

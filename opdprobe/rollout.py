@@ -13,7 +13,6 @@ from weakref import WeakSet
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from opdprobe.cache import RoomyLayer, roomy_cache
@@ -150,20 +149,18 @@ def left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor
     return ids, mask
 
 
-def _beginning(prompts: Sequence[Sequence[int]], cache: DynamicCache) -> list[int]:
-    """What all prompts begin with, such as a system prompt, if it pays to compute it only once.
-
-    The padding stands behind it then, which layers that count tokens without looking at the mask,
-    as of a sliding window, would count.
-    """
+def _shared_tokens(prompts: Sequence[Sequence[int]], cache: DynamicCache) -> int:
+    """Count the tokens that all prompts begin with, as with a system prompt; 0 if too few."""
     if not all(type(layer) is RoomyLayer for layer in cache.layers):
-        return []
+        return (
+            0  # keys that a sliding window has left cannot be put where a shorter prompt has them
+        )
     # Between the first and the last in lexical order lie all others.
     rows = sorted(map(list, prompts))
     same = takewhile(lambda pair: pair[0] == pair[1], zip(rows[0], rows[-1], strict=False))
-    # A token of its own is left to the shortest: its logits are the first to be sampled from.
-    beginning = [token for token, _ in same][: min(map(len, rows)) - 1]
-    return beginning if len(beginning) * (len(rows) - 1) >= _LEAST_SPARED else []
+    # The last tokens are left: their logits are the first to be sampled from.
+    n = min(sum(1 for _ in same), max(map(len, rows)) - 1)
+    return n if n * (len(rows) - 1) >= _LEAST_SPARED else 0
 
 
 @torch.inference_mode()
@@ -220,25 +217,25 @@ def sample(
     """
     with evaluating(model):
         device = model.device
+        ids, mask = (t.to(device) for t in left_pad(prompts, pad_id))
+        position = mask.cumsum(-1).sub_(1).clamp_(min=0)
+        padded = not bool(mask.all())  # without padding, models do without a mask
         cache = roomy_cache(model.config)
-        beginning = _beginning(prompts, cache)
-        if beginning:
+        shared = _shared_tokens(prompts, cache)
+        if shared:
             model(
-                input_ids=torch.tensor([beginning], device=device),
+                input_ids=torch.tensor([list(prompts[0][:shared])], device=device),
                 past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
             )
-            cache.batch_repeat_interleave(len(prompts))
-        own = [prompt[len(beginning) :] for prompt in prompts]
-        ids, mask = (t.to(device) for t in left_pad(own, pad_id))
-        mask = F.pad(mask, (len(beginning), 0), value=1)
-        position = mask.cumsum(-1).sub_(1).clamp_(min=0)[:, len(beginning) :]
-        padded = not bool(mask.all())  # without padding, models do without a mask
+            for layer in cache.layers:
+                assert isinstance(layer, RoomyLayer)
+                layer.spread((mask == 0).sum(1))
         out = model(
-            input_ids=ids,
+            input_ids=ids[:, shared:],
             attention_mask=mask if padded else None,
-            position_ids=position,
+            position_ids=position[:, shared:],
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,

@@ -54,6 +54,17 @@ def test_a_token_is_written_not_everything_copied():
     assert len(places) < 16
 
 
+def test_rows_are_spread_as_under_padding():
+    layer = RoomyLayer()
+    keys, values = (x.clone() for x in layer.update(*torch.randn(2, 1, 2, 5, 3)))
+    layer.spread(torch.tensor([0, 2, 7]))
+    assert layer.keys.shape == layer.values.shape == (3, 2, 5, 3)
+    for row, shift in enumerate([0, 2, 7]):
+        assert torch.equal(layer.keys[row, :, shift:], keys[0, :, : max(5 - shift, 0)])
+        assert torch.equal(layer.values[row, :, shift:], values[0, :, : max(5 - shift, 0)])
+    assert layer.update(*torch.randn(2, 3, 2, 1, 3))[0].shape == (3, 2, 6, 3)
+
+
 def test_layers_of_other_kinds_are_left_alone():
     plain = LlamaConfig(num_hidden_layers=2, hidden_size=8, num_attention_heads=2)
     window = MistralConfig(num_hidden_layers=2, hidden_size=8, num_attention_heads=2)

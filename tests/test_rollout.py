@@ -12,6 +12,8 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MptConfig,
+    MptForCausalLM,
 )
 
 from opdprobe import NonFiniteError, rollout
@@ -140,6 +142,22 @@ def windowed():
         return MistralForCausalLM(config).eval()
 
 
+def mpt():
+    """Make a model that counts columns rather than positions."""
+    config = MptConfig(
+        d_model=16,
+        n_heads=2,
+        n_layers=2,
+        expansion_ratio=2,
+        max_seq_len=64,
+        vocab_size=64,
+        initializer_range=0.3,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return MptForCausalLM(config).eval()
+
+
 BEGINNING = [17, 40, 3, 51, 29, 6, 33]
 
 
@@ -150,6 +168,7 @@ BEGINNING = [17, 40, 3, 51, 29, 6, 33]
         (lambda: tiny_model(seed=3), [5, 44, 58]),
         (gpt2, [21, 22, 57]),
         (windowed, [13, 50]),
+        (mpt, [51]),
     ],
 )
 def test_greedy_rollouts_equal_generate_row_by_row(make_model, eos, prompts, monkeypatch):
@@ -180,6 +199,7 @@ def test_greedy_rollouts_equal_generate_row_by_row(make_model, eos, prompts, mon
     [
         ([BEGINNING + p for p in PROMPTS], [(1, 7), (3, 5)]),
         ([BEGINNING, BEGINNING], [(1, 6), (2, 1)]),
+        ([BEGINNING[:2], [*BEGINNING, 9]], [(1, 2), (2, 6)]),
         ([BEGINNING], [(1, 7)]),
         ([[1, *BEGINNING], [2, *BEGINNING]], [(2, 8)]),
     ],
