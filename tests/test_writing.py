@@ -129,6 +129,54 @@ def test_what_went_wrong_on_the_thread_is_raised_by_the_next_call(tmp_path, by):
     assert open_run(tmp_path).steps == [7]
 
 
+def test_metrics_follow_their_step_and_wait_for_the_line_before(tmp_path, monkeypatch):
+    may_end = threading.Event()
+
+    def slow(path, ds):
+        assert may_end.wait(60)
+        step_file.write_step_file(path, ds)
+
+    monkeypatch.setattr("opdprobe.store.writer.write_step_file", slow)
+    out = writer(tmp_path)
+    out.submit_step(0, synthetic_step(0))
+    out.submit_metrics(0, {"loss": 0.5})  # does not wait
+    assert "loss" not in open_run(tmp_path).metrics
+    may_end.set()
+    for step in (1, 2, 3):  # without steps between
+        out.submit_metrics(step, {"loss": 0.5 - step})
+    assert open_run(tmp_path).metrics["step"].values.tolist()[:2] == [0, 1]
+    out.flush()
+    assert open_run(tmp_path).metrics["loss"].values.tolist() == [0.5, -0.5, -1.5, -2.5]
+
+
+def test_of_several_failures_the_first_is_told(tmp_path):
+    out = writer(tmp_path)
+    out.submit_step(5, synthetic_step(4))
+    out.submit_metrics(5, {"loss": "much"})
+    with pytest.raises(StoreError, match=r"step is \[4\] in the dataset, expected 5"):
+        out.submit_metrics(6, {"loss": 0.5})
+    out.submit_metrics(7, {"loss": 0.5})
+    out.flush()
+    assert open_run(tmp_path).metrics["step"].values.tolist() == [7]
+
+
+def test_a_step_can_be_made_on_the_thread(tmp_path):
+    out, threads = writer(tmp_path), []
+
+    def step():
+        threads.append(threading.current_thread())
+        return synthetic_step(5)
+
+    out.submit_step(5, step)
+    out.flush()
+    assert threads != [threading.current_thread()]
+    assert open_run(tmp_path).steps == [5]
+    out.submit_step(6, lambda: synthetic_step(length=[2, 3, 4]))
+    with pytest.raises(ValueError, match="shape"):
+        out.flush()
+    assert open_run(tmp_path).steps == [5]
+
+
 @pytest.mark.parametrize("fraction", [1, 0.3])
 def test_a_step_is_the_same_on_disk_whether_it_was_checked_before_or_is_checked_now(
     tmp_path, fraction

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -92,7 +92,7 @@ class RunWriter:
         self._written: set[int] = set()
         self._form: dict[str, Any] | None = None  # of the run's steps, once there is one
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="opdprobe-writer")
-        self._pending: Future[Path] | None = None
+        self._pending: list[Future] = []  # on the thread, in order
         if part[0] > 0:
             open_run(self.path)  # or say why not
             return
@@ -239,19 +239,43 @@ class RunWriter:
         """
         self.flush()
         write = self._write if checked else self.write_step
-        self._pending = self._thread.submit(lambda: write(step, ds() if callable(ds) else ds))
+        self._pending.append(self._thread.submit(lambda: write(step, ds() if callable(ds) else ds)))
 
-    def flush(self) -> None:
-        """Wait until the submitted step is on disk.
+    def submit_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Append one line of metrics on the thread, after the step that was submitted before.
+
+        Parameters
+        ----------
+        step, metrics
+            As for `log_metrics`.
 
         Raises
         ------
         StoreError
-            What `write_step` raised for it.
+            What went wrong on the thread before.
         """
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            pending.result()
+        self._wait(1)
+        self._pending.append(self._thread.submit(self.log_metrics, step, dict(metrics)))
+
+    def flush(self) -> None:
+        """Wait until the submitted step and metrics are on disk.
+
+        Raises
+        ------
+        StoreError
+            What `write_step` or `log_metrics` raised for them.
+        """
+        self._wait(0)
+
+    def _wait(self, most: int) -> None:
+        """Let so many of the last deeds on the thread go on, and wait for those before."""
+        while len(self._pending) > most:
+            try:
+                self._pending.pop(0).result()
+            except BaseException:
+                wait(self._pending)  # of these only the first failure is told: it explains the rest
+                self._pending.clear()
+                raise
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one line of metrics.

@@ -354,7 +354,7 @@ class OPDTrainer:
                 if str(error).startswith("step "):  # another process's
                     raise
                 raise NonFiniteError(f"step {step}: {error}") from error
-            writer.log_metrics(step, metrics)
+            writer.submit_metrics(step, metrics)
             self.accelerator.log(metrics, step=step)
             done = step + 1
             stop = any(self.processes.gather(stopping()))
@@ -372,7 +372,7 @@ class OPDTrainer:
                 raise SystemExit(EXIT_CODE)
         final = self._evaluate(self.n_steps, writer, last=True)
         if final:
-            writer.log_metrics(self.n_steps, final)
+            writer.submit_metrics(self.n_steps, final)
             self.accelerator.log(final, step=self.n_steps)
         # Last of all: whoever finds this checkpoint finds a finished run.
         self._save(self.n_steps, writer)
