@@ -1,12 +1,14 @@
 """What recording costs: the training step with nothing, a tenth and everything recorded.
 
-    python benchmarks/recording.py                      # three rounds, about 10 minutes
+    python benchmarks/recording.py                      # about 15 minutes
 
-The pairs are those of `training_step`. Each contender runs in a fresh process of one thread (the
-writer has a thread of its own), in turn. All do the same steps, so a cost is the median over steps
-of what the same step took more than with nothing recorded, in the run of the same round: of the
-clock, and of the process's CPU time, in which the writer's thread is counted whole and what else
-the machine does hardly at all. Writing with nobody waiting is timed apart: the run's last step, as
+The pairs are those of `training_step`; one process of one thread (the writer has a thread of its
+own) for each. Its run records nothing for some steps, then a tenth of the rollouts, then all, and
+so on in turn, so that drift of the machine and the training itself fall on all alike. A cost is
+what a block of steps took more than the block with nothing recorded of the same turn: the median
+over turns, with a 95 % interval by bootstrap. The first step of a block does not count, since the
+last one before it is written meanwhile. Costs are of the clock, and of the process's CPU time, in
+which the writer's thread is counted whole. Writing with nobody waiting is timed apart: a step as
 the trainer writes it, and the bytes that a recorded state takes on disk.
 """
 
@@ -17,102 +19,104 @@ import logging
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 from fresh import fresh
+from scipy.stats import bootstrap
 
 RECORDED = {
-    "nothing": {"record_every": 0},
-    "a tenth": {"record_fraction": 0.1},
-    "everything": {},
+    "nothing": {"record_every": 0, "record_fraction": 1.0},
+    "a tenth": {"record_every": 1, "record_fraction": 0.1},
+    "everything": {"record_every": 1, "record_fraction": 1.0},
 }
-PAIRS = {"tiny": 40, "zoo": 40, "large-vocabulary": 8}
-WARM_UP = 2
+BLOCK = 4  # steps
+TURNS = {"tiny": 100, "zoo": 100, "large-vocabulary": 8}
 
 
-def measure(recorded: str, pair: str) -> None:
+def way(step: int) -> str:
+    """What is recorded of a step."""
+    return list(RECORDED)[step // BLOCK % len(RECORDED)]
+
+
+def measure(pair: str) -> None:
     """Train in this process and print what each step took, as JSON."""
     import torch
     import training_step
 
-    from opdprobe import RunWriter, open_run
+    from opdprobe import Callback, RunWriter, open_run
 
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    cpu = []
+    cpu = [time.process_time()]
 
-    class Steps(training_step.Steps):
-        def add(self, tokens: float) -> None:
-            super().add(tokens)
+    class Switch(Callback):
+        def on_step_end(self, trainer, step, metrics, dataset):
             cpu.append(time.process_time())
+            trainer.config = replace(trainer.config, **RECORDED[way(step + 1)])
 
-    training_step.Steps = Steps
-    setting = training_step.SETTINGS[pair]
-    training_step.SETTINGS[pair] = setting._replace(steps=PAIRS[pair])
-    found = {}
+    n_steps = len(RECORDED) * BLOCK * (TURNS[pair] + 1)
+    training_step.SETTINGS[pair] = training_step.SETTINGS[pair]._replace(steps=n_steps)
+    found: dict = {"write": {}, "bytes": {}}
     with tempfile.TemporaryDirectory() as folder:
-        steps = training_step.ours(pair, folder, **RECORDED[recorded])
-        found["seconds"] = [b - a for a, b in itertools.pairwise(steps.times)][WARM_UP:]
-        found["cpu"] = [b - a for a, b in itertools.pairwise(cpu)][WARM_UP - 1 :]
+        steps = training_step.ours(pair, folder, callbacks=[Switch()], **RECORDED[way(0)])
+        found["seconds"] = [b - a for a, b in itertools.pairwise(steps.times)]
+        found["cpu"] = [b - a for a, b in itertools.pairwise(cpu)]
         run = open_run(f"{folder}/run")
-        if run.steps:
-            last = run.load(run.steps[-1])
-            writer = RunWriter(f"{folder}/again", attrs={}, config={}, resume=False)
-            times = []
+        files = dict(zip(run.steps, sorted(Path(f"{folder}/run/steps").glob("*.zip")), strict=True))
+        for recorded in list(RECORDED)[1:]:
+            own = [step for step in run.steps if way(step) == recorded]
+            states = sum(run.load(step).sizes["state"] for step in own)
+            found["bytes"][recorded] = sum(files[step].stat().st_size for step in own) / states
+            last, times = run.load(own[-1]), []
+            writer = RunWriter(f"{folder}/{recorded}", attrs={}, config={}, resume=False)
             for _ in range(9):
                 start = time.perf_counter()
-                writer.submit_step(run.steps[-1], last, checked=True)
+                writer.submit_step(own[-1], last, checked=True)
                 writer.flush()
                 times.append(time.perf_counter() - start)
                 writer.truncate_after(-1)
-            found["write"] = statistics.median(times)
-        files = list(Path(f"{folder}/run/steps").glob("*.zip"))
-        if files:
-            found["bytes"] = sum(f.stat().st_size for f in files) / sum(
-                run.load(step).sizes["state"] for step in run.steps
-            )
+            found["write"][recorded] = statistics.median(times)
     print(json.dumps(found))
 
 
-def more(rounds: list[dict], recorded: str, clock: str) -> str:
-    """Share that the same steps took longer, the median of them; over rounds, and its spread."""
-    costs = [
-        statistics.median(
-            a / b - 1 for a, b in zip(r[recorded][clock], r["nothing"][clock], strict=True)
-        )
-        for r in rounds
-    ]
-    return f"{statistics.median(costs):+.1%} ({min(costs):+.1%} – {max(costs):+.1%})"
+def blocks(seconds: list[float], recorded: str) -> np.ndarray:
+    """Time of a step in each block of a kind, without the first turn, which warms up."""
+    first = list(RECORDED).index(recorded) * BLOCK
+    turn = len(RECORDED) * BLOCK
+    starts = range(turn + first, len(seconds), turn)
+    return np.array([statistics.median(seconds[s + 1 : s + BLOCK]) for s in starts])
+
+
+def more(seconds: list[float], recorded: str) -> str:
+    """Share that blocks took longer than those with nothing recorded, and its interval."""
+    costs = blocks(seconds, recorded) / blocks(seconds, "nothing") - 1
+    interval = bootstrap((costs,), np.median, rng=0).confidence_interval
+    return f"{np.median(costs):+.1%} ({interval.low:+.1%} – {interval.high:+.1%})"
 
 
 def main() -> None:
-    """Print one row a pair and contender."""
+    """Print one row a pair and way of recording."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pair", choices=PAIRS, action="append")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--measure", choices=RECORDED, help=argparse.SUPPRESS)
+    parser.add_argument("--pair", choices=TURNS, action="append")
+    parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
-        return measure(arguments.measure, arguments.pair[0])
-    print(
-        "| pair | recorded | step, ms | cost (rounds) | of CPU time | write, ms | bytes a state |"
-    )
+        return measure(arguments.pair[0])
+    print("| pair | recorded | step, ms | cost | of CPU time | write, ms | bytes a state |")
     print("|---|---|---|---|---|---|---|")
-    for pair in arguments.pair or PAIRS:
-        rounds = [
-            {r: fresh(__file__, "--measure", r, "--pair", pair) for r in RECORDED}
-            for _ in range(arguments.rounds)
-        ]
+    for pair in arguments.pair or TURNS:
+        found = fresh(__file__, "--measure", "--pair", pair)
         for recorded in RECORDED:
-            step = statistics.median(s for r in rounds for s in r[recorded]["seconds"])
-            row = f"| {pair} | {recorded} | {1e3 * step:,.0f} | "
-            if recorded != "nothing":
-                row += f"{more(rounds, recorded, 'seconds')} | {more(rounds, recorded, 'cpu')} | "
-                row += f"{1e3 * statistics.median(r[recorded]['write'] for r in rounds):.1f} | "
-                row += f"{rounds[0][recorded]['bytes']:.0f} |"
-            else:
+            step = 1e3 * np.median(blocks(found["seconds"], recorded))
+            row = f"| {pair} | {recorded} | {step:,.0f} | "
+            if recorded == "nothing":
                 row += " | | | |"
+            else:
+                row += f"{more(found['seconds'], recorded)} | {more(found['cpu'], recorded)} | "
+                row += f"{1e3 * found['write'][recorded]:.1f} | {found['bytes'][recorded]:.0f} |"
             print(row, flush=True)
 
 

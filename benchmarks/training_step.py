@@ -24,6 +24,7 @@ import resource
 import statistics
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -122,7 +123,7 @@ class Steps:
         )
 
 
-def ours(name: str, folder: str, **options) -> Steps:
+def ours(name: str, folder: str, callbacks: Sequence = (), **options) -> Steps:
     """Train with `OPDTrainer`, recording included."""
     from opdprobe import Callback, OPDConfig, OPDTrainer, Prompt
 
@@ -151,7 +152,7 @@ def ours(name: str, folder: str, **options) -> Steps:
             **options,
         ),
         run_dir=f"{folder}/run",
-        callbacks=[Clock()],
+        callbacks=[Clock(), *callbacks],
     ).train()
     return steps
 
