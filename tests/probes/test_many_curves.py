@@ -1,5 +1,7 @@
 """Curves of many probes in one pass against one at a time, however the run is cut and spread."""
 
+from functools import partial
+
 import dask
 import numpy as np
 import pytest
@@ -145,6 +147,9 @@ def test_refusals(run):
             curves(run, [bad])
 
 
+_PATIENCE = 240  # seconds: a cluster whose workers are gone is waited for without an end
+
+
 @pytest.fixture(scope="module")
 def cluster():
     """Two worker processes; a client, and its settings, for the tests below only."""
@@ -165,8 +170,9 @@ def cluster():
 
 def test_a_cluster_gives_the_curves_of_one_thread(run, cluster, monkeypatch):
     monkeypatch.setattr("opdprobe.store.pieces._BATCH_STEPS", 1)  # else one batch has them all
+    on_cluster = partial(cluster.get_executor().map, timeout=_PATIENCE)
     for by in ("step", "position"):
-        spread = curves(run, by=by, map=cluster.get_executor().map)
+        spread = curves(run, by=by, map=on_cluster)
         xr.testing.assert_identical(spread, curves(run, by=by))
 
 
@@ -174,4 +180,4 @@ def test_a_cluster_gives_the_probes_of_one_thread(run, cluster):
     lazy = run.states().opd.overlap_token_advantage()
     with dask.config.set(scheduler="synchronous"):
         alone = lazy.compute()
-    xr.testing.assert_identical(cluster.compute(lazy).result(), alone)
+    xr.testing.assert_identical(cluster.compute(lazy).result(timeout=_PATIENCE), alone)
