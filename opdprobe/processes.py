@@ -5,6 +5,7 @@ gets what all of them gave. An error goes the same way. So a process that cannot
 others with the reason, rather than leave them waiting.
 """
 
+import atexit
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -73,6 +74,8 @@ class Processes:
                 f"started as one of {started} processes, of which accelerate makes "
                 f"{state.num_processes}: on CPUs, set ACCELERATE_USE_CPU=true for all of them."
             )
+        # A process that ends with the group's threads still there can be aborted at the very end.
+        atexit.register(_leave)
         sharded = parse_flag_from_env("ACCELERATE_USE_FSDP")
         if sharded:
             # For it, some transformers load weights in one process only, to be sent to the others
@@ -156,3 +159,8 @@ class Processes:
         for pending in sums:
             if pending is not None:  # of an asynchronous operation it never is
                 pending.wait()
+
+
+def _leave() -> None:
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
