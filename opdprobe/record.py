@@ -12,7 +12,7 @@ from opdprobe.probes.divergence import overlap_statistics
 from opdprobe.processes import Processes
 from opdprobe.prompts import Prompt
 from opdprobe.rollout import Rollouts
-from opdprobe.schema import step_dataset
+from opdprobe.schema import Step, step_dataset
 from opdprobe.score import Scores
 
 
@@ -77,7 +77,7 @@ def thin(
     max_positions: int | None,
     seed: Sequence[int],
     part: tuple[int, int] | None = None,
-) -> xr.Dataset:
+) -> Step:
     """Keep a random share of the rollouts and the first positions of each.
 
     Parameters
@@ -93,29 +93,34 @@ def thin(
     part
         ``(first, total)``: the rollouts are those from `first` on of the step's `total`.
     """
+    variables = dataset.variables
     if fraction == 1 and max_positions is None:
-        return dataset
+        return Step(variables, dataset.attrs)
     n = dataset.sizes["rollout"]
     first, total = part or (0, n)
     keep = np.zeros(total, bool)
     size = max(1, round(total * fraction))
     keep[np.random.default_rng(list(seed)).choice(total, size, replace=False)] = True
     keep = keep[first : first + n]
-    column = {name: variable.values for name, variable in dataset.variables.items()}
-    states = keep[column["rollout"]]
+    states = keep[variables["rollout"].values]
     if max_positions is not None:
-        states &= column["position"] < max_positions
+        states &= variables["position"].values < max_positions
     rows = {
         "rollout": keep,
         "state": states,
-        "prompt_token": np.repeat(keep, column["prompt_length"]),
-        "response_token": np.repeat(keep, column["length"]),
+        "prompt_token": np.repeat(keep, variables["prompt_length"].values),
+        "response_token": np.repeat(keep, variables["length"].values),
     }
     # Places rather than truth values, which would be turned into places for each variable anew.
-    kept = dataset.isel({dim: np.flatnonzero(mask) for dim, mask in rows.items()})
-    rollout = kept.variables["rollout"].values  # a copy: its rows are among the kept ones now
+    places = {dim: np.flatnonzero(mask) for dim, mask in rows.items()}
+    kept: dict[str, xr.Variable] = {}
+    for name, variable in variables.items():
+        dim = variable.dims[0]
+        values = variable.values[places[dim]] if dim in places else variable.values
+        kept[str(name)] = xr.Variable(variable.dims, values, variable.attrs, fastpath=True)
+    rollout = kept["rollout"].values  # a copy: its rows are among the kept ones now
     rollout[:] = (np.cumsum(keep) - 1)[rollout]
-    return kept
+    return Step(kept, dataset.attrs)
 
 
 def step_metrics(dataset: xr.Dataset, processes: Processes | None = None) -> dict[str, float]:

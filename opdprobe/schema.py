@@ -75,6 +75,22 @@ REQUIRED = tuple(name for name, variable in VARIABLES.items() if variable.requir
 _RAGGED = {"prompt_ids": "prompt_length", "response_ids": "length"}
 
 
+class Step(NamedTuple):
+    """A step's variables without a Dataset around them, which takes longer to make than to write.
+
+    What only needs `variables` and `attrs` takes either.
+    """
+
+    variables: Mapping[Any, xr.Variable]
+    attrs: Mapping[Any, Any]
+
+    def to_dataset(self) -> xr.Dataset:
+        """Put the Dataset around them."""
+        coords = {name: self.variables[name] for name in COORDS if name in self.variables}
+        data = {name: v for name, v in self.variables.items() if name not in coords}
+        return xr.Dataset(data, coords, self.attrs)
+
+
 def match_tokens(student_ids: ArrayLike, teacher_ids: ArrayLike) -> NDArray[np.signedinteger]:
     """Where each of the student's tokens stands in the teacher's list.
 
@@ -224,11 +240,7 @@ def step_dataset(
                 )
             variables[name] = xr.Variable(variable.dims, values, variable_attrs(name))
     try:
-        ds = xr.Dataset(
-            {name: v for name, v in variables.items() if name not in COORDS},
-            {name: v for name, v in variables.items() if name in COORDS},
-            {"schema_version": SCHEMA_VERSION, **(attrs or {})},
-        )
+        ds = Step(variables, {"schema_version": SCHEMA_VERSION, **(attrs or {})}).to_dataset()
     except ValueError as error:  # xarray names the dimension on which the lengths differ
         shapes = {name: v.shape for name, v in variables.items()}
         raise StoreError(f"the arrays of a step disagree: {error}; shapes: {shapes}") from error

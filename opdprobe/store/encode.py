@@ -20,6 +20,8 @@ from numcodecs.vlen import VLenUTF8
 from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 
+from opdprobe.schema import COORDS, Step
+
 _CHUNK = 131_072  # rows of a variable in a chunk; never split along another axis
 _FILL: dict[str, Any] = {"f": "NaN", "i": 0, "b": False, "O": ""}
 _LARGEST_ZIP = 2**31 - 2**20  # less than zipfile writes without extra fields, by the headers
@@ -29,14 +31,14 @@ _JSON = json.JSONEncoder(separators=(",", ":"), default=lambda x: x.tolist())
 
 
 def step_members(
-    ds: xr.Dataset, attributes: Mapping[str, Any], **instead: NDArray[Any]
+    step: xr.Dataset | Step, attributes: Mapping[str, Any], **instead: NDArray[Any]
 ) -> dict[str, bytes]:
     """Encode a loaded step.
 
     Parameters
     ----------
-    ds : xarray.Dataset
-        The step.
+    step : xarray.Dataset or Step
+        In memory.
     attributes : mapping
         Of the group, in place of the step's own.
     **instead : ndarray
@@ -48,10 +50,10 @@ def step_members(
         Members by name, in order: the group's metadata comes last, after all that it announces.
     """
     # What xarray looks for to know coordinates from data. A dimension's own it finds by name.
-    coordinates = sorted(str(name) for name in ds.coords if name not in ds.dims)
+    dims = {dim for variable in step.variables.values() for dim in variable.dims}
+    coordinates = sorted(set(COORDS) - dims)
     members: dict[str, bytes] = {}
-    for name in sorted(map(str, ds.variables)):
-        variable = ds.variables[name]
+    for name, variable in sorted(step.variables.items()):
         own = dict(variable.attrs)
         if "state" in variable.dims and name not in coordinates:
             own["coordinates"] = " ".join(coordinates)

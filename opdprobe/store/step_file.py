@@ -22,7 +22,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from opdprobe.errors import StoreError
-from opdprobe.schema import COORDS, REQUIRED, VARIABLES
+from opdprobe.schema import REQUIRED, VARIABLES, Step
 from opdprobe.store.archive import torn
 from opdprobe.store.encode import step_members, zip_file
 from opdprobe.store.parts import open_files
@@ -33,7 +33,7 @@ _COUNTS = ("n_state", "n_rollout")  # attributes on disk, so that a reader can p
 _OF_XARRAY = ("coordinates", "dtype")  # what xarray notes for itself among a variable's attributes
 
 
-def write_step_file(path: Path, ds: xr.Dataset) -> None:
+def write_step_file(path: Path, step: xr.Dataset | Step) -> None:
     """Write a valid, loaded step to `path`, whole or not at all.
 
     `logp` is rounded to 12 bits of mantissa, so that it compresses well. The relative error is at
@@ -45,14 +45,19 @@ def write_step_file(path: Path, ds: xr.Dataset) -> None:
     ----------
     path : pathlib.Path
         The file; replaced where it exists.
-    ds : xarray.Dataset
+    step : xarray.Dataset or Step
         The step.
     """
-    rollouts = ds.sizes.get("rollout")
-    if rollouts is None:
-        rollouts = int(ds["rollout"].max()) + 1 if ds.sizes["state"] else 0
-    attributes = {**ds.attrs, "n_state": ds.sizes["state"], "n_rollout": rollouts}
-    members = step_members(ds, attributes, logp=round_mantissa(ds.variables["logp"].values))
+    variables = step.variables
+    of_rollouts = (len(v) for v in variables.values() if v.dims == ("rollout",))
+    # Without tables of rollouts, those that have states count.
+    n_rollout = next(of_rollouts, variables["rollout"].values.max(initial=-1) + 1)
+    attributes = {
+        **step.attrs,
+        "n_state": len(variables["rollout"]),
+        "n_rollout": int(n_rollout),
+    }
+    members = step_members(step, attributes, logp=round_mantissa(variables["logp"].values))
     write_whole(path, lambda file: file.writelines(zip_file(members)))
 
 
@@ -78,17 +83,16 @@ def read_step(files: Sequence[Path]) -> xr.Dataset:
         if missing := [name for name in REQUIRED if name not in archive.variables]:
             raise torn(archive.path, f"{missing[0]} is not in it")
         archive.check_sizes()
-        variables: dict[str, Any] = {}
+        variables: dict[str, xr.Variable] = {}
         for name in sorted(archive.variables, key=[*VARIABLES].index):
             values = archive.rows(name)
             # Decoded chunks are read-only. Text comes as objects, and numpy asks what size it has.
             values = np.array(values.tolist(), str) if values.dtype == object else values.copy()
             attrs = archive.form(name)["attributes"]
             attrs = {key: attrs[key] for key in attrs if key not in _OF_XARRAY}
-            variables[name] = (VARIABLES[name].dims, values, attrs)
-        coords = {name: variables.pop(name) for name in COORDS if name in variables}
+            variables[name] = xr.Variable(VARIABLES[name].dims, values, attrs)
         attrs = {key: v for key, v in archive.attributes.items() if key not in _COUNTS}
-        return xr.Dataset(variables, coords, attrs)
+        return Step(variables, attrs).to_dataset()
 
 
 def read_counts(files: Sequence[Path]) -> tuple[int, int]:

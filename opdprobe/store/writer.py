@@ -16,7 +16,7 @@ import xarray as xr
 import yaml
 
 from opdprobe.errors import ConfigError, StoreError
-from opdprobe.schema import SCHEMA_VERSION, VARIABLES, validate
+from opdprobe.schema import SCHEMA_VERSION, VARIABLES, Step, validate
 from opdprobe.store.lock import LOCK, lock_run
 from opdprobe.store.parts import Part, list_files, step_path
 from opdprobe.store.reader import open_run, read_entries
@@ -190,7 +190,7 @@ class RunWriter:
         validate(ds)
         return self._write(step, ds)
 
-    def _write(self, step: int, ds: xr.Dataset) -> Path:
+    def _write(self, step: int, ds: xr.Dataset | Step) -> Path:
         if step in self._written:
             raise StoreError(f"step {step} was written already: a step does not change")
         if unknown := sorted(str(name) for name in set(ds.variables) - set(VARIABLES)):
@@ -214,7 +214,7 @@ class RunWriter:
         return path
 
     def submit_step(
-        self, step: int, ds: xr.Dataset | Callable[[], xr.Dataset], *, checked: bool = False
+        self, step: int, ds: xr.Dataset | Callable[[], Step], *, checked: bool = False
     ) -> None:
         """Write one step on a thread, while the caller goes on.
 
@@ -225,10 +225,10 @@ class RunWriter:
         step
             As for `write_step`.
         ds : xarray.Dataset or callable
-            As for `write_step`, or what gives it, called on the thread. The dataset's arrays must
-            not change any more.
+            As for `write_step`, or what makes the step, called on the thread. The arrays must not
+            change any more.
         checked : bool
-            The dataset is in memory and known to pass `opdprobe.schema.validate`, as
+            The step is in memory and known to pass `opdprobe.schema.validate`, as
             `opdprobe.schema.step_dataset` makes it. Checking it once more would be a third of the
             cost.
 
@@ -238,11 +238,17 @@ class RunWriter:
             What `write_step` raised for the step before.
         """
         self.flush()
-        write = self._write if checked else self.write_step
-        self._pending.append(self._thread.submit(lambda: write(step, ds() if callable(ds) else ds)))
+
+        def write() -> Path:
+            made = ds() if callable(ds) else ds
+            if checked:
+                return self._write(step, made)
+            return self.write_step(step, made.to_dataset() if isinstance(made, Step) else made)
+
+        self._pending.append(self._thread.submit(write))
 
     def submit_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append one line of metrics on the thread, after the step that was submitted before.
+        """Append one line of metrics, which readers see at once; the thread puts it on disk.
 
         Parameters
         ----------
@@ -252,10 +258,12 @@ class RunWriter:
         Raises
         ------
         StoreError
-            What went wrong on the thread before.
+            The disk is full, or what went wrong on the thread before.
         """
         self._wait(1)
-        self._pending.append(self._thread.submit(self.log_metrics, step, dict(metrics)))
+        if self._part[0] == 0:
+            self._append(self._metrics_file, _metrics_line(step, metrics), on_disk=False)
+            self._pending.append(self._thread.submit(_put_on_disk, self._metrics_file))
 
     def flush(self) -> None:
         """Wait until the submitted step and metrics are on disk.
@@ -263,7 +271,7 @@ class RunWriter:
         Raises
         ------
         StoreError
-            What `write_step` or `log_metrics` raised for them.
+            What went wrong with them.
         """
         self._wait(0)
 
@@ -296,8 +304,7 @@ class RunWriter:
         """
         if self._part[0] > 0:
             return
-        values = {name: float(value) for name, value in metrics.items() if name != "step"}
-        self._append(self._metrics_file, {"step": int(step), **values})
+        self._append(self._metrics_file, _metrics_line(step, metrics))
 
     def log_evaluation(
         self, step: int, benchmark: str, prompt_ids: Sequence[str], scores: Sequence[float]
@@ -330,7 +337,7 @@ class RunWriter:
         }
         self._append(self._evaluations_file, line)
 
-    def _append(self, path: Path, entry: Mapping[str, Any]) -> None:
+    def _append(self, path: Path, entry: Mapping[str, Any], *, on_disk: bool = True) -> None:
         line = (json.dumps(entry) + "\n").encode()
         with (
             explain_unwritable(f"writing to {path}"),
@@ -341,7 +348,8 @@ class RunWriter:
             try:
                 while line:
                     line = line[file.write(line) :]
-                os.fsync(file.fileno())
+                if on_disk:
+                    os.fsync(file.fileno())
             except OSError:
                 file.truncate(end)  # else the next line would continue this one
                 raise
@@ -369,6 +377,16 @@ class RunWriter:
             if path.exists():
                 with explain_unwritable(f"rewriting {path}"):
                     write_whole(path, lambda file, text=text: file.write(text))
+
+
+def _metrics_line(step: int, metrics: Mapping[str, float]) -> dict[str, Any]:
+    values = {name: float(value) for name, value in metrics.items() if name != "step"}
+    return {"step": int(step), **values}
+
+
+def _put_on_disk(path: Path) -> None:
+    with explain_unwritable(f"writing to {path}"), open(path, "ab") as file:
+        os.fsync(file.fileno())
 
 
 def _versions() -> dict[str, str]:
@@ -405,10 +423,10 @@ def _to_yaml(config: Mapping[str, Any]) -> str:
         ) from error
 
 
-def _form(ds: xr.Dataset) -> dict[str, Any]:
+def _form(ds: xr.Dataset | Step) -> dict[str, Any]:
     """Describe what all steps of a run share: which variables there are, and k."""
     names = sorted(str(name) for name in ds.variables)
-    return {name: "present" for name in names} | {"k": ds.sizes["rank"]}
+    return {name: "present" for name in names} | {"k": ds.variables["logp"].shape[-1]}
 
 
 def _differences(

@@ -262,7 +262,7 @@ def test_thinned_parts_are_the_parts_of_the_thinned_step(fraction):
     whole = synthetic_step(n_rollouts=7, length=[3, 0, 5, 2, 2, 8, 1])
     whole["prompt_id"] = "rollout", [f"{i}" for i in range(7)]
     settings = {"fraction": fraction, "max_positions": 4, "seed": (0, 3)}
-    want = thin(whole, **settings).prompt_id.values.tolist()
+    want = thin(whole, **settings).variables["prompt_id"].values.tolist()
     kept = []
     for rank in range(3):
         share = Processes(rank, 3).share(7)
@@ -274,7 +274,7 @@ def test_thinned_parts_are_the_parts_of_the_thinned_step(fraction):
             response_token=inside,
         )
         part = part.assign_coords(rollout=part["rollout"] - share.start)
-        thinned = thin(part, **settings, part=(share.start, 7))
+        thinned = thin(part, **settings, part=(share.start, 7)).to_dataset()
         kept += thinned.prompt_id.values.tolist()
         assert thinned.rollout.max(initial=-1) < thinned.sizes["rollout"]
     assert kept == want
