@@ -1,6 +1,6 @@
 """What recording costs: the training step with nothing, a tenth and everything recorded.
 
-    python benchmarks/recording.py                      # about 15 minutes
+    python benchmarks/recording.py                      # about 8 minutes
 
 The pairs are those of `training_step`; one process of one thread (the writer has a thread of its
 own) for each. Its run records nothing for some steps, then a tenth of the rollouts, then all, and
@@ -32,7 +32,7 @@ RECORDED = {
     "everything": {"record_every": 1, "record_fraction": 1.0},
 }
 BLOCK = 4  # steps
-TURNS = {"tiny": 100, "zoo": 100, "large-vocabulary": 8}
+TURNS = {"tiny": 50, "zoo": 60, "large-vocabulary": 5}
 
 
 def way(step: int) -> str:

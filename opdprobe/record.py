@@ -115,7 +115,7 @@ def thin(
     places = {dim: np.flatnonzero(mask) for dim, mask in rows.items()}
     kept: dict[str, xr.Variable] = {}
     for name, variable in variables.items():
-        dim = variable.dims[0]
+        dim = str(variable.dims[0])
         values = variable.values[places[dim]] if dim in places else variable.values
         kept[str(name)] = xr.Variable(variable.dims, values, variable.attrs, fastpath=True)
     rollout = kept["rollout"].values  # a copy: its rows are among the kept ones now

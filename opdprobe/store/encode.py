@@ -53,7 +53,8 @@ def step_members(
     dims = {dim for variable in step.variables.values() for dim in variable.dims}
     coordinates = sorted(set(COORDS) - dims)
     members: dict[str, bytes] = {}
-    for name, variable in sorted(step.variables.items()):
+    for name in sorted(map(str, step.variables)):
+        variable = step.variables[name]
         own = dict(variable.attrs)
         if "state" in variable.dims and name not in coordinates:
             own["coordinates"] = " ".join(coordinates)
