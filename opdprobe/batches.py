@@ -119,14 +119,14 @@ def _sizes(lengths: Sequence[int], max_tokens: int, cost: int) -> list[int]:
     # From the end: rows from i on cost least if the batch that starts with row i is cut so that it
     # and the least that the rows behind it can cost are least together.
     n = len(lengths)
-    best, size = np.zeros(n + 1), np.zeros(n, int)
+    best, size, rows = np.zeros(n + 1), [0] * n, np.arange(1, n + 1)
     for i in reversed(range(n)):
-        rows = np.arange(1, min(n - i, max(1, max_tokens // lengths[i])) + 1)
-        costs = cost + rows * lengths[i] + best[i + rows]
-        size[i] = rows[costs.argmin()]
-        best[i] = costs.min()
+        most = min(n - i, max(1, max_tokens // lengths[i]))
+        costs = rows[:most] * lengths[i] + best[i + 1 : i + 1 + most]
+        least = int(costs.argmin())
+        size[i], best[i] = least + 1, cost + costs[least]
     sizes, i = [], 0
     while i < n:
-        sizes.append(int(size[i]))
+        sizes.append(size[i])
         i += sizes[-1]
     return sizes
