@@ -108,6 +108,12 @@ def test_left_pad():
     assert mask.tolist() == [[1, 1, 1], [0, 0, 1]]
 
 
+def seeded(model_class, config):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return model_class(config).eval()
+
+
 def gpt2():
     """Make a model with learnt absolute positions: to one of relative ones padding is invisible."""
     config = GPT2Config(
@@ -120,9 +126,7 @@ def gpt2():
         bos_token_id=1,
         eos_token_id=2,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return GPT2LMHeadModel(config).eval()
+    return seeded(GPT2LMHeadModel, config)
 
 
 def windowed():
@@ -137,9 +141,7 @@ def windowed():
         sliding_window=6,
         initializer_range=0.3,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return MistralForCausalLM(config).eval()
+    return seeded(MistralForCausalLM, config)
 
 
 def mpt():
@@ -153,9 +155,7 @@ def mpt():
         vocab_size=64,
         initializer_range=0.3,
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return MptForCausalLM(config).eval()
+    return seeded(MptForCausalLM, config)
 
 
 BEGINNING = [17, 40, 3, 51, 29, 6, 33]

@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 import zipfile
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -165,6 +166,17 @@ def test_of_several_failures_the_first_is_told(tmp_path, monkeypatch):
     out.submit_metrics(7, {"loss": 0.5})
     out.flush()
     assert open_run(tmp_path).metrics["step"].values.tolist() == [5, 7]
+
+
+def test_a_wait_that_is_interrupted_can_be_taken_up_again(tmp_path, monkeypatch):
+    out = writer(tmp_path)
+    out.submit_step(0, synthetic_step(0))
+    with monkeypatch.context() as patch:
+        patch.setattr(out._pending[0], "result", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            out.flush()
+    out.flush()
+    assert open_run(tmp_path).steps == [0]
 
 
 def test_a_step_can_be_made_on_the_thread(tmp_path):

@@ -279,11 +279,12 @@ class RunWriter:
         """Let so many of the last deeds on the thread go on, and wait for those before."""
         while len(self._pending) > most:
             try:
-                self._pending.pop(0).result()
-            except BaseException:
+                self._pending[0].result()  # an interrupt leaves it to the next to wait for
+            except Exception:
                 wait(self._pending)  # of these only the first failure is told: it explains the rest
                 self._pending.clear()
                 raise
+            self._pending.pop(0)
 
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one line of metrics.
