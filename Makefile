@@ -39,7 +39,7 @@ benchmarks: .venv/.installed
 test-oldest: export OMP_NUM_THREADS := 1
 test-oldest: .venv-oldest/.installed
 	@.venv-oldest/bin/python -m pytest -n 2 \
-	  --deselect 'tests/test_rollout.py::test_greedy_rollouts_equal_generate_row_by_row[gpt2-eos1'
+	  --deselect 'tests/rollout/test_sample.py::test_greedy_rollouts_equal_generate_row_by_row[gpt2-eos1'
 
 .venv-oldest/.installed: pyproject.toml constraints-oldest.txt
 	@test -x .venv-oldest/bin/pip || $(PYTHON) -m venv .venv-oldest

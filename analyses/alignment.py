@@ -4,7 +4,8 @@ import numpy as np
 
 from analyses.evidence import Evidence, accuracy_panel, claim, curve_panel, ratios
 from analyses.experiments import EXPERIMENTS
-from analyses.results import Claim, Panel, Results
+from analyses.results import Claim, Results
+from opdprobe.report.panel import Panel
 
 LABELS = ("RL'd same-size teacher", "larger same-pipeline teacher")
 PAPER = {

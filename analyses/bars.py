@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from analyses.estimate import Estimate, combine
 from analyses.evidence import Evidence
-from analyses.results import Panel, Series
+from opdprobe.report.estimate import Estimate, combine
+from opdprobe.report.panel import Panel, Series
 
 
 def recovery_panel(

@@ -3,7 +3,6 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from analyses.estimate import Estimate, resample
 from analyses.evidence import (
     EVERY,
     FIRST,
@@ -17,7 +16,8 @@ from analyses.evidence import (
     ratios,
 )
 from analyses.results import Results
-from opdprobe.schema import MODELS
+from opdprobe.report.estimate import Estimate, resample
+from opdprobe.store.schema import MODELS
 
 RUNS = {"cold_start": "cold start", "no_cold_start": "no cold start"}
 

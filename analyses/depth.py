@@ -4,11 +4,12 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from analyses.estimate import Estimate, exact, ratio, spearman, window
 from analyses.evidence import FIRST, Evidence, claim, ratios
-from analyses.results import Claim, Heat, Panel, Results
-from analyses.sums import axis_label
+from analyses.results import Claim, Results
+from analyses.sums import window
 from opdprobe.probes import heat_map
+from opdprobe.report.estimate import Estimate, exact, ratio, spearman
+from opdprobe.report.panel import Heat, Panel, axis_label
 
 RUN = "length_6"
 N_ROWS = 20

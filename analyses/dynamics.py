@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from analyses.estimate import Estimate, combine, exact
 from analyses.evidence import Evidence, metric_series
-from analyses.results import Panel, Series
+from opdprobe.report.estimate import Estimate, combine, exact
+from opdprobe.report.panel import Panel, Series
 
 LOGGED = {
     "overlap_ratio": ("Overlap ratio", "overlap ratio"),

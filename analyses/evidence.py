@@ -10,7 +10,13 @@ import xarray as xr
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from analyses.estimate import (
+from analyses.experiments import EXPERIMENTS
+from analyses.results import Claim, Meta
+from analyses.sums import Sums, add_up
+from opdprobe import __version__
+from opdprobe.probes import gap_recovery_rate
+from opdprobe.report.course import EDGE
+from opdprobe.report.estimate import (
     LEVEL,
     MIN_SEEDS,
     N_BOOT,
@@ -20,15 +26,9 @@ from analyses.estimate import (
     ratio,
     resample,
 )
-from analyses.experiments import EXPERIMENTS
-from analyses.results import Claim, Meta, Panel, Reference, Series
-from analyses.sums import Sums, add_up
-from opdprobe import __version__
-from opdprobe.probes import gap_recovery_rate
+from opdprobe.report.panel import Panel, Reference, Series
 from opdprobe.store import Run
 
-# Ends of a run are averaged over this many recorded steps, or 1 % of them smooths nothing.
-EDGE = 5
 FIRST, LAST, EVERY = slice(EDGE), slice(-EDGE, None), slice(None)
 
 
@@ -49,7 +49,7 @@ class Evidence:
         the runs' evaluations.
     continuations
         Experiment to what the teacher made of its rollouts' prefixes, one Dataset a seed as
-        `opdprobe.continuation.continuation_gain` gives it.
+        `opdprobe.rollout.continuation.continuation_gain` gives it.
     sums
         Sums by rollout of runs that have been added up before, by directory.
     """

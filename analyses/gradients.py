@@ -1,9 +1,10 @@
 """Figure 19: does a failing run show in its loss and gradients (App. B.2)?"""
 
 from analyses.dynamics import dynamics_panels
-from analyses.estimate import Estimate, ratio, resample
-from analyses.evidence import EDGE, Evidence, claim, curve_panel
+from analyses.evidence import Evidence, claim, curve_panel
 from analyses.results import Results
+from opdprobe.report.course import EDGE
+from opdprobe.report.estimate import Estimate, ratio, resample
 from opdprobe.store import Run
 
 RUNS = {"success": "success", "failure": "failure"}

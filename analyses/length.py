@@ -4,10 +4,11 @@ import numpy as np
 import xarray as xr
 
 from analyses.dynamics import dynamics_panels, last_quarter, late_fall, logged, points
-from analyses.estimate import Estimate, combine, exact, ranked, resample
 from analyses.evidence import LAST, Evidence, above, at_least, claim, differences, ratios
 from analyses.experiments import FIGURES, LENGTHS
-from analyses.results import Panel, Reference, Results
+from analyses.results import Results
+from opdprobe.report.estimate import Estimate, combine, exact, ranked, resample
+from opdprobe.report.panel import Panel, Reference
 
 SHORTEST, *_, LONGEST = LENGTHS
 MIDDLE = ("length_3", "length_4", "length_5")

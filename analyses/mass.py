@@ -1,7 +1,8 @@
 """Figure 18: how much of either model's probability lies on the shared tokens (App. B.1)?"""
 
 from analyses.evidence import EVERY, Evidence, claim, curve_series
-from analyses.results import Panel, Results
+from analyses.results import Results
+from opdprobe.report.panel import Panel
 
 RUNS = {"success": "Success", "failure": "Failure"}
 MODELS = {"student": "student mass", "teacher": "teacher mass"}

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from analyses.experiments import MODEL_ROLES, PROMPT_ROLES, roles_of
-from opdprobe.errors import ConfigError
-from opdprobe.text import parse_yaml, shown
+from opdprobe.errors import ConfigError, shown
+from opdprobe.store.safe_text import parse_yaml
 from opdprobe.train.config import OPDConfig
 
 
@@ -17,9 +17,9 @@ class Preset:
     Parameters
     ----------
     models
-        Role to a name that `opdprobe.names.resolve_model` takes.
+        Role to a name that `opdprobe.cli.names.resolve_model` takes.
     prompts
-        Role to a name that `opdprobe.names.resolve_prompts` takes.
+        Role to a name that `opdprobe.cli.names.resolve_prompts` takes.
     benchmarks
         Name to evaluation problems, likewise.
     long_benchmarks

@@ -2,10 +2,11 @@
 
 import numpy as np
 
-from analyses.estimate import N_BOOT, Estimate
 from analyses.evidence import Evidence, claim
-from analyses.results import Panel, Results, Series
+from analyses.results import Results
 from opdprobe.probes import reward_auroc
+from opdprobe.report.estimate import N_BOOT, Estimate
+from opdprobe.report.panel import Panel, Series
 from opdprobe.store import Run
 
 RUNS = {"probe_success": "RL'd same-size teacher", "probe_failure": "larger same-pipeline teacher"}

@@ -5,7 +5,8 @@ from dataclasses import replace
 from analyses.bars import recovery_panel
 from analyses.evidence import Evidence, accuracy_panel, at_least, differences
 from analyses.experiments import EXPERIMENTS
-from analyses.results import Panel, Results
+from analyses.results import Results
+from opdprobe.report.panel import Panel
 
 # Runs before and after the teacher's RL, one pair a family (paper: R1-Distill; Qwen3).
 FAMILIES = {"Family 1": ("large_same", "large_rl"), "Family 2": ("post_same", "post_rl")}

@@ -1,16 +1,19 @@
 """All that means over states and their intervals need of a run: sums by rollout, in one pass."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xarray as xr
 from numpy.typing import NDArray
 
-from opdprobe.probes.states import Probe
-from opdprobe.probes.sums import StepSums, step_sums
+from opdprobe.probes.evaluate import Probe
+from opdprobe.probes.rollout_sums import StepSums, step_sums
+from opdprobe.report.estimate import Estimate, resample
+from opdprobe.report.panel import axis_label
 from opdprobe.store import Run
 
 PROBES: dict[str, Probe] = {
@@ -83,9 +86,17 @@ def _listed(
     return [(about, sums) for sums in steps]
 
 
-def axis_label(long_name: str, units: str) -> str:
-    """Compose an axis label from a variable's attributes."""
-    return long_name if units == "1" else f"{long_name} [{units}]"
+def window(run: Run, probe: Callable[[xr.Dataset], xr.DataArray], steps: Sequence[int]) -> Estimate:
+    """Estimate the mean of a probe over all states of some steps; units are rollouts."""
+    sums, counts = [], []
+    for step in steps:
+        ds = run.load(step)
+        values = probe(ds).values.astype(np.float64)
+        known = ~np.isnan(values)
+        rollout, n = ds["rollout"].values, ds.sizes["rollout"]
+        sums.append(np.bincount(rollout, np.where(known, values, 0), minlength=n))
+        counts.append(np.bincount(rollout, known, minlength=n))
+    return resample(np.concatenate(sums), np.concatenate(counts))
 
 
 def save(sums: Sums, path: Path) -> None:

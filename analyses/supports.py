@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from analyses.estimate import exact
 from analyses.evidence import Evidence, accuracy_panel, claim, curve_panel
 from analyses.results import Results
+from opdprobe.report.estimate import exact
 from opdprobe.store import Run
 
 RUNS = {

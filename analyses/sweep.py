@@ -1,7 +1,6 @@
 """Figures 15 and 16: how many tokens does the loss need (§6.3)?"""
 
 from analyses.dynamics import dynamics_panels, largest_rise, logged, points, spike
-from analyses.estimate import ranked
 from analyses.evidence import (
     Evidence,
     above,
@@ -12,7 +11,9 @@ from analyses.evidence import (
     ratios,
 )
 from analyses.experiments import FIGURES
-from analyses.results import Panel, Results
+from analyses.results import Results
+from opdprobe.report.estimate import ranked
+from opdprobe.report.panel import Panel
 
 # `baseline` is k = 16. With one token there is no direct gradient: k = 1 is by policy gradient.
 RUNS = {

@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 
 from analyses.bars import bar_series
-from analyses.estimate import interval_name
 from analyses.evidence import (
     FIRST,
     Evidence,
@@ -16,7 +15,9 @@ from analyses.evidence import (
     curve_panel,
     differences,
 )
-from analyses.results import Panel, Results
+from analyses.results import Results
+from opdprobe.report.estimate import interval_name
+from opdprobe.report.panel import Panel
 
 RUNS = {
     "base_rl": "toward the RL'd-base teacher",

@@ -33,10 +33,10 @@ import xarray as xr
 from fresh import fresh
 
 import opdprobe
-from opdprobe.probes.intervals import MAIN, curves
-from opdprobe.schema import step_dataset
+from opdprobe.probes.averages import MAIN, curves
 from opdprobe.store import Run, RunWriter
-from opdprobe.store.parts import open_step, step_path
+from opdprobe.store.schema import step_dataset
+from opdprobe.store.step_parts import open_step, step_path
 
 STORES = {"small": (200, 47), "large": (12, 1563)}  # steps, tokens a rollout
 ROLLOUTS, K = 64, 16

@@ -36,9 +36,9 @@ def measure(contender: str, rows: int, width: int) -> dict[str, float]:
     import torch
     from torch import nn
 
-    from opdprobe.head import Head
-    from opdprobe.pair import Scored
-    from opdprobe.score import score
+    from opdprobe.models.head import Head
+    from opdprobe.rollout.pair import Scored
+    from opdprobe.rollout.score import score
     from opdprobe.train.full_vocabulary import full_divergence
     from opdprobe.train.losses import distillation_loss
 

@@ -17,7 +17,7 @@ import torch
 import training_step
 from transformers import GenerationConfig
 
-from opdprobe.rollout import eos_ids, left_pad, padding_id, sample, step_generator
+from opdprobe.rollout.sample import eos_ids, left_pad, padding_id, sample, step_generator
 
 N = 4
 ROUNDS = {"tiny": 5, "tiny, long": 2, "zoo": 5, "large-vocabulary": 2, "smollm2": 1}

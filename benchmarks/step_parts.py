@@ -20,12 +20,12 @@ import torch
 import training_step
 
 from opdprobe import OPDConfig, Prompt
-from opdprobe.batches import batches
-from opdprobe.packed import packed_weights
-from opdprobe.pair import Pair, Scored, in_rollout_order
-from opdprobe.record import record_dataset, step_metrics
-from opdprobe.rollout import eos_ids, sample, step_generator
-from opdprobe.score import score
+from opdprobe.rollout.batches import batches
+from opdprobe.rollout.packed_weights import packed_weights
+from opdprobe.rollout.pair import Pair, Scored, in_rollout_order
+from opdprobe.rollout.rows import record_dataset, step_metrics
+from opdprobe.rollout.sample import eos_ids, sample, step_generator
+from opdprobe.rollout.score import score
 from opdprobe.train.freed_memory import keep_freed_memory
 from opdprobe.train.losses import distillation_loss
 from opdprobe.train.optim import Optimization

@@ -55,8 +55,8 @@ def build(name: str):
     from opdprobe import load_model, load_tokenizer
 
     if name == "zoo":
-        from opdprobe.names import resolve_model
-        from opdprobe.testbed.problems import problems
+        from opdprobe.cli.names import resolve_model
+        from opdprobe.testing.testbed.problems import problems
 
         models = [load_model(resolve_model(f"zoo:{which}")) for which in ("sft-small", "rl-large")]
         tokenizer = load_tokenizer(resolve_model("zoo:sft-small"))

@@ -4,7 +4,7 @@ from datasets import Dataset
 from trl import DistillationConfig, DistillationTrainer
 
 from opdprobe import ProbeCallback, open_run
-from opdprobe.names import resolve_model, resolve_prompts
+from opdprobe.cli.names import resolve_model, resolve_prompts
 
 student, teacher = str(resolve_model("zoo:sft-small")), str(resolve_model("zoo:rl-small"))
 prompts, grader = resolve_prompts("zoo:train", 64)

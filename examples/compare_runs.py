@@ -3,9 +3,9 @@
 import numpy as np
 from matplotlib.figure import Figure
 
-from analyses.estimate import combine, window
 from opdprobe import OPDConfig, OPDTrainer, curve
-from opdprobe.names import resolve_model, resolve_prompts
+from opdprobe.cli.names import resolve_model, resolve_prompts
+from opdprobe.report.estimate import combine, window
 
 TEACHERS = ("rl-small", "sft-large")
 PROBES = {"overlap_ratio": "overlap ratio", "entropy_gap": "entropy gap [nats]"}

@@ -1,6 +1,6 @@
 """Ask before training: will this teacher teach this student? No model is changed."""
 
-from opdprobe.names import resolve_model, resolve_prompts
+from opdprobe.cli.names import resolve_model, resolve_prompts
 from opdprobe.preflight import preflight
 
 student = resolve_model("zoo:sft-small")

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from opdprobe import Callback, OPDConfig, OPDTrainer, curve, probe_checkpoints
-from opdprobe.names import resolve_model, resolve_prompts
+from opdprobe.cli.names import resolve_model, resolve_prompts
 
 CHECKPOINTS = Path("out/checkpoints")
 student, teacher = resolve_model("zoo:sft-small"), resolve_model("zoo:rl-small")

@@ -7,7 +7,7 @@ Here the student answers a few problems of the built-in testbed; a path or hub i
 import torch
 
 import opdprobe
-from opdprobe.names import resolve_model, resolve_prompts
+from opdprobe.cli.names import resolve_model, resolve_prompts
 
 student_name, teacher_name = resolve_model("zoo:sft-small"), resolve_model("zoo:rl-small")
 student, teacher = opdprobe.load_model(student_name), opdprobe.load_model(teacher_name)

@@ -1,8 +1,9 @@
 """From results to figures: one module a figure, which draws and computes nothing.
 
 ``figNN`` is the paper's figure NN; ``selection`` compares ways to choose prompts, which the paper
-has no figure of. Each has ``draw(results, axes=None)`` and ``caption(results)``. `figures.style`
-fixes what everything looks like, `figures.marks` draws a panel, `figures.panels` lays panels out.
+has no figure of. Each has ``draw(results, axes=None)`` and ``caption(results)``.
+`opdprobe.report.style` fixes what everything looks like, `opdprobe.report.marks` draws a panel,
+`figures.panels` lays panels out.
 
 `make` draws figures from the results files of a directory, `check` compares them with those on
 disk. To put a figure's panels into one of your own, give `draw` your axes, one a panel::

@@ -36,7 +36,7 @@ from figures import (
     fig23,
     selection,
 )
-from figures.style import FigureError, style
+from opdprobe.report.style import FigureError, style
 
 COMMITTED = Path(__file__).with_name("results")
 """Results of the preset *full* that come with the package."""

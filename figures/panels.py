@@ -8,8 +8,8 @@ from matplotlib.figure import Figure
 from matplotlib.legend_handler import HandlerTuple
 
 from analyses.results import Results
-from figures import marks
-from figures.style import DOUBLE_COLUMN, SINGLE_COLUMN, FigureError, role, style
+from opdprobe.report import marks
+from opdprobe.report.style import DOUBLE_COLUMN, SINGLE_COLUMN, FigureError, role, style
 
 ROW_HEIGHT = 2.1  # inches, of a row of panels with its titles and axis labels
 MARGIN = 0.08  # inches

@@ -4,13 +4,14 @@ Probes, stores and curves need numpy and xarray only; what needs torch is import
 for, so that a recorded run can be read where torch is not installed.
 """
 
+import sys
 from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-import opdprobe.accessor  # noqa: F401  # registers ds.opd
 from opdprobe.errors import (
     ConfigError,
+    ModelError,
     NonFiniteError,
     OPDProbeError,
     PromptError,
@@ -18,6 +19,7 @@ from opdprobe.errors import (
     VocabularyError,
 )
 from opdprobe.probes import (
+    accessor,  # noqa: F401  # registers ds.opd
     curve,
     curves,
     entropy_gap,
@@ -25,6 +27,7 @@ from opdprobe.probes import (
     from_logits,
     gap_recovery_rate,
     heat_map,
+    keys,  # opdprobe.keys
     mass_set_size,
     overlap_mask,
     overlap_mass,
@@ -33,29 +36,31 @@ from opdprobe.probes import (
     reward_auroc,
     sequence_mean_reward,
 )
-from opdprobe.schema import SCHEMA_VERSION, validate
 from opdprobe.store import Run, RunWriter, open_run
+from opdprobe.store.schema import SCHEMA_VERSION, validate
 
 if TYPE_CHECKING:
-    from opdprobe.data import Prompt, load_prompts
     from opdprobe.hooks import ProbeCallback, capture, probe_checkpoints
-    from opdprobe.models import drop_layers, load_model, load_tokenizer
+    from opdprobe.models.load import drop_layers, load_model, load_tokenizer
+    from opdprobe.rollout.prompt_files import Prompt, load_prompts
     from opdprobe.train.config import OPDConfig
     from opdprobe.train.trainer import Callback, OPDTrainer
 
 __version__ = version("opdprobe")
 
-_NEED_TORCH = {
+sys.modules["opdprobe.keys"] = keys  # `import opdprobe.keys` works, too
+
+_LAZY = {
     "Callback": "opdprobe.train.trainer",
     "OPDConfig": "opdprobe.train.config",
     "OPDTrainer": "opdprobe.train.trainer",
     "ProbeCallback": "opdprobe.hooks",
-    "Prompt": "opdprobe.data",
+    "Prompt": "opdprobe.rollout.prompt_files",
     "capture": "opdprobe.hooks",
-    "drop_layers": "opdprobe.models",
-    "load_model": "opdprobe.models",
-    "load_prompts": "opdprobe.data",
-    "load_tokenizer": "opdprobe.models",
+    "drop_layers": "opdprobe.models.load",
+    "load_model": "opdprobe.models.load",
+    "load_prompts": "opdprobe.rollout.prompt_files",
+    "load_tokenizer": "opdprobe.models.load",
     "probe_checkpoints": "opdprobe.hooks",
 }
 
@@ -63,6 +68,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "Callback",
     "ConfigError",
+    "ModelError",
     "NonFiniteError",
     "OPDConfig",
     "OPDProbeError",
@@ -100,8 +106,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name in _NEED_TORCH:
-        return getattr(import_module(_NEED_TORCH[name]), name)
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'opdprobe' has no attribute {name!r}")
 
 

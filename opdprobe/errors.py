@@ -4,7 +4,52 @@ Each message says what came, what was expected and what to do. The command line 
 `OPDProbeError` into that message and exit code 1; everything else is a bug and shows a traceback.
 """
 
-from opdprobe.text import printable
+import reprlib
+import unicodedata
+
+# Control and format characters (among them those that turn the direction of writing), halves of
+# surrogate pairs, and line breaks that are none in a terminal.
+_HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+
+
+def printable(text: str) -> str:
+    r"""Write out what a terminal would obey or not show; line breaks stay.
+
+    Examples
+    --------
+    >>> print(printable("\x1b[31mred\u202e"))
+    \x1b[31mred\u202e
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(
+        character.encode("unicode_escape").decode()
+        if unicodedata.category(character) in _HIDDEN and character != "\n"
+        else character
+        for character in text
+    )
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = 120
+_SHORT.maxdict = _SHORT.maxlist = _SHORT.maxtuple = 6
+_SHORT.maxlevel = 3
+
+
+def shown(value: object) -> str:
+    """Give a value's repr, short enough for a message, however large the value.
+
+    Examples
+    --------
+    >>> shown("text"), len(shown("x" * 10_000))
+    ("'text'", 120)
+    >>> shown(list(range(1000)))
+    '[0, 1, 2, 3, 4, 5, ...]'
+    """
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # Python refuses to write an int of more than 4300 digits
+        return f"a {type(value).__name__} too long to show"
 
 
 class OPDProbeError(Exception):

@@ -31,8 +31,8 @@ from opdprobe import (
     validate,
 )
 from opdprobe.errors import ModelError
-from opdprobe.schema import SCHEMA_VERSION
-from opdprobe.store.encode import zip_file
+from opdprobe.store.schema import SCHEMA_VERSION
+from opdprobe.store.step_encode import zip_file
 from opdprobe.testing import tiny_model, tiny_tokenizer
 
 PROMPTS = [Prompt("a", text="3 1"), Prompt("b", text="4 1 5")]
@@ -234,7 +234,7 @@ def test_a_full_disk_stops_the_run_and_it_goes_on_when_there_is_room(tmp_path, m
 
     settings = {"max_steps": 3, "save_steps": 1}
     with monkeypatch.context() as patch:
-        patch.setattr("opdprobe.store.step_file.zip_file", until_full)
+        patch.setattr("opdprobe.store.step.zip_file", until_full)
         with pytest.raises(StoreError, match=r"disk full while writing step \d .*free some space"):
             trainer(tmp_path, settings).train()
     run = open_run(tmp_path / "run")

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from opdprobe import open_run, validate
-from opdprobe.cli import main
+from opdprobe.cli.parser import main
 
 FOLDER = os.environ.get("OPDPROBE_SMOLLM2")
 

@@ -10,7 +10,7 @@ for name in ("torch", "transformers", "tokenizers", "accelerate"):
 
 import numpy as np
 import opdprobe
-from opdprobe.schema import validate
+from opdprobe.store.schema import validate
 from opdprobe.store import open_run
 from opdprobe.testing import synthetic_run
 

@@ -8,8 +8,7 @@ from pathlib import Path
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opdprobe.errors import ConfigError, ModelError, NonFiniteError
-from opdprobe.grade import Grader
-from opdprobe.hooks.observe import (
+from opdprobe.hooks.shared import (
     ProbeConfig,
     encode,
     keep_tokenizer,
@@ -17,11 +16,12 @@ from opdprobe.hooks.observe import (
     run_attrs,
     undisturbed,
 )
-from opdprobe.models import identity, load_model, load_tokenizer, weight_hash
-from opdprobe.probe import probe
-from opdprobe.processes import Processes
-from opdprobe.prompts import Prompt
-from opdprobe.record import step_metrics
+from opdprobe.models.load import identity, load_model, load_tokenizer, weight_hash
+from opdprobe.models.processes import Processes
+from opdprobe.rollout.grade import Grader
+from opdprobe.rollout.once import probe
+from opdprobe.rollout.prompts import Prompt
+from opdprobe.rollout.rows import step_metrics
 from opdprobe.store import Run, RunWriter, open_run
 
 # checkpoint-500, global_step_500, 000500; not smollm2

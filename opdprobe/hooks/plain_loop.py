@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opdprobe.errors import ConfigError, NonFiniteError
-from opdprobe.hooks.observe import (
+from opdprobe.hooks.shared import (
     keep_tokenizer,
     make_pair,
     recorded_attrs,
@@ -25,12 +25,12 @@ from opdprobe.hooks.observe import (
     undisturbed,
     unwrap,
 )
-from opdprobe.models import identity
-from opdprobe.pair import Pair
-from opdprobe.prompts import Prompt
-from opdprobe.record import record_dataset, step_metrics
-from opdprobe.rollout import Rollouts, eos_ids
-from opdprobe.score import Scores, score
+from opdprobe.models.load import identity
+from opdprobe.rollout.pair import Pair
+from opdprobe.rollout.prompts import Prompt
+from opdprobe.rollout.rows import record_dataset, step_metrics
+from opdprobe.rollout.sample import Rollouts, eos_ids
+from opdprobe.rollout.score import Scores, score
 from opdprobe.store import RunWriter
 
 
@@ -162,7 +162,7 @@ class Capture:
     dataset : xarray.Dataset
         The step, after the block.
     metrics : dict of str to float
-        Its means (`opdprobe.record.step_metrics`), after the block.
+        Its means (`opdprobe.rollout.rows.step_metrics`), after the block.
     """
 
     dataset: xr.Dataset

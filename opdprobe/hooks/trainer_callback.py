@@ -19,8 +19,7 @@ from transformers import (
 )
 
 from opdprobe.errors import ConfigError, NonFiniteError
-from opdprobe.grade import Grader
-from opdprobe.hooks.observe import (
+from opdprobe.hooks.shared import (
     ProbeConfig,
     encode,
     keep_tokenizer,
@@ -30,11 +29,12 @@ from opdprobe.hooks.observe import (
     undisturbed,
     unwrap,
 )
-from opdprobe.models import identity
-from opdprobe.pair import Pair
-from opdprobe.probe import probe
-from opdprobe.prompts import EncodedPrompt, Prompt
-from opdprobe.record import step_metrics
+from opdprobe.models.load import identity
+from opdprobe.rollout.grade import Grader
+from opdprobe.rollout.once import probe
+from opdprobe.rollout.pair import Pair
+from opdprobe.rollout.prompts import EncodedPrompt, Prompt
+from opdprobe.rollout.rows import step_metrics
 from opdprobe.store import RunWriter, open_run
 
 logger = logging.getLogger("opdprobe")
@@ -56,7 +56,7 @@ class ProbeCallback(TrainerCallback):
     It costs time: `n` rollouts a prompt of up to `max_new_tokens` tokens, and one pass of both
     models over them. On several processes the main one probes and the others wait.
 
-    The step's means (`opdprobe.record.step_metrics`) go, under ``opd/``, to the trainer's
+    The step's means (`opdprobe.rollout.rows.step_metrics`) go, under ``opd/``, to the trainer's
     ``state.log_history``; with `attach` they reach its trackers and progress bar too. The run's
     own metrics hold them without the prefix, and the trainer's loss, gradient norm and learning
     rate at the steps it logs them at: there, the loss of step s is what led up to s updates.

@@ -7,13 +7,13 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from opdprobe.continuation import Sampling, continuation_gain
-from opdprobe.grade import Grader, grade_rollouts
-from opdprobe.pair import Pair
 from opdprobe.preflight.estimates import UNKNOWN, Number, prompt_auroc, prompt_mean
 from opdprobe.preflight.measure import sampled
 from opdprobe.preflight.readout import Readout, reading_out
-from opdprobe.prompts import EncodedPrompt, Prompt
+from opdprobe.rollout.continuation import Sampling, continuation_gain
+from opdprobe.rollout.grade import Grader, grade_rollouts
+from opdprobe.rollout.pair import Pair
+from opdprobe.rollout.prompts import EncodedPrompt, Prompt
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ import xarray as xr
 from numpy.typing import NDArray
 from torch import Tensor
 
-from opdprobe.continuation import token_rows
 from opdprobe.errors import ConfigError
-from opdprobe.head import evaluating
-from opdprobe.pair import Pair
-from opdprobe.rollout import Rollouts
+from opdprobe.models.head import evaluating
+from opdprobe.rollout.continuation import token_rows
+from opdprobe.rollout.pair import Pair
+from opdprobe.rollout.sample import Rollouts
 from opdprobe.train.config import OPDConfig
 from opdprobe.train.losses import distillation_loss
 

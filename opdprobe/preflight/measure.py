@@ -7,20 +7,20 @@ import torch
 import xarray as xr
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from opdprobe.batches import batches
-from opdprobe.continuation import Sampling, token_rows
-from opdprobe.grade import Grader, grade_rollouts
-from opdprobe.head import evaluating
-from opdprobe.pair import Pair, in_rollout_order
+from opdprobe.models.head import evaluating
 from opdprobe.preflight.estimates import Number, state_mean
 from opdprobe.preflight.readout import States
 from opdprobe.probes import curve
-from opdprobe.prompts import EncodedPrompt, Prompt
-from opdprobe.record import record_dataset
-from opdprobe.repetition import REPETITIVE, compression
-from opdprobe.rollout import Rollouts, eos_ids, sample, step_generator
-from opdprobe.score import score
-from opdprobe.store.step_file import estimate_bytes
+from opdprobe.rollout.batches import batches
+from opdprobe.rollout.continuation import Sampling, token_rows
+from opdprobe.rollout.grade import Grader, grade_rollouts
+from opdprobe.rollout.pair import Pair, in_rollout_order
+from opdprobe.rollout.prompts import EncodedPrompt, Prompt
+from opdprobe.rollout.rows import record_dataset
+from opdprobe.rollout.sample import Rollouts, eos_ids, sample, step_generator
+from opdprobe.rollout.score import score
+from opdprobe.store.step import estimate_bytes
+from opdprobe.train.recipes.repetition import REPETITIVE, compression
 
 _NOISE_ROLLOUTS = 8
 

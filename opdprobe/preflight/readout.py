@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from opdprobe.head import Head
-from opdprobe.pair import Pair
+from opdprobe.models.head import Head
 from opdprobe.preflight.estimates import UNKNOWN, Number, share_removed
+from opdprobe.rollout.pair import Pair
 
 MAX_STATES = 16384
 """Most states whose hidden states are kept; beyond, a random sample of them."""

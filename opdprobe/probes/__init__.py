@@ -5,12 +5,12 @@ last axis, computes in float64 and runs unchanged under ``xarray.apply_ufunc``. 
 the same quantities on a stored `~xarray.Dataset`.
 """
 
+from opdprobe.probes.averages import curve, curves
 from opdprobe.probes.divergence import extreme_advantage_gap, overlap_token_advantage
 from opdprobe.probes.entropy import entropy_gap, entropy_gap_of_means, topk_entropy
-from opdprobe.probes.intervals import curve, curves
 from opdprobe.probes.logits import from_logits
+from opdprobe.probes.maps import heat_map
 from opdprobe.probes.mass import overlap_mass, topk_mass
-from opdprobe.probes.positions import heat_map
 from opdprobe.probes.reward import gap_recovery_rate, reward_auroc, sequence_mean_reward
 from opdprobe.probes.sets import mass_set_size, overlap_mask, overlap_ratio
 

@@ -7,7 +7,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from opdprobe.errors import ConfigError, NonFiniteError, VocabularyError
-from opdprobe.schema import MODELS, step_dataset
+from opdprobe.store.schema import MODELS, step_dataset
 
 # Float64 values in one (rows, V) block: 32 MiB an array, about ten of which live at a time.
 _BLOCK_VALUES = 2**22

@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from opdprobe.errors import ConfigError
-from opdprobe.schema import match_tokens
+from opdprobe.store.schema import match_tokens
 
 # Log-probabilities reach us as float32, so a mass that is exactly 0.97 on paper may sum to
 # 0.97 - 1e-7 here. Without slack such a list would be counted one token too long.

@@ -4,8 +4,8 @@ from typing import Literal
 
 import numpy as np
 
-from analyses.single import Course
 from opdprobe.report import signs
+from opdprobe.report.course import Course
 from opdprobe.report.finding import (
     Evidence,
     Finding,
@@ -89,7 +89,7 @@ def diagnose(found: Course) -> list[Finding]:
     Examples
     --------
     >>> from tempfile import TemporaryDirectory
-    >>> from analyses.single import course
+    >>> from opdprobe.report.course import course
     >>> from opdprobe.testing import synthetic_run
     >>> with TemporaryDirectory() as folder:
     ...     run = synthetic_run(folder, steps=range(12), n_rollouts=32)

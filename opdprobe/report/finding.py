@@ -5,10 +5,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from analyses.estimate import Estimate, combine, exact, ratio, resample
-from analyses.single import Course, title_of
-from opdprobe.report.claims import number
-from opdprobe.schema import MODELS
+from opdprobe.report.course import Course, title_of
+from opdprobe.report.estimate import Estimate, combine, exact, number, ratio, resample
+from opdprobe.store.schema import MODELS
 
 # Resampling fewer says too little of how much their mean may be off.
 MIN_ROLLOUTS = 16
@@ -25,7 +24,7 @@ class Evidence:
     Parameters
     ----------
     quantity
-        Key of `analyses.single.QUANTITIES`, a metric, or ``accuracy``.
+        Key of `opdprobe.report.course.QUANTITIES`, a metric, or ``accuracy``.
     text
         The number in words, with its interval and steps.
     value, low, high
@@ -105,7 +104,7 @@ def level(found: Course, name: str, where: slice) -> Evidence:
     found
         A run's course.
     name
-        Key of `analyses.single.QUANTITIES`.
+        Key of `opdprobe.report.course.QUANTITIES`.
     where
         Places in the course's steps, such as `Course.first`.
     """

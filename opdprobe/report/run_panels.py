@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from analyses.estimate import combine, resample
-from analyses.results import Heat, Panel, Series
-from analyses.single import RUN_ROLES, Course, course_panels
 from opdprobe.probes import heat_map
+from opdprobe.report.course import RUN_ROLES, Course, course_panels
+from opdprobe.report.estimate import combine, resample
+from opdprobe.report.panel import Heat, Panel, Series
 from opdprobe.store import Run
 
 HEAT_ROWS = 20

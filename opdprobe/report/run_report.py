@@ -8,17 +8,17 @@ from urllib.parse import quote, urlencode
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from analyses.estimate import interval_name
-from analyses.results import Panel
-from analyses.single import QUANTITIES, Course, course
 from opdprobe.errors import ConfigError
+from opdprobe.report.course import QUANTITIES, Course, course
 from opdprobe.report.diagnosis import TUNED, diagnose
+from opdprobe.report.estimate import interval_name
 from opdprobe.report.finding import Finding, interval, shown
+from opdprobe.report.panel import Panel
 from opdprobe.report.run_panels import report_panels
 from opdprobe.report.token_text import visible
 from opdprobe.report.view import model_name, run_labels, short_name, write_view
 from opdprobe.store import Run
-from opdprobe.store.step_file import write_whole
+from opdprobe.store.step import write_whole
 from opdprobe.train.config import OPDConfig
 
 
@@ -41,7 +41,7 @@ def write_run_report(
     runs : sequence of Run
         One run, or two to compare.
     draw : callable
-        Makes a PNG of each panel: `figures.run.images`. Given, because reports know of no figures.
+        Makes a PNG of each panel: `opdprobe.report.draw.images`.
     view : bool
         Whether to write ``NAME-view.html`` beside ``NAME.html``, and link to it.
 

@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from analyses.single import Course
-from opdprobe.report.claims import number
+from opdprobe.report.course import Course
+from opdprobe.report.estimate import number
 from opdprobe.report.finding import Evidence, Finding, change, level, look, student_to_teacher
-from opdprobe.schema import MODELS
+from opdprobe.store.schema import MODELS
 
 # As in preflight: the paper's successes start at 0.72, the run that needs a cold start at 0.55.
 _LOW_START = 0.7

@@ -20,7 +20,7 @@ from opdprobe.errors import ConfigError, StoreError
 from opdprobe.report.token_text import TokenTexts
 from opdprobe.report.view_data import QUANTITIES, level_bounds, pack_json, pack_step
 from opdprobe.store import Run
-from opdprobe.store.step_file import read_counts, write_whole
+from opdprobe.store.step import read_counts, write_whole
 
 _SCRIPTS = ("view_data.js", "view_draw.js", "view.js")
 _FEWEST_STEPS = 12  # where a page is too large, steps go first, down to so many; then rollouts

@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-import opdprobe.accessor  # noqa: F401  # registers ds.opd
+import opdprobe.probes.accessor  # noqa: F401  # registers ds.opd
 from opdprobe.report.token_text import visible
 
 LOGP_UNIT = 1e-3  # nats a step of the 16-bit log-probabilities: a probability to 0.05 %

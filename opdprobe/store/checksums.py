@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from opdprobe.errors import StoreError
-from opdprobe.text import parse_json
+from opdprobe.store.safe_text import parse_json
 
 CHECKSUMS = "checksums.json"
 LINES = ("metrics.jsonl", "evaluations.jsonl")

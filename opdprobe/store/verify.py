@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 from opdprobe.errors import StoreError
-from opdprobe.schema import validate
 from opdprobe.store.checksums import (
     LINES,
     TEXTS,
@@ -18,10 +17,11 @@ from opdprobe.store.checksums import (
     checkpoint_files,
     read_checksums,
 )
-from opdprobe.store.parts import list_files, step_files, step_path
-from opdprobe.store.reader import open_run, read_entries
-from opdprobe.store.step_file import read_step
-from opdprobe.text import parse_json, parse_yaml
+from opdprobe.store.run import open_run, read_entries
+from opdprobe.store.safe_text import parse_json, parse_yaml
+from opdprobe.store.schema import validate
+from opdprobe.store.step import read_step
+from opdprobe.store.step_parts import list_files, step_files, step_path
 
 RESUME = "resume the run"
 

@@ -16,16 +16,16 @@ import xarray as xr
 import yaml
 
 from opdprobe.errors import ConfigError, StoreError
-from opdprobe.schema import SCHEMA_VERSION, VARIABLES, Step, validate
 from opdprobe.store.lock import LOCK, lock_run
-from opdprobe.store.parts import Part, list_files, step_path
-from opdprobe.store.reader import open_run, read_entries
-from opdprobe.store.step_file import (
+from opdprobe.store.run import open_run, read_entries
+from opdprobe.store.schema import SCHEMA_VERSION, VARIABLES, Step, validate
+from opdprobe.store.step import (
     TEMPORARY,
     explain_unwritable,
     write_step_file,
     write_whole,
 )
+from opdprobe.store.step_parts import Part, list_files, step_path
 
 _LIBRARIES = ("opdprobe", "numpy", "xarray", "zarr", "torch", "transformers")
 # Attributes that may differ when a run is continued: the code's state, not what is trained on what.
@@ -173,7 +173,7 @@ class RunWriter:
         step : int
             Training step, >= 0. A step that a continued run holds already is replaced.
         ds : xarray.Dataset
-            A step that passes `opdprobe.schema.validate`; its `step` coordinate equals `step`.
+            A step that passes `opdprobe.validate`; its `step` coordinate equals `step`.
 
         Returns
         -------
@@ -228,9 +228,8 @@ class RunWriter:
             As for `write_step`, or what makes the step, called on the thread. The arrays must not
             change any more.
         checked : bool
-            The step is in memory and known to pass `opdprobe.schema.validate`, as
-            `opdprobe.schema.step_dataset` makes it. Checking it once more would be a third of the
-            cost.
+            The step is in memory and known to pass `opdprobe.validate`, as `step_dataset`
+            makes it. Checking it once more would be a third of the cost.
 
         Raises
         ------

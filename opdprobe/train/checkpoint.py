@@ -16,9 +16,9 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from opdprobe.adapters import gathered_weights, load_weights, save_weights
 from opdprobe.errors import StoreError
-from opdprobe.processes import Processes
+from opdprobe.models.adapters import gathered_weights, load_weights, save_weights
+from opdprobe.models.processes import Processes
 from opdprobe.store.checksums import check_checkpoint, write_checksums
 from opdprobe.train.optim import Optimization
 

@@ -10,8 +10,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from opdprobe.errors import ConfigError
-from opdprobe.text import is_number, parse_yaml, shown
+from opdprobe.errors import ConfigError, shown
+from opdprobe.store.safe_text import is_number, parse_yaml
 
 # Those of transformers' `get_scheduler` that warm-up and the number of steps determine.
 _SCHEDULES = (

@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from opdprobe.grade import Grader, grade_rollouts
-from opdprobe.processes import Processes
-from opdprobe.prompts import EncodedPrompt
-from opdprobe.rollout import eos_ids, padding_id, sample, step_generator
+from opdprobe.models.processes import Processes
+from opdprobe.rollout.grade import Grader, grade_rollouts
+from opdprobe.rollout.prompts import EncodedPrompt
+from opdprobe.rollout.sample import eos_ids, padding_id, sample, step_generator
 
 # Rollouts sampled at once during evaluation: bounds the memory of the cache.
 _EVAL_ROWS = 2048

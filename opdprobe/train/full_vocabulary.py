@@ -13,8 +13,8 @@ import math
 import torch
 from torch import Tensor
 
-from opdprobe.head import Head
-from opdprobe.score import sum_dtype, tile_buffer, vocabulary_tiles
+from opdprobe.models.head import Head
+from opdprobe.rollout.score import sum_dtype, tile_buffer, vocabulary_tiles
 
 # Each chunk of rows adds a gradient of the size of the head's weight to its sum, so more rows are
 # held at once than for scoring.

@@ -10,16 +10,16 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from opdprobe.batches import batches
-from opdprobe.grade import Grader, grade_rollouts
-from opdprobe.head import split_head
-from opdprobe.prompts import EncodedPrompt, Prompt
-from opdprobe.rollout import Rollouts, eos_ids, padding_id, sample, step_generator
-from opdprobe.sigterm import stop
+from opdprobe.models.head import split_head
+from opdprobe.rollout.batches import batches
+from opdprobe.rollout.grade import Grader, grade_rollouts
+from opdprobe.rollout.prompts import EncodedPrompt, Prompt
+from opdprobe.rollout.sample import Rollouts, eos_ids, padding_id, sample, step_generator
 from opdprobe.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from opdprobe.train.config import GRPOConfig
 from opdprobe.train.losses import weighted_nll
 from opdprobe.train.optim import Optimization
+from opdprobe.train.sigterm import stop
 
 
 def group_advantages(rewards: torch.Tensor) -> torch.Tensor:

@@ -9,7 +9,7 @@ from accelerate.tracking import get_available_trackers
 from accelerate.utils import parse_flag_from_env
 
 from opdprobe.errors import ConfigError
-from opdprobe.processes import Processes
+from opdprobe.models.processes import Processes
 
 
 def check_launch(accelerator: Accelerator) -> None:

@@ -23,9 +23,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from opdprobe.head import Head
-from opdprobe.pair import Pair, Scored
-from opdprobe.score import chunk_rows, log_softmax
+from opdprobe.models.head import Head
+from opdprobe.rollout.pair import Pair, Scored
+from opdprobe.rollout.score import chunk_rows, log_softmax
 from opdprobe.train.config import OPDConfig
 from opdprobe.train.full_vocabulary import full_divergence
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 
 from opdprobe.errors import ConfigError, NonFiniteError
-from opdprobe.shards import full, on_main, part
+from opdprobe.models.sharding import full, on_main, part
 
 
 class Optimization:

@@ -7,15 +7,15 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from opdprobe.batches import batches
 from opdprobe.errors import ConfigError
-from opdprobe.head import split_head
-from opdprobe.rollout import Rollouts, padding_id
-from opdprobe.sigterm import stop
+from opdprobe.models.head import split_head
+from opdprobe.rollout.batches import batches
+from opdprobe.rollout.sample import Rollouts, padding_id
 from opdprobe.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from opdprobe.train.config import SFTConfig
 from opdprobe.train.losses import weighted_nll
 from opdprobe.train.optim import Optimization
+from opdprobe.train.sigterm import stop
 
 Example = tuple[list[int], list[int]]
 """Prompt ids and response ids."""

@@ -4,11 +4,11 @@ from collections.abc import Iterator
 
 import torch
 
-from opdprobe.batches import batches
-from opdprobe.pair import Pair, Scored
-from opdprobe.processes import Processes
-from opdprobe.rollout import Rollouts
-from opdprobe.shards import as_pass, shard
+from opdprobe.models.processes import Processes
+from opdprobe.models.sharding import as_pass, shard
+from opdprobe.rollout.batches import batches
+from opdprobe.rollout.pair import Pair, Scored
+from opdprobe.rollout.sample import Rollouts
 
 
 def shard_models(pair: Pair, device: torch.device) -> None:

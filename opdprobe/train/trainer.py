@@ -1,10 +1,10 @@
 """The on-policy distillation loop: rollout → score → loss → update, writing the store on its way.
 
     for each step
-        sample      the student answers the step's prompts                     opdprobe.rollout
-        score       both models' top-k at every student-visited state          opdprobe.score
+        sample      the student answers the step's prompts                   opdprobe.rollout.sample
+        score       both models' top-k at every student-visited state        opdprobe.rollout.score
         loss        compare them there, backward                               opdprobe.train.losses
-        record      the scores become rows of the store, one row a state       opdprobe.record
+        record      the scores become rows of the store, one row a state       opdprobe.rollout.rows
         update      clip, AdamW
 
 A step's record is of the student that sampled it, before its update; step 0 is the untrained
@@ -29,7 +29,8 @@ from accelerate import Accelerator
 from torch import autocast, nn
 from transformers import PreTrainedTokenizerBase
 
-from opdprobe.adapters import (
+from opdprobe.errors import ConfigError, NonFiniteError, StoreError
+from opdprobe.models.adapters import (
     base_weights,
     causal_lm,
     check_trained,
@@ -37,17 +38,16 @@ from opdprobe.adapters import (
     is_adapted,
     save_weights,
 )
-from opdprobe.errors import ConfigError, NonFiniteError, StoreError
-from opdprobe.grade import Grader, grade_rollouts
-from opdprobe.models import identity, load_model, load_tokenizer, weight_hash
-from opdprobe.pair import Pair, in_rollout_order
-from opdprobe.processes import Processes
-from opdprobe.prompts import EncodedPrompt, Prompt, encode_prompts
-from opdprobe.record import record_dataset, step_metrics, thin
-from opdprobe.rollout import Rollouts, eos_ids, sample, step_generator
-from opdprobe.score import Scores
-from opdprobe.shards import rest, whole
-from opdprobe.sigterm import EXIT_CODE, sigterm_noted
+from opdprobe.models.load import identity, load_model, load_tokenizer, weight_hash
+from opdprobe.models.processes import Processes
+from opdprobe.models.sharding import rest, whole
+from opdprobe.models.vocabulary import tokenizer_hash
+from opdprobe.rollout.grade import Grader, grade_rollouts
+from opdprobe.rollout.pair import Pair, in_rollout_order
+from opdprobe.rollout.prompts import EncodedPrompt, Prompt, encode_prompts
+from opdprobe.rollout.rows import record_dataset, step_metrics, thin
+from opdprobe.rollout.sample import Rollouts, eos_ids, sample, step_generator
+from opdprobe.rollout.score import Scores
 from opdprobe.store import Run, RunWriter, estimate_bytes, open_run
 from opdprobe.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from opdprobe.train.config import OPDConfig
@@ -57,7 +57,7 @@ from opdprobe.train.launch import check_agreement, check_launch, check_trackers
 from opdprobe.train.losses import distillation_loss
 from opdprobe.train.optim import Optimization
 from opdprobe.train.sharded import scored_together, shard_models
-from opdprobe.vocabulary import tokenizer_hash
+from opdprobe.train.sigterm import EXIT_CODE, sigterm_noted
 
 logger = logging.getLogger("opdprobe")
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analyses.dynamics import largest_rise, last_quarter, late_fall, points, spike
-from analyses.estimate import exact, resample
+from opdprobe.report.estimate import exact, resample
 
 values = st.lists(st.floats(-5, 5), min_size=1, max_size=30)
 

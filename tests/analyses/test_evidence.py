@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from analyses.estimate import N_BOOT, Estimate, resample
 from analyses.evidence import (
     above,
     accuracy_panel,
@@ -19,6 +18,7 @@ from analyses.evidence import (
     ratios,
 )
 from opdprobe.probes import curve
+from opdprobe.report.estimate import N_BOOT, Estimate, resample
 
 NAN = float("nan")
 

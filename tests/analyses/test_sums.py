@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 
-from analyses.sums import PROBES, add_up, axis_label, load, save
-from opdprobe.probes.states import evaluate
+from analyses.sums import PROBES, add_up, load, save, window
+from opdprobe.probes.evaluate import evaluate
+from opdprobe.report.estimate import N_BOOT
+from opdprobe.report.panel import axis_label
 
 
 @pytest.fixture(scope="module")
@@ -51,3 +53,33 @@ def test_a_file_gives_back_what_was_saved(run, tmp_path):
     for name in PROBES:
         np.testing.assert_array_equal(got.total[name], sums.total[name])
         np.testing.assert_array_equal(got.n[name], sums.n[name])
+
+
+def test_window_is_the_mean_over_all_known_states(evidence):
+    """Also of a probe with states that have no value, and with a rollout that has no state."""
+    run = evidence.runs["failure"][0]
+    steps = run.steps[2:6]
+    states = run.states(steps)
+    entropy = states["entropy"].values[:, 0].astype(float)
+    assert window(run, lambda ds: ds.opd.entropy("student"), steps).value == pytest.approx(
+        entropy.mean(), rel=1e-12
+    )
+
+    def holey(ds):
+        return ds.opd.entropy("student").where(ds["position"] % 3 != 1)
+
+    known = states["position"].values % 3 != 1
+    assert 0 < known.mean() < 1
+    estimate = window(run, holey, steps)
+    assert estimate.value == pytest.approx(entropy[known].mean(), rel=1e-12)
+    assert np.isfinite(estimate.samples).all()
+
+
+def test_window_draws_whole_rollouts(evidence):
+    """Where all states of a rollout are equal, more states a rollout tell nothing more."""
+    run = evidence.runs["failure"][0]
+    estimate = window(run, lambda ds: ds["rollout"].astype(float), run.steps[:1])
+    n = [7, 3, 0, 9, 5, 6]
+    rows = np.random.default_rng(0).integers(0, 6, (N_BOOT, 6))
+    want = [sum(i * n[i] for i in row) / sum(n[i] for i in row) for row in rows]
+    np.testing.assert_allclose(estimate.samples, want)

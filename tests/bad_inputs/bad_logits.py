@@ -7,7 +7,7 @@ from case import Case
 
 from opdprobe import from_logits
 from opdprobe.errors import ConfigError, NonFiniteError, StoreError, VocabularyError
-from opdprobe.schema import validate
+from opdprobe.store.schema import validate
 from opdprobe.testing import synthetic_step
 
 _GOOD = np.log([[0.5, 0.3, 0.2], [0.2, 0.2, 0.6]])

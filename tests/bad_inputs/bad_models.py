@@ -9,13 +9,13 @@ from case import Case
 from transformers import BertConfig, BertForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from opdprobe.errors import ConfigError, ModelError, NonFiniteError, PromptError, VocabularyError
-from opdprobe.models import load_model, load_tokenizer
-from opdprobe.pair import Pair
+from opdprobe.models.load import load_model, load_tokenizer
 from opdprobe.preflight import preflight
-from opdprobe.probe import probe
-from opdprobe.prompts import EncodedPrompt, Prompt, encode_prompts
-from opdprobe.testbed.tokenizer import build_tokenizer
+from opdprobe.rollout.once import probe
+from opdprobe.rollout.pair import Pair
+from opdprobe.rollout.prompts import EncodedPrompt, Prompt, encode_prompts
 from opdprobe.testing import tiny_model, tiny_tokenizer
+from opdprobe.testing.testbed.tokenizer import build_tokenizer
 
 _LOADS = "FOLDER/model: the model does not load: "
 _SAVED = "; expected a causal language model, as save_pretrained writes it."

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from case import Case
 
-from opdprobe.data import load_prompts, prompts_from_rows, save_prompts
 from opdprobe.errors import PromptError, StoreError
-from opdprobe.logs import read_log
-from opdprobe.prompts import Prompt
+from opdprobe.probes.logs import read_log
+from opdprobe.rollout.prompt_files import load_prompts, prompts_from_rows, save_prompts
+from opdprobe.rollout.prompts import Prompt
 
 SKIP = 'Correct them, or leave them out with on_error="skip".'
 

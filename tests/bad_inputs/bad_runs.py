@@ -10,8 +10,8 @@ from typing import Any
 from case import Case
 
 from opdprobe.errors import ConfigError, StoreError
-from opdprobe.schema import validate
 from opdprobe.store import Run, RunWriter, open_run
+from opdprobe.store.schema import validate
 from opdprobe.testing import synthetic_run
 
 _RUN = "FOLDER/run"

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import opdprobe.cli
+import opdprobe.cli.parser
 
 KINDS = (
     "Prompts",
@@ -74,7 +74,7 @@ def run_command(*words: object) -> None:
     handlers, level = logger.handlers[:], logger.level
     try:
         with contextlib.redirect_stderr(said), contextlib.redirect_stdout(io.StringIO()):
-            code = opdprobe.cli.main([str(word) for word in words])
+            code = opdprobe.cli.parser.main([str(word) for word in words])
     except SystemExit as exit:
         raise Exit2(said.getvalue().strip().splitlines()[-1]) from exit
     finally:

@@ -11,11 +11,11 @@ import yaml
 import zarr
 from zarr.storage import ZipStore
 
-from opdprobe.cli import main
+from opdprobe.cli.parser import main
 from opdprobe.errors import ConfigError, StoreError
 from opdprobe.store import RunWriter, open_run
+from opdprobe.store.safe_text import parse_yaml
 from opdprobe.testing import synthetic_run
-from opdprobe.text import parse_yaml
 from opdprobe.train.config import OPDConfig
 
 

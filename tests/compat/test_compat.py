@@ -10,7 +10,7 @@ import xarray as xr
 from expected import read
 
 from opdprobe import RunWriter, open_run, validate
-from opdprobe.schema import SCHEMA_VERSION
+from opdprobe.store.schema import SCHEMA_VERSION
 from opdprobe.store.verify import verify_run
 from opdprobe.testing import synthetic_step
 

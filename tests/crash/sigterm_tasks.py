@@ -5,7 +5,7 @@ import signal
 import time
 from pathlib import Path
 
-from opdprobe.sigterm import EXIT_CODE, sigterm_noted
+from opdprobe.train.sigterm import EXIT_CODE, sigterm_noted
 
 
 def steps(folder: Path, report) -> None:

@@ -13,9 +13,9 @@ import pytest
 from tiny_training import outcome, trainer
 
 from opdprobe import Callback
-from opdprobe.pool import Task, work
-from opdprobe.sigterm import sigterm_noted
 from opdprobe.testing import tiny_model, tiny_tokenizer
+from opdprobe.train.pool import Task, work
+from opdprobe.train.sigterm import sigterm_noted
 
 pytestmark = pytest.mark.skipif(
     threading.current_thread() is not threading.main_thread(), reason="the signal would kill pytest"
@@ -101,7 +101,7 @@ def models_and_prompts(tmp_path):
 def terminated(command, folder, begun):
     """Start a command in a folder, send SIGTERM once it has begun; what it wrote to stderr."""
     with subprocess.Popen(
-        [sys.executable, "-m", "opdprobe.cli", *command],
+        [sys.executable, "-m", "opdprobe.cli.parser", *command],
         cwd=folder,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -8,7 +8,7 @@ import pytest
 from tiny_training import trainer
 
 from opdprobe import RunWriter, StoreError, open_run, validate
-from opdprobe.cli import main
+from opdprobe.cli.parser import main
 from opdprobe.store.checksums import CHECKSUMS
 from opdprobe.store.verify import verify_run
 from opdprobe.testing import synthetic_run, synthetic_step

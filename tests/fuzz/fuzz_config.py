@@ -11,7 +11,7 @@ import run_fuzzer
 
 with run_fuzzer.instrumented():
     from analyses.presets import PRESETS, own_preset
-    from opdprobe.commands import settings
+    from opdprobe.cli.runs import settings
     from opdprobe.errors import OPDProbeError
     from opdprobe.train.config import GRPOConfig, OPDConfig, SFTConfig
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import run_fuzzer
 
 with run_fuzzer.instrumented():
-    from opdprobe.data import load_prompts, save_prompts
     from opdprobe.errors import OPDProbeError
-    from opdprobe.logs import read_log
+    from opdprobe.probes.logs import read_log
+    from opdprobe.rollout.prompt_files import load_prompts, save_prompts
 
 FOLDER = run_fuzzer.scratch()
 SOURCES = ("verl", "thunlp", "trl", "ms-swift")

@@ -16,8 +16,8 @@ with run_fuzzer.instrumented():
     import dask.config
 
     from opdprobe.errors import OPDProbeError
-    from opdprobe.schema import VARIABLES, validate
     from opdprobe.store import Run, open_run
+    from opdprobe.store.schema import VARIABLES, validate
     from opdprobe.testing import synthetic_run
 
 TEXTS = ("run.json", "config.yaml", "metrics.jsonl", "evaluations.jsonl")

@@ -11,7 +11,8 @@ import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from opdprobe.text import parse_yaml, printable
+from opdprobe.errors import printable
+from opdprobe.store.safe_text import parse_yaml
 
 CORPUS = Path(__file__).parent / "corpus"
 FUZZERS = {"store": fuzz_store, "config": fuzz_config, "prompts": fuzz_prompts}

@@ -4,9 +4,9 @@ import functools
 
 import numpy as np
 
-from opdprobe.accessor import OPDAccessor  # noqa: F401  # registers ds.opd
 from opdprobe.probes import from_logits
-from opdprobe.store.step_file import round_mantissa
+from opdprobe.probes.accessor import OPDAccessor  # noqa: F401  # registers ds.opd
+from opdprobe.store.step import round_mantissa
 
 N_STATES, K, V = 6144, 16, 256
 STEP = 2.0**-13  # relative error of a log-probability

@@ -13,10 +13,10 @@ from mp_definitions import exact, gradient, log_softmax, objective
 from torch import nn
 
 from opdprobe import OPDConfig
-from opdprobe.head import Head
-from opdprobe.pair import Scored
-from opdprobe.score import log_softmax as torch_log_softmax
-from opdprobe.score import score
+from opdprobe.models.head import Head
+from opdprobe.rollout.pair import Scored
+from opdprobe.rollout.score import log_softmax as torch_log_softmax
+from opdprobe.rollout.score import score
 from opdprobe.train.full_vocabulary import full_divergence
 from opdprobe.train.losses import distillation_loss
 

@@ -10,13 +10,14 @@ from error_bounds import LOSSES, ROUNDING, SCORES
 from hard_logits import DTYPES, PAIRS, tensors
 from torch import nn
 
-from opdprobe import OPDConfig, from_logits, score
-from opdprobe.accessor import OPDAccessor  # noqa: F401  # registers ds.opd
-from opdprobe.head import Head
-from opdprobe.pair import Pair, Scored, in_rollout_order
-from opdprobe.prompts import Prompt
-from opdprobe.record import record_dataset, step_metrics
-from opdprobe.rollout import Rollouts
+from opdprobe import OPDConfig, from_logits
+from opdprobe.models.head import Head
+from opdprobe.probes.accessor import OPDAccessor  # noqa: F401  # registers ds.opd
+from opdprobe.rollout import score
+from opdprobe.rollout.pair import Pair, Scored, in_rollout_order
+from opdprobe.rollout.prompts import Prompt
+from opdprobe.rollout.rows import record_dataset, step_metrics
+from opdprobe.rollout.sample import Rollouts
 from opdprobe.testing import tiny_model, tiny_tokenizer
 from opdprobe.train.losses import distillation_loss
 

@@ -8,8 +8,8 @@ from hard_logits import DTYPES, PAIRS, RULED_OUT, large_vocabulary, tensors
 from mp_definitions import entropy, exact, kl, log_softmax, top_k
 
 from opdprobe import ConfigError, NonFiniteError, from_logits
-from opdprobe.head import Head
-from opdprobe.score import score
+from opdprobe.models.head import Head
+from opdprobe.rollout.score import score
 
 
 def scored(student, teacher, *, k, temperature=1.0, sampled=0):

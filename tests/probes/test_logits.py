@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 from opdprobe.errors import ConfigError, NonFiniteError, VocabularyError
 from opdprobe.probes import from_logits, logits
-from opdprobe.schema import validate
+from opdprobe.store.schema import validate
 
 B, T, V = 3, 5, 20
 

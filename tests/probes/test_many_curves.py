@@ -9,10 +9,10 @@ import xarray as xr
 
 from opdprobe.errors import ConfigError, StoreError
 from opdprobe.probes import curve, curves
-from opdprobe.probes.intervals import MAIN
-from opdprobe.probes.sums import step_sums
-from opdprobe.store.pieces import batches, pieces
-from opdprobe.store.step_file import write_step_file
+from opdprobe.probes.averages import MAIN
+from opdprobe.probes.rollout_sums import step_sums
+from opdprobe.store.step import write_step_file
+from opdprobe.store.stream import batches, pieces
 from opdprobe.testing import synthetic_run, synthetic_step
 
 STEPS = [0, 3, 10, 11]
@@ -63,10 +63,10 @@ def test_a_function_sees_the_rollouts_of_its_step(run):
 @pytest.mark.parametrize("chunk", [131_072, 4])
 def test_a_step_in_parts_gives_what_it_gives_whole(run, tmp_path, monkeypatch, chunk):
     whole = curves(run), curves(run, by="position", bins=3)
-    monkeypatch.setattr("opdprobe.store.encode._CHUNK", chunk)
+    monkeypatch.setattr("opdprobe.store.step_encode._CHUNK", chunk)
     for step in STEPS:
         write_step_file(run.path / "steps" / f"{step:06d}.zarr.zip", run.load(step).load())
-    monkeypatch.setattr("opdprobe.store.pieces.PIECE", 7)
+    monkeypatch.setattr("opdprobe.store.stream.PIECE", 7)
     cut = [piece for piece in pieces(run, run.steps)]
     assert [sum(n for *_, n in piece.parts) for piece in cut] == [7, 7, 7, 4] * 4
     for before, now in zip(whole, (curves(run), curves(run, by="position", bins=3)), strict=True):
@@ -79,9 +79,9 @@ def test_small_steps_are_read_together(run, monkeypatch):
     piece = next(pieces(run, STEPS))
     assert piece.parts == [(step, 6, 25) for step in STEPS]
     size = (run.path / "steps" / "000000.zarr.zip").stat().st_size
-    monkeypatch.setattr("opdprobe.store.pieces._BATCH_BYTES", 3 * size)
+    monkeypatch.setattr("opdprobe.store.stream._BATCH_BYTES", 3 * size)
     assert [len(batch) for batch in batches(run)] in ([2, 2], [3, 1])
-    monkeypatch.setattr("opdprobe.store.pieces._BATCH_STEPS", 1)
+    monkeypatch.setattr("opdprobe.store.stream._BATCH_STEPS", 1)
     assert batches(run) == [[step] for step in STEPS]
 
 
@@ -169,7 +169,7 @@ def cluster():
 
 
 def test_a_cluster_gives_the_curves_of_one_thread(run, cluster, monkeypatch):
-    monkeypatch.setattr("opdprobe.store.pieces._BATCH_STEPS", 1)  # else one batch has them all
+    monkeypatch.setattr("opdprobe.store.stream._BATCH_STEPS", 1)  # else one batch has them all
     on_cluster = partial(cluster.get_executor().map, timeout=_PATIENCE)
     for by in ("step", "position"):
         spread = curves(run, by=by, map=on_cluster)

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from opdprobe import Callback, NonFiniteError, OPDProbeError, Prompt, PromptError
 from opdprobe.hooks import probe_checkpoints
-from opdprobe.models import weight_hash
+from opdprobe.models.load import weight_hash
 
 CONFTEST = runpy.run_path(str(Path(__file__).with_name("conftest.py")))
 make_trainer, make_model = CONFTEST["make_trainer"], CONFTEST["make_model"]

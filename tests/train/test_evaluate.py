@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from opdprobe import Prompt
-from opdprobe.prompts import encode_prompts
+from opdprobe.rollout.prompts import encode_prompts
 from opdprobe.testing import tiny_model, tiny_tokenizer
 from opdprobe.train.evaluate import evaluate
 

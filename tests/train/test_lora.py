@@ -8,10 +8,10 @@ from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from torch import nn
 
 from opdprobe import Callback, ConfigError, StoreError, open_run
-from opdprobe.adapters import base_weights, without_adapters
-from opdprobe.models import weight_hash
-from opdprobe.pair import Pair, recomputing
-from opdprobe.rollout import Rollouts
+from opdprobe.models.adapters import base_weights, without_adapters
+from opdprobe.models.load import weight_hash
+from opdprobe.rollout.pair import Pair, recomputing
+from opdprobe.rollout.sample import Rollouts
 from opdprobe.testing import tiny_tokenizer
 from opdprobe.train.optim import Optimization
 

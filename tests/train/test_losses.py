@@ -11,10 +11,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opdprobe import OPDConfig, score
-from opdprobe.head import Head
-from opdprobe.pair import Pair, Scored
-from opdprobe.rollout import Rollouts
+from opdprobe import OPDConfig
+from opdprobe.models.head import Head
+from opdprobe.rollout import score
+from opdprobe.rollout.pair import Pair, Scored
+from opdprobe.rollout.sample import Rollouts
 from opdprobe.testing import tiny_model, tiny_tokenizer
 from opdprobe.train.losses import distillation_loss, divergence, restrict, weighted_nll
 

@@ -18,11 +18,11 @@ from safetensors.torch import load_file
 
 import opdprobe
 from opdprobe import ConfigError, OPDProbeError, open_run
-from opdprobe.models import load_model, load_tokenizer
-from opdprobe.processes import Processes
-from opdprobe.record import step_metrics, thin
-from opdprobe.rollout import sample, step_generator
-from opdprobe.shards import load_parts, shard
+from opdprobe.models.load import load_model, load_tokenizer
+from opdprobe.models.processes import Processes
+from opdprobe.models.sharding import load_parts, shard
+from opdprobe.rollout.rows import step_metrics, thin
+from opdprobe.rollout.sample import sample, step_generator
 from opdprobe.testing import synthetic_step
 from opdprobe.train.launch import check_launch
 

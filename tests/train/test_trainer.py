@@ -20,10 +20,10 @@ from opdprobe import (
     VocabularyError,
     load_tokenizer,
     open_run,
-    score,
     validate,
 )
-from opdprobe.rollout import sample
+from opdprobe.rollout import score
+from opdprobe.rollout.sample import sample
 from opdprobe.testing import tiny_model, tiny_tokenizer
 from opdprobe.train import full_vocabulary
 

@@ -1,0 +1,184 @@
+"""Claims and verdicts as text, for the page and for the terminal."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.table import Table
+from rich.text import Text
+
+from analyses.reasons import REASONS
+from analyses.results import Claim, Results, load
+from opdprobe.errors import OPDProbeError
+from opdprobe.report.estimate import number
+from opdprobe.store.step import write_whole
+
+# Presets whose models are the testbed's: what it lacks explains nothing about anybody else's.
+_TESTBED = ("quick", "full")
+
+SIGNS = {"shown": "✓", "not shown": "–", "opposite": "✗"}
+COLOURS = {"shown": "green", "not shown": "yellow", "opposite": "red"}
+
+
+def finding(claim: Claim) -> str:
+    """Write what was found for a claim: the number, its interval if it has one, its unit.
+
+    Examples
+    --------
+    >>> from analyses.results import Claim
+    >>> nan = float("nan")
+    >>> finding(Claim("fig06.x", "", "", 0.9, 0.85, 0.954, "", "", "shown"))
+    '0.9 [0.85, 0.954]'
+    >>> finding(Claim("fig06.x", "", "", 0.9, nan, nan, "nats", "", "shown"))
+    '0.9 nats'
+    """
+    text = number(claim.ours)
+    if not (math.isnan(claim.low) and math.isnan(claim.high)):
+        text += f" [{number(claim.low)}, {number(claim.high)}]"
+    return f"{text} {claim.unit}".rstrip()
+
+
+def verdict(claim: Claim) -> str:
+    """Write a verdict with its sign, which tells it without colour."""
+    return f"{SIGNS[claim.verdict]} {claim.verdict}"
+
+
+def counts(results: Sequence[Results]) -> dict[str, int]:
+    """Count the claims of each verdict, all verdicts included.
+
+    Examples
+    --------
+    >>> counts([])
+    {'shown': 0, 'not shown': 0, 'opposite': 0}
+    """
+    verdicts = [claim.verdict for result in results for claim in result.claims]
+    return {name: verdicts.count(name) for name in SIGNS}
+
+
+def claims_table(results: Sequence[Results]) -> Table:
+    """Tabulate all claims for the terminal.
+
+    Parameters
+    ----------
+    results : sequence of analyses.results.Results
+        One a figure.
+
+    Returns
+    -------
+    rich.table.Table
+        One row a claim; the counts of verdicts below.
+
+    Examples
+    --------
+    >>> claims_table([]).caption
+    '0 shown, 0 not shown, 0 opposite'
+    """
+    caption = ", ".join(f"{n} {name}" for name, n in counts(results).items())
+    table = Table(caption=caption, caption_justify="left")
+    for column in ("verdict", "claim and its test", "paper", "ours"):
+        table.add_column(column, no_wrap=column == "verdict")
+    for result in results:
+        for claim in result.claims:
+            # Text, not str: brackets in a str would be read as markup.
+            table.add_row(
+                Text(verdict(claim), COLOURS[claim.verdict]),
+                Text(f"{result.figure}: {claim.claim}").append(f"\n{claim.test}", "dim"),
+                Text(claim.paper),
+                Text(finding(claim)),
+            )
+        table.add_section()
+    return table
+
+
+def claims_markdown(results: Sequence[Results]) -> str:
+    """Write all claims as a Markdown page.
+
+    Parameters
+    ----------
+    results : sequence of analyses.results.Results
+        One a figure; the first claim of each is the figure's main one.
+
+    Returns
+    -------
+    str
+        A page with one table a figure.
+    """
+    found = counts(results)
+    main = [result.claims[0] for result in results if result.claims]
+    shown = sum(claim.verdict == "shown" for claim in main)
+    lines = [
+        "# Claims of the paper, and what these runs say",
+        "",
+        "Written by `opdprobe figures` from the results files; not edited by hand. Each test was "
+        "stated before the runs: which statistic, which direction, which threshold. *Shown* means "
+        "that the test holds; *opposite*, that the whole interval speaks for the contrary; *not "
+        "shown* is everything else. The first claim of each figure is its main one.",
+        "",
+        *_pilots(results),
+        f"**Main claims: {shown} of {len(main)} shown. All claims: "
+        + ", ".join(f"{n} {name}" for name, n in found.items())
+        + ".**",
+    ]
+    for result in results:
+        meta = result.meta
+        n = len(meta.seeds)
+        lines += [
+            "",
+            f"## {result.heading}: {result.title}",
+            "",
+            f"{result.claim} Preset {meta.preset}, {n} seed{'s' * (n != 1)}; {meta.n_rollouts:,} "
+            f"rollouts; intervals: {meta.interval}.",
+            "",
+            "| claim | paper | ours | test | verdict |",
+            "|---|---|---|---|---|",
+        ]
+        for claim in result.claims:
+            cells = (claim.claim, claim.paper, finding(claim), claim.test, verdict(claim))
+            # A bar would end the cell.
+            lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+        why = [
+            f"- *{claim.claim}*: {REASONS[claim.id]}"
+            for claim in result.claims
+            if claim.verdict != "shown" and claim.id in REASONS and meta.preset in _TESTBED
+        ]
+        if why:
+            lines += ["", "Why not:", "", *why]
+    return "\n".join(lines) + "\n"
+
+
+def _pilots(results: Sequence[Results]) -> list[str]:
+    """What was known when the testbed's runs were planned."""
+    if not any(result.meta.preset in _TESTBED for result in results):
+        return []
+    return [
+        "The testbed, the lengths of its runs and their learning rates were chosen on pilots with "
+        "seed 0, which is one of the seeds here; [the notebook](lab-notebook.md) says how.",
+        "",
+    ]
+
+
+def write_claims(path: Path, results_dir: Path) -> None:
+    """Write the page of all claims that a directory of results holds, whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = claims_markdown(_load_all(results_dir))
+    write_whole(path, lambda file: file.write(text.encode()))
+
+
+def check_claims(path: Path, results_dir: Path) -> None:
+    """Compare the page with what the results give; write nothing.
+
+    Raises
+    ------
+    OPDProbeError
+        It is missing or differs.
+    """
+    want = claims_markdown(_load_all(results_dir))
+    if not path.exists() or path.read_text(encoding="utf-8") != want:
+        raise OPDProbeError(
+            f"{path} is missing, or not what the results in {results_dir} give; write it again "
+            "with `opdprobe figures`."
+        )
+
+
+def _load_all(results_dir: Path) -> list[Results]:
+    return [load(path) for path in sorted(Path(results_dir).glob("*.json"))]

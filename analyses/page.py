@@ -1,0 +1,88 @@
+"""The report: one HTML page with the verdicts, the figures and the runs, in a single file."""
+
+import base64
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+from analyses.claims import counts, finding, verdict
+from opdprobe.errors import OPDProbeError
+from opdprobe.store.step import write_whole
+
+if TYPE_CHECKING:
+    from analyses.results import Results
+
+
+class ReportError(OPDProbeError):
+    """The report lacks a figure."""
+
+
+def write_report(path: Path, results: "Sequence[Results]", figure_dir: Path, *, title: str) -> None:
+    """Write the report, whole or not at all; it refers to no other file.
+
+    Parameters
+    ----------
+    path
+        The HTML file, replaced if it exists.
+    results : sequence of analyses.results.Results
+        One a figure, in the order to show them.
+    figure_dir
+        Where ``figNN.png`` lie, as `figures.make` wrote them: with their captions inside.
+    title
+        Heading of the page.
+
+    Raises
+    ------
+    ReportError
+        If a figure is missing or has no caption.
+    """
+    # Everything is text to be escaped: run labels and model names may come from anywhere.
+    environment = Environment(
+        loader=PackageLoader("analyses"), autoescape=True, undefined=StrictUndefined
+    )
+    environment.filters.update(finding=finding, verdict=verdict)
+    page = environment.get_template("report.html.jinja").render(
+        title=title,
+        counts=counts(results),
+        figures=[{"results": r, **_image(Path(figure_dir, f"{r.figure}.png"))} for r in results],
+        runs=_runs(results),
+        sources=sorted({(r.meta.version, r.meta.commit) for r in results}),
+    )
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, lambda file: file.write(page.encode()))
+
+
+def _image(path: Path) -> dict[str, Any]:
+    advice = f"draw it with `opdprobe figures {path.stem}`."
+    if not path.exists():
+        raise ReportError(f"no figure {path}; {advice}")
+    with Image.open(path) as image:
+        caption = image.info.get("Description")
+        width, height = image.size
+    if not caption:
+        raise ReportError(f"{path} has no caption (Description) inside; {advice}")
+    return {
+        "caption": caption,
+        "width": width,
+        "height": height,
+        "data": base64.b64encode(path.read_bytes()).decode(),
+    }
+
+
+def _runs(results: "Sequence[Results]") -> dict[str, Any]:
+    """Table of runs: each once, though several figures show it."""
+    rows: dict[str, dict[str, Any]] = {}
+    for result in results:
+        for name, run in result.meta.runs.items():
+            row = rows.setdefault(name, {"run": name, "figures": [], **run})
+            row["seeds"] = ", ".join(map(str, result.meta.seeds))
+            row["figures"].append(result.figure.removeprefix("fig").lstrip("0"))
+    known = dict.fromkeys(key for row in rows.values() for key in row)
+    columns = ["run", *(key for key in known if key not in ("run", "figures")), "figures"]
+    for row in rows.values():
+        row["figures"] = ", ".join(row["figures"])
+    return {"columns": columns, "rows": list(rows.values())}

@@ -1,0 +1,342 @@
+"""What one process of `opdprobe.cli.reproduce` does: one run, one measurement or one analysis.
+
+Each is a function of the preset and the folder alone, and does nothing where its result lies there
+already.
+"""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from analyses import (
+    alignment,
+    cold_start,
+    content,
+    depth,
+    gradients,
+    length,
+    mass,
+    overview,
+    reverse,
+    reward,
+    scale,
+    selection,
+    sums,
+    supports,
+    sweep,
+    teachers,
+    template,
+)
+from analyses.evidence import Evidence
+from analyses.experiments import EXPERIMENTS, FIGURES, Experiment
+from analyses.presets import Preset
+from analyses.results import Results, save
+from opdprobe.errors import OPDProbeError
+from opdprobe.store import RunWriter, open_run
+from opdprobe.train.pool import Report
+
+ANALYSES: dict[str, Callable[[Evidence], Results]] = {
+    "fig01": overview.analyse,
+    "fig02": teachers.analyse,
+    "fig03": teachers.own_accuracy,
+    "fig04": scale.analyse,
+    "fig05": reverse.analyse,
+    "fig06": alignment.analyse,
+    "fig07": supports.analyse,
+    "fig08": cold_start.analyse,
+    "fig09": template.analyse,
+    "fig10": content.analyse,
+    "fig11": length.analyse,
+    "fig12": length.dynamics,
+    "fig13": depth.student,
+    "fig14": reward.analyse,
+    "fig15": sweep.analyse,
+    "fig16": sweep.dynamics,
+    "fig17": teachers.by_benchmark,
+    "fig18": mass.analyse,
+    "fig19": gradients.analyse,
+    "fig20": alignment.larger_student,
+    "fig21": cold_start.mass,
+    "fig22": template.by_benchmark,
+    "fig23": depth.teacher,
+    "selection": selection.analyse,
+}
+
+
+def train(name: str, seed: int, preset: Preset, folder: Path, report: Report) -> None:
+    """Carry out an experiment with one seed, or go on with it."""
+    from opdprobe.cli.names import resolve_model, resolve_prompts
+    from opdprobe.train.trainer import OPDTrainer
+
+    experiment, config = EXPERIMENTS[name], preset.config
+    changes: dict[str, Any] = dict(experiment.overrides)
+    changes["learning_rate"] = experiment.learning_rate * config.learning_rate
+    if config.max_steps is not None:
+        changes["max_steps"] = round(experiment.steps * config.max_steps)
+    if experiment.max_completion_length != 1:
+        # Responses in training may be cut or longer; the benchmarks ask for the same as ever.
+        changes["eval_max_completion_length"] = _evaluated(preset)
+        changes["max_completion_length"] = _longest(experiment, preset)
+    benchmarks = preset.benchmarks
+    if experiment.prompts == "long":
+        benchmarks = benchmarks | preset.long_benchmarks
+    prompts, grader = _prompts(experiment, seed, preset)
+    OPDTrainer(
+        resolve_model(preset.models[experiment.student]),
+        resolve_model(preset.models[experiment.teacher]),
+        prompts=prompts,
+        config=replace(config, seed=seed, **changes),
+        run_dir=run_dir(folder, name, seed),
+        grader=grader,
+        eval_prompts={
+            benchmark: resolve_prompts(source, preset.n_problems)[0]
+            for benchmark, source in benchmarks.items()
+        },
+    ).train(resume=True, on_progress=report)
+    _add_up(name, seed, folder)
+
+
+def _evaluated(preset: Preset) -> int:
+    config = preset.config
+    return config.eval_max_completion_length or config.max_completion_length
+
+
+def _longest(experiment: Experiment, preset: Preset) -> int:
+    return round(experiment.max_completion_length * preset.config.max_completion_length)
+
+
+def _prompts(experiment: Experiment, seed: int, preset: Preset):
+    """Training prompts of an experiment and their grader, chosen as it says (§5.2)."""
+    from opdprobe.cli.names import resolve_model, resolve_prompts
+    from opdprobe.train.recipes.select import max_divergence, mixed
+
+    prompts, grader = resolve_prompts(preset.prompts[experiment.prompts], preset.n_prompts)
+    if experiment.select is None:
+        return prompts, grader
+    other, _ = resolve_prompts(preset.prompts["other"], preset.n_prompts)
+    n = len(prompts) // 2
+    if experiment.select == "mixed":
+        return mixed(prompts, other, n=n, share=0.3, seed=seed), grader
+    pair = _pair(
+        resolve_model(preset.models[experiment.student]),
+        resolve_model(preset.models[experiment.teacher]),
+    )
+    chosen, _ = max_divergence(
+        pair,
+        prompts[:n] + other[:n],
+        n=n,
+        max_new_tokens=_longest(experiment, preset),
+        max_length=preset.config.max_prompt_length,
+        max_tokens=preset.config.micro_batch_tokens,
+        seed=seed,
+    )
+    return chosen, grader
+
+
+def _pair(student: str | Path, teacher: str | Path):
+    from opdprobe.models.load import load_model, load_tokenizer
+    from opdprobe.rollout.pair import Pair
+
+    return Pair(
+        load_model(student), load_model(teacher), load_tokenizer(student), load_tokenizer(teacher)
+    )
+
+
+def probe(name: str, seed: int, preset: Preset, folder: Path, report: Report) -> None:
+    """Score an untrained student's rollouts once; let the teacher continue their prefixes."""
+    from opdprobe.cli.names import resolve_model, resolve_prompts
+    from opdprobe.models.load import identity
+    from opdprobe.rollout.continuation import Sampling, continuation_gain
+    from opdprobe.rollout.once import probe
+    from opdprobe.rollout.prompts import encode_prompts
+
+    experiment, config = EXPERIMENTS[name], preset.config
+    pair = _pair(
+        resolve_model(preset.models[experiment.student]),
+        resolve_model(preset.models[experiment.teacher]),
+    )
+    path = run_dir(folder, name, seed)
+    writer = RunWriter(
+        path,
+        attrs={
+            "student": identity(pair.student),
+            "teacher": identity(pair.teacher),
+            "k": config.k,
+            "seed": seed,
+        },
+        config={"n_prompts": preset.n_probe, "num_generations": config.num_generations},
+        resume=True,
+    )
+    prompts, grader = resolve_prompts(preset.prompts[experiment.prompts], preset.n_probe)
+    if not open_run(path).steps:
+        encoded = encode_prompts(pair.tokenizer, prompts, max_length=config.max_prompt_length)
+        step = probe(
+            pair,
+            encoded,
+            n=config.num_generations,
+            k=config.k,
+            max_new_tokens=config.max_completion_length,
+            grader=grader,
+            seed=seed,
+            max_tokens=config.micro_batch_tokens,
+        )
+        writer.write_step(0, step)
+    _add_up(name, seed, folder)
+    gains = continuation_path(folder, name, seed)
+    if grader is None or gains.exists():
+        return
+    found = continuation_gain(
+        open_run(path).load(0),
+        pair.teacher,
+        pair.tokenizer,
+        prompts,
+        grader,
+        Sampling(config.max_completion_length, seed=seed, width=pair.width),
+        depths=preset.depths,
+    )
+    temporary = gains.with_suffix(".tmp.npz")
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(temporary, depth=found["depth"], teacher=found["teacher"], student=found["student"])
+    os.replace(temporary, gains)
+
+
+def score(role: str, preset: Preset, folder: Path, report: Report) -> None:
+    """Measure a model's accuracy, problem by problem."""
+    from opdprobe.cli.names import resolve_model, resolve_prompts
+    from opdprobe.models.load import load_model, load_tokenizer, weight_hash
+    from opdprobe.rollout.prompts import encode_prompts
+    from opdprobe.train.evaluate import evaluate
+
+    name, config = resolve_model(preset.models[role]), preset.config
+    model, tokenizer = load_model(name), load_tokenizer(name)
+    settings = {
+        "weight_hash": weight_hash(model),
+        "benchmarks": preset.benchmarks,
+        "n_problems": preset.n_problems,
+        "n": config.eval_n,
+        "temperature": config.eval_temperature,
+        "top_p": config.eval_top_p,
+        "max_new_tokens": _evaluated(preset),
+    }
+    path = folder / "scores" / f"{role}.json"
+    if path.exists() and json.loads(path.read_text())["settings"] == settings:
+        return
+    scores = {}
+    for i, (benchmark, source) in enumerate(preset.benchmarks.items()):
+        report(i, len(preset.benchmarks))
+        problems, grader = resolve_prompts(source, preset.n_problems)
+        if grader is None:
+            raise OPDProbeError(f"{source} has prompts without answers: nothing to grade.")
+        scores[benchmark] = (
+            evaluate(
+                model,
+                tokenizer,
+                encode_prompts(tokenizer, problems, max_length=config.max_prompt_length),
+                grader,
+                n=settings["n"],
+                max_new_tokens=settings["max_new_tokens"],
+                temperature=settings["temperature"],
+                top_p=settings["top_p"],
+            )
+            .mean(1)
+            .tolist()
+        )
+    report(len(preset.benchmarks), len(preset.benchmarks))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps({"settings": settings, "scores": scores}))
+    os.replace(temporary, path)
+
+
+def analyse(figure: str, preset: Preset, folder: Path, report: Report) -> None:
+    """Turn a figure's runs into its results file."""
+    report(0, 1)
+    save(ANALYSES[figure](evidence(preset, folder, FIGURES[figure])), results_path(folder, figure))
+    report(1, 1)
+
+
+def _add_up(name: str, seed: int, folder: Path) -> None:
+    """Sum a run's probes up once, for all the figures that show it."""
+    run = open_run(run_dir(folder, name, seed))
+    path = sums_path(folder, name, seed)
+    if not path.exists() or sums.load(path).steps.tolist() != run.steps:
+        sums.save(sums.add_up(run), path)
+
+
+def evidence(preset: Preset, folder: Path, names: Sequence[str]) -> Evidence:
+    """Open the runs of some experiments and read the accuracies of all models."""
+    gains = {
+        name: [continuation_path(folder, name, seed) for seed in preset.seeds]
+        for name in names
+        if not EXPERIMENTS[name].train
+    }
+    runs = {
+        name: [open_run(run_dir(folder, name, seed)) for seed in preset.seeds] for name in names
+    }
+    return Evidence(
+        preset=folder.name,
+        models=preset.models,
+        runs=runs,
+        sums={
+            run.path: sums.load(sums_path(folder, name, seed))
+            for name in names
+            for seed, run in zip(preset.seeds, runs[name], strict=True)
+        },
+        scores={
+            path.stem: {
+                benchmark: np.array(values)
+                for benchmark, values in json.loads(path.read_text())["scores"].items()
+            }
+            for path in sorted((folder / "scores").glob("*.json"))
+        },
+        continuations={
+            name: [_read_gain(path) for path in paths]
+            for name, paths in gains.items()
+            if all(path.exists() for path in paths)
+        },
+    )
+
+
+def _read_gain(path: Path) -> xr.Dataset:
+    with np.load(path) as found:
+        depth, teacher, student = found["depth"], found["teacher"], found["student"]
+    dims = ("depth", "rollout")
+    return xr.Dataset(
+        {
+            "teacher": (dims, teacher),
+            "student": (dims, student),
+            "gain": (dims, teacher - student),
+        },
+        {"depth": depth},
+    )
+
+
+def run_name(name: str, seed: int) -> str:
+    """Name of an experiment's run with a seed."""
+    return f"{name}-s{seed}"
+
+
+def run_dir(folder: Path, name: str, seed: int) -> Path:
+    """Where a run is kept."""
+    return folder / "runs" / run_name(name, seed)
+
+
+def continuation_path(folder: Path, name: str, seed: int) -> Path:
+    """Where the continuations of a probe's rollouts are kept: in the run, to go when it goes."""
+    return run_dir(folder, name, seed) / "continuation.npz"
+
+
+def sums_path(folder: Path, name: str, seed: int) -> Path:
+    """Where the sums of a run's probes are kept: in the run, to go when it goes."""
+    return run_dir(folder, name, seed) / "sums.npz"
+
+
+def results_path(folder: Path, figure: str) -> Path:
+    """Where a figure's results are kept."""
+    return folder / "results" / f"{figure}.json"

@@ -1,0 +1,230 @@
+"""What the commands of the recipes do: prompts chosen and cleaned, a student warmed up (§5)."""
+
+import argparse
+import json
+import shlex
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from opdprobe.cli.runs import console, progress, settings
+from opdprobe.errors import ConfigError, PromptError
+from opdprobe.rollout.prompt_files import save_prompts
+from opdprobe.rollout.prompts import BOXED_TEMPLATE, DAPO_TEMPLATE, Prompt
+from opdprobe.train.config import SFTConfig
+
+# Strategy: options it needs, options it may have.
+_OPTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "template": (("template",), ("n",)),
+    "content": ((), ("n",)),
+    "mixed": (("other", "n"), ("share",)),
+    "max_divergence": (
+        ("student", "teacher", "n"),
+        ("rollouts", "max_new_tokens", "skip_bad_prompts"),
+    ),
+}
+# Removed pairs that `dedup` shows.
+_SHOWN = 3
+
+
+def cold_start(arguments: argparse.Namespace) -> None:
+    """Warm a student up on its teacher's responses, say what became of them."""
+    import transformers
+
+    from opdprobe.cli.names import resolve_model, resolve_prompts
+    from opdprobe.train.recipes.cold_start import cold_start
+
+    transformers.utils.logging.disable_progress_bar()
+    prompts, _ = resolve_prompts(arguments.prompts, arguments.limit)
+    with progress() as show:
+        made = cold_start(
+            resolve_model(arguments.student),
+            resolve_model(arguments.teacher),
+            prompts=prompts,
+            config=SFTConfig(**settings(arguments.set, SFTConfig)),
+            out_dir=arguments.out,
+            n=arguments.n,
+            max_new_tokens=arguments.max_new_tokens,
+            skip_bad_prompts=arguments.skip_bad_prompts,
+            on_progress=show,
+        )
+    if arguments.json:
+        print(json.dumps({"model": str(made.path), "steps": made.n_steps, **made.counts}))
+        return
+    counts = ", ".join(f"{count} {outcome}" for outcome, count in made.counts.items())
+    console.print(f"Teacher responses: {counts}.", soft_wrap=True)
+    if 2 * made.counts["kept"] < sum(made.counts.values()):
+        console.print("Most are of no use: raise --max-new-tokens if they were truncated.")
+    console.print(
+        f"{made.path}: the student after SFT, steps: {made.n_steps}; go on with "
+        f"opdprobe train --student {shlex.quote(str(made.path))}",
+        soft_wrap=True,
+    )
+
+
+def select(arguments: argparse.Namespace) -> None:
+    """Choose or reword prompts, write them."""
+    from opdprobe.cli.names import resolve_prompts
+    from opdprobe.train.recipes.select import mixed, template
+
+    _check_options(arguments)
+    _check_out(arguments.out, arguments.prompts, arguments.other)
+    prompts, _ = resolve_prompts(arguments.prompts)
+    n = len(prompts) if arguments.n is None else arguments.n
+    report: dict[str, Any] = {"strategy": arguments.strategy, "read": len(prompts)}
+    if arguments.strategy == "max_divergence":
+        chosen = _most_divergent(arguments, prompts)
+        report["reverse_kl"] = [prompt.meta["reverse_kl"] for prompt in chosen]
+    elif arguments.strategy == "mixed":
+        other, _ = resolve_prompts(arguments.other)
+        share = 0.3 if arguments.share is None else arguments.share
+        chosen = mixed(prompts, other, n=n, share=share, seed=arguments.seed)
+        report["read_other"] = len(other)
+    else:
+        # The same draw for both, so that one seed gives the same problems in two wordings.
+        chosen = prompts
+        if arguments.n is not None:
+            chosen = mixed(prompts, [], n=n, share=0.0, seed=arguments.seed)
+        if arguments.strategy == "template":
+            known, text = {"boxed": BOXED_TEMPLATE, "dapo": DAPO_TEMPLATE}, str(arguments.template)
+            chosen = template(chosen, known.get(text, text))
+    save_prompts(chosen, arguments.out)
+    report |= {"written": len(chosen), "out": str(arguments.out)}
+    if arguments.json:
+        print(json.dumps(report))
+        return
+    console.print(
+        f"{report['written']} prompts by {report['strategy']} into {report['out']}.", soft_wrap=True
+    )
+    if divergences := report.get("reverse_kl"):
+        console.print(
+            f"Mean reverse KL from {divergences[0]:.3g} down to {divergences[-1]:.3g} nats a state."
+        )
+
+
+def _check_options(arguments: argparse.Namespace) -> None:
+    """Insist on the options of the strategy, and on no other's."""
+    strategy = arguments.strategy
+    needed, allowed = _OPTIONS[strategy]
+    names = sorted({name for pair in _OPTIONS.values() for group in pair for name in group})
+    values = {name: getattr(arguments, name) for name in names}
+    given = {name for name, value in values.items() if value is not None and value is not False}
+    if missing := [_flag(name) for name in needed if name not in given]:
+        raise ConfigError(f"--strategy {strategy} needs {', '.join(missing)} too.")
+    if useless := [_flag(name) for name in sorted(given - {*needed, *allowed})]:
+        raise ConfigError(
+            f"--strategy {strategy} makes no use of {', '.join(useless)}; leave that out."
+        )
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _check_out(path: Path, *read: str | None) -> None:
+    """Find what could not be written, or should not be, before an hour is spent."""
+    if path.suffix != ".jsonl" or not path.parent.is_dir():
+        raise ConfigError(f"--out {path}: expected a .jsonl file in a directory that exists.")
+    if path.resolve() in {Path(name).resolve() for name in read if name}:
+        raise ConfigError(f"--out {path}: prompts are read from it; choose another name.")
+
+
+def _most_divergent(arguments: argparse.Namespace, prompts: list[Prompt]) -> list[Prompt]:
+    """Choose by divergence; each prompt's goes into its columns, as ``reverse_kl``."""
+    import transformers
+    from accelerate import Accelerator
+
+    from opdprobe.cli.names import resolve_model
+    from opdprobe.models.load import load_model, load_tokenizer
+    from opdprobe.rollout.pair import Pair
+    from opdprobe.train.recipes.select import max_divergence
+
+    transformers.utils.logging.disable_progress_bar()
+    student, teacher = map(resolve_model, (arguments.student, arguments.teacher))
+    device = Accelerator().device
+    pair = Pair(
+        load_model(student, device=device),
+        load_model(teacher, device=device),
+        load_tokenizer(student),
+        load_tokenizer(teacher),
+    )
+    with progress() as show:
+        chosen, divergence = max_divergence(
+            pair,
+            prompts,
+            n=arguments.n,
+            rollouts=arguments.rollouts or 2,
+            max_new_tokens=arguments.max_new_tokens or 512,
+            on_error="skip" if arguments.skip_bad_prompts else "raise",
+            seed=arguments.seed,
+            on_progress=lambda done, total: show("prompt", done, total),
+        )
+    return [
+        replace(prompt, meta={**prompt.meta, "reverse_kl": value})
+        for prompt, value in zip(chosen, divergence.tolist(), strict=True)
+    ]
+
+
+def dedup(arguments: argparse.Namespace) -> None:
+    """Remove the prompts that another set has, write the rest."""
+    from opdprobe.cli.names import resolve_prompts
+    from opdprobe.train.recipes.dedup import (
+        PAPER_MODEL,
+        PAPER_THRESHOLD,
+        exact_duplicates,
+        sentence_encoder,
+    )
+
+    if not arguments.semantic and (arguments.model or arguments.threshold is not None):
+        raise ConfigError("--model and --threshold need --semantic; without it, leave them out.")
+    _check_out(arguments.out, arguments.prompts, arguments.against)
+    encode = sentence_encoder(arguments.model or PAPER_MODEL) if arguments.semantic else None
+    prompts, _ = resolve_prompts(arguments.prompts)
+    against, _ = resolve_prompts(arguments.against)
+    exact = exact_duplicates(prompts, against)
+    left = [prompt for prompt, known in zip(prompts, exact, strict=True) if not known]
+    report: dict[str, Any] = {"read": len(prompts), "exact": sum(exact)}
+    if encode:
+        threshold = PAPER_THRESHOLD if arguments.threshold is None else arguments.threshold
+        left, found = _without_near(left, against, encode, threshold)
+        report |= found
+    semantic = f", {report['semantic']} by meaning" if encode else ""
+    if not left:
+        raise PromptError(
+            f"all {len(prompts)} prompts of {arguments.prompts} are in {arguments.against}: "
+            f"{report['exact']} by wording{semantic}; nothing is written."
+        )
+    save_prompts(left, arguments.out)
+    report |= {"left": len(left), "out": str(arguments.out)}
+    if arguments.json:
+        print(json.dumps(report))
+        return
+    console.print(
+        f"{report['read']} prompts; removed: {report['exact']} by wording{semantic}; "
+        f"{len(left)} left, in {arguments.out}.",
+        soft_wrap=True,
+    )
+    for pair in report.get("nearest", []):
+        console.print(
+            f"{pair['cosine']:.2f}  {pair['prompt']}\n      {pair['against']}", soft_wrap=True
+        )
+
+
+def _without_near(
+    prompts: list[Prompt], against: list[Prompt], encode: Callable[..., Any], threshold: float
+) -> tuple[list[Prompt], dict[str, Any]]:
+    from opdprobe.train.recipes.dedup import bare_question, semantic_duplicates
+
+    found = semantic_duplicates(prompts, against, encode=encode, threshold=threshold)
+    left = [p for p, known in zip(prompts, found.duplicate, strict=True) if not known]
+    removed = [int(i) for i in (-found.cosine).argsort(kind="stable") if found.duplicate[i]]
+    nearest = [
+        {
+            "cosine": float(found.cosine[i]),
+            "prompt": bare_question(prompts[i]),
+            "against": bare_question(against[int(found.index[i])]),
+        }
+        for i in removed[:_SHOWN]
+    ]
+    return left, {"semantic": len(removed), "nearest": nearest}

@@ -1,0 +1,139 @@
+"""Carry out a preset: train its runs side by side, analyse them, draw the figures, report.
+
+Every step is resumable: a run continues from its last checkpoint, a finished one is only opened.
+
+    OUT/PRESET/runs/EXPERIMENT-sSEED/    a recorded run each
+    OUT/PRESET/scores/ROLE.json          accuracy of each model, problem by problem
+                                         with its probes added up by rollout, and what the
+                                         teacher made of the student's prefixes
+    OUT/PRESET/results/figNN.json        what the analyses found
+    OUT/PRESET/figures/                  figNN.pdf, figNN.png, captions
+    OUT/PRESET/report.html
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import figures
+from analyses.experiments import EXPERIMENTS, FIGURES, needed
+from analyses.page import write_report
+from analyses.presets import Preset, lacking
+from analyses.results import Results, load
+from opdprobe.cli import jobs
+from opdprobe.errors import OPDProbeError
+from opdprobe.train.pool import Progress, Task, work
+
+
+def plan(preset: Preset, folder: Path, figure_names: Sequence[str]) -> list[Task]:
+    """List the work behind some figures.
+
+    Seed by seed, so that one seed of everything is there early; the longest experiments of a seed
+    first, so that the processes end at about the same time; a figure's analysis after all its runs.
+    """
+    names = sorted(needed(figure_names), key=_cost, reverse=True)
+    # Accuracies are for runs that train: what a probe records is graded in itself.
+    trained = [EXPERIMENTS[name] for name in names if EXPERIMENTS[name].train]
+    roles = sorted({role for e in trained for role in (e.student, e.teacher)})
+    scores = [Task(f"accuracy of {r}", jobs.score, (r, preset, folder)) for r in roles]
+    runs = [
+        Task(
+            jobs.run_name(name, seed),
+            jobs.train if EXPERIMENTS[name].train else jobs.probe,
+            (name, seed, preset, folder),
+        )
+        for seed in preset.seeds
+        for name in names
+    ]
+    # All scores, since an analysis takes those that it finds.
+    before = frozenset(task.label for task in scores)
+    analyses = [
+        Task(
+            f"analysis of {figure}",
+            jobs.analyse,
+            (figure, preset, folder),
+            before | {jobs.run_name(n, seed) for n in FIGURES[figure] for seed in preset.seeds},
+        )
+        for figure in figure_names
+    ]
+    return [*scores, *runs, *analyses]
+
+
+def _cost(name: str) -> float:
+    """How long an experiment takes, roughly: training a model costs thrice what scoring it does."""
+    e = EXPERIMENTS[name]
+    student, teacher = (4 if "large" in role else 1 for role in (e.student, e.teacher))
+    return e.train * e.steps * max(e.max_completion_length, 0.5) * (3 * student + teacher)
+
+
+def drawable(preset: Preset, figure_names: Sequence[str] | None) -> tuple[list[str], dict]:
+    """Tell the figures that a preset's roles allow from those that lack one.
+
+    Returns
+    -------
+    names : list of str
+        Of the figures asked for, those whose roles are all named; each once.
+    left_out : dict of str to list of str
+        The others, and the roles they lack.
+
+    Raises
+    ------
+    OPDProbeError
+        A figure is unknown, or none is left.
+    """
+    chosen = list(FIGURES) if figure_names is None else list(dict.fromkeys(figure_names))
+    needed(chosen)  # refuses unknown names
+    left_out = {name: roles for name in chosen if (roles := lacking(preset, name))}
+    names = [name for name in chosen if name not in left_out]
+    if not names:
+        roles = sorted({role for roles in left_out.values() for role in roles})
+        raise OPDProbeError(
+            f"no figure can be drawn: {', '.join(chosen)} need the roles {', '.join(roles)} too."
+        )
+    return names, left_out
+
+
+def reproduce(
+    preset: Preset,
+    folder: Path,
+    *,
+    figure_names: Sequence[str] | None = None,
+    workers: int = 2,
+    on_progress: Progress = lambda name, done, total: None,
+) -> list[Results]:
+    """Carry out a preset, to its report.
+
+    Parameters
+    ----------
+    preset
+        One of `analyses.presets.PRESETS`, or `analyses.presets.own_preset`.
+    folder
+        Where everything goes; its name is the preset's.
+    figure_names
+        Figures wanted; by default all that the preset's roles allow.
+    workers
+        Processes, one thread each.
+    on_progress
+        Called whenever a job has moved on.
+
+    Returns
+    -------
+    list of Results
+        One a figure.
+
+    Raises
+    ------
+    OPDProbeError
+        Unknown names, models that are missing, runs in `folder` made with other settings, a
+        process that was killed.
+    """
+    chosen, _ = drawable(preset, figure_names)
+    work(plan(preset, folder, chosen), workers=workers, on_progress=on_progress)
+    results = [load(jobs.results_path(folder, figure)) for figure in chosen]
+    figures.make(folder / "results", folder / "figures", chosen)
+    write_report(
+        folder / "report.html",
+        results,
+        folder / "figures",
+        title=f"On-policy distillation, preset {folder.name}",
+    )
+    return results

@@ -1,0 +1,455 @@
+"""What each command of the command line does; `opdprobe.cli.parser` says what it is called with."""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from opdprobe.errors import ConfigError, StoreError, printable
+from opdprobe.store import Run, open_run
+from opdprobe.store.safe_text import parse_yaml
+from opdprobe.train.config import Config, OPDConfig
+
+
+class _Console(Console):
+    """Shows what a run or a model calls itself, and does not obey it."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
+
+
+# A path may hold brackets, which would be read as markup.
+console = _Console(markup=False, highlight=False)
+errors = _Console(stderr=True)
+
+
+@contextmanager
+def progress():
+    """Bars with an estimate of what is left; silent where stderr is no terminal."""
+    bars = Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        console=errors,
+        disable=not errors.is_terminal,
+    )
+    tasks: dict[str, Any] = {}
+
+    def show(name: str, done: int, total: int) -> None:
+        if name not in tasks:
+            tasks[name] = bars.add_task(name, total=total)
+        bars.update(tasks[name], completed=done, total=total)
+
+    with bars:
+        yield show
+
+
+def reproduce(arguments: argparse.Namespace) -> None:
+    """Run a preset, print its verdicts."""
+    from analyses.claims import claims_table
+    from analyses.presets import PRESETS, own_preset
+    from opdprobe.cli.reproduce import drawable, plan, reproduce
+
+    preset, folder = PRESETS[arguments.preset], arguments.out / arguments.preset
+    if arguments.models:
+        preset = own_preset(arguments.models, preset)
+        folder = arguments.out / arguments.models.stem
+    names, left_out = drawable(preset, arguments.only)
+    if not arguments.json:
+        for figure, roles in left_out.items():
+            console.print(f"{figure} is left out: nobody plays {', '.join(roles)}.", soft_wrap=True)
+        n_tasks = len(plan(preset, folder, names))
+        console.print(
+            f"{n_tasks} runs, measurements and analyses on {arguments.workers} processes into "
+            f"{folder}; interrupted, the same command goes on where it was.",
+            soft_wrap=True,
+        )
+    start = time.monotonic()
+    with progress() as show:
+        results = reproduce(
+            preset, folder, figure_names=names, workers=arguments.workers, on_progress=show
+        )
+    if arguments.json:
+        claims = [claim.to_dict() for result in results for claim in result.claims]
+        report = {"report": str(folder / "report.html"), "claims": claims, "left_out": left_out}
+        print(json.dumps(report))
+        return
+    console.print(claims_table(results))
+    console.print(
+        f"{time.monotonic() - start:.0f} s. Figures: {folder / 'figures'}. "
+        f"Report: {folder / 'report.html'}",
+        soft_wrap=True,
+    )
+
+
+def figures(arguments: argparse.Namespace) -> None:
+    """Draw figures and list their claims, or check that both are up to date."""
+    import figures
+    from analyses.claims import check_claims, write_claims
+
+    results = arguments.results or figures.COMMITTED
+    out = arguments.out or (
+        arguments.results.parent / "figures" if arguments.results else Path("docs/figures")
+    )
+    claims = out.parent / "claims.md"
+    if arguments.check:
+        figures.check(results, out, arguments.name or None)
+        check_claims(claims, results)
+        console.print(f"{out} and {claims} are up to date.", soft_wrap=True)
+        return
+    for path in figures.make(results, out, arguments.name or None):
+        console.print(str(path), soft_wrap=True)
+    write_claims(claims, results)
+    console.print(str(claims), soft_wrap=True)
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Train, print the metrics."""
+    import transformers
+
+    from opdprobe.cli.names import resolve_model, resolve_prompts
+    from opdprobe.models.load import drop_layers, load_model, load_tokenizer
+    from opdprobe.train.trainer import OPDTrainer
+
+    transformers.utils.logging.disable_progress_bar()
+    config = OPDConfig.from_yaml(arguments.config) if arguments.config else OPDConfig()
+    config = replace(config, **settings(arguments.set, OPDConfig))
+    prompts, grader = resolve_prompts(arguments.prompts, arguments.limit)
+    benchmarks = {}
+    if arguments.benchmark:
+        benchmarks["test"], grader = resolve_prompts(arguments.benchmark, arguments.limit)
+    student_name = resolve_model(arguments.student)
+    student = load_model(student_name)
+    if arguments.drop_layers:
+        student = drop_layers(student, _layers(arguments.drop_layers))
+    trainer = OPDTrainer(
+        student,
+        resolve_model(arguments.teacher),
+        tokenizer=load_tokenizer(student_name),
+        prompts=prompts,
+        config=config,
+        run_dir=arguments.run_dir,
+        grader=grader,
+        eval_prompts=benchmarks,
+        report_to=arguments.report_to,
+        skip_bad_prompts=arguments.skip_bad_prompts,
+    )
+    if not arguments.json:
+        console.print(
+            f"{trainer.n_steps} steps into {arguments.run_dir}; the store will take at most "
+            f"{_size(trainer.expected_bytes())}.",
+            soft_wrap=True,
+        )
+    with progress() as show:
+        run = trainer.train(
+            resume=not arguments.no_resume,
+            on_progress=lambda done, total: show("step", done, total),
+        )
+    if not trainer.processes.is_main:
+        return
+    if arguments.json:
+        print(json.dumps({"run_dir": str(run.path), **_last(run)}))
+    else:
+        console.print(_metrics_table(run))
+
+
+def preflight(arguments: argparse.Namespace) -> None:
+    """Ask before training, print the verdict."""
+    import transformers
+
+    from opdprobe.cli.names import resolve_model, resolve_prompts
+    from opdprobe.models.load import drop_layers, load_model, load_tokenizer
+    from opdprobe.preflight import preflight
+    from opdprobe.preflight.show import rendered
+    from opdprobe.rollout.prompts import BOXED_TEMPLATE, DAPO_TEMPLATE
+
+    transformers.utils.logging.disable_progress_bar()
+    student_name, teacher_name = map(resolve_model, (arguments.student, arguments.teacher))
+    prompts, grader = resolve_prompts(arguments.prompts)
+    known = {"boxed": BOXED_TEMPLATE, "dapo": DAPO_TEMPLATE}
+    student = load_model(student_name)
+    names = {"student": arguments.student, "teacher": arguments.teacher}
+    if arguments.drop_layers:
+        student = drop_layers(student, _layers(arguments.drop_layers))
+        names["student"] += f" without layers {arguments.drop_layers}"
+    templates = {str(text): known.get(text, str(text)) for text in arguments.template}
+    with progress() as show:
+        result = preflight(
+            student,
+            teacher_name,
+            prompts,
+            tokenizer=load_tokenizer(student_name),
+            grader=grader,
+            templates=templates,
+            n_prompts=arguments.n_prompts,
+            n=arguments.n,
+            k=arguments.k,
+            max_new_tokens=arguments.max_new_tokens,
+            temperature=arguments.temperature,
+            skip_bad_prompts=arguments.skip_bad_prompts,
+            seed=arguments.seed,
+            on_progress=lambda done, total: show("measurement", done, total),
+        )
+    result = replace(result, settings={**result.settings, **names})
+    if arguments.json:
+        print(json.dumps(result.to_dict()))
+    else:
+        console.print(rendered(result))
+
+
+def settings(pairs: list[str], config: type[Config]) -> dict[str, Any]:
+    """Read ``NAME=VALUE`` pairs of the settings of a configuration."""
+    values = {}
+    known = {f.name for f in fields(config)}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals or name not in known:
+            raise ConfigError(
+                f"--set {pair!r}: expected NAME=VALUE with NAME one of {', '.join(sorted(known))}."
+            )
+        try:
+            value = parse_yaml(text)
+        except ValueError:
+            raise ConfigError(f"--set {pair!r}: the value is not readable as YAML.") from None
+        # YAML reads 1e-5 as text: it wants 1.0e-5.
+        values[name] = _number(value) if isinstance(value, str) else value
+    return values
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _layers(text: str) -> range:
+    first, dash, last = text.partition("-")
+    if not (dash and first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
+        raise ConfigError(f"--drop-layers {text!r}: expected A-B with A ≤ B, for example 14-17.")
+    return range(int(first), int(last) + 1)
+
+
+def probe(arguments: argparse.Namespace) -> None:
+    """Probe saved checkpoints, or models on a server."""
+    import transformers
+
+    from opdprobe.cli.names import resolve_model, resolve_prompts
+    from opdprobe.hooks import probe_checkpoints
+    from opdprobe.hooks.served import ServedModel, probe_served
+    from opdprobe.models.load import load_tokenizer
+
+    transformers.utils.logging.disable_progress_bar()
+    prompts, grader = resolve_prompts(arguments.prompts, arguments.limit)
+    students, teacher = arguments.checkpoint, arguments.teacher
+    if len(students) > 1 and any("://" in name for name in students):
+        raise ConfigError("a served student is probed alone: give one address as CKPT.")
+
+    def named(name: str) -> ServedModel | str | Path:
+        return ServedModel(name) if "://" in name else resolve_model(name)
+
+    tokenizer = arguments.tokenizer
+    with progress() as show:
+        settings: dict[str, Any] = {
+            "k": arguments.k,
+            "n": arguments.n,
+            "max_new_tokens": arguments.max_new_tokens,
+            "grader": grader,
+            "tokenizer": load_tokenizer(resolve_model(tokenizer)) if tokenizer else None,
+            "on_progress": lambda done, total: show("checkpoint", done, total),
+        }
+        look: Callable[..., Run] = probe_checkpoints
+        if any("://" in name for name in (*students, teacher)):
+            look = probe_served
+        own = named(students[0]) if len(students) == 1 else [resolve_model(s) for s in students]
+        run = look(own, named(teacher), prompts, arguments.run_dir, **settings)
+    if arguments.json:
+        print(json.dumps({"run_dir": str(run.path), "steps": run.steps, **_last(run)}))
+    else:
+        console.print(_metrics_table(run))
+
+
+def inspect(arguments: argparse.Namespace) -> None:
+    """Check a run, print what it holds."""
+    from opdprobe.report.view import model_name
+    from opdprobe.store.schema import validate
+
+    verified = _verify(arguments) if arguments.verify else {}
+    run = open_run(arguments.run_dir)
+    if arguments.figure:
+        draw_runs([run], [arguments.figure])
+    n_states = 0
+    for step in run.steps:
+        dataset = run.load(step)
+        validate(dataset)
+        n_states += dataset.sizes["state"]
+    size = sum(path.stat().st_size for path in (run.path / "steps").glob("*.zip"))
+    summary = {
+        "run_dir": str(run.path),
+        "student": model_name(run, "student"),
+        "teacher": model_name(run, "teacher"),
+        "steps": len(run.steps),
+        "states": n_states,
+        "bytes": size,
+        "valid": True,
+        **_missing(run),
+        **verified,
+    }
+    if arguments.json:
+        print(json.dumps({**summary, "config": run.config, **_last(run)}))
+        return
+    table = Table.grid(padding=(0, 2))
+    for name, value in summary.items():
+        table.add_row(name, _size(value) if name == "bytes" else f"{value}")
+    changed = {k: v for k, v in run.config.items() if v != getattr(OPDConfig(), k, None)}
+    table.add_row("settings", ", ".join(f"{k}={v}" for k, v in changed.items()) or "the paper's")
+    console.print(table)
+    if run.metrics["step"].size:  # a run that has just begun has none, and so has a probe
+        console.print(_metrics_table(run))
+
+
+def _missing(run: Run) -> dict[str, str]:
+    """Name what no server told of a run's models; nothing of a run that has it all."""
+    from opdprobe.report.view import model_name
+
+    roles = run.load(run.steps[0]).attrs.get("missing", []) if run.steps else []
+    names = " and ".join(model_name(run, role) or role for role in roles)
+    return {"missing": f"entropy, reverse KL of {names} (served)"} if roles else {}
+
+
+def _verify(arguments: argparse.Namespace) -> dict[str, str]:
+    """Compare a run's files with their checksums; name those that are not as they were written."""
+    from opdprobe.store.step_parts import list_files
+    from opdprobe.store.verify import verify_run
+
+    folder = arguments.run_dir
+    if folder.is_dir() and not ((folder / "run.json").exists() or list_files(folder)):
+        open_run(folder)  # says that it is no run; of one, verify_run says more
+    found = verify_run(arguments.run_dir)
+    if found.faults:
+        if arguments.json:
+            faults = {str(fault.path): fault.what for fault in found.faults}
+            print(json.dumps({"run_dir": str(arguments.run_dir), "valid": False, "faults": faults}))
+        raise StoreError(
+            f"{len(found.faults)} of the files of {arguments.run_dir} are missing or not as they "
+            "were written:\n" + "\n".join(f"{fault.path}: {fault.what}" for fault in found.faults)
+        )
+    unproven = ", ".join(path.name for path in found.unproven)
+    without = f"; read well, without a checksum: {unproven}" if unproven else ""
+    return {"verified": f"{found.n_files} files, as they were written{without}"}
+
+
+def open_runs(paths: list[Path]) -> list[Run]:
+    """Open one run, or two that are to be compared."""
+    runs = [open_run(path) for path in paths]
+    if len({run.path.resolve() for run in runs}) < len(runs):
+        raise ConfigError(f"{paths[0]} and {paths[-1]} are the same run: give two different ones.")
+    return runs
+
+
+def draw_runs(runs: list[Run], paths: list[Path]) -> None:
+    """Draw the curves of one run, or of two in the same axes, into files of any format."""
+    import opdprobe.report.draw
+    from opdprobe.report.course import course
+    from opdprobe.report.run_panels import report_panels
+    from opdprobe.report.view import run_labels
+
+    courses = [course(run, label=name) for run, name in zip(runs, run_labels(runs), strict=True)]
+    panels = report_panels(runs, courses)
+    for path in paths:
+        try:
+            opdprobe.report.draw.save(panels, path)
+        except (OSError, ValueError) as error:  # no such folder, or no such format
+            raise ConfigError(f"figure {path}: {error}") from error
+
+
+def _metrics_table(run: Run) -> Table:
+    metrics = run.metrics
+    steps = metrics["step"].values
+    chosen = sorted({i * (len(steps) - 1) // 4 for i in range(5)})  # the ends and the quarters
+    table = Table(title=f"{run.path}, by step")
+    table.add_column("metric")
+    for i in chosen:
+        table.add_column(str(steps[i]), justify="right")
+    for name, values in metrics.data_vars.items():
+        if not str(name).startswith("seconds"):
+            cells = (values.values[i] for i in chosen)
+            table.add_row(str(name), *("" if v != v else f"{v:.4g}" for v in cells))
+    return table
+
+
+def _last(run: Run) -> dict[str, float]:
+    """Last known value of every metric."""
+    metrics = run.metrics
+    known = {str(name): values.dropna("step") for name, values in metrics.data_vars.items()}
+    return {name: float(v[-1]) for name, v in known.items() if v.size}
+
+
+def view(arguments: argparse.Namespace) -> None:
+    """Write the page of a run's tokens."""
+    from opdprobe.report.view import write_view
+
+    paths = [path for path in (arguments.run_dir, arguments.other) if path]
+    out = arguments.out or arguments.run_dir / "view.html"
+    notices = write_view(
+        out,
+        open_runs(paths),
+        steps=arguments.steps,
+        rollouts=arguments.rollouts,
+        tokenizer=arguments.tokenizer,
+        max_mb=arguments.max_mb,
+    )
+    for notice in notices:
+        errors.print(notice, style="yellow", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{out}: {_size(out.stat().st_size)}; open it in a browser.", soft_wrap=True)
+
+
+def zoo(arguments: argparse.Namespace) -> None:
+    """List, build or check the testbed's models."""
+    import transformers
+
+    from opdprobe.testing.testbed import zoo
+
+    transformers.utils.logging.disable_progress_bar()
+    names = arguments.name or list(zoo.MEMBERS)
+    if unknown := sorted(set(names) - set(zoo.MEMBERS)):
+        raise zoo.ZooError(f"no {', '.join(unknown)}; there are {', '.join(zoo.MEMBERS)}.")
+    if arguments.action == "build":
+        with progress() as show:
+            zoo.build_all(names, arguments.work_dir, workers=arguments.workers, on_progress=show)
+    if arguments.action == "check":
+        for name in names:
+            found = zoo.check(name)
+            console.print(f"{name}: accuracy {found['accuracy']:.3f}, weights as recorded")
+        return
+    table = Table()
+    for column in ("model", "stands for", "made from", "parameters", "accuracy"):
+        table.add_column(column)
+    for name in names:
+        member, built = zoo.MEMBERS[name], zoo.manifest().get(name)
+        table.add_row(
+            name,
+            member.analog,
+            member.parent or "scratch",
+            f"{built['parameters']:,}" if built else "not built",
+            f"{built['accuracy']:.3f}" if built else "",
+        )
+    console.print(table)
+
+
+def _size(n: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if n < 1000:
+            return f"{n:.0f} {unit}"
+        n /= 1000
+    return f"{n:.1f} GB"

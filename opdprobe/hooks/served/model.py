@@ -1,0 +1,336 @@
+"""A model behind a server that speaks the OpenAI-compatible protocol with vLLM's extensions.
+
+Two things are asked of it, both in token ids: to sample from prompts, and for its top-k at every
+position of a text (``prompt_logprobs``, which also tells the text's own tokens).
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opdprobe.errors import ConfigError, ModelError, VocabularyError
+from opdprobe.hooks.served.connection import API_KEY, Connection, RefusedError, expected_form
+from opdprobe.rollout.sample import Rollouts
+
+# How vLLM writes a log-probability of -inf, for which JSON has no word.
+_RULED_OUT = -9999.0
+_CAP = re.compile(r"max allowed:? (\d+)")
+# What the server's own defaults (a model's generation_config.json) would change unasked: rollouts
+# have to come from the student's distribution as it is.
+_UNCHANGED = {
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "top_k": -1,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}
+
+
+@dataclass(frozen=True)
+class Told:
+    """What a server tells of a model at N states.
+
+    Parameters
+    ----------
+    token_id : ndarray (N, K) of int64
+        Its top-k, most probable first; of equals the lower id first.
+    logp : ndarray (N, K) of float32
+        Their log-probabilities over the full vocabulary, in nats.
+    sampled_logp : ndarray (N,) of float32
+        Those of the tokens that stand in the text, in nats.
+    """
+
+    token_id: NDArray[np.int64]
+    logp: NDArray[np.float32]
+    sampled_logp: NDArray[np.float32]
+
+
+class ServedModel:
+    """A model on a server, by name.
+
+    Parameters
+    ----------
+    address
+        Where the protocol begins, then ``#`` and what the server calls the model:
+        ``http://host:8000/v1#my/model``. A server of one model needs no name.
+    connection
+        Timeout, tries and requests side by side.
+
+    Raises
+    ------
+    ConfigError
+        The address is none, or the server has several models and none is named.
+    ModelError
+        No such server, or no such model there; lists those it has.
+
+    Attributes
+    ----------
+    name
+        What the server calls the model.
+    context
+        Most tokens of a text, prompt and response together; None where the server does not tell.
+
+    Notes
+    -----
+    A key is taken from the environment variable ``OPDPROBE_API_KEY``; it is stored nowhere.
+
+    Examples
+    --------
+    >>> ServedModel("localhost:8000")
+    Traceback (most recent call last):
+    ...
+    opdprobe.errors.ConfigError: localhost:8000: expected an address such as http://host:8000/v1...
+    """
+
+    def __init__(self, address: str, connection: Connection | None = None):
+        parts = urlsplit(address)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ConfigError(
+                f"{address}: expected an address such as http://host:8000/v1, followed by #NAME "
+                "where the server has several models."
+            )
+        if parts.username is not None:
+            raise ConfigError(
+                f"the address on {parts.hostname} holds a user name; give a key in the environment "
+                f"variable {API_KEY} instead."
+            )
+        self.url = parts._replace(fragment="").geturl().rstrip("/")
+        self.connection = connection or Connection()
+        self.name, self.context = self._find(parts.fragment)
+
+    def __repr__(self) -> str:
+        return f"{self.url}#{self.name}"
+
+    def check_length(self, tokens: int) -> None:
+        """See whether so many fit; a server shortens a response unasked, and says nothing of it.
+
+        Raises
+        ------
+        ModelError
+            They are more than the context of the server.
+        """
+        if self.context is not None and tokens > self.context:
+            raise ModelError(
+                f"{self} holds {self.context} tokens, and a prompt with its response needs "
+                f"{tokens} (one to spare where it is scored): ask for shorter responses, or serve "
+                "the model with a larger --max-model-len."
+            )
+
+    def sample(
+        self, prompts: Sequence[Sequence[int]], *, n: int, max_new_tokens: int, seed: Sequence[int]
+    ) -> Rollouts:
+        """Sample `n` responses a prompt, from the model's distribution as it is.
+
+        Parameters
+        ----------
+        prompts
+            Token ids of each prompt.
+        n
+            Rollouts a prompt.
+        max_new_tokens
+            Longest response, in tokens.
+        seed
+            Of the random numbers. How far a server repeats itself is up to it.
+
+        Returns
+        -------
+        Rollouts
+            As of `opdprobe.rollout.sample.sample`. The server decides which tokens end a response.
+
+        Raises
+        ------
+        ModelError
+            The server fails, gives no token ids, or cannot hold prompt and response.
+        """
+
+        def ask(index: int) -> list[tuple[list[int], bool]]:
+            answer = self._complete(
+                prompts[index],
+                n=n,
+                max_tokens=max_new_tokens,
+                # vLLM counts on from it, response by response.
+                seed=int(np.random.SeedSequence([*seed, index]).generate_state(1)[0]),
+                return_token_ids=True,
+                **_UNCHANGED,
+            )
+            with expected_form(f"{self.url}/completions"):
+                found = [
+                    (
+                        [int(token) for token in choice.get("token_ids") or []],
+                        choice["finish_reason"],
+                    )
+                    for choice in answer["choices"]
+                ]
+            if not all(tokens for tokens, _ in found):
+                raise ModelError(
+                    f"{self} gives no token ids with its responses (return_token_ids), and their "
+                    "text does not determine them; vLLM gives them from 0.10.2 on."
+                )
+            if len(found) != n or any(reason not in ("stop", "length") for _, reason in found):
+                ends = ", ".join(str(reason) for _, reason in found) or "none"
+                raise ModelError(
+                    f"{self} gave {len(found)} responses to prompt {index}, whose ends are: {ends}."
+                    f" Expected {n}, each with stop or length; see the server's log."
+                )
+            if cut := [len(t) for t, why in found if why == "length" and len(t) < max_new_tokens]:
+                raise ModelError(
+                    f"{self} cut a response to prompt {index} after {cut[0]} of {max_new_tokens} "
+                    "tokens, where its context ends: ask for shorter responses."
+                )
+            return [(tokens, reason == "stop") for tokens, reason in found]
+
+        answers = self.connection.side_by_side(ask, range(len(prompts)))
+        rows = [row for some in answers for row in some]
+        return Rollouts(
+            prompt_ids=[list(ids) for ids in prompts for _ in range(n)],
+            response_ids=[tokens for tokens, _ in rows],
+            finished=[stopped for _, stopped in rows],
+            prompt_index=[i for i in range(len(prompts)) for _ in range(n)],
+        )
+
+    def tell(self, rollouts: Rollouts, *, k: int, width: int) -> Told:
+        """Ask for the model's top-k at every state of some rollouts, at temperature 1.
+
+        Parameters
+        ----------
+        rollouts
+            Whose responses are looked at, in order.
+        k
+            Tokens kept a state.
+        width
+            Size of the vocabulary.
+
+        Raises
+        ------
+        ConfigError
+            The server gives fewer than `k`; says how many.
+        ModelError
+            It fails, gives no ``prompt_logprobs``, or changes the text.
+        VocabularyError
+            It speaks of a token beyond the vocabulary.
+        """
+
+        def ask(index: int) -> Told:
+            prompt, response = rollouts.prompt_ids[index], rollouts.response_ids[index]
+            answer = self._complete(
+                [*prompt, *response], max_tokens=1, temperature=1.0, prompt_logprobs=k
+            )
+            with expected_form(f"{self.url}/completions"):
+                entries = answer["choices"][0].get("prompt_logprobs")
+                if entries is None:
+                    raise ModelError(
+                        f"{self} gives no prompt_logprobs: its server speaks the protocol without "
+                        "this extension. Serve the model with vLLM."
+                    )
+                if len(entries) != len(prompt) + len(response):
+                    raise ModelError(
+                        f"{self} was sent {len(prompt) + len(response)} tokens and tells of "
+                        f"{len(entries)}: its server cuts texts."
+                    )
+                return self._told(entries[len(prompt) :], response, k, width)
+
+        parts = list(self.connection.side_by_side(ask, range(len(rollouts))))
+        return Told(
+            np.concatenate([part.token_id for part in parts]),
+            np.concatenate([part.logp for part in parts]),
+            np.concatenate([part.sampled_logp for part in parts]),
+        )
+
+    def tokenize(self, text: str) -> list[int] | None:
+        """Token ids of a text by the server's tokenizer; None where it has no ``/tokenize``."""
+        url = self.url.removesuffix("/v1") + "/tokenize"
+        body = {"model": self.name, "prompt": text, "add_special_tokens": False}
+        try:
+            answer = self.connection.request(url, body)
+        except RefusedError as error:
+            if error.status in (404, 405):
+                return None
+            raise
+        with expected_form(url):
+            return [int(token) for token in answer["tokens"]]
+
+    def _told(
+        self, entries: Sequence[Mapping[str, Any]], response: Sequence[int], k: int, width: int
+    ) -> Told:
+        n = len(response)
+        told = Told(np.empty((n, k), np.int64), np.empty((n, k), np.float32), np.empty(n, "f4"))
+        for i, (entry, drawn) in enumerate(zip(entries, response, strict=True)):
+            logp = {int(token): _nats(value["logprob"]) for token, value in entry.items()}
+            if drawn not in logp:
+                raise ModelError(
+                    f"{self} was sent token {drawn} and tells of {sorted(logp)[:5]} instead: its "
+                    "server changes texts."
+                )
+            if (highest := max(logp)) >= width:
+                raise VocabularyError(
+                    f"{self} speaks of token {highest}, but the tokenizer has {width} tokens; "
+                    "choose models of one family."
+                )
+            best = sorted(logp, key=lambda token: (-logp[token], token))[:k]
+            if len(best) < k:
+                raise ConfigError(
+                    f"{self} gives {len(best)} log-probabilities a token, and k = {k}: use "
+                    f"k = {len(best)} or less."
+                )
+            told.token_id[i] = best
+            told.logp[i] = [logp[token] for token in best]
+            told.sampled_logp[i] = logp[drawn]
+        return told
+
+    def _complete(self, prompt: Sequence[int], *, max_tokens: int, **settings: Any) -> Any:
+        self.check_length(len(prompt) + max_tokens)
+        body = {
+            "model": self.name,
+            "prompt": list(prompt),
+            "max_tokens": max_tokens,
+            **settings,
+        }
+        try:
+            return self.connection.request(f"{self.url}/completions", body)
+        except RefusedError as error:
+            k = settings.get("prompt_logprobs")
+            if k is not None and (cap := _CAP.search(str(error))):
+                raise ConfigError(
+                    f"{self} gives at most {cap[1]} log-probabilities a token, and k = {k}: use "
+                    f"k = {cap[1]} or less, or serve the model with --max-logprobs {k}."
+                ) from error
+            raise
+
+    def _find(self, name: str) -> tuple[str, int | None]:
+        url = f"{self.url}/models"
+        try:
+            answer = self.connection.request(url)
+        except RefusedError as error:
+            if error.status == 404:
+                raise ModelError(
+                    f"{url}: not found; expected the address where the protocol begins, which as a "
+                    "rule ends in /v1."
+                ) from error
+            raise
+        with expected_form(url):
+            found = {
+                str(model["id"]): None if (n := model.get("max_model_len")) is None else int(n)
+                for model in answer["data"]
+            }
+        listed = ", ".join(found) or "no model"
+        if not name and len(found) != 1:
+            raise ConfigError(f"{self.url} serves {listed}; name one: {self.url}#NAME.")
+        if name and name not in found:
+            raise ModelError(f"{self.url} has no model {name!r}; it serves {listed}.")
+        name = name or next(iter(found))
+        return name, found[name]
+
+
+def _nats(logprob: Any) -> float:
+    """Read a log-probability; rounding may have put it above 0."""
+    value = float(logprob)
+    if not value < 1e-3:
+        raise ValueError(f"a log-probability of {value}")
+    return -np.inf if value <= _RULED_OUT else min(value, 0.0)

@@ -1,0 +1,213 @@
+"""A run made with served models, as `opdprobe.probe_checkpoints` makes one with local ones."""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import xarray as xr
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from opdprobe.errors import ConfigError, VocabularyError
+from opdprobe.hooks.checkpoints import find_checkpoints
+from opdprobe.hooks.served.model import ServedModel
+from opdprobe.hooks.served.scores import score_served, vocabulary_width
+from opdprobe.hooks.shared import ProbeConfig, encode, keep_tokenizer, undisturbed
+from opdprobe.models.load import identity, load_model, load_tokenizer, weight_hash
+from opdprobe.models.vocabulary import shared_vocabulary, tokenizer_hash
+from opdprobe.rollout.grade import Grader, grade_rollouts
+from opdprobe.rollout.prompts import EncodedPrompt, Prompt
+from opdprobe.rollout.rows import record_dataset, step_metrics
+from opdprobe.rollout.sample import Rollouts, eos_ids, padding_id, sample, step_generator
+from opdprobe.store import Run, RunWriter, open_run
+
+logger = logging.getLogger("opdprobe")
+
+# Prompts whose text the server's tokenizer is compared on.
+_COMPARED = 8
+
+
+def probe_served(
+    student: ServedModel | str | Path | Sequence[str | Path],
+    teacher: ServedModel | PreTrainedModel | str | Path,
+    prompts: Sequence[Prompt] | str | Path,
+    run_dir: str | Path,
+    *,
+    k: int = 16,
+    n: int = 4,
+    max_new_tokens: int = 512,
+    grader: Grader | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    seed: int = 0,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Run:
+    """Probe a pair of models of which at least one is served, into a run.
+
+    What a server does not tell is NaN in the run, whose steps name the served models in their
+    attribute ``missing``; see `opdprobe.store.schema` and
+    `opdprobe.hooks.served.scores.score_served`.
+
+    Resumable, as `opdprobe.probe_checkpoints` is.
+
+    Parameters
+    ----------
+    student
+        A served model, which is step 0; or saved checkpoints, as for `opdprobe.probe_checkpoints`.
+    teacher
+        A served model; or, beside a served student, a local one.
+    prompts, run_dir, k, n, max_new_tokens, grader, seed, on_progress
+        As for `opdprobe.probe_checkpoints`. Sampling and scores are at temperature 1: servers
+        do not scale their log-probabilities.
+    tokenizer
+        Of both models; by default the one saved with the first checkpoint, or with the teacher if
+        the student is served.
+
+    Returns
+    -------
+    Run
+        As of `opdprobe.probe_checkpoints`, and read in the same ways.
+
+    Raises
+    ------
+    ConfigError
+        Neither model is served, no tokenizer is at hand, or `k` is more than the server gives.
+    ModelError
+        A server fails or lacks what is needed; a model does not load.
+    VocabularyError
+        The models do not share a vocabulary.
+    PromptError, StoreError, NonFiniteError
+        As for `opdprobe.probe_checkpoints`.
+
+    Examples
+    --------
+    >>> teacher = ServedModel("http://gpu:8000/v1")                            # doctest: +SKIP
+    >>> run = probe_served("checkpoint-500", teacher, "probe.jsonl", "runs/x")  # doctest: +SKIP
+    >>> run.load(500).attrs["missing"]                                         # doctest: +SKIP
+    ['teacher']
+    """
+    if not isinstance(student, ServedModel) and not isinstance(teacher, ServedModel):
+        raise ConfigError("neither model is served; probe_checkpoints is for local ones.")
+    config = ProbeConfig(k=k, n=n, max_new_tokens=max_new_tokens, seed=seed)
+    found: Mapping[int, ServedModel | Path]
+    found = {0: student} if isinstance(student, ServedModel) else find_checkpoints(student)
+    first = next(iter(found.values()))
+    tokenizer = tokenizer or _tokenizer_beside(first, teacher)
+    if not isinstance(teacher, ServedModel | PreTrainedModel):
+        shared_vocabulary(tokenizer, load_tokenizer(teacher))
+        teacher = load_model(teacher)
+    encoded, prompt_set = encode(tokenizer, prompts)
+    for model in (first, teacher):
+        if isinstance(model, ServedModel):
+            _check_served(model, tokenizer, encoded, config)
+    attrs = {
+        "recorded_by": "probe_served",
+        # Of numbered checkpoints: their folder; each step says which it is of.
+        "student": _identity(first.parent if isinstance(first, Path) and max(found) else first),
+        "teacher": _identity(teacher),
+        "tokenizer_hash": tokenizer_hash(tokenizer),
+        "vocabulary": vocabulary_width(tokenizer),
+        "k": k,
+        "temperature": config.temperature,
+        "top_p": 1.0,
+        "seed": seed,
+        "prompts": prompt_set,
+    }
+    writer = RunWriter(run_dir, attrs=attrs, config=config.to_dict(), resume=True)
+    keep_tokenizer(run_dir, tokenizer)
+    recorded = open_run(run_dir).steps
+    for done, (step, one) in enumerate(found.items()):
+        if on_progress:
+            on_progress(done, len(found))
+        if step in recorded:
+            continue
+        model = one if isinstance(one, ServedModel) else load_model(one)
+        dataset = _step(step, model, teacher, tokenizer, encoded, config, grader)
+        if isinstance(one, Path) and isinstance(model, PreTrainedModel):
+            dataset.attrs |= {"checkpoint": one.name, "weight_hash": weight_hash(model)}
+        writer.write_step(step, dataset)
+        writer.log_metrics(step, step_metrics(dataset))
+    if on_progress:
+        on_progress(len(found), len(found))
+    return open_run(run_dir)
+
+
+def _step(
+    step: int,
+    student: ServedModel | PreTrainedModel,
+    teacher: ServedModel | PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    encoded: Sequence[EncodedPrompt],
+    config: ProbeConfig,
+    grader: Grader | None,
+) -> xr.Dataset:
+    """Sample the student, lay out what both models say, as `opdprobe.rollout.once.probe` does."""
+    ids = [prompt.ids for prompt in encoded]
+    settings: dict[str, Any] = {"n": config.n, "max_new_tokens": config.max_new_tokens}
+    models = {"student": student, "teacher": teacher}
+    with undisturbed(*(m for m in models.values() if isinstance(m, PreTrainedModel))):
+        if isinstance(student, ServedModel):
+            rollouts = student.sample(ids, seed=(config.seed, step), **settings)
+        else:
+            rollouts = sample(
+                student,
+                ids,
+                eos_ids=eos_ids(student, tokenizer),
+                pad_id=padding_id(tokenizer),
+                generator=step_generator(config.seed, step, student.device),
+                width=vocabulary_width(tokenizer),
+                **settings,
+            )
+        own = [encoded[i].prompt for i in rollouts.prompt_index]
+        correct = None
+        if grader is not None:
+            correct = grade_rollouts(tokenizer, rollouts.response_ids, own, grader)
+        scores = score_served(models, tokenizer, rollouts, k=config.k)
+    missing = [role for role, model in models.items() if isinstance(model, ServedModel)]
+    return record_dataset(step, rollouts, scores, own, correct, missing)
+
+
+def _tokenizer_beside(
+    first: ServedModel | Path, teacher: ServedModel | PreTrainedModel | str | Path
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that comes with the local model."""
+    for model in (first, teacher):
+        if isinstance(model, str | Path):
+            return load_tokenizer(model)
+    raise ConfigError(
+        "no tokenizer: a server does not hand its own out. Give the models' tokenizer (tokenizer=, "
+        "or --tokenizer DIR)."
+    )
+
+
+def _check_served(
+    model: ServedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    encoded: Sequence[EncodedPrompt],
+    config: ProbeConfig,
+) -> None:
+    """See before any sampling that a server splits text as the tokenizer does, and tells enough."""
+    # One token to spare: a server continues what it scores.
+    longest = max(len(prompt.ids) for prompt in encoded)
+    model.check_length(longest + config.max_new_tokens + 1)
+    text = "\n".join(str(tokenizer.decode(list(prompt.ids))) for prompt in encoded[:_COMPARED])
+    theirs, ours = model.tokenize(text), tokenizer(text, add_special_tokens=False).input_ids
+    if theirs is None:
+        logger.warning("%s has no /tokenize, so its vocabulary is not compared.", model)
+    elif theirs != ours:
+        at = next(i for i, pair in enumerate(zip_longest(theirs, ours)) if pair[0] != pair[1])
+        raise VocabularyError(
+            f"{model} splits the prompts' text unlike the tokenizer here: token {at} is "
+            f"{theirs[at : at + 1]} there and {ours[at : at + 1]} here. Choose models of one "
+            "vocabulary, and the tokenizer that belongs to them."
+        )
+    ids = list(encoded[0].ids)
+    alone = Rollouts([ids[:1]], [ids[1:] or ids], [True], [0])
+    model.tell(alone, k=config.k, width=vocabulary_width(tokenizer))
+
+
+def _identity(model: ServedModel | PreTrainedModel | Path) -> dict[str, Any]:
+    """What a run says of a model; of a served one the name only, for addresses change."""
+    if isinstance(model, ServedModel):
+        return {"name": model.name, "served": True}
+    return {"name": str(model)} if isinstance(model, Path) else identity(model)

@@ -1,0 +1,161 @@
+"""Two models at the same states, of which at least one is served: what is known goes together."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from opdprobe.errors import ConfigError, NonFiniteError, VocabularyError
+from opdprobe.hooks.served.model import ServedModel, Told
+from opdprobe.models.head import logit_width, split_head
+from opdprobe.rollout.batches import batches
+from opdprobe.rollout.sample import Rollouts, padding_id
+from opdprobe.rollout.score import Scores, chunk_rows, log_softmax
+from opdprobe.store.schema import MODELS, match_tokens
+
+
+@dataclass(frozen=True)
+class _View:
+    """What is known of one model: `Scores` without the other.
+
+    Shape suffixes as in `opdprobe.rollout.score`: `token_id` and `own` are (N, K), `other` is the
+    log-probability of the other model's list (N, K), `entropy` and `sampled` are (N,).
+    """
+
+    token_id: Tensor
+    own: Tensor
+    other: Tensor
+    entropy: Tensor
+    sampled: Tensor
+
+
+def score_served(
+    models: Mapping[str, PreTrainedModel | ServedModel],
+    tokenizer: PreTrainedTokenizerBase,
+    rollouts: Rollouts,
+    *,
+    k: int,
+    max_tokens: int = 16384,
+) -> Scores:
+    """Score states with two models, of which one or both are behind a server.
+
+    Parameters
+    ----------
+    models
+        ``"student"`` and ``"teacher"``.
+    tokenizer
+        Of both.
+    rollouts
+        Whose states are scored.
+    k
+        Tokens kept for either model.
+    max_tokens
+        Most tokens in a micro-batch of a local model, padding included.
+
+    Returns
+    -------
+    Scores
+        Rollout by rollout, on the host. A served model's entropy is NaN, and so is its
+        log-probability of a token that only the other model lists, unless that token was drawn;
+        ``reverse_kl`` is NaN throughout. All else is exact.
+
+    Raises
+    ------
+    ConfigError
+        `k` is more than the vocabulary, or than the server gives.
+    ModelError, VocabularyError, NonFiniteError
+        A model cannot be used.
+    """
+    width = vocabulary_width(tokenizer)
+    if k > width:
+        raise ConfigError(f"k = {k} is larger than the vocabulary of {width} tokens.")
+    sampled = torch.tensor([token for ids in rollouts.response_ids for token in ids])
+    told = {
+        role: model.tell(rollouts, k=k, width=width)
+        for role, model in models.items()
+        if isinstance(model, ServedModel)
+    }
+    views: dict[str, _View] = {}
+    for role, model in models.items():
+        other = MODELS[1 - MODELS.index(role)]
+        if not isinstance(model, ServedModel):
+            ids = torch.from_numpy(told[other].token_id)
+            views[role] = _local_view(model, tokenizer, rollouts, ids, k, max_tokens)
+    for role in told:
+        other = MODELS[1 - MODELS.index(role)]
+        ids = views[other].token_id if other in views else torch.from_numpy(told[other].token_id)
+        views[role] = _served_view(told[role], ids, sampled)
+    student, teacher = (views[role] for role in MODELS)
+    return Scores(
+        token_id=torch.stack([student.token_id, teacher.token_id], 1),
+        logp=torch.stack(
+            [
+                torch.stack([student.own, student.other], 1),
+                torch.stack([teacher.other, teacher.own], 1),
+            ],
+            1,
+        ),
+        entropy=torch.stack([student.entropy, teacher.entropy], 1),
+        reverse_kl=torch.full((len(sampled),), torch.nan),
+        sampled_logp=torch.stack([student.sampled, teacher.sampled], 1),
+    )
+
+
+def vocabulary_width(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Size of the tokenizer's vocabulary: the highest id + 1."""
+    return max(tokenizer.get_vocab().values(), default=-1) + 1
+
+
+def _served_view(told: Told, other_ids: Tensor, sampled: Tensor) -> _View:
+    """Look the other model's tokens up among what the server told."""
+    logp = torch.from_numpy(told.logp)
+    place = torch.from_numpy(match_tokens(other_ids.numpy(), told.token_id)).long()
+    other = torch.where(place >= 0, logp.gather(1, place.clamp(min=0)), torch.nan)
+    drawn = torch.from_numpy(told.sampled_logp)
+    other = torch.where(other_ids == sampled[:, None], drawn[:, None], other)
+    entropy = torch.full_like(drawn, torch.nan)
+    return _View(torch.from_numpy(told.token_id), logp, other, entropy, drawn)
+
+
+@torch.no_grad()
+def _local_view(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    rollouts: Rollouts,
+    other_ids: Tensor,
+    k: int,
+    max_tokens: int,
+) -> _View:
+    """Score one model, at its own top-k and at the other's."""
+    width = vocabulary_width(tokenizer)
+    if logit_width(model) < width:
+        raise VocabularyError(
+            f"the local model has {logit_width(model)} logits, but the tokenizer has {width} "
+            "tokens; load the tokenizer that belongs to it."
+        )
+    body, head = split_head(model, width=width)
+    order, parts = [], []
+    pad_id = padding_id(tokenizer)
+    for batch in batches(rollouts, max_tokens=max_tokens, pad_id=pad_id, device=model.device):
+        hidden = batch.hidden(body)
+        others = other_ids[batch.state].to(model.device)
+        order.append(batch.state)
+        for rows in chunk_rows(len(hidden), width):
+            logp = log_softmax(head, hidden[rows], 1.0)
+            entropy = -(logp.exp() * logp).sum(-1)
+            if entropy.isnan().any():
+                raise NonFiniteError(
+                    f"{model.config._name_or_path or type(model).__name__} gave NaN or infinite "
+                    "logits. Check its weights and dtype (float16 overflows)."
+                )
+            own = logp.topk(k).indices
+            columns = torch.cat([own, others[rows], batch.sampled_ids[rows, None]], 1)
+            picked = logp.gather(1, columns).cpu()
+            parts.append((own.cpu(), *picked.split([k, k, 1], 1), entropy.cpu()))
+    back = torch.cat(order).argsort()
+    token_id, own, other, drawn, entropy = (
+        torch.cat(column)[back] for column in zip(*parts, strict=True)
+    )
+    return _View(token_id, own, other, entropy, drawn.squeeze(1))

@@ -1,0 +1,197 @@
+"""What the hooks share: which models are looked at, under which name, without leaving a trace."""
+
+import hashlib
+import logging
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from accelerate.utils import extract_model_from_parallel
+from torch import nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from opdprobe.errors import ConfigError
+from opdprobe.models.adapters import causal_lm
+from opdprobe.models.head import evaluating
+from opdprobe.models.load import load_model, load_tokenizer
+from opdprobe.models.vocabulary import tokenizer_hash
+from opdprobe.rollout.pair import Pair
+from opdprobe.rollout.prompt_files import load_prompts
+from opdprobe.rollout.prompts import EncodedPrompt, Prompt, encode_prompts
+from opdprobe.store import open_run
+from opdprobe.train.config import Config
+
+logger = logging.getLogger("opdprobe")
+
+# Marks of a parameter that is only partly on this process: DeepSpeed ZeRO-3; FSDP 2 and tensor
+# parallelism; FSDP 1, whether it shows its flat parameters or the original ones.
+_SHARDED = ("ds_id", "device_mesh", "_fsdp_flattened")
+
+
+@dataclass(frozen=True)
+class ProbeConfig(Config):
+    """How a student is probed: what a run of probes stores as its settings.
+
+    Parameters
+    ----------
+    k
+        Tokens kept for either model at a state.
+    n
+        Rollouts a prompt.
+    max_new_tokens
+        Longest response, in tokens.
+    temperature
+        Of sampling and of the recorded distributions.
+    seed
+        Of the rollouts: a function of seed and step.
+    every
+        Steps between two probes; None where the checkpoints decide.
+    """
+
+    k: int = 16
+    n: int = 4
+    max_new_tokens: int = 512
+    temperature: float = 1.0
+    seed: int = 0
+    every: int | None = None
+
+    _positive: ClassVar = ("k", "n", "max_new_tokens", "temperature", "every")
+    _not_negative: ClassVar = ("seed",)
+
+    def sampling(self) -> dict[str, Any]:
+        """Arguments of `opdprobe.rollout.once.probe`."""
+        return {name: value for name, value in self.to_dict().items() if name != "every"}
+
+
+def unwrap(model: nn.Module) -> PreTrainedModel:
+    """Find the transformers model inside what a trainer has put around it.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        A model, compiled, in DistributedDataParallel, or under PEFT adapters. Adapters in its
+        layers (LoRA and kin) stay in force.
+
+    Raises
+    ------
+    ConfigError
+        Its parameters are spread over processes, it has a learned prompt, or it is no
+        transformers model.
+    """
+    if any(hasattr(p, mark) for p in model.parameters() for mark in _SHARDED):
+        raise ConfigError(
+            "the student's parameters are sharded over processes (FSDP, tensor parallelism or "
+            "DeepSpeed ZeRO-3), so one process cannot run it alone; save checkpoints and use "
+            "probe_checkpoints on them."
+        )
+    return causal_lm(extract_model_from_parallel(model, keep_torch_compile=False))
+
+
+@contextmanager
+def undisturbed(*models: nn.Module) -> Iterator[None]:
+    """Run something in evaluation mode and give back modes and global random states.
+
+    Python's, numpy's and torch's (of the CPU and of the models' GPUs), whatever draws from them:
+    a grader, a model's initialisation.
+    """
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002  # the global one is what is kept
+    gpus = {p.device for m in models for p in m.parameters() if p.device.type == "cuda"}
+    with torch.random.fork_rng(list(gpus)), ExitStack() as modes:
+        for model in models:
+            modes.enter_context(evaluating(model))
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)  # noqa: NPY002  # likewise
+
+
+def make_pair(
+    student: PreTrainedModel,
+    teacher: PreTrainedModel | str | Path,
+    tokenizer: PreTrainedTokenizerBase,
+    teacher_tokenizer: PreTrainedTokenizerBase | None,
+) -> Pair:
+    """Load the teacher where it is a name, put it beside the student, compare vocabularies.
+
+    Raises
+    ------
+    ModelError
+        The teacher or its tokenizer does not load.
+    VocabularyError
+        The tokenizers differ; names the first differing token.
+    """
+    if not isinstance(teacher, PreTrainedModel):
+        teacher_tokenizer = teacher_tokenizer or load_tokenizer(teacher)
+        teacher = load_model(teacher)
+    if teacher.device != student.device:
+        teacher.to(student.device)  # pyright: ignore[reportArgumentType]  # transformers' stub of `to`
+    template = getattr(teacher_tokenizer, "chat_template", None)
+    if template is not None and template != tokenizer.chat_template:
+        logger.warning(
+            "The teacher's chat template differs from the student's; both models see the "
+            "prompts in the student's, as in on-policy distillation."
+        )
+    return Pair(student, teacher, tokenizer, teacher_tokenizer)
+
+
+def read_prompts(prompts: Sequence[Prompt] | str | Path) -> Sequence[Prompt]:
+    """Read a file of prompts, where it is one."""
+    return load_prompts(prompts) if isinstance(prompts, str | Path) else prompts
+
+
+def encode(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt] | str | Path
+) -> tuple[list[EncodedPrompt], dict[str, Any]]:
+    """Encode prompts, and identify the set so that a continued run can tell another one."""
+    encoded = encode_prompts(tokenizer, read_prompts(prompts))
+    text = repr([(prompt.prompt.id, prompt.ids) for prompt in encoded])
+    return encoded, {
+        "count": len(encoded),
+        "hash": hashlib.sha256(text.encode()).hexdigest(),
+    }
+
+
+def recorded_attrs(run_dir: Path) -> dict[str, Any]:
+    """Attributes of the run in a directory; none where there is no run."""
+    return open_run(run_dir).attrs if (run_dir / "run.json").exists() else {}
+
+
+def keep_tokenizer(run_dir: str | Path, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Keep the tokenizer in the run, so that its tokens can be shown as text later.
+
+    The student's name may be that of a hub, or of nothing that was saved.
+    """
+    folder = Path(run_dir) / "tokenizer"
+    if not folder.exists():
+        temporary = folder.with_name("tokenizer.tmp")
+        tokenizer.save_pretrained(temporary)
+        temporary.rename(folder)
+
+
+def run_attrs(
+    pair: Pair,
+    student: Mapping[str, Any],
+    teacher: Mapping[str, Any],
+    *,
+    recorded_by: str,
+    k: int,
+    temperature: float,
+    **more: Any,
+) -> dict[str, Any]:
+    """Attributes of a run, named as those of `opdprobe.OPDTrainer`."""
+    return {
+        "recorded_by": recorded_by,
+        "student": dict(student),
+        "teacher": dict(teacher),
+        "tokenizer_hash": tokenizer_hash(pair.tokenizer),
+        "vocabulary": pair.width,
+        "k": k,
+        "temperature": temperature,
+        **more,
+    }

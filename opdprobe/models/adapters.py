@@ -1,0 +1,192 @@
+"""Models under PEFT adapters (LoRA and kin), which need not be installed.
+
+The adapters are in the layers of a transformers model, so that model computes with them, whatever
+is around it; only to leave them out for once is PEFT asked.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, load_model
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from opdprobe.errors import ConfigError
+from opdprobe.models.head import Body, Head, split_head
+from opdprobe.models.sharding import is_sharded, load_parts, named_as_whole, on_main
+
+
+def causal_lm(model: nn.Module) -> PreTrainedModel:
+    """Find the transformers model under PEFT adapters; adapters in its layers stay in force.
+
+    Raises
+    ------
+    ConfigError
+        It is no transformers model, or has a learned prompt.
+    """
+    inner: Any = model
+    if is_adapted(model):
+        if any(adapter.is_prompt_learning for adapter in inner.peft_config.values()):
+            raise ConfigError(
+                "the model has a learned prompt (PEFT prompt learning), which exists outside the "
+                "model that is sampled and scored; use an adapter inside its layers, such as LoRA."
+            )
+        inner = inner.get_base_model()
+    if not isinstance(inner, PreTrainedModel):
+        raise ConfigError(
+            f"a {type(model).__name__} is no transformers model; expected a causal language model, "
+            "or one under PEFT adapters."
+        )
+    return inner
+
+
+@contextmanager
+def switched_off(model: Any) -> Iterator[None]:
+    """Leave a model's adapters out, then have them back as they were."""
+    trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    try:
+        with model.disable_adapter():
+            yield
+    finally:
+        for parameter, wanted in trained:  # PEFT has all of an adapter trained again
+            parameter.requires_grad_(wanted)
+
+
+def without_adapters(model: Any, width: int) -> tuple[Body, Head]:
+    """Split a model into body and head, as `split_head`, but without its adapters.
+
+    Parameters
+    ----------
+    model : peft.PeftModel
+        The model. Its adapters are switched off while the body runs, and on again.
+    width
+        Tokens kept.
+    """
+    with switched_off(model):
+        body, head = split_head(causal_lm(model), width=width)
+
+    def without(**inputs: Any) -> BaseModelOutputWithPast:
+        with switched_off(model):
+            return body(**inputs)
+
+    return without, head
+
+
+def gathered_weights(model: nn.Module) -> dict[str, Tensor] | None:
+    """Gather what `save_weights` writes of a sharded model, in process 0; None of any other model.
+
+    All processes have to do it.
+    """
+    if not is_sharded(model):
+        return None
+    state: dict[str, Tensor] = model.state_dict(keep_vars=True)
+    if is_adapted(model):  # all but the adapters is as large as the model, and not written
+        base = {id(p) for _, p in base_weights(causal_lm(model)).named_parameters()}
+        state = {name: tensor for name, tensor in state.items() if id(tensor) not in base}
+    # Tied weights are one tensor under two names, and stay one.
+    gathered = {key: on_main(t.detach()) for key, t in {id(t): t for t in state.values()}.items()}
+    return {name: gathered[id(tensor)] for name, tensor in state.items()}
+
+
+def save_weights(model: Any, directory: Path, weights: dict[str, Tensor] | None = None) -> None:
+    """Write a model as a Hugging Face directory; of one under adapters, the one that is in use.
+
+    Parameters
+    ----------
+    model, directory
+        What, and where to.
+    weights
+        What `gathered_weights` gave; process 0 alone can write it.
+    """
+    given: dict[str, Any] = {} if weights is None else {"state_dict": weights}
+    if is_adapted(model):
+        # Embeddings are trained as modules_to_save, if at all; to find out PEFT would ask the hub.
+        given |= {"selected_adapters": [model.active_adapter], "save_embedding_layers": False}
+    else:
+        given |= {"max_shard_size": "1000GB"}
+    with named_as_whole(causal_lm(model)):
+        model.save_pretrained(directory, **given)
+
+
+def load_weights(model: Any, directory: Path) -> None:
+    """Put back what `save_weights` wrote, bit for bit.
+
+    Raises
+    ------
+    OSError, ValueError, RuntimeError, safetensors.SafetensorError
+        A file is missing, torn, or of another model.
+    """
+    if not is_adapted(model):
+        file = directory / "model.safetensors"
+        if is_sharded(model):
+            load_parts(model.state_dict(keep_vars=True), load_file(file))
+        else:
+            load_model(model, file)
+        return
+    from peft import get_peft_model_state_dict, set_peft_model_state_dict
+
+    name = model.active_adapter
+    if name != "default":  # PEFT gives that one the directory itself
+        directory = directory / name
+    weights = load_file(directory / "adapter_model.safetensors")
+    expected = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    if differing := weights.keys() ^ expected.keys():
+        raise ValueError(f"{min(differing)} is in one of checkpoint and adapter only")
+    if is_sharded(model):
+        load_parts(expected, weights)
+    else:
+        set_peft_model_state_dict(model, weights, adapter_name=name)
+
+
+def is_adapted(model: nn.Module) -> bool:
+    """Whether a model is under PEFT adapters."""
+    return hasattr(model, "get_base_model")
+
+
+def check_trained(model: nn.Module) -> None:
+    """Refuse a model under adapters of which more is trained than a saved adapter holds.
+
+    Raises
+    ------
+    ConfigError
+        A parameter of the model itself requires gradients.
+    """
+    if not is_adapted(model):
+        return
+    beside = [
+        name
+        for name, parameter in base_weights(causal_lm(model)).named_parameters()
+        if parameter.requires_grad
+    ]
+    if beside:
+        raise ConfigError(
+            f"{beside[0]} is trained beside the adapter, which is all that a checkpoint holds: "
+            "freeze it, or name its module in the adapter's modules_to_save."
+        )
+
+
+def base_weights(model: PreTrainedModel) -> nn.Module:
+    """Show a model's parameters without its adapters', under the names that they had before."""
+    return _BaseWeights(model)
+
+
+class _BaseWeights(nn.Module):
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        added: set[int] = set()
+        for layer in self.model.modules():
+            # Of a layer under an adapter, and of one that is trained in whole beside adapters.
+            for name in (*getattr(layer, "adapter_layer_names", ()), "modules_to_save"):
+                if isinstance(adapters := getattr(layer, name, None), nn.Module):
+                    added.update(map(id, adapters.parameters()))
+        for name, parameter in self.model.named_parameters(*args, **kwargs):
+            if id(parameter) not in added:
+                for wrapped in (".base_layer.", ".original_module."):
+                    name = name.replace(wrapped, ".")
+                yield name, parameter

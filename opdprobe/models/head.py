@@ -1,0 +1,392 @@
+"""The output head of a causal language model, apart from its body.
+
+Everything here serves one aim: to look at logits without ever holding a (batch, time, vocabulary)
+tensor. `split_head` gives the body, which ends in hidden states, and a `Head` that turns any rows
+of them into logits: over the whole vocabulary, chunk by chunk, or at k given tokens only.
+
+Shape suffixes: N rows (any leading axes), D hidden size, V vocabulary, K tokens per row.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+from opdprobe.errors import VocabularyError
+
+__all__ = ["Body", "Head", "evaluating", "logit_width", "split_head"]
+
+logger = logging.getLogger("opdprobe")
+
+# Called as the transformers base model is: body(input_ids=, attention_mask=, position_ids=,
+# past_key_values=, use_cache=), and gives .last_hidden_state and .past_key_values.
+Body = Callable[..., BaseModelOutputWithPast]
+
+# Far outside any cap in use (Gemma: 30), so that a cap which was missed shows in the check.
+_RAMP = 64.0
+
+
+@dataclass(frozen=True)
+class Head:
+    """Map hidden states to logits: ``cap(scale * (hidden @ weight.T + bias))``.
+
+    The product runs in the model's own dtype, which is what the model's `forward` does; scale,
+    cap and everything later are float32 (a float64 model stays float64). Weights are read from
+    `projection` at each call, so an optimiser's updates are seen.
+
+    Attributes
+    ----------
+    projection : torch.nn.Linear or None
+        The model's own output layer. None is the slow path of `split_head`: the "hidden states"
+        are the model's logits already.
+    width : int
+        Tokens kept: rows of the weight from `width` on are padding and never computed.
+    scale : float
+        Factor on the logits (Cohere's `logit_scale`, 1 / Granite's `logits_scaling`).
+    softcap : float or None
+        Gemma's `final_logit_softcapping` c: logits become ``c * tanh(logits / c)``.
+
+    Examples
+    --------
+    >>> layer = nn.Linear(2, 4, bias=False)
+    >>> _ = layer.weight.data.copy_(torch.tensor([[1., 0.], [0., 1.], [1., 1.], [9., 9.]]))
+    >>> head = Head(layer, width=3)  # the fourth row is padding
+    >>> hidden = torch.tensor([[1., 2.], [3., 4.]])
+    >>> head(hidden).tolist()
+    [[1.0, 2.0, 3.0], [3.0, 4.0, 7.0]]
+    >>> head.columns(hidden, torch.tensor([[2], [0]])).tolist()
+    [[3.0], [3.0]]
+    >>> head(hidden[:0]).shape
+    torch.Size([0, 3])
+    """
+
+    projection: nn.Linear | None
+    width: int
+    scale: float = 1.0
+    softcap: float | None = None
+
+    def __call__(self, hidden_ND: Tensor, tile: slice | None = None) -> Tensor:
+        """Give the logits of every token, or of a run of tokens.
+
+        Parameters
+        ----------
+        hidden_ND : Tensor (..., D)
+            Last hidden states. One call makes one (..., V) tensor: pass a chunk of rows.
+        tile : slice, optional
+            Tokens, within ``0 … width``. Default: all.
+
+        Returns
+        -------
+        Tensor (..., V)
+            Logits, float32, differentiable in `hidden_ND` and the weights.
+        """
+        tile = slice(0, self.width) if tile is None else tile
+        if self.projection is None:
+            return _widen(hidden_ND[..., tile])
+        bias = self.projection.bias
+        return self._finish(
+            F.linear(hidden_ND, self.projection.weight[tile], None if bias is None else bias[tile])
+        )
+
+    @torch.no_grad()
+    def fill(self, out_NC: Tensor, hidden_ND: Tensor, tile: slice) -> None:
+        """Write the logits of a run of tokens into a tensor, without gradient.
+
+        Parameters
+        ----------
+        out_NC : Tensor (N, C)
+            Receives them.
+        hidden_ND : Tensor (N, D)
+            Last hidden states.
+        tile : slice
+            C tokens, within ``0 … width``.
+        """
+        layer = self.projection
+        if (
+            layer is None
+            or layer.bias is not None
+            or self.scale != 1
+            or self.softcap is not None
+            or not layer.weight.dtype == hidden_ND.dtype == out_NC.dtype
+            or torch.is_autocast_enabled(out_NC.device.type)
+        ):
+            out_NC.copy_(self(hidden_ND, tile))
+        else:  # the product lands where it is wanted, which spares a pass over memory
+            torch.mm(hidden_ND, layer.weight[tile].T, out=out_NC)
+
+    @torch.no_grad()
+    def pull_back(
+        self,
+        grad_NC: Tensor,
+        logits_NC: Tensor,
+        hidden_ND: Tensor,
+        tile: slice,
+        hidden_grad_ND: Tensor,
+        parameter_grads: Sequence[Tensor | None],
+    ) -> None:
+        """Add the gradients that a gradient of the logits of a run of tokens stands for.
+
+        Parameters
+        ----------
+        grad_NC : Tensor (N, C)
+            Derivative of a loss with respect to ``self(hidden, tile)``.
+        logits_NC : Tensor (N, C)
+            ``self(hidden, tile)``.
+        hidden_ND : Tensor (N, D)
+            Last hidden states.
+        tile : slice
+            C tokens.
+        hidden_grad_ND : Tensor (N, D)
+            Added to.
+        parameter_grads : sequence of Tensor or None
+            Of `parameters`, added to; None where none is wanted.
+        """
+        if self.softcap is not None:
+            grad_NC = grad_NC * (1 - (logits_NC / self.softcap) ** 2)
+        if self.scale != 1:
+            grad_NC = grad_NC * self.scale
+        if self.projection is None:
+            hidden_grad_ND[:, tile] += grad_NC
+            return
+        weight_CD = self.projection.weight[tile]
+        grad_NC = grad_NC.to(weight_CD.dtype)
+        _add_product(hidden_grad_ND, grad_NC, weight_CD)
+        weight_grad, *bias_grads = parameter_grads
+        if weight_grad is not None:
+            _add_product(weight_grad[tile], grad_NC.T, hidden_ND.to(weight_CD.dtype))
+        for bias_grad in bias_grads:
+            if bias_grad is not None:
+                bias_grad[tile] += grad_NC.sum(0)
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """Weight and bias of the projection, as far as there are any."""
+        return [] if self.projection is None else list(self.projection.parameters())
+
+    def columns(self, hidden_ND: Tensor, ids_NK: Tensor) -> Tensor:
+        """Give the logits at some tokens of each row, without computing the others.
+
+        Forward and backward cost N·K·D instead of N·V·D (the gradient of the weight is still a
+        dense (V, D) tensor).
+
+        Parameters
+        ----------
+        hidden_ND : Tensor (..., D)
+            Last hidden states.
+        ids_NK : Tensor (..., K) of int64
+            Token ids, each in [0, width). This is not checked.
+
+        Returns
+        -------
+        Tensor (..., K)
+            Logits, float32: ``self(hidden).gather(-1, ids)``, up to rounding.
+        """
+        if self.projection is None:
+            return _widen(hidden_ND[..., : self.width].gather(-1, ids_NK))
+        # The whole weight, padding too: a slice of it would have a second dense gradient.
+        logits_NK = _Columns.apply(hidden_ND, self.projection.weight, ids_NK)
+        if self.projection.bias is not None:
+            logits_NK = logits_NK + self.projection.bias[ids_NK]
+        return self._finish(logits_NK)
+
+    def _finish(self, logits: Tensor) -> Tensor:
+        logits = _widen(logits)
+        if self.scale != 1.0:  # a pass over (N, V) that most models do not need
+            logits = logits * self.scale
+        if self.softcap is not None:
+            logits = self.softcap * torch.tanh(logits / self.softcap)
+        return logits
+
+
+class _Columns(torch.autograd.Function):
+    """Products of each hidden state with some rows of the weight.
+
+    Autograd would keep these rows, K times as much as the hidden states; `embedding_bag` adds them
+    up without ever laying them out, and is faster than the product that takes them.
+    """
+
+    @staticmethod
+    def forward(ctx, hidden_ND: Tensor, weight_VD: Tensor, ids_NK: Tensor) -> Tensor:
+        ctx.save_for_backward(hidden_ND, weight_VD, ids_NK)
+        return (F.embedding(ids_NK, weight_VD) @ hidden_ND.unsqueeze(-1)).squeeze(-1)
+
+    @staticmethod
+    def backward(ctx, *grad_outputs: Tensor):
+        hidden_ND, weight_VD, ids_NK = ctx.saved_tensors
+        grad_NK = grad_outputs[0].to(weight_VD.dtype)
+        hidden_grad = weight_grad = None
+        if ctx.needs_input_grad[0]:
+            bags, weights = (x.flatten(0, -2) for x in (ids_NK, grad_NK))
+            sums = F.embedding_bag(bags, weight_VD, mode="sum", per_sample_weights=weights)
+            hidden_grad = sums.view_as(hidden_ND).to(hidden_ND.dtype)
+        if ctx.needs_input_grad[1]:  # what autograd does for `embedding`
+            outer_NKD = grad_NK.unsqueeze(-1) * hidden_ND.unsqueeze(-2).to(weight_VD.dtype)
+            weight_grad = torch.ops.aten.embedding_dense_backward(
+                outer_NKD, ids_NK, len(weight_VD), -1, False
+            )
+        return hidden_grad, weight_grad, None
+
+
+def split_head(model: PreTrainedModel, *, width: int | None = None) -> tuple[Body, Head]:
+    """Split a causal language model into its body and its output head.
+
+    The split is checked on one short input: the body's output must be what the model's own
+    output layer receives, and the head must do to that layer's output what the model does. A model
+    that fails (a head that is no plain projection, say an adapter on it) takes a slow path, noted
+    in the log: the body returns the model's full logits and the head only cuts them.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        A causal language model. Neither its mode nor a random generator is changed.
+    width : int, optional
+        Keep the logits of tokens ``0 … width - 1`` only (`opdprobe.models.load.shared_width`).
+        Default: all the model has.
+
+    Returns
+    -------
+    body : callable
+        ``body(input_ids=, attention_mask=, position_ids=, past_key_values=, use_cache=)`` gives
+        an output with `.last_hidden_state` (batch, time, D) and `.past_key_values`.
+    head : Head
+        Hidden states to logits.
+
+    Raises
+    ------
+    VocabularyError
+        `width` is not between 1 and the model's logit width.
+
+    Examples
+    --------
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> config = LlamaConfig(vocab_size=32, hidden_size=8, intermediate_size=8,
+    ...                      num_hidden_layers=1, num_attention_heads=2)
+    >>> model = LlamaForCausalLM(config).eval()
+    >>> body, head = split_head(model, width=30)
+    >>> ids = torch.tensor([[1, 5, 2]])
+    >>> logits = head(body(input_ids=ids).last_hidden_state)
+    >>> torch.allclose(logits, model(input_ids=ids).logits[..., :30], atol=1e-6)
+    True
+    """
+    full = logit_width(model)
+    if width is None:
+        width = full
+    if not 1 <= width <= full:
+        raise VocabularyError(
+            f"width is {width}, but {type(model).__name__} has {full} logits; "
+            f"pass a width between 1 and {full}."
+        )
+    body, projection = model.base_model, model.get_output_embeddings()
+    # Exactly nn.Linear: a subclass or wrapper (quantised, LoRA) computes more than weight and bias.
+    if type(projection) is nn.Linear and body is not model:
+        config = model.config.get_text_config()
+        head = Head(
+            projection,
+            width,
+            scale=getattr(config, "logit_scale", None)
+            or 1.0 / (getattr(config, "logits_scaling", None) or 1.0),
+            softcap=getattr(config, "final_logit_softcapping", None),
+        )
+        if _agrees(model, body, head):
+            return body, head
+    logger.warning(
+        "%s: the output head is not a plain projection of the body's hidden states; its logits "
+        "are computed in full (slower, and memory grows with the vocabulary).",
+        type(model).__name__,
+    )
+
+    def logits_body(**inputs) -> BaseModelOutputWithPast:
+        out = model(**inputs)
+        return BaseModelOutputWithPast(
+            last_hidden_state=out.logits, past_key_values=out.past_key_values
+        )
+
+    return logits_body, Head(None, width)
+
+
+def logit_width(model: PreTrainedModel) -> int:
+    """Count the logits the model gives, padding included.
+
+    Examples
+    --------
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> config = LlamaConfig(vocab_size=32, hidden_size=8, intermediate_size=8,
+    ...                      num_hidden_layers=1, num_attention_heads=2)
+    >>> logit_width(LlamaForCausalLM(config))
+    32
+    """
+    projection = model.get_output_embeddings()
+    if isinstance(projection, nn.Linear):
+        return projection.weight.shape[0]
+    return model.config.get_text_config().vocab_size
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
+    """``total += a @ b``, where the sum may be of a larger dtype than the product."""
+    if total.dtype == a.dtype:
+        total.addmm_(a, b)
+    else:
+        total += a @ b
+
+
+def _widen(logits: Tensor) -> Tensor:
+    """Float32 from a smaller dtype; float64 stays."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def _agrees(model: PreTrainedModel, body: nn.Module, head: Head) -> bool:
+    """Say whether body and head make up the model.
+
+    The output layer's result is swapped for a ramp while the model runs: with the weights' own
+    result, a missed cap would be invisible wherever logits are small, as in a fresh model.
+    """
+    assert head.projection is not None
+    weight = head.projection.weight
+    ids = (torch.arange(1, 9, device=weight.device) % weight.shape[0])[None]  # (1, 8), no RNG
+    ramp = torch.linspace(-_RAMP, _RAMP, weight.shape[0], device=weight.device, dtype=weight.dtype)
+    received: list[Tensor] = []
+
+    def swap(_module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        received.append(args[0])
+        return ramp.expand_as(output)
+
+    with evaluating(model), torch.no_grad():
+        hidden = getattr(body(input_ids=ids, use_cache=False), "last_hidden_state", None)
+        handle = head.projection.register_forward_hook(swap)
+        try:
+            logits = model(input_ids=ids, use_cache=False).logits
+        finally:
+            handle.remove()
+        if hidden is None or len(received) != 1 or received[0].shape != hidden.shape:
+            return False
+        want = head._finish(ramp[: head.width]).expand_as(logits[..., : head.width])
+        return _close(hidden, received[0], weight.dtype) and _close(
+            logits[..., : head.width], want, weight.dtype
+        )
+
+
+def _close(got: Tensor, want: Tensor, dtype: torch.dtype) -> bool:
+    # Relative to the largest value; a few roundings of the model's own dtype are allowed, since
+    # the model caps and scales in that dtype and the head in float32.
+    tolerance = 8 * torch.finfo(dtype).eps * float(want.abs().max())
+    return bool((got.float() - want.float()).abs().max() <= tolerance)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Switch to evaluation mode (no dropout), then give back every module's own mode."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,336 @@
+"""Load a student or a teacher, cut one down to a weaker relative, identify one by its weights.
+
+Weights come from safetensors or GGUF files only: a pickle can run code when it is read.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import importlib.util
+import re
+import struct
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from opdprobe.errors import ConfigError, ModelError
+from opdprobe.models.head import Body, Head, split_head
+from opdprobe.models.sharding import full
+from opdprobe.models.vocabulary import shared_vocabulary, shared_width, tokenizer_hash
+
+__all__ = [
+    "Body",
+    "Head",
+    "ModelError",
+    "drop_layers",
+    "identity",
+    "load_model",
+    "load_tokenizer",
+    "shared_vocabulary",
+    "shared_width",
+    "split_head",
+    "tokenizer_hash",
+    "weight_hash",
+]
+
+_HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
+# What transformers lets through when files are absent, torn, of no known kind or contradictory: of
+# damaged configurations and tokenizers, each of these came, from deep inside.
+_UNREADABLE = (
+    *(OSError, ValueError, LookupError, SafetensorError, struct.error, StrictDataclassError),
+    *(AttributeError, TypeError, ArithmeticError, RuntimeError),
+)
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+
+
+def load_model(
+    name_or_path: str | Path,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: str | torch.device | None = None,
+    trust_remote_code: bool = False,
+) -> PreTrainedModel:
+    """Load a causal language model, in evaluation mode.
+
+    Parameters
+    ----------
+    name_or_path : str or Path
+        A directory with `config.json` and safetensors weights, a `.gguf` file, or a hub id.
+    dtype : torch.dtype
+        The weights' dtype. float32 is right on a CPU and for a student in training; on a GPU a
+        teacher is usually kept in ``torch.bfloat16``. GGUF weights are dequantised to it.
+    device : str or torch.device, optional
+        Where the model goes; the CPU by default.
+    trust_remote_code : bool
+        Run modelling code that comes with the weights.
+
+    Returns
+    -------
+    transformers.PreTrainedModel
+        The model; no weight is left at a random value.
+
+    Raises
+    ------
+    ModelError
+        Nothing at `name_or_path`; only pickled weights there; weights torn or incomplete; the
+        `gguf` package missing.
+
+    Examples
+    --------
+    >>> load_model("./no/such/model")
+    Traceback (most recent call last):
+    ...
+    opdprobe.errors.ModelError: ./no/such/model: no such file or directory; expected ...
+    """
+    name, extra = _source(name_or_path, weights=True)
+    gguf_config = getattr(transformers, "GgufConfig", None)
+    if "gguf_file" in extra and gguf_config is not None:
+        # Newer transformers may keep the weights packed, which can neither be trained nor sliced.
+        extra["quantization_config"] = gguf_config(extra["gguf_file"], dequantize=True)
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            name,
+            dtype=dtype,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,  # to be told of them: they are refused below
+            trust_remote_code=trust_remote_code,
+            output_loading_info=True,
+            **extra,
+        )
+    except _UNREADABLE as error:
+        raise ModelError(
+            f"{name_or_path}: the model does not load: {_first_line(error)}; expected a causal "
+            "language model, as save_pretrained writes it."
+        ) from error
+    model, info = loaded
+    if wrong := sorted(info["mismatched_keys"]):
+        weight, came, expected = wrong[0]
+        raise ModelError(
+            f"{name_or_path}: {len(wrong)} of the weights are not of the shape that config.json "
+            f"makes them, the first is {weight}: {tuple(came)}, expected {tuple(expected)}; take "
+            "both from one checkpoint."
+        )
+    if masked := re.search(r"\w+ForMaskedLM\b", str(model.config.architectures)):
+        raise ModelError(
+            f"{name_or_path}: {masked[0]} sees a whole text at once; expected a causal language "
+            "model, which sees what came before."
+        )
+    if missing := sorted(info["missing_keys"]):
+        # transformers fills these with random numbers and goes on; a probe must not.
+        raise ModelError(
+            f"{name_or_path}: {len(missing)} of the weights of {type(model).__name__} are not in "
+            f"the checkpoint, the first is {missing[0]}; is this a causal language model, whole?"
+        )
+    return model.to(device).eval() if device is not None else model.eval()
+
+
+def load_tokenizer(
+    name_or_path: str | Path, *, trust_remote_code: bool = False
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer that comes with a model.
+
+    Parameters
+    ----------
+    name_or_path : str or Path
+        As for `load_model`: a directory, a `.gguf` file, or a hub id.
+    trust_remote_code : bool
+        Run tokenizer code that comes with the files.
+
+    Returns
+    -------
+    transformers.PreTrainedTokenizerBase
+        The tokenizer.
+
+    Raises
+    ------
+    ModelError
+        Nothing at `name_or_path`, no tokenizer there, or the `gguf` package missing.
+    """
+    name, extra = _source(name_or_path, weights=False)
+    try:
+        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **extra)
+    except Exception as error:
+        # The second is all that the tokenizer's Rust part raises of a tokenizer.json.
+        if not isinstance(error, _UNREADABLE) and type(error) is not Exception:
+            raise
+        if Path(name).is_dir() and not extra and not (Path(name) / "tokenizer.json").is_file():
+            reason = "no tokenizer.json in this directory"
+        else:
+            reason = _first_line(error)
+        raise ModelError(
+            f"{name_or_path}: the tokenizer does not load: {reason}; expected a tokenizer as "
+            "save_pretrained writes it, beside the model."
+        ) from error
+
+
+def drop_layers(model: PreTrainedModel, layers: Iterable[int]) -> PreTrainedModel:
+    """Copy a model without some of its decoder layers.
+
+    The weights that stay are the same. Without a few middle layers a model is a weaker relative
+    of itself, with its own tokenizer: a student for which the whole model is a teacher.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        A decoder whose base model keeps its blocks in `layers` (Llama, Qwen, Gemma and kin). It
+        is left as it is.
+    layers : iterable of int
+        Indices of the layers to leave out, from 0.
+
+    Returns
+    -------
+    transformers.PreTrainedModel
+        A deep copy with the remaining layers and a config that says so; it can be saved and
+        loaded.
+
+    Raises
+    ------
+    ConfigError
+        An index is out of range, or no layer would remain.
+    ModelError
+        The model has no `layers`.
+
+    Examples
+    --------
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> config = LlamaConfig(vocab_size=32, hidden_size=8, intermediate_size=8,
+    ...                      num_hidden_layers=4, num_attention_heads=2)
+    >>> model = LlamaForCausalLM(config)
+    >>> drop_layers(model, range(1, 3)).config.num_hidden_layers
+    2
+    >>> model.config.num_hidden_layers
+    4
+    """
+    blocks = getattr(model.base_model, "layers", None)
+    if not isinstance(blocks, nn.ModuleList):
+        raise ModelError(
+            f"{type(model).__name__} keeps no list of decoder layers in `layers`; "
+            "layers can be dropped from Llama-like models only."
+        )
+    dropped, count = set(layers), len(blocks)
+    if outside := sorted(dropped - set(range(count))):
+        raise ConfigError(f"layers to drop are {outside}, but the model has layers 0 … {count - 1}")
+    kept = [index for index in range(count) if index not in dropped]
+    if not kept:
+        raise ConfigError(f"all {count} layers would be dropped; keep at least one")
+
+    smaller = copy.deepcopy(model)
+    smaller_blocks: Any = smaller.base_model.layers
+    smaller.base_model.layers = nn.ModuleList(smaller_blocks[index] for index in kept)
+    for index, block in enumerate(smaller.base_model.layers):
+        module: Any
+        for module in block.modules():
+            if hasattr(module, "layer_idx"):  # the block's place in the key-value cache
+                module.layer_idx = index
+    config = smaller.config.get_text_config()
+    config.num_hidden_layers = len(kept)
+    if getattr(config, "layer_types", None) is not None:
+        config.layer_types = [config.layer_types[index] for index in kept]
+    # A run of this student should not be recorded under the whole model's name.
+    smaller.config._name_or_path = f"{model.name_or_path} without layers {sorted(dropped)}"
+    return smaller
+
+
+def identity(model: PreTrainedModel, recorded: Any = None) -> dict[str, Any]:
+    """Name, revision and weight hash of a model.
+
+    Parameters
+    ----------
+    model
+        The model.
+    recorded
+        What a run says of it. Its weight hash is taken over: of a student in training it names
+        the weights that the run began with.
+    """
+    known = recorded.get("weight_hash") if isinstance(recorded, Mapping) else None
+    return {
+        "name": model.config._name_or_path or type(model).__name__,
+        "revision": getattr(model.config, "_commit_hash", None),
+        "weight_hash": known or weight_hash(model),
+    }
+
+
+def weight_hash(model: nn.Module) -> str:
+    """Identify a model by its weights.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+        The model. Each parameter counts once, tied ones too, so a hash survives saving, loading
+        and moving between devices; it does not survive a change of dtype. Of a model that is spread
+        over processes, all of them have to ask.
+
+    Returns
+    -------
+    str
+        SHA-256, 64 hexadecimal digits, over the parameters in the order of their names: name,
+        dtype, shape and bytes.
+
+    Examples
+    --------
+    >>> layer = nn.Linear(2, 1)
+    >>> _ = nn.init.zeros_(layer.weight), nn.init.zeros_(layer.bias)
+    >>> weight_hash(layer)[:8]
+    'f622ac50'
+    """
+    digest = hashlib.sha256()
+    for name, weight in sorted(model.named_parameters()):
+        digest.update(f"{name}\0{weight.dtype}\0{tuple(weight.shape)}\0".encode())
+        # Through uint8, since numpy has no bfloat16; flat, since a scalar has no byte view.
+        raw = full(weight.detach()).cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(raw.numpy().data)
+    return digest.hexdigest()
+
+
+def _first_line(error: BaseException) -> str:
+    """What an error says, without the pages of advice that transformers adds."""
+    text = str(error).strip().partition("\n")[0].rstrip(": ")
+    # A KeyError says no more than the key.
+    return f"{type(error).__name__} {text}" if isinstance(error, LookupError) or not text else text
+
+
+def _source(name_or_path: str | Path, *, weights: bool) -> tuple[str, dict[str, Any]]:
+    """Resolve to the name and extra arguments that transformers loads from, or say why not."""
+    name, path = str(name_or_path), Path(name_or_path).expanduser()
+    if path.suffix == ".gguf":
+        if not path.is_file():
+            raise ModelError(f"{name}: no such file; expected a GGUF model.")
+        if importlib.util.find_spec("gguf") is None:
+            raise ModelError(
+                f"{name}: GGUF files need the gguf package; pip install 'opdprobe[gguf]'"
+            )
+        return str(path.parent), {"gguf_file": path.name}
+    if not path.is_dir():
+        if isinstance(name_or_path, Path) or path.exists() or not _HUB_ID.fullmatch(name):
+            found = "not a model" if path.exists() else "no such file or directory"
+            raise ModelError(
+                f"{name}: {found}; expected a model directory, a .gguf file or a hub id "
+                "(owner/name)."
+            )
+        return name, {}
+    if not weights:
+        return str(path), {}
+    if not (path / "config.json").is_file():
+        raise ModelError(f"{name}: no config.json in this directory; is it a saved model?")
+    if not any(path.glob("*.safetensors")):
+        pickles = sorted(file.name for kind in _PICKLES for file in path.glob(kind))
+        raise ModelError(
+            f"{name}: only pickled weights ({pickles[0]}), which can run code when read; "
+            "convert them to safetensors where you trust them (save_pretrained writes that)."
+            if pickles
+            else f"{name}: no *.safetensors file in this directory; is the download complete?"
+        )
+    return str(path), {}

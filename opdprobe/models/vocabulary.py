@@ -1,0 +1,150 @@
+"""Do two models speak one vocabulary? Token by token, and logit by logit."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from opdprobe.errors import VocabularyError
+from opdprobe.models.head import logit_width
+
+__all__ = ["shared_vocabulary", "shared_width", "tokenizer_hash"]
+
+logger = logging.getLogger("opdprobe")
+
+
+def shared_vocabulary(
+    student_tokenizer: PreTrainedTokenizerBase, teacher_tokenizer: PreTrainedTokenizerBase
+) -> int:
+    """Check that two tokenizers give every id the same token, and count the ids.
+
+    Parameters
+    ----------
+    student_tokenizer, teacher_tokenizer : transformers.PreTrainedTokenizerBase
+        The tokenizers. End-of-sequence tokens that differ (151643 against 151645 within the Qwen
+        family) are noted in the log: the teacher then rewards a stop that the student does not
+        know as one, and responses can grow without end.
+
+    Returns
+    -------
+    int
+        Size of the vocabulary: the highest id + 1.
+
+    Raises
+    ------
+    VocabularyError
+        The vocabularies differ; names the first id with its two tokens.
+    """
+    student = {index: token for token, index in student_tokenizer.get_vocab().items()}
+    teacher = {index: token for token, index in teacher_tokenizer.get_vocab().items()}
+    differing = [
+        index
+        for index in sorted(student.keys() | teacher.keys())
+        if student.get(index) != teacher.get(index)
+    ]
+    if differing:
+        first = differing[0]
+        special = set(student_tokenizer.added_tokens_decoder) | set(
+            teacher_tokenizer.added_tokens_decoder
+        )
+        kind = (
+            "all of them added or special tokens: the text vocabulary is shared, so one model's "
+            "tokenizer can be given the other's added tokens"
+            if special.issuperset(differing)
+            else "so per-token distributions cannot be compared: choose a teacher of the "
+            "student's tokenizer family"
+        )
+        raise VocabularyError(
+            f"The tokenizers differ at {len(differing)} of {len(student.keys() | teacher.keys())} "
+            f"ids, first at id {first}: the student has {_shown(student, first)}, the teacher "
+            f"{_shown(teacher, first)}; {kind}."
+        )
+    if student_tokenizer.eos_token_id != teacher_tokenizer.eos_token_id:
+        logger.warning(
+            "The student ends a sequence with %r (id %s), the teacher with %r (id %s): responses "
+            "may never end. Give both one eos_token, or start with a cold-start SFT.",
+            student_tokenizer.eos_token,
+            student_tokenizer.eos_token_id,
+            teacher_tokenizer.eos_token,
+            teacher_tokenizer.eos_token_id,
+        )
+    return max(student, default=-1) + 1
+
+
+def shared_width(
+    student: PreTrainedModel, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> int:
+    """Give the number of logits both models have a token for.
+
+    Models pad their output to a round number (151 936 and 152 064 for one Qwen tokenizer; paper
+    sect. 4). Padding has no token and no trained weights, so both are cut to the vocabulary,
+    which is noted in the log.
+
+    Parameters
+    ----------
+    student, teacher : transformers.PreTrainedModel
+        The models.
+    tokenizer : transformers.PreTrainedTokenizerBase
+        The one they share (`shared_vocabulary`).
+
+    Returns
+    -------
+    int
+        Size of the tokenizer's vocabulary; pass it to `split_head` as `width`.
+
+    Raises
+    ------
+    VocabularyError
+        A model has fewer logits than the tokenizer has tokens.
+    """
+    size = max(tokenizer.get_vocab().values(), default=-1) + 1
+    widths = {"student": logit_width(student), "teacher": logit_width(teacher)}
+    for role, width in widths.items():
+        if width < size:
+            raise VocabularyError(
+                f"The {role} has {width} logits, but the tokenizer has {size} tokens; resize its "
+                "embeddings, or load the tokenizer that belongs to it."
+            )
+    if set(widths.values()) != {size}:
+        logger.warning(
+            "Logit widths are %d (student) and %d (teacher); both are cut to the tokenizer's "
+            "%d tokens, the rest is padding.",
+            widths["student"],
+            widths["teacher"],
+            size,
+        )
+    return size
+
+
+def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Identify a tokenizer by what it does to text.
+
+    Parameters
+    ----------
+    tokenizer : transformers.PreTrainedTokenizerBase
+        The tokenizer. Padding and truncation are left out: they change with use.
+
+    Returns
+    -------
+    str
+        SHA-256, 64 hexadecimal digits, over vocabulary, merges and other rules, special tokens
+        and chat template.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        rules: dict[str, Any] = {"vocab": tokenizer.get_vocab()}
+    else:
+        rules = json.loads(backend.to_str())
+        del rules["padding"], rules["truncation"]
+    rules["special"] = {name: str(token) for name, token in tokenizer.special_tokens_map.items()}
+    rules["chat_template"] = tokenizer.chat_template
+    return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
+
+
+def _shown(tokens: Mapping[int, str], index: int) -> str:
+    return repr(tokens[index]) if index in tokens else "no token"

@@ -1,0 +1,346 @@
+"""Will this teacher teach this student? What can be known before any training.
+
+`preflight` measures, `opdprobe.preflight.verdict` judges; ``opdprobe preflight`` does both.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from torch import nn
+from transformers import PreTrainedTokenizerBase
+
+from opdprobe.errors import ConfigError
+from opdprobe.models.adapters import causal_lm, is_adapted, switched_off
+from opdprobe.models.load import load_model, load_tokenizer
+from opdprobe.preflight import measure
+from opdprobe.preflight.answers import Answers, accuracies, continuation, tried
+from opdprobe.preflight.estimates import Number, prompt_mean
+from opdprobe.preflight.readout import MAX_STATES, readouts
+from opdprobe.preflight.verdict import Evidence, Verdict, judge, obstacle
+from opdprobe.rollout.continuation import Sampling
+from opdprobe.rollout.grade import Grader
+from opdprobe.rollout.pair import Pair
+from opdprobe.rollout.prompts import Prompt, encode_prompts
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What a preflight measured, and the verdict.
+
+    Parameters
+    ----------
+    settings
+        Models, sizes and sampling.
+    states
+        Means over the student's states, by the names of ``Run.metrics``: nats and shares.
+    by_position
+        The same by output position, a row a range.
+    answers
+        Accuracies and what depends on them; all unknown without answers.
+    learnt
+        Share of the divergence that a refitted readout takes away on prompts it has not seen.
+    noise
+        The student against itself.
+    responses, teacher_responses
+        Mean length, and the shares that were cut off or repeat themselves. The teacher's only with
+        answers.
+    templates
+        `states` and ``accuracy`` under each prompt template; the prompts' own is ``as given``.
+        Empty without templates.
+    cost
+        Of a recorded run at the paper's batch: tokens, bytes and seconds a step.
+    seconds
+        What each part of the preflight took.
+    """
+
+    settings: Mapping[str, Any]
+    states: Mapping[str, Number]
+    by_position: Sequence[Mapping[str, float]]
+    answers: Answers
+    learnt: Number
+    noise: Mapping[str, float]
+    responses: Mapping[str, float]
+    teacher_responses: Mapping[str, float] | None
+    templates: Mapping[str, Mapping[str, Number]]
+    cost: Mapping[str, float]
+    seconds: Mapping[str, float]
+
+    @cached_property
+    def verdict(self) -> Verdict:
+        """The rule of `opdprobe.preflight.verdict.judge` on this evidence."""
+        a = self.answers
+        gains = a.continuation or {}
+        ends = [depth for depth, gain in sorted(gains.items()) if depth > 0 and gain.low <= 0]
+        return judge(
+            Evidence(
+                overlap=self.states["overlap_ratio"],
+                reverse_kl=self.states["reverse_kl"],
+                noise=self.noise["reverse_kl"],
+                learnt=self.learnt,
+                accuracy=a.student,
+                teacher_accuracy=a.teacher,
+                gap=a.gap,
+                gain=a.gain,
+                tail=ends[0] if ends and a.gap.low > 0 else None,
+                truncated=self.responses["truncated"],
+                teacher_truncated=(self.teacher_responses or {}).get("truncated", 0.0),
+                repetitive=self.responses["repetitive"],
+            )
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """All numbers and the verdict as plain values; None where a number is unknown."""
+        return _jsonable(asdict(self) | {"verdict": asdict(self.verdict)})
+
+
+def preflight(
+    student: nn.Module | str | Path,
+    teacher: nn.Module | str | Path,
+    prompts: Sequence[Prompt],
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    teacher_tokenizer: PreTrainedTokenizerBase | None = None,
+    grader: Grader | None = None,
+    templates: Mapping[str, str] | None = None,
+    n_prompts: int = 64,
+    n: int = 4,
+    k: int = 16,
+    max_new_tokens: int = 64,
+    temperature: float = 1.0,
+    depths: Sequence[int] | None = None,
+    max_prompt_length: int = 1024,
+    skip_bad_prompts: bool = False,
+    max_tokens: int = 2048,
+    seed: int = 0,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Preflight:
+    """Measure, without training, whether a teacher suits a student.
+
+    Samples the student and scores both models at its states; refits the student's readout to the
+    teacher on one half of the prompts and tries it on the other; and, if answers are known, lets
+    the teacher go on from the student's prefixes. Neither model is changed, and torch's global
+    random state is left alone. The defaults end within ten minutes for models of 0.1 B parameters
+    on two free cores; on a GPU take more of everything.
+
+    Parameters
+    ----------
+    student, teacher : PreTrainedModel, peft.PeftModel, str or Path
+        Causal LMs of one vocabulary; a name or path is loaded, with its tokenizer. A teacher that
+        is the student itself, under adapters, is the student without its adapters.
+    prompts : sequence of Prompt
+        As for training.
+    tokenizer, teacher_tokenizer
+        The student's is needed along with a student that is already loaded; the teacher's is
+        compared with it.
+    grader : callable, optional
+        ``grader(response_text, prompt)`` in {0, 1}. Without it, accuracies and the gains that need
+        them are unknown, and the verdict says less.
+    templates : mapping of str to str, optional
+        Wordings to compare, by name, each with ``{question}`` (`encode_prompts`).
+    n_prompts, n
+        Prompts, drawn at random, and rollouts of each by either model. Halve the intervals by four
+        times as many prompts rather than rollouts.
+    k
+        Tokens compared a state.
+    max_new_tokens
+        Longest response. Accuracies count only if most responses end before it.
+    temperature
+        Of sampling and of the compared distributions.
+    depths : sequence of int, optional
+        Prefix lengths of the continuation gain; by default a quarter and a half of the median
+        response.
+    max_prompt_length, skip_bad_prompts
+        Longest prompt, and whether longer ones are left out rather than refused.
+    max_tokens
+        Most tokens in a scored micro-batch; eight times as many are sampled at once.
+    seed
+        Of prompts and sampling.
+    on_progress
+        Called with (parts done, parts in all).
+
+    Returns
+    -------
+    Preflight
+        Its ``verdict`` has the answer and the reasons.
+
+    Raises
+    ------
+    VocabularyError
+        The tokenizers differ; names the first token that does.
+    ConfigError
+        A size is out of range, the tokenizer is missing, or a model is no causal LM.
+    PromptError
+        A prompt is empty or over-long.
+
+    References
+    ----------
+    Quantities: §2.3 and App. B. Continuation gain and AUROC: §6.1 and §6.2. Refitting the readout
+    is not in the paper: it turns §3's finding, that a student takes over the pattern and not the
+    scale, into a measurement.
+
+    Examples
+    --------
+    >>> from opdprobe.testing import tiny_model, tiny_tokenizer
+    >>> twins = tiny_model(), tiny_model()
+    >>> prompts = [Prompt("a", text="7 8"), Prompt("b", text="9")]
+    >>> preflight(*twins, prompts, tokenizer=tiny_tokenizer(), max_new_tokens=4).verdict.word
+    'unlikely to help'
+    """
+    _check(n_prompts=n_prompts, n=n, k=k, max_new_tokens=max_new_tokens, max_tokens=max_tokens)
+    if not 0 < temperature < math.inf:
+        raise ConfigError(f"temperature = {temperature}; expected a number above 0.")
+    if seed < 0:
+        raise ConfigError(f"seed = {seed}; expected 0 or more.")
+    names = [_name(student), _name(teacher)]
+    if isinstance(student, str | Path):
+        tokenizer = tokenizer or load_tokenizer(student)
+        student = load_model(student)
+    if isinstance(teacher, str | Path):
+        teacher_tokenizer = teacher_tokenizer or load_tokenizer(teacher)
+        teacher = load_model(teacher)
+    if tokenizer is None:
+        raise ConfigError("pass tokenizer= along with a student that is already loaded.")
+    pair = Pair(student, teacher, tokenizer, teacher_tokenizer)
+    if k > pair.width:
+        raise ConfigError(f"k = {k} is larger than the vocabulary of {pair.width}.")
+    order = np.random.default_rng(seed).permutation(len(prompts))[:n_prompts]
+    chosen = [prompts[i] for i in sorted(order)]
+    # All wordings first: what cannot be encoded is found before an hour is spent.
+    encoded, *others = (
+        encode_prompts(
+            tokenizer,
+            chosen,
+            max_length=max_prompt_length,
+            template=template,
+            on_error="skip" if skip_bad_prompts else "raise",
+        )
+        for template in (None, *(templates or {}).values())
+    )
+    sampling = Sampling(
+        max_new_tokens, temperature, seed=seed, width=pair.width, max_tokens=8 * max_tokens
+    )
+    twofold = pair.teacher is pair.student and is_adapted(student)
+    as_teacher = partial(switched_off, student) if twofold else nullcontext
+    clock = _Clock(4 + (grader is not None) + len(others), on_progress)
+
+    with clock("sample"):
+        rollouts = measure.sampled(pair.student, pair, encoded, sampling, n)
+    own = [encoded[i].prompt for i in rollouts.prompt_index]
+    scoring: dict[str, Any] = {"k": k, "temperature": temperature, "max_tokens": max_tokens}
+    with clock("score"):
+        step, states = measure.recorded(pair, rollouts, own, grader, **scoring, n_hidden=MAX_STATES)
+    with clock("noise floor"):
+        noise = measure.noise_floor(pair, rollouts, k, temperature)
+    with clock("readout"):
+        fitted, learnt = readouts(pair, states, len(encoded), temperature=temperature, seed=seed)
+    responses, teacher_responses = measure.texts(tokenizer, step), None
+    found = Answers()
+    if grader is not None:
+        with clock("answers"):
+            with as_teacher():
+                theirs = measure.sampled(pair.teacher, pair, encoded, sampling, n)
+            graded = measure.graded(tokenizer, theirs, own, grader)
+            teacher_step = measure.rollout_dataset(theirs, own, graded)
+            teacher_responses = measure.texts(tokenizer, teacher_step)
+            found = accuracies(step, teacher_step)
+            cut_off = responses["truncated"], teacher_responses["truncated"]
+            if not obstacle(found.student, found.teacher, *cut_off):
+                half = int(np.median(step["length"])) // 2
+                at = sorted({half // 2, half} - {0}) if depths is None else depths
+                with as_teacher():
+                    gains, reach = continuation(pair, step, own, grader, sampling, at)
+                gain = tried(pair, step, fitted, encoded, grader, sampling, n)
+                found = replace(found, gain=gain, continuation=gains, n_continued=reach)
+    compared = {"as given": _wording(step)} if others else {}
+    for name, wording in zip(templates or {}, others, strict=True):
+        with clock(f"template {name}"):
+            some = measure.sampled(pair.student, pair, wording, sampling, n)
+            its = [wording[i].prompt for i in some.prompt_index]
+            compared[name] = _wording(measure.recorded(pair, some, its, grader, **scoring)[0])
+    n_tokens = step.sizes["state"]
+    return Preflight(
+        settings={
+            "student": names[0],
+            "teacher": names[1],
+            "vocabulary": pair.width,
+            "n_prompts": len(encoded),
+            "n": n,
+            "k": k,
+            "max_new_tokens": max_new_tokens,
+            "temperature": temperature,
+            "seed": seed,
+            "states": n_tokens,
+        },
+        states=measure.means(step),
+        by_position=measure.by_position(step),
+        answers=found,
+        learnt=learnt,
+        noise=noise,
+        responses=responses,
+        teacher_responses=teacher_responses,
+        templates=compared,
+        cost=measure.run_cost(
+            responses["mean_length"],
+            k,
+            clock.seconds["sample"] / n_tokens,
+            # A backward pass takes about as long as the two models' forward passes.
+            2 * clock.seconds["score"] / n_tokens,
+        ),
+        seconds=clock.seconds,
+    )
+
+
+def _wording(step: xr.Dataset) -> dict[str, Number]:
+    prompt = np.unique(step["prompt_id"].values, return_inverse=True)[1]
+    correct = step["correct"].values.astype(np.float64)
+    finished = step["finished"].values.astype(np.float64)
+    return measure.means(step) | {
+        "accuracy": prompt_mean(correct, prompt),
+        "finished": prompt_mean(finished, prompt),
+    }
+
+
+class _Clock:
+    """Times named parts and reports how many are done."""
+
+    def __init__(self, total: int, on_progress: Callable[[int, int], None] | None):
+        self.seconds: dict[str, float] = {}
+        self.total = total
+        self.report = on_progress or (lambda done, total: None)
+
+    @contextmanager
+    def __call__(self, name: str):
+        self.report(len(self.seconds), self.total)
+        start = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - start
+        self.report(len(self.seconds), self.total)
+
+
+def _check(**sizes: int) -> None:
+    for name, size in sizes.items():
+        if size < 1:
+            raise ConfigError(f"{name} = {size}; expected a whole number above 0.")
+
+
+def _name(model: nn.Module | str | Path) -> str:
+    if isinstance(model, str | Path):
+        return str(model)
+    inner = causal_lm(model)
+    return inner.config._name_or_path or type(inner).__name__
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,149 @@
+"""Read the metrics that another trainer logged into the form of ``Run.metrics``. Needs no torch."""
+
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from opdprobe.errors import StoreError, shown
+from opdprobe.probes.keys import renamed
+from opdprobe.store.safe_text import is_number, parse_json
+from opdprobe.store.schema import variable_attrs
+
+# "step:12 - actor/entropy:0.93 - timing_s/gen:4.1": verl's console logger. The line may follow a
+# worker's prefix, "(TaskRunner pid=7) step:12 - …".
+_CONSOLE = re.compile(r"\bstep:(\d{1,18}) - (\S+:\S+(?: - \S+:\S+)*)")
+# numpy 2 prints its scalars as np.float64(0.5) and verl passes them on.
+_NUMPY = re.compile(r"np\.\w+\((.*)\)")
+
+
+def read_log(path: str | Path, source: str) -> xr.Dataset:
+    r"""Read a training log of verl, the paper's code, TRL or ms-swift.
+
+    Parameters
+    ----------
+    path : path-like
+        - verl and the paper's code (its fork): the file logger's ``.jsonl``, one
+          ``{"step": …, "data": {…}}`` a line, or the text that the console logger wrote, in which
+          lines without ``step:N - key:value - …`` are passed over;
+        - TRL and ms-swift: ``trainer_state.json`` of a checkpoint, whose ``log_history`` is read.
+    source : {"verl", "thunlp", "trl", "ms-swift"}
+        Whose log it is: the same key means different things (see `opdprobe.probes.keys`).
+
+    Returns
+    -------
+    Dataset
+        Float64 scalars over ``step``, as ``Run.metrics``: our names where `opdprobe.keys` has a
+        counterpart, else theirs. NaN where a step lacks a metric; what is no number is left out.
+        A step logged twice takes the later value, so that a resumed run reads as one.
+
+    Raises
+    ------
+    ConfigError
+        If `source` is unknown.
+    StoreError
+        If the file is missing, no log of that kind, or holds no step.
+
+    Examples
+    --------
+    >>> from tempfile import TemporaryDirectory
+    >>> with TemporaryDirectory() as folder:
+    ...     log = Path(folder, "console.txt")
+    ...     _ = log.write_text("step:1 - actor/distillation/overlap_ratio:0.72 - perf/mfu:0.4\n")
+    ...     metrics = read_log(log, "verl")
+    >>> {name: metrics[name].item() for name in metrics.data_vars}
+    {'overlap_ratio': 0.72, 'perf/mfu': 0.4}
+    """
+    path = Path(path)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (FileNotFoundError, IsADirectoryError):
+        raise StoreError(f"{path} is no file; expected a training log of {source}.") from None
+    except UnicodeDecodeError as error:
+        raise StoreError(f"{path} is not UTF-8 text ({error}); expected a training log.") from error
+    if source in ("trl", "ms-swift"):
+        lines = _log_history(text, path)
+    elif text.lstrip().startswith("{"):
+        lines = _file_logger(text, path)
+    else:
+        lines = _console_logger(text)
+    merged: dict[int, dict[str, float]] = {}
+    for step, values in lines:
+        numbers = {
+            name: number
+            for name, value in values.items()
+            if name != "step" and (number := _number(value)) is not None
+        }
+        merged.setdefault(step, {}).update(numbers)
+    if not merged:
+        raise StoreError(f"{path} holds no logged step; is it a log of {source}?")
+    return renamed(_dataset(merged), source)
+
+
+def _dataset(merged: dict[int, dict[str, float]]) -> xr.Dataset:
+    steps = sorted(merged)
+    names = dict.fromkeys(name for step in steps for name in merged[step])
+    columns = {name: [merged[step].get(name, np.nan) for step in steps] for name in names}
+    return xr.Dataset(
+        {name: ("step", np.asarray(values, float)) for name, values in columns.items()},
+        {"step": ("step", np.asarray(steps, np.int64), variable_attrs("step"))},
+    )
+
+
+def _log_history(text: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    try:
+        for entry in parse_json(text)["log_history"]:
+            yield _step(entry["step"]), dict(entry)
+    except (KeyError, TypeError, ValueError) as error:
+        raise StoreError(
+            f"{path} has no readable log_history of entries with a step ({error!r}); expected the "
+            "trainer_state.json of a checkpoint."
+        ) from error
+
+
+def _file_logger(text: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    lines = text.removesuffix("\n").split("\n")
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = parse_json(line)
+            yield _step(entry["step"]), dict(entry["data"])
+        except (KeyError, TypeError, ValueError) as error:
+            if number == len(lines) and not text.endswith("\n"):
+                return  # a run still writing: half a last line
+            raise StoreError(
+                f"{path}, line {number}: {error!r}; expected {{'step': …, 'data': {{…}}}} as "
+                "verl's file logger writes it."
+            ) from error
+
+
+def _console_logger(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    for line in text.splitlines():
+        if match := _CONSOLE.search(line):
+            # A key may hold colons of its own; the value does not.
+            pairs = (pair.rpartition(":") for pair in match[2].split(" - "))
+            yield int(match[1]), {key: value for key, _, value in pairs}
+
+
+def _step(value: Any) -> int:
+    if not isinstance(value, int | float) or not abs(value) < 2**63 or value != int(value):
+        raise ValueError(f"the step is {shown(value)}, expected a whole number")
+    return int(value)
+
+
+def _number(value: Any) -> float | None:
+    if isinstance(value, str):
+        wrapped = _NUMPY.fullmatch(value)
+        try:
+            return float(wrapped[1] if wrapped else value)
+        except ValueError:
+            return None
+    # JSON has no NaN of its own; null stands for an unknown number.
+    if value is None:
+        return math.nan
+    return float(value) if is_number(value) or isinstance(value, bool) else None

@@ -1,0 +1,101 @@
+"""One run by itself, or two in the same axes: everything that is known of it, by step."""
+
+from collections.abc import Sequence
+from io import BytesIO
+from math import ceil
+from pathlib import Path
+from textwrap import fill
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from opdprobe.report.marks import draw_heatmap, draw_lines, heat_limits
+from opdprobe.report.panel import Panel
+from opdprobe.report.style import DOUBLE_COLUMN, SINGLE_COLUMN, style
+
+_COLUMNS = 3
+_HEIGHT = 1.75  # inches, of a row
+_TITLE = 34  # characters that stand beside each other
+
+
+def draw(panels: Sequence[Panel]) -> Figure:
+    """Draw the panels of a run, or of two, in rows of three; heat maps come last.
+
+    Parameters
+    ----------
+    panels
+        Lines and heat maps, such as those of `opdprobe.report.course.course_panels`; heat maps
+        share one colour scale.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        Two columns wide.
+    """
+    limits = heat_limits(panels)
+    maps = [panel for panel in panels if panel.kind == "heatmap"]
+    groups = [group for group in ([p for p in panels if p not in maps], maps) if group]
+    n_rows = [ceil(len(group) / _COLUMNS) for group in groups]
+    explained = set()
+    with style():
+        figure = Figure(figsize=(DOUBLE_COLUMN, _HEIGHT * sum(n_rows)), layout="constrained")
+        # Apart, since colour bars take room from every row of their grid.
+        parts = figure.subfigures(len(groups), squeeze=False, height_ratios=n_rows).ravel()
+        for part, group, n in zip(parts, groups, n_rows, strict=True):
+            axes = part.subplots(n, _COLUMNS, squeeze=False).ravel()
+            for ax in axes[len(group) :]:
+                ax.remove()
+            for ax, panel in zip(axes, group, strict=False):
+                _draw(panel, ax, limits)
+                ax.set_title(fill(panel.title, _TITLE), loc="left")
+                # The title names it already.
+                quantity, bracket, unit = panel.y_label.partition("[")
+                if quantity.strip().lower() == panel.title.lower():
+                    ax.set_ylabel(bracket + unit)
+                labels = tuple(series.label for series in panel.series)
+                if labels in explained:
+                    ax.get_legend().remove()
+                elif len(labels) > 1:
+                    explained.add(labels)
+        return figure
+
+
+def save(panels: Sequence[Panel], path: Path) -> None:
+    """Draw and write to `path`, in the format of its suffix."""
+    with style():
+        draw(panels).savefig(path)
+
+
+def images(panels: Sequence[Panel]) -> list[bytes]:
+    """Draw each panel by itself, for a page that lays them out.
+
+    Parameters
+    ----------
+    panels
+        Lines and heat maps; the latter share one colour scale.
+
+    Returns
+    -------
+    list of bytes
+        A PNG each, 3.3 inches wide at 200 dots an inch. A panel's title is left to the page.
+    """
+    limits = heat_limits(panels)
+    drawn = []
+    for panel in panels:
+        with style():
+            figure = Figure(figsize=(SINGLE_COLUMN, 2.2), layout="constrained")
+            _draw(panel, figure.subplots(), limits)
+            buffer = BytesIO()
+            figure.savefig(buffer, format="png", dpi=200, metadata={"Software": None})
+        drawn.append(buffer.getvalue())
+    return drawn
+
+
+def _draw(panel: Panel, ax: Axes, limits: tuple[float, float]) -> None:
+    if panel.kind == "heatmap":
+        draw_heatmap(panel, ax, limits)
+    else:
+        draw_lines(panel, ax)
+    ax.set(xlabel=panel.x_label, ylabel=panel.y_label)
+    if len(panel.series) > 1:
+        ax.legend()

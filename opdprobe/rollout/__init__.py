@@ -1,0 +1,1 @@
+"""A prompt becomes rollouts, and rollouts become rows of the store."""

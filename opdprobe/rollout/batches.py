@@ -1,0 +1,132 @@
+"""Rollouts as padded micro-batches of similar lengths."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from opdprobe.models.head import Body
+from opdprobe.rollout.sample import Rollouts
+
+# What a pass through both models and back costs beside its tokens, as a number of tokens. On a CPU
+# that is 5.5 ms for the tiny pair of `benchmarks/step_parts.py`, whose tokens take 55 µs each; for
+# accelerators it is an estimate.
+_PASS_CPU, _PASS = 100, 1024
+# On a CPU, more tokens than this leave the cache between one layer and the next.
+_MOST_TOKENS_CPU = 2048
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some rollouts as one padded batch, and where its states are.
+
+    Parameters
+    ----------
+    input_ids : Tensor (B, T)
+        Prompt and response, padded on the right, without the response's last token, which predicts
+        nothing. No attention mask is needed: attention is causal, so a real token never sees the
+        padding behind it.
+    row, time : Tensor (N,)
+        The positions that predict a response token, in rollout order within the batch.
+    sampled_ids : Tensor (N,)
+        The response tokens they predicted.
+    state : Tensor (N,)
+        Index of each state among all states of the step, rollout by rollout.
+    """
+
+    input_ids: Tensor
+    row: Tensor
+    time: Tensor
+    sampled_ids: Tensor
+    state: Tensor
+
+    def hidden(self, body: Body) -> Tensor:
+        """Run a body over the batch and pick the last hidden state at each state, (N, D)."""
+        output_BTD = body(input_ids=self.input_ids, use_cache=False).last_hidden_state
+        assert output_BTD is not None  # optional in the type only
+        return output_BTD[self.row, self.time]
+
+
+def batches(
+    rollouts: Rollouts, *, max_tokens: int, pad_id: int, device: torch.device | str = "cpu"
+) -> Iterator[Batch]:
+    """Cut rollouts into the micro-batches of similar length that cost least, longest first.
+
+    Parameters
+    ----------
+    rollouts
+        What the student sampled.
+    max_tokens
+        Most tokens a micro-batch may hold, padding included (on a CPU it may hold fewer); a single
+        longer rollout gets a micro-batch of its own.
+    pad_id
+        Filler.
+    device
+        Where the tensors go.
+
+    Yields
+    ------
+    Batch
+        Rollouts with an empty response have no states and are left out.
+    """
+    n_inputs = [
+        len(p) + len(r) - 1 for p, r in zip(rollouts.prompt_ids, rollouts.response_ids, strict=True)
+    ]
+    first_state = torch.tensor([0, *map(len, rollouts.response_ids)]).cumsum(0).tolist()
+    # The longest come first, so that a batch that does not fit in memory fails at once.
+    order = sorted(
+        (i for i, r in enumerate(rollouts.response_ids) if r), key=lambda i: -n_inputs[i]
+    )
+    cost = _PASS
+    if torch.device(device).type == "cpu":
+        cost, max_tokens = _PASS_CPU, min(max_tokens, _MOST_TOKENS_CPU)
+    start = 0
+    for size in _sizes([n_inputs[i] for i in order], max_tokens, cost):
+        chosen = order[start : start + size]
+        start += size
+        width = n_inputs[chosen[0]]
+        ids, row, time, sampled, state = [], [], [], [], []
+        for b, i in enumerate(chosen):
+            prompt, response = rollouts.prompt_ids[i], rollouts.response_ids[i]
+            ids.append(prompt + response[:-1] + [pad_id] * (width - n_inputs[i]))
+            row += [b] * len(response)
+            time += range(len(prompt) - 1, n_inputs[i])
+            sampled += response
+            state += range(first_state[i], first_state[i] + len(response))
+        yield Batch(
+            input_ids=torch.tensor(ids, device=device),
+            row=torch.tensor(row, device=device),
+            time=torch.tensor(time, device=device),
+            sampled_ids=torch.tensor(sampled, device=device),
+            state=torch.tensor(state),
+        )
+
+
+def _sizes(lengths: Sequence[int], max_tokens: int, cost: int) -> list[int]:
+    """Choose how many rows go together so that tokens, padding included, and passes cost least.
+
+    Parameters
+    ----------
+    lengths
+        Of the rows, longest first.
+    max_tokens
+        In one batch, if that has several rows.
+    cost
+        Of a pass, in tokens.
+    """
+    # From the end: rows from i on cost least if the batch that starts with row i is cut so that it
+    # and the least that the rows behind it can cost are least together.
+    n = len(lengths)
+    best, size, rows = np.zeros(n + 1), [0] * n, np.arange(1, n + 1)
+    for i in reversed(range(n)):
+        most = min(n - i, max(1, max_tokens // lengths[i]))
+        costs = rows[:most] * lengths[i] + best[i + 1 : i + 1 + most]
+        least = int(costs.argmin())
+        size[i], best[i] = least + 1, cost + costs[least]
+    sizes, i = [], 0
+    while i < n:
+        sizes.append(size[i])
+        i += sizes[-1]
+    return sizes

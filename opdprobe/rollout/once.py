@@ -1,0 +1,101 @@
+"""Look at a student through a teacher once, without training."""
+
+from collections.abc import Sequence
+
+import torch
+import xarray as xr
+
+from opdprobe.errors import ConfigError
+from opdprobe.models.head import evaluating
+from opdprobe.models.processes import Processes
+from opdprobe.rollout.grade import Grader, grade_rollouts
+from opdprobe.rollout.pair import Pair, in_rollout_order
+from opdprobe.rollout.prompts import EncodedPrompt
+from opdprobe.rollout.rows import record_dataset
+from opdprobe.rollout.sample import eos_ids, sample, step_generator
+
+
+@torch.no_grad()
+def probe(
+    pair: Pair,
+    prompts: Sequence[EncodedPrompt],
+    *,
+    n: int = 4,
+    k: int = 16,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    grader: Grader | None = None,
+    step: int = 0,
+    seed: int = 0,
+    max_tokens: int = 16384,
+    processes: Processes | None = None,
+) -> xr.Dataset:
+    """Sample the student and score both models at every state it visits.
+
+    Neither model is changed, and torch's global random state is left alone.
+
+    Parameters
+    ----------
+    pair
+        Student and teacher.
+    prompts
+        Encoded prompts.
+    n
+        Rollouts a prompt.
+    k
+        Tokens kept for either model.
+    max_new_tokens
+        Longest response.
+    temperature
+        Of sampling and of the recorded distributions.
+    grader
+        Response text and prompt to a score; None leaves `correct` NaN.
+    step
+        The training step that the record is labelled with.
+    seed
+        The same seed and student give the same rollouts, whatever the teacher.
+    max_tokens
+        Most tokens in a micro-batch, padding included.
+    processes
+        They share the prompts, each with models of its own.
+
+    Returns
+    -------
+    Dataset
+        One step in the store's schema, see `opdprobe.store.schema`; with several processes,
+        this one's part of it.
+
+    Raises
+    ------
+    ConfigError
+        There are more processes than prompts.
+    """
+    processes = processes or Processes()
+    total, share = len(prompts), processes.share(len(prompts))
+    if total < processes.size:
+        raise ConfigError(
+            f"{total} prompts for {processes.size} processes: give more, or start fewer."
+        )
+    prompts = prompts[share]
+    rollouts = sample(
+        pair.student,
+        [p.ids for p in prompts],
+        n=n,
+        max_new_tokens=max_new_tokens,
+        eos_ids=eos_ids(pair.student, pair.tokenizer),
+        pad_id=pair.pad_id,
+        temperature=temperature,
+        generator=step_generator(seed, step, pair.student.device),
+        width=pair.width,
+        part=(share.start, total),
+    )
+    own = [prompts[i].prompt for i in rollouts.prompt_index]
+    correct = None
+    if grader is not None:
+        correct = grade_rollouts(pair.tokenizer, rollouts.response_ids, own, grader)
+    with evaluating(pair.student), evaluating(pair.teacher):
+        parts = [
+            (part.batch.state, part.scores.cpu())
+            for part in pair.scored(rollouts, k=k, temperature=temperature, max_tokens=max_tokens)
+        ]
+    return record_dataset(step, rollouts, in_rollout_order(parts), own, correct)

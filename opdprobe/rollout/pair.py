@@ -1,0 +1,172 @@
+"""A student and a teacher that speak one vocabulary, ready to be scored at the same states."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from opdprobe.models.adapters import causal_lm, is_adapted, without_adapters
+from opdprobe.models.head import split_head
+from opdprobe.models.vocabulary import shared_vocabulary, shared_width
+from opdprobe.rollout.batches import Batch, batches
+from opdprobe.rollout.sample import Rollouts, padding_id
+from opdprobe.rollout.score import Scores, score
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One micro-batch: its states, both models' hidden states there, and what they say.
+
+    Parameters
+    ----------
+    batch
+        The padded rollouts and the N states in them.
+    hidden : Tensor (N, D)
+        The student's last hidden states; with gradient if gradients are enabled.
+    teacher_hidden : Tensor (N, D')
+        The teacher's, without.
+    scores
+        Top-k, entropies and divergence at the same states, without gradient.
+    """
+
+    batch: Batch
+    hidden: Tensor
+    teacher_hidden: Tensor
+    scores: Scores
+
+
+class Pair:
+    """A student and a teacher of one vocabulary.
+
+    Parameters
+    ----------
+    student, teacher : PreTrainedModel or peft.PeftModel
+        Causal LMs on one device. Logits beyond the shared vocabulary are cut, with a note. A
+        teacher that is the student itself, under adapters, is the student without its adapters.
+    tokenizer : PreTrainedTokenizerBase
+        The student's.
+    teacher_tokenizer : PreTrainedTokenizerBase, optional
+        Compared with `tokenizer` if given.
+
+    Attributes
+    ----------
+    student, teacher : PreTrainedModel
+        The causal LMs; adapters are in their layers.
+
+    Raises
+    ------
+    VocabularyError
+        The tokenizers differ; names the first differing token.
+    ConfigError
+        An adapter is no part of the layers.
+    """
+
+    def __init__(
+        self,
+        student: nn.Module,
+        teacher: nn.Module,
+        tokenizer: PreTrainedTokenizerBase,
+        teacher_tokenizer: PreTrainedTokenizerBase | None = None,
+    ):
+        if teacher_tokenizer is not None:
+            shared_vocabulary(tokenizer, teacher_tokenizer)
+        self.student = causal_lm(student)
+        self.teacher = causal_lm(teacher)
+        self.tokenizer = tokenizer
+        self.width = shared_width(self.student, self.teacher, tokenizer)
+        self.pad_id = padding_id(tokenizer)
+        self.student_body, self.student_head = split_head(self.student, width=self.width)
+        if self.teacher is self.student and is_adapted(student):
+            self.teacher_body, self.teacher_head = without_adapters(student, self.width)
+        else:
+            self.teacher_body, self.teacher_head = split_head(self.teacher, width=self.width)
+
+    def scored(
+        self, rollouts: Rollouts, *, k: int, temperature: float = 1.0, max_tokens: int = 16384
+    ) -> Iterator[Scored]:
+        """Run both models over rollouts, one micro-batch of similar lengths at a time.
+
+        Parameters
+        ----------
+        rollouts
+            What the student sampled.
+        k
+            Tokens kept for either model.
+        temperature
+            Divides both models' logits.
+        max_tokens
+            Most tokens a micro-batch may hold, padding included.
+
+        Yields
+        ------
+        Scored
+        """
+        device = self.student.device
+        for batch in batches(rollouts, max_tokens=max_tokens, pad_id=self.pad_id, device=device):
+            with recomputing(self.student):
+                hidden = batch.hidden(self.student_body)
+            with torch.no_grad():
+                teacher_hidden = batch.hidden(self.teacher_body)
+            scores = score(
+                hidden,
+                teacher_hidden,
+                self.student_head,
+                self.teacher_head,
+                batch.sampled_ids,
+                k=k,
+                temperature=temperature,
+            )
+            yield Scored(batch, hidden, teacher_hidden, scores)
+
+
+@contextmanager
+def recomputing(model: PreTrainedModel) -> Iterator[None]:
+    """Have layers that are marked for gradient checkpointing do it in evaluation mode, too.
+
+    transformers does it in training mode only, which would switch dropout on as well: with that,
+    the distribution that is trained would not be the one that sampled. So a layer is in training
+    mode until it asks, and in evaluation mode when it computes.
+    """
+    layers: list[Any] = [
+        layer
+        for layer in model.modules()
+        if torch.is_grad_enabled()
+        and isinstance(layer, GradientCheckpointingLayer)
+        and layer.gradient_checkpointing
+        and not layer.training
+    ]
+    functions = [layer._gradient_checkpointing_func for layer in layers]
+    for layer, function in zip(layers, functions, strict=True):
+        layer.training = True
+        layer._gradient_checkpointing_func = _evaluating(layer, function)
+    try:
+        yield
+    finally:
+        for layer, function in zip(layers, functions, strict=True):
+            layer.training = False
+            layer._gradient_checkpointing_func = function
+
+
+def _evaluating(layer: nn.Module, function: Callable[..., Any]) -> Callable[..., Any]:
+    def checkpoint(*args: Any, **kwargs: Any) -> Any:
+        layer.training = False
+        return function(*args, **kwargs)
+
+    return checkpoint
+
+
+def in_rollout_order(parts: list[tuple[Tensor, Scores]]) -> Scores:
+    """Put micro-batches' scores back into the order of the rollouts, on the host.
+
+    Parameters
+    ----------
+    parts
+        ``(batch.state, scores)`` of every micro-batch.
+    """
+    order = torch.cat([state for state, _ in parts]).argsort()
+    return Scores.concatenate([scores for _, scores in parts]).select(order)

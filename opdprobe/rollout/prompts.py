@@ -1,0 +1,293 @@
+r"""A prompt, its wording, and its token ids.
+
+Two kinds, as in TRL: a *conversation* (a list of role and content) goes through the tokenizer's
+chat template; a plain *text* reaches the model as it is.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import jinja2
+
+from opdprobe.errors import ConfigError, PromptError, shown
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = [
+    "BOXED_TEMPLATE",
+    "DAPO_TEMPLATE",
+    "EncodedPrompt",
+    "Prompt",
+    "encode_prompts",
+    "strip_instruction",
+]
+
+logger = logging.getLogger("opdprobe")
+
+OnError = Literal["raise", "skip"]
+
+BOXED_TEMPLATE = (
+    "{question} Please reason step by step, and put your final answer within \\boxed{}."
+)
+DAPO_TEMPLATE = (
+    "Solve the following math problem step by step. The last line of your response should be of "
+    "the form Answer: $Answer (without quotes) where $Answer is the answer to the problem.\n\n"
+    '{question}\n\nRemember to put your answer on its own line after "Answer:".'
+)
+
+# What str.format left of \boxed{} in dapo-math-17k-processed: the model reads both braces.
+BROKEN_BOX, BOX = "\\boxed{{}}", "\\boxed{}"
+# JSON may hold halves of surrogate pairs.
+_LONE = re.compile("[\ud800-\udfff]")
+_WRAPPERS = (BOXED_TEMPLATE, BOXED_TEMPLATE.replace(BOX, BROKEN_BOX), DAPO_TEMPLATE)
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One problem.
+
+    Attributes
+    ----------
+    id : str
+        Identifies the prompt in a run's store.
+    messages : tuple of {"role": str, "content": str}
+        A conversation; empty if the prompt is a plain text.
+    text : str or None
+        A plain text, given to the model as it is.
+    answer : str or None
+        The reference answer, as the file has it.
+    meta : mapping
+        The row's other columns.
+
+    Raises
+    ------
+    PromptError
+        Both or neither of `messages` and `text`; a message without role and content; nothing
+        but white space; what is no str, or no Unicode text.
+
+    Examples
+    --------
+    >>> Prompt("7", messages=({"role": "user", "content": "What is 2 + 2?"},)).question
+    'What is 2 + 2?'
+    >>> Prompt("8", text=" ")
+    Traceback (most recent call last):
+    ...
+    opdprobe.errors.PromptError: prompt '8': empty prompt
+    """
+
+    id: str
+    messages: tuple[Mapping[str, str], ...] = ()
+    text: str | None = None
+    answer: str | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if reason := self._fault():
+            raise PromptError(f"prompt {shown(self.id)}: {reason}")
+
+    def _fault(self) -> str | None:
+        if not isinstance(self.id, str):
+            return f"the id is of type {type(self.id).__name__}, expected str"
+        if self.answer is not None and not isinstance(self.answer, str):
+            return f"the answer is of type {type(self.answer).__name__}, expected str or None"
+        texts = [self.id, self.answer or ""]
+        if self.text is not None and not isinstance(self.text, str):
+            return f"the text is of type {type(self.text).__name__}, expected str"
+        if self.text is not None:
+            if self.messages:
+                return "both messages and a text; give one"
+            texts.append(self.text)
+        for message in self.messages:
+            if not isinstance(message, Mapping) or not all(
+                isinstance(message.get(key), str) for key in ("role", "content")
+            ):
+                return f"a message needs a role and a content, both str; got {shown(message)}"
+            texts += message["role"], message["content"]
+        if broken := next(filter(None, map(_LONE.search, texts)), None):
+            # No tokenizer reads it, and no file that is UTF-8 can hold it.
+            return f"half a surrogate pair, U+{ord(broken[0]):04X}, in the text; replace it"
+        # The model answers the last turn: if that says nothing, there is no question.
+        return (
+            None
+            if (self.text is not None or self.messages) and texts[-1].strip()
+            else ("empty prompt")
+        )
+
+    @property
+    def question(self) -> str:
+        """The text, or the last message's content."""
+        return self.messages[-1]["content"] if self.text is None else self.text
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """A prompt and the token ids the model sees: template, special tokens and all."""
+
+    prompt: Prompt
+    ids: tuple[int, ...]
+
+
+def encode_prompts(
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    *,
+    max_length: int = 1024,
+    template: str | None = None,
+    enable_thinking: bool = False,
+    on_error: OnError = "raise",
+) -> list[EncodedPrompt]:
+    r"""Turn prompts into token ids.
+
+    A conversation goes through the tokenizer's chat template, up to where the answer begins. If
+    the tokenizer has none, the messages' contents are joined by blank lines, without roles, and
+    encoded as a plain text: with the special tokens that the tokenizer puts around any text.
+
+    Parameters
+    ----------
+    tokenizer : transformers.PreTrainedTokenizerBase
+        The student's.
+    prompts : sequence of Prompt
+        The prompts.
+    max_length : int
+        The longest prompt allowed, in tokens (paper Table 2: 1024). None is cut: half a question
+        is another question.
+    template : str, optional
+        A wording that replaces the prompts' own: ``{question}`` in it stands for the question
+        without the instructions it came with (`strip_instruction`). Other braces are literal.
+        This is how student prompts take the form that the teacher was trained on (paper sect.
+        5.2): `BOXED_TEMPLATE`, `DAPO_TEMPLATE`, or your own.
+    enable_thinking : bool
+        Passed to the chat template; the paper's Qwen3 runs have it off (paper sect. 4).
+    on_error : {"raise", "skip"}
+        What an unusable prompt does: stop everything, or be left out and logged.
+
+    Returns
+    -------
+    list of EncodedPrompt
+        In the prompts' order, each with the prompt it came from.
+
+    Raises
+    ------
+    PromptError
+        Prompts that are too long, come to no token, or that the chat template refuses (listed by
+        place in the sequence, from 0); or no prompt is usable, under "skip" too.
+    ConfigError
+        `template` does not contain ``{question}``, or `max_length` is below 1.
+    """
+    if template is not None and "{question}" not in template:
+        raise ConfigError(f"the template has no place for {{question}}: {shown(template)}")
+    if max_length < 1:
+        raise ConfigError(f"max_length is {max_length}; it must be 1 or more")
+    encoded: list[EncodedPrompt] = []
+    faults: list[str] = []
+    for number, prompt in enumerate(prompts):
+        try:
+            ids = _encode(tokenizer, prompt, template, enable_thinking)
+            if not ids:
+                raise PromptError("no tokens")
+            if len(ids) > max_length:
+                raise PromptError(f"{len(ids)} tokens, more than max_length {max_length}")
+        except PromptError as error:
+            faults.append(f"row {number} (id {shown(prompt.id)}): {error}")
+        else:
+            encoded.append(EncodedPrompt(prompt, tuple(ids)))
+    report_faults("encode_prompts", faults, len(prompts), kept=len(encoded), on_error=on_error)
+    return encoded
+
+
+def strip_instruction(text: str) -> str:
+    r"""Take the known instructions off a question (paper App. C.3 compares questions so).
+
+    Parameters
+    ----------
+    text : str
+        A prompt's wording: a question in `BOXED_TEMPLATE` (its broken ``\boxed{{}}`` too) or
+        `DAPO_TEMPLATE`.
+
+    Returns
+    -------
+    str
+        The question; any other text comes back as it is.
+
+    Examples
+    --------
+    >>> strip_instruction(BOXED_TEMPLATE.replace("{question}", "What is 2 + 2?"))
+    'What is 2 + 2?'
+    >>> strip_instruction("What is 2 + 2?")
+    'What is 2 + 2?'
+    """
+    for wrapper in _WRAPPERS:
+        before, after = wrapper.split("{question}")
+        if len(text) >= len(before + after) and text.startswith(before) and text.endswith(after):
+            return text[len(before) : len(text) - len(after)]
+    return text
+
+
+def _encode(
+    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, template: str | None, enable_thinking: bool
+) -> list[int]:
+    question = prompt.question
+    if template is not None:
+        question = template.replace("{question}", strip_instruction(question))
+    if prompt.text is not None:
+        return _tokens(tokenizer, question)
+    messages = [*prompt.messages[:-1], {**prompt.messages[-1], "content": question}]
+    if tokenizer.chat_template is None:
+        return _tokens(tokenizer, "\n\n".join(message["content"] for message in messages))
+    try:
+        text = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, enable_thinking=enable_thinking
+        )
+    except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+        # A template is a program; it may refuse a role, or fail.
+        raise PromptError(f"the chat template fails: {error}") from error
+    assert isinstance(text, str)  # tokenize=False
+    # The chat template writes the special tokens itself.
+    return _tokens(tokenizer, text, add_special_tokens=False)
+
+
+def _tokens(
+    tokenizer: PreTrainedTokenizerBase, text: str, *, add_special_tokens: bool = True
+) -> list[int]:
+    if unknown := _unknown_words(tokenizer, text):
+        raise PromptError(
+            f"the tokenizer has no token for {shown(unknown)}, and none for unknown words"
+        )
+    return tokenizer(text, add_special_tokens=add_special_tokens).input_ids
+
+
+def _unknown_words(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:
+    """Words that a tokenizer of words would fail on, with an error of no class of its own."""
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    model = getattr(backend, "model", None)
+    if type(model).__name__ != "WordLevel" or tokenizer.unk_token is not None:
+        return []
+    known, split = tokenizer.get_vocab(), backend.pre_tokenizer
+    words = [word for word, _ in split.pre_tokenize_str(text)] if split else [text]
+    return [word for word in dict.fromkeys(words) if word not in known]
+
+
+def report_faults(
+    source: str, faults: list[str], count: int, *, kept: int, on_error: OnError
+) -> None:
+    """Raise for, or log, the rows that cannot be used."""
+    if count == 0:
+        raise PromptError(f"{source}: no rows; expected at least one prompt")
+    if not faults:
+        return
+    listed = "; ".join(faults[:10]) + ("; …" if len(faults) > 10 else "")
+    message = f"{source}: {len(faults)} of {count} rows cannot be used: {listed}."
+    if on_error == "skip" and kept:
+        logger.warning("%s They are left out.", message)
+        return
+    raise PromptError(
+        f"{message} Nothing is left."
+        if on_error == "skip"
+        else f'{message} Correct them, or leave them out with on_error="skip".'
+    )

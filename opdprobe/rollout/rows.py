@@ -1,0 +1,174 @@
+"""From what a step computed to a row in the store."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from opdprobe.models.processes import Processes
+from opdprobe.probes import entropy_gap, extreme_advantage_gap
+from opdprobe.probes.divergence import overlap_statistics
+from opdprobe.rollout.prompts import Prompt
+from opdprobe.rollout.sample import Rollouts
+from opdprobe.rollout.score import Scores
+from opdprobe.store.schema import Step, step_dataset
+
+
+def record_dataset(
+    step: int,
+    rollouts: Rollouts,
+    scores: Scores,
+    prompts: Sequence[Prompt],
+    correct: Sequence[float] | None = None,
+    missing: Sequence[str] = (),
+) -> xr.Dataset:
+    """Lay out a step in the store's schema: one row a state, in rollout order.
+
+    Parameters
+    ----------
+    step
+        Optimiser steps the student had taken when it sampled.
+    rollouts
+        What it sampled.
+    scores
+        What both models say, in rollout order.
+    prompts
+        Each rollout's prompt.
+    correct
+        Each rollout's grade in [0, 1], if graded.
+    missing
+        Models of which only a part is known; see `opdprobe.store.schema`.
+
+    Returns
+    -------
+    Dataset
+        See `opdprobe.store.schema`.
+    """
+    lengths = np.array([len(r) for r in rollouts.response_ids])
+    response_ids = np.concatenate([np.asarray(r, np.int32) for r in rollouts.response_ids])
+    first = np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return step_dataset(
+        step=step,
+        token_id=scores.token_id.numpy(),
+        logp=scores.logp.numpy(),
+        entropy=scores.entropy.numpy(),
+        reverse_kl=scores.reverse_kl.numpy(),
+        sampled_logp=scores.sampled_logp.numpy(),
+        sampled_id=response_ids,
+        rollout=np.repeat(np.arange(len(lengths)), lengths),
+        position=np.arange(lengths.sum()) - first,
+        prompt_id=[p.id for p in prompts],
+        prompt_length=[len(p) for p in rollouts.prompt_ids],
+        length=lengths,
+        finished=rollouts.finished,
+        correct=np.full(len(lengths), np.nan) if correct is None else correct,
+        prompt_ids=np.concatenate([np.asarray(p, np.int32) for p in rollouts.prompt_ids]),
+        response_ids=response_ids,
+        attrs={"missing": list(missing)} if missing else None,
+    )
+
+
+def thin(
+    dataset: xr.Dataset,
+    *,
+    fraction: float,
+    max_positions: int | None,
+    seed: Sequence[int],
+    part: tuple[int, int] | None = None,
+) -> Step:
+    """Keep a random share of the rollouts and the first positions of each.
+
+    Parameters
+    ----------
+    dataset
+        A whole step, or a part of one.
+    fraction
+        Share of the step's rollouts kept, at least one.
+    max_positions
+        States kept of each rollout; None keeps all. The texts stay whole.
+    seed
+        Of the choice of rollouts.
+    part
+        ``(first, total)``: the rollouts are those from `first` on of the step's `total`.
+    """
+    variables = dataset.variables
+    if fraction == 1 and max_positions is None:
+        return Step(variables, dataset.attrs)
+    n = dataset.sizes["rollout"]
+    first, total = part or (0, n)
+    keep = np.zeros(total, bool)
+    size = max(1, round(total * fraction))
+    keep[np.random.default_rng(list(seed)).choice(total, size, replace=False)] = True
+    keep = keep[first : first + n]
+    states = keep[variables["rollout"].values]
+    if max_positions is not None:
+        states &= variables["position"].values < max_positions
+    rows = {
+        "rollout": keep,
+        "state": states,
+        "prompt_token": np.repeat(keep, variables["prompt_length"].values),
+        "response_token": np.repeat(keep, variables["length"].values),
+    }
+    # Places rather than truth values, which would be turned into places for each variable anew.
+    places = {dim: np.flatnonzero(mask) for dim, mask in rows.items()}
+    kept: dict[str, xr.Variable] = {}
+    for name, variable in variables.items():
+        dim = str(variable.dims[0])
+        values = variable.values[places[dim]] if dim in places else variable.values
+        kept[str(name)] = xr.Variable(variable.dims, values, variable.attrs, fastpath=True)
+    rollout = kept["rollout"].values  # a copy: its rows are among the kept ones now
+    rollout[:] = (np.cumsum(keep) - 1)[rollout]
+    return Step(kept, dataset.attrs)
+
+
+def step_metrics(dataset: xr.Dataset, processes: Processes | None = None) -> dict[str, float]:
+    """Average the paper's quantities over all states of a step (paper §2.3, App. B).
+
+    Parameters
+    ----------
+    dataset
+        The step.
+    processes
+        Each has a part of the step in its `dataset`, and gets the averages over all.
+
+    Returns
+    -------
+    dict
+        Keys are the probes' names; ``empty_overlap`` is the share of states whose overlap set is
+        empty, which the advantage leaves out. Nats and shares.
+    """
+    # The probes themselves rather than ds.opd: this runs every step, and the accessor's labels cost
+    # more than the arithmetic where a step is small.
+    logp, entropy = dataset["logp"].values, dataset["entropy"].values
+    student, teacher = logp[:, 0, 0], logp[:, 1, 0]
+    mask = dataset["match"].values >= 0
+    student_mass, teacher_mass, advantage = overlap_statistics(student, teacher, mask).T
+    sampled, correct = dataset["sampled_logp"].values, dataset["correct"].values
+    metrics = {
+        "overlap_ratio": mask,
+        "student_overlap_mass": student_mass,
+        "teacher_overlap_mass": teacher_mass,
+        "overlap_token_advantage": _known(advantage),
+        "empty_overlap": np.isnan(advantage),
+        "entropy_gap": entropy_gap(entropy[:, 0], entropy[:, 1]),
+        "student_entropy": entropy[:, 0],
+        "teacher_entropy": entropy[:, 1],
+        "reverse_kl": dataset["reverse_kl"].values,
+        "extreme_advantage_gap": _known(extreme_advantage_gap(student, teacher, mask)),
+        "sampled_reward": sampled[:, 1] - sampled[:, 0],
+        "completion_length": dataset["length"].values,
+        "finished": dataset["finished"].values,
+        "correct": _known(correct),
+    }
+    own = [(float(values.sum(dtype=np.float64)), values.size) for values in metrics.values()]
+    total, n = np.sum((processes or Processes()).gather(own), axis=0).T
+    return {
+        name: t / count if count else math.nan
+        for name, t, count in zip(metrics, total.tolist(), n.tolist(), strict=True)
+    }
+
+
+def _known(values: NDArray) -> NDArray:
+    return values[~np.isnan(values)]

@@ -1,0 +1,335 @@
+"""Sampling responses from a model.
+
+One prefill serves all rollouts of a prompt, and rows that have ended leave the batch: the two
+things `generate` does not do and on-policy distillation needs most.
+"""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from weakref import WeakSet
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from opdprobe.errors import NonFiniteError
+from opdprobe.models.head import evaluating
+from opdprobe.rollout.kv_cache import RoomyLayer, roomy_cache
+from opdprobe.rollout.packed_weights import packed_weights
+
+logger = logging.getLogger("opdprobe")
+
+# Dropping rows copies the cache, so it waits until this share of the batch has ended.
+_DROP_AT = 0.25
+
+# Columns in a pile when drawing: the piles' sums and the pile that is picked are both short then.
+_PILE = 32
+
+# What all prompts begin with is computed once where that spares so many tokens: a further pass
+# through the model costs as much as about a hundred.
+_LEAST_SPARED = 128
+
+_endless: WeakSet[PreTrainedModel] = WeakSet()  # models whose log entry is written
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """Prompts and the responses sampled from them, one entry a rollout.
+
+    Parameters
+    ----------
+    prompt_ids, response_ids
+        Token ids without padding; a response that ended includes its end-of-sequence token.
+    finished
+        Whether the response ended by itself rather than at the length limit.
+    prompt_index
+        Row of the prompt list that each rollout belongs to.
+    """
+
+    prompt_ids: list[list[int]]
+    response_ids: list[list[int]]
+    finished: list[bool]
+    prompt_index: list[int]
+
+    def __len__(self) -> int:
+        return len(self.response_ids)
+
+    @property
+    def n_tokens(self) -> int:
+        """Response tokens of all rollouts together."""
+        return sum(map(len, self.response_ids))
+
+
+def draw(logits: Tensor, u: Tensor, *, temperature: float = 1.0, top_p: float = 1.0) -> Tensor:
+    """Draw one token a row by inverting the cumulative distribution.
+
+    One uniform number a row, and two short searches instead of a sum over the whole vocabulary:
+    several times faster than `torch.multinomial` over 150,000 tokens.
+
+    Parameters
+    ----------
+    logits : Tensor (N, V)
+    u : Tensor (N,)
+        Uniform random numbers in [0, 1).
+    temperature
+        Above 0; 0 takes the most probable token.
+    top_p
+        Keep the smallest set of most probable tokens whose mass reaches it; 1 keeps all.
+
+    Returns
+    -------
+    Tensor (N,)
+        Token ids, int64; -1 where the largest logit is NaN or infinite.
+    """
+    largest = logits.amax(-1, keepdim=True)
+    if temperature == 0:
+        return torch.where(largest.isfinite(), logits.argmax(-1, keepdim=True), -1).squeeze(-1)
+    probs = logits.float() - largest
+    if temperature != 1:
+        probs /= temperature
+    probs.exp_()  # up to the normaliser
+    u = u.to(probs)[:, None]
+    order = None
+    if top_p < 1:
+        probs, order = (probs / probs.sum(-1, keepdim=True)).sort(-1, descending=True)
+        # A token stays while the mass before it is below top_p, so the first always stays.
+        probs = probs.masked_fill(probs.cumsum(-1) - probs >= top_p, 0.0)
+    column = _invert(probs, u)
+    token = column if order is None else order.gather(-1, column)
+    return torch.where(largest.isfinite(), token, -1).squeeze(-1)
+
+
+def _invert(weights: Tensor, u: Tensor) -> Tensor:
+    """Pick the column where a row's running sum passes u times its total, (N, V), (N, 1) -> (N, 1).
+
+    Many columns are dealt out to q piles of `_PILE` (column j goes to pile j mod q, so that summing
+    the piles runs along memory), and the few that are left over are piles of one. First a pile is
+    picked by the running sum of the piles, then a column in it.
+    """
+    q = weights.shape[1] // _PILE
+    if q < _PILE:  # one short sum takes fewer operations than two shorter ones
+        cdf = weights.cumsum(-1)
+        return _first_above(cdf, u * cdf[:, -1:])
+    dealt = weights[:, : q * _PILE].view(len(weights), _PILE, q)
+    cdf = torch.cat([dealt.sum(1), weights[:, q * _PILE :]], 1).cumsum(-1)
+    target = u * cdf[:, -1:]
+    pile = _first_above(cdf, target)
+    whole = pile < q
+    before = torch.where(pile > 0, cdf.gather(1, (pile - 1).clamp(min=0)), 0)
+    first = torch.where(whole, pile, pile - q + q * _PILE)
+    # A pile of one is its column and _PILE - 1 repetitions of it without weight.
+    rank = torch.arange(_PILE, device=weights.device)
+    columns = first + torch.where(whole, q * rank, 0)
+    inside = torch.where(whole | (rank == 0), weights.gather(1, columns), 0).cumsum(-1)
+    return columns.gather(1, _first_above(inside, (target - before).clamp(min=0)))
+
+
+def _first_above(cdf: Tensor, target: Tensor) -> Tensor:
+    # right=True finds the first entry above the target: one without weight is never picked. A u of
+    # 1 (on some devices) or rounding must not lead past the last entry that has any.
+    last = (cdf < cdf[:, -1:]).sum(-1, keepdim=True)
+    return torch.minimum(torch.searchsorted(cdf, target, right=True), last)
+
+
+def left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Stack token lists with padding on the left.
+
+    Returns
+    -------
+    ids : Tensor (B, T)
+    mask : Tensor (B, T)
+        1 where a real token stands, int64.
+    """
+    width = max(map(len, rows))
+    ids = torch.tensor([[pad_id] * (width - len(r)) + list(r) for r in rows])
+    mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows])
+    return ids, mask
+
+
+def _shared_tokens(prompts: Sequence[Sequence[int]], cache: DynamicCache) -> int:
+    """Count the tokens that all prompts begin with, as with a system prompt; 0 if too few."""
+    if not all(type(layer) is RoomyLayer for layer in cache.layers):
+        return (
+            0  # keys that a sliding window has left cannot be put where a shorter prompt has them
+        )
+    # Between the first and the last in lexical order lie all others.
+    rows = sorted(map(list, prompts))
+    same = takewhile(lambda pair: pair[0] == pair[1], zip(rows[0], rows[-1], strict=False))
+    # The last tokens are left: their logits are the first to be sampled from.
+    n = min(sum(1 for _ in same), max(map(len, rows)) - 1)
+    return n if n * (len(rows) - 1) >= _LEAST_SPARED else 0
+
+
+@torch.inference_mode()
+def sample(
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    *,
+    n: int = 1,
+    max_new_tokens: int,
+    eos_ids: Sequence[int],
+    pad_id: int,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    generator: torch.Generator | None = None,
+    width: int | None = None,
+    part: tuple[int, int] | None = None,
+) -> Rollouts:
+    """Sample `n` responses a prompt.
+
+    Parameters
+    ----------
+    model
+        A causal LM; its modules' train/eval modes are restored afterwards.
+    prompts
+        Token ids of each prompt, of any lengths.
+    n
+        Rollouts a prompt.
+    max_new_tokens
+        Longest response, in tokens.
+    eos_ids
+        Tokens that end a response.
+    pad_id
+        Filler on the left of short prompts; any id works, it is masked.
+    temperature, top_p
+        Sampling distribution. On-policy distillation wants 1 and 1 (Table 2): with top-p below 1
+        the sampled token no longer estimates the KL.
+    generator
+        Source of randomness on the model's device; None uses torch's global one.
+    width
+        Sample from the first `width` ids only (vocabulary shared with another model).
+    part
+        ``(first, total)``: the prompts are those from `first` on of `total` in all. A rollout draws
+        the numbers that it would draw among all of them, so that the parts can be sampled apart.
+
+    Returns
+    -------
+    Rollouts
+        In the order of `prompts`, the `n` rollouts of a prompt next to each other.
+
+    Raises
+    ------
+    NonFiniteError
+        If the model's logits hold NaN.
+    """
+    with evaluating(model):
+        device = model.device
+        ids, mask = (t.to(device) for t in left_pad(prompts, pad_id))
+        position = mask.cumsum(-1).sub_(1).clamp_(min=0)
+        padded = not bool(mask.all())  # without padding, models do without a mask
+        cache = roomy_cache(model.config)
+        shared = _shared_tokens(prompts, cache)
+        if shared:
+            model(
+                input_ids=torch.tensor([list(prompts[0][:shared])], device=device),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            for layer in cache.layers:
+                assert isinstance(layer, RoomyLayer)
+                layer.spread((mask == 0).sum(1))
+        out = model(
+            input_ids=ids[:, shared:],
+            attention_mask=mask if padded else None,
+            position_ids=position[:, shared:],
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        cache.batch_repeat_interleave(n)
+        logits = out.logits[:, -1, :width].repeat_interleave(n, 0)
+        mask = mask.repeat_interleave(n, 0)
+        position = position[:, -1:].repeat_interleave(n, 0)
+
+        n_rows = len(logits)
+        eos = torch.tensor(list(eos_ids), device=device)
+        responses = torch.zeros((n_rows, max_new_tokens), dtype=torch.long, device=device)
+        lengths = torch.full((n_rows,), max_new_tokens, device=device)
+        finished = torch.zeros(n_rows, dtype=torch.bool, device=device)
+        rows = torch.arange(n_rows, device=device)  # rollout of each row of the batch
+        alive = torch.ones(n_rows, dtype=torch.bool, device=device)
+        source = generator.device if generator is not None else None
+        first, total = part or (0, len(prompts))
+        with packed_weights(model, n_rows):
+            for t in range(max_new_tokens):
+                # A number for each rollout, live or not, here or elsewhere: what one draws does not
+                # depend on the others.
+                u = torch.rand(n * total, generator=generator, device=source).to(device)
+                u = u[n * first + rows]
+                token = draw(logits, u, temperature=temperature, top_p=top_p)
+                if (token < 0).any():
+                    bad = first + int(rows[token < 0][0]) // n
+                    raise NonFiniteError(
+                        f"{type(model).__name__} gave NaN or infinite logits while sampling: "
+                        f"prompt {bad}, response position {t}. Check the weights and the dtype "
+                        "(float16 overflows)."
+                    )
+                responses[rows, t] = token  # of an ended row it is cut off below
+                ended = alive & torch.isin(token, eos)
+                if ended.any():
+                    lengths[rows[ended]] = t + 1
+                    finished[rows[ended]] = True
+                    alive &= ~ended
+                n_alive = int(alive.sum())
+                if n_alive == 0 or t == max_new_tokens - 1:
+                    break
+                if n_alive <= (1 - _DROP_AT) * len(alive):
+                    cache.batch_select_indices(alive)
+                    rows, token, mask, position = (x[alive] for x in (rows, token, mask, position))
+                    alive = alive[alive]
+                if padded:
+                    mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
+                position = position + 1
+                out = model(
+                    input_ids=token[:, None],
+                    attention_mask=mask if padded else None,
+                    position_ids=position,
+                    past_key_values=cache,
+                    use_cache=True,
+                )
+                logits = out.logits[:, -1, :width]
+    return Rollouts(
+        prompt_ids=[list(p) for p in prompts for _ in range(n)],
+        response_ids=[
+            row[:length] for row, length in zip(responses.tolist(), lengths.tolist(), strict=True)
+        ],
+        finished=finished.tolist(),
+        prompt_index=[i for i in range(len(prompts)) for _ in range(n)],
+    )
+
+
+def step_generator(seed: int, step: int, device: torch.device | str) -> torch.Generator:
+    """Random numbers of one step: a function of seed and step, so a resumed run draws the same."""
+    state = np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]
+    return torch.Generator(device).manual_seed(int(state >> 1))
+
+
+def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Every token that ends a response, by the model's generation settings and its tokenizer.
+
+    Of a model without any, the log says so, once.
+    """
+    ids = set()
+    if model.generation_config is not None and model.generation_config.eos_token_id is not None:
+        ids |= set(np.atleast_1d(model.generation_config.eos_token_id).tolist())
+    if tokenizer.eos_token_id is not None:
+        ids.add(tokenizer.eos_token_id)
+    if not ids and model not in _endless:
+        _endless.add(model)
+        logger.warning(
+            "%s: no end-of-sequence token, neither in its generation settings nor in the "
+            "tokenizer: every response will run to its limit. Set tokenizer.eos_token, or "
+            "model.generation_config.eos_token_id.",
+            model.name_or_path or type(model).__name__,
+        )
+    return sorted(ids)
+
+
+def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Filler of batches: the tokenizer's, or 0. Any id will do, since it is never attended to."""
+    pad_id = tokenizer.pad_token_id
+    return pad_id if isinstance(pad_id, int) else 0

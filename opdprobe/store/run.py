@@ -1,0 +1,351 @@
+"""Read a run: its settings, its metrics, one step, or all steps as one lazy dataset."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import dask.array as da
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from opdprobe.errors import StoreError, shown
+from opdprobe.store.safe_text import is_number, parse_json, parse_yaml
+from opdprobe.store.schema import SCHEMA_VERSION, check_version, variable_attrs
+from opdprobe.store.step import read_block, read_counts, read_step
+from opdprobe.store.step_parts import step_files
+
+
+def open_run(path: str | Path) -> "Run":
+    """Open a run for reading.
+
+    Parameters
+    ----------
+    path : path-like
+        Directory of the run, finished or being written; or where it lies on object storage, such as
+        ``"s3://bucket/run"`` or ``"memory://run"`` (needs ``opdprobe[cloud]``, and credentials
+        where the library of that storage looks for them).
+
+    Returns
+    -------
+    Run
+        Its settings, metrics and steps.
+
+    Raises
+    ------
+    StoreError
+        There is nothing at `path`, it is no run, or a newer opdprobe wrote it.
+
+    Examples
+    --------
+    >>> open_run("no/such/run")
+    Traceback (most recent call last):
+    ...
+    opdprobe.errors.StoreError: no/such/run does not exist, expected the directory of a run
+    """
+    path = _locate(path)
+    if not path.exists():
+        raise StoreError(f"{path} does not exist, expected the directory of a run")
+    try:
+        attrs = parse_json((path / "run.json").read_text(encoding="utf-8"))
+        config = parse_yaml((path / "config.yaml").read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise StoreError(
+            f"{path} is not a run: it has no {Path(error.filename or error.args[0]).name}; "
+            "expected the directory that a run was written to"
+        ) from None
+    except (ValueError, IsADirectoryError) as error:
+        raise StoreError(
+            f"run.json or config.yaml in {path} cannot be read ({error}): restore the file"
+        ) from error
+    for name, content in (("run.json", attrs), ("config.yaml", config)):
+        if not isinstance(content, dict):
+            raise StoreError(
+                f"{path / name} holds {shown(content)}, expected names and values: restore the file"
+            )
+    check_version(attrs.get("schema_version"), str(path))
+    return Run(path, config, attrs)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run, open for reading; made by `open_run`.
+
+    Nothing is cached: each look at `steps` or `metrics` sees what is there now.
+
+    Attributes
+    ----------
+    path : pathlib.Path
+        The directory.
+    config : dict
+        Settings of the run.
+    attrs : dict
+        What the run is: schema and library versions, models, hashes, seed, ….
+    """
+
+    path: Path
+    config: dict[str, Any] = field(repr=False)
+    attrs: dict[str, Any] = field(repr=False)
+
+    @property
+    def steps(self) -> list[int]:
+        """Recorded steps, in order."""
+        return list(self.files)
+
+    @property
+    def files(self) -> dict[int, tuple[Path, ...]]:
+        """Files of each recorded step: one, or one from each process that recorded it."""
+        return step_files(self.path)
+
+    @property
+    def metrics(self) -> xr.Dataset:
+        """Logged metrics over `step`, float64; NaN where a step lacks one."""
+        merged: dict[int, dict[str, float]] = {}
+        for line in read_entries(self.path / "metrics.jsonl"):
+            merged.setdefault(line["step"], {}).update(line)
+        steps = sorted(merged)
+        names = dict.fromkeys(name for step in steps for name in merged[step] if name != "step")
+        columns = {name: [merged[step].get(name, np.nan) for step in steps] for name in names}
+        return xr.Dataset(
+            {name: ("step", np.asarray(values, float)) for name, values in columns.items()},
+            {"step": ("step", np.asarray(steps, np.int64), variable_attrs("step"))},
+        )
+
+    @property
+    def benchmarks(self) -> list[str]:
+        """Names of the benchmarks that have been evaluated, in the order of their first time."""
+        lines = read_entries(self.path / "evaluations.jsonl")
+        return list(dict.fromkeys(line["benchmark"] for line in lines))
+
+    def evaluation(self, benchmark: str) -> xr.Dataset:
+        """Scores of every problem of a benchmark at every evaluated step.
+
+        Parameters
+        ----------
+        benchmark : str
+            Name that the evaluation was logged under.
+
+        Returns
+        -------
+        xarray.Dataset
+            `score` over (step, problem): the mean score of a problem's samples, in [0, 1]; the
+            mean over `problem` is avg@n. Coordinates `step` and `prompt_id`.
+
+        Raises
+        ------
+        StoreError
+            The run has no such evaluation; lists those it has.
+        """
+        lines = read_entries(self.path / "evaluations.jsonl")
+        by_step = {line["step"]: line for line in lines if line["benchmark"] == benchmark}
+        if not by_step:
+            found = sorted({line["benchmark"] for line in lines})
+            raise StoreError(f"{self.path} has no evaluation {benchmark!r}; it has {found}")
+        steps = sorted(by_step)
+        if len({tuple(line["prompt_id"]) for line in by_step.values()}) > 1:
+            raise StoreError(f"{self.path}: {benchmark!r} is not the same problems at every step")
+        return xr.Dataset(
+            {"score": (("step", "problem"), [by_step[step]["score"] for step in steps])},
+            {"step": steps, "prompt_id": ("problem", by_step[steps[0]]["prompt_id"])},
+        )
+
+    def load(self, step: int) -> xr.Dataset:
+        """Read one step.
+
+        Parameters
+        ----------
+        step : int
+            A recorded step.
+
+        Returns
+        -------
+        xarray.Dataset
+            The step, in memory.
+
+        Raises
+        ------
+        StoreError
+            There is no such step, its file is torn, or its schema is newer.
+        """
+        (files,) = self._files([step])
+        return read_step(files)
+
+    def states(self, steps: Iterable[int] | None = None) -> xr.Dataset:
+        """Line up the states of many steps, lazily.
+
+        Parameters
+        ----------
+        steps : iterable of int, optional
+            Which steps; all by default. Taken once each, in order.
+
+        Returns
+        -------
+        xarray.Dataset
+            The variables over `state`, one dask block a step. The `rollout` coordinate counts
+            through all steps: it is the row in ``rollouts(steps)``.
+
+        Raises
+        ------
+        StoreError
+            There is no recorded step, or not that one.
+        """
+        return self._concatenate("state", steps)
+
+    def rollouts(self, steps: Iterable[int] | None = None) -> xr.Dataset:
+        """Line up the rollouts of many steps, lazily.
+
+        Parameters
+        ----------
+        steps : iterable of int, optional
+            Which steps; all by default. Taken once each, in order.
+
+        Returns
+        -------
+        xarray.Dataset
+            The variables over `rollout`, with a `step` coordinate, one dask block a step; token
+            ids are left out (`prompt_ids`, `response_ids`).
+
+        Raises
+        ------
+        StoreError
+            There is no recorded step, or not that one.
+        """
+        return self._concatenate("rollout", steps)
+
+    def prompt_ids(self, step: int) -> list[NDArray[np.int32]]:
+        """Token ids of each rollout's prompt at a step."""
+        return _rows(self.load(step), "prompt_ids", "prompt_length")
+
+    def response_ids(self, step: int) -> list[NDArray[np.int32]]:
+        """Token ids of each rollout's response at a step."""
+        return _rows(self.load(step), "response_ids", "length")
+
+    def _concatenate(
+        self, dim: Literal["state", "rollout"], steps: Iterable[int] | None
+    ) -> xr.Dataset:
+        chosen = self.steps if steps is None else sorted(set(steps))
+        if not chosen:
+            raise StoreError(f"{self.path} has no recorded step to read")
+        files = self._files(chosen)
+        # All steps of a run have one form, so the first one's variables describe them all; of the
+        # others only the counts are read.
+        first = self.load(chosen[0])
+        n_state, n_rollout = np.array([read_counts(some) for some in files]).T
+        rows = n_state if dim == "state" else n_rollout
+        offsets = tuple((np.cumsum(n_rollout) - n_rollout).tolist())
+        variables: dict[Any, Any] = {}
+        for name, variable in first.variables.items():
+            if variable.dims[0] == dim:
+                dtype = np.dtype(object) if variable.dtype.kind == "U" else variable.dtype
+                blocks = da.map_blocks(
+                    read_block,
+                    files=files,
+                    variable=name,
+                    shift=offsets if name == "rollout" else (),
+                    row_shape=variable.shape[1:],
+                    chunks=(tuple(rows.tolist()), *((size,) for size in variable.shape[1:])),
+                    dtype=dtype,
+                    meta=np.empty((0,) * variable.ndim, dtype),
+                )
+                variables[name] = (variable.dims, blocks, variable.attrs)
+        if dim == "state":
+            coords = {name: variables.pop(name) for name in ("rollout", "position", "step")}
+            coords |= {name: first[name] for name in ("model", "support")}
+        else:
+            coords = {
+                "step": (
+                    "rollout",
+                    np.repeat(np.asarray(chosen, np.int32), rows),
+                    variable_attrs("step"),
+                )
+            }
+        return xr.Dataset(variables, coords, {"schema_version": SCHEMA_VERSION})
+
+    def _files(self, steps: list[int]) -> list[tuple[Path, ...]]:
+        recorded = self.files
+        for step in steps:
+            if step not in recorded:
+                listed = ", ".join(map(str, list(recorded)[:20])) + ", …" * (len(recorded) > 20)
+                raise StoreError(
+                    f"{self.path} has no step {step}; recorded are: {listed or 'none so far'}"
+                )
+        return [recorded[step] for step in steps]
+
+
+def _locate(path: str | Path) -> Path:
+    """Make a path of what names a run: on disk, or elsewhere if it begins with a protocol."""
+    if not isinstance(path, str):
+        return path
+    if "://" not in path:
+        return Path(path)
+    try:
+        from upath import UPath
+    except ImportError as error:
+        raise StoreError(
+            f"{path} is not on this disk: install opdprobe[cloud] to read it there, or copy it here"
+        ) from error
+    try:
+        return UPath(path)  # pyright: ignore[reportReturnType]  # has what a Path has, for reading
+    except (ImportError, ValueError) as error:
+        raise StoreError(f"{path} cannot be reached: {error}") from error
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read a file of JSON lines, each a dict; half a last line is left out."""
+    return _parsed(path, _object)
+
+
+def read_entries(path: Path) -> list[dict[str, Any]]:
+    """Read a file of metrics or evaluations, each a dict with ``step``; likewise."""
+    return _parsed(path, _entry)
+
+
+def _parsed(path: Path, check: Callable[[Any], dict[str, Any]]) -> list[dict[str, Any]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    except UnicodeDecodeError as error:
+        raise StoreError(f"{path} is not UTF-8 text ({error}); restore the file") from error
+    lines = []
+    # What follows the last line break is not yet whole.
+    for number, line in enumerate(text.split("\n")[:-1], start=1):
+        try:
+            lines.append(check(parse_json(line)))
+        except ValueError as error:
+            raise StoreError(f"{path}, line {number}: {error}; remove the line") from error
+    return lines
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{shown(value)} is no object")
+    return value
+
+
+def _entry(entry: Any) -> dict[str, Any]:
+    """Check that a line is an evaluation, or of numbers."""
+    step = _object(entry).get("step")
+    if not isinstance(step, int) or abs(step) >= 2**63:
+        raise ValueError(f"the step is {shown(step)}, expected a whole number")
+    if "benchmark" in entry:
+        ids, scores = entry.get("prompt_id"), entry.get("score")
+        if not (isinstance(ids, list) and isinstance(scores, list) and len(ids) == len(scores)):
+            raise ValueError("expected one score for each prompt_id")
+        texts, numbers = [entry["benchmark"], *ids], scores
+    else:
+        texts, numbers = [], [value for name, value in entry.items() if name != "step"]
+    if bad := [text for text in texts if not isinstance(text, str)]:
+        raise ValueError(f"{shown(bad[0])} is no name")
+    if bad := [number for number in numbers if not is_number(number)]:
+        raise ValueError(f"{shown(bad[0])} is no number")
+    return entry
+
+
+def _rows(ds: xr.Dataset, ids: str, lengths: str) -> list[NDArray[np.int32]]:
+    if ids not in ds:
+        raise StoreError(f"{ids} was not recorded in this run")
+    ends = np.cumsum(ds[lengths].values)
+    flat = ds[ids].values
+    return [flat[end - n : end] for end, n in zip(ends, ds[lengths].values, strict=True)]

@@ -1,0 +1,250 @@
+"""One recorded step on disk: a zarr-v3 group in an uncompressed zip file.
+
+The file appears whole or not at all: it is written under a temporary name, flushed to disk and
+renamed into place. Plain xarray reads it, without opdprobe::
+
+    xr.open_dataset("zip::run_dir/steps/000120.zarr.zip", engine="zarr", consolidated=False)
+
+A variable is one chunk for up to 131072 states and never split along another axis. Reading a step
+verifies the checksum of all that is read and closes the file again, so that a run of any number of
+steps holds no file open.
+"""
+
+import errno
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from opdprobe.errors import StoreError
+from opdprobe.store.schema import REQUIRED, VARIABLES, Step
+from opdprobe.store.step_decode import torn
+from opdprobe.store.step_encode import step_members, zip_file
+from opdprobe.store.step_parts import open_files
+
+TEMPORARY = ".tmp-"
+_KEPT_BITS = 12
+_COUNTS = ("n_state", "n_rollout")  # attributes on disk, so that a reader can plan without data
+_OF_XARRAY = ("coordinates", "dtype")  # what xarray notes for itself among a variable's attributes
+
+
+def write_step_file(path: Path, step: xr.Dataset | Step) -> None:
+    """Write a valid, loaded step to `path`, whole or not at all.
+
+    `logp` is rounded to 12 bits of mantissa, so that it compresses well. The relative error is at
+    most 2**-13: 0.002 nats for a token of probability 1e-7, and 4.5e-5 of probability for any
+    token (the largest p·|log p| is 0.37). The order of ranks is kept; everything else is exact.
+    Equal steps give equal bytes.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        The file; replaced where it exists.
+    step : xarray.Dataset or Step
+        The step.
+    """
+    variables = step.variables
+    of_rollouts = (len(v) for v in variables.values() if v.dims == ("rollout",))
+    # Without tables of rollouts, those that have states count.
+    n_rollout = next(of_rollouts, variables["rollout"].values.max(initial=-1) + 1)
+    attributes = {
+        **step.attrs,
+        "n_state": len(variables["rollout"]),
+        "n_rollout": int(n_rollout),
+    }
+    members = step_members(step, attributes, logp=round_mantissa(variables["logp"].values))
+    write_whole(path, lambda file: file.writelines(zip_file(members)))
+
+
+def read_step(files: Sequence[Path]) -> xr.Dataset:
+    """Read a step from its files.
+
+    Parameters
+    ----------
+    files : sequence of pathlib.Path
+        The file, or all parts in order.
+
+    Returns
+    -------
+    xarray.Dataset
+        The step, in memory; the files are closed.
+
+    Raises
+    ------
+    StoreError
+        A file is missing, torn, or not a step.
+    """
+    with open_files(files) as archive:
+        if missing := [name for name in REQUIRED if name not in archive.variables]:
+            raise torn(archive.path, f"{missing[0]} is not in it")
+        archive.check_sizes()
+        variables: dict[str, xr.Variable] = {}
+        for name in sorted(archive.variables, key=[*VARIABLES].index):
+            values = archive.rows(name)
+            # Decoded chunks are read-only. Text comes as objects, and numpy asks what size it has.
+            values = np.array(values.tolist(), str) if values.dtype == object else values.copy()
+            attrs = archive.form(name)["attributes"]
+            attrs = {key: attrs[key] for key in attrs if key not in _OF_XARRAY}
+            variables[name] = xr.Variable(VARIABLES[name].dims, values, attrs)
+        attrs = {key: v for key, v in archive.attributes.items() if key not in _COUNTS}
+        return Step(variables, attrs).to_dataset()
+
+
+def read_counts(files: Sequence[Path]) -> tuple[int, int]:
+    """Read how many states and rollouts a step has, and nothing else (0.1 ms a file)."""
+    with open_files(files) as archive:
+        return archive.n_state, archive.n_rollout
+
+
+def read_block(
+    files: Sequence[Sequence[Path]],
+    variable: str,
+    shift: Sequence[int],
+    row_shape: tuple[int, ...],
+    block_id: tuple[int, ...],
+) -> NDArray[Any]:
+    """Read one variable of one step, for a dask array with one block a step.
+
+    Parameters
+    ----------
+    files : sequence of sequence of pathlib.Path
+        Of each step, its files.
+    variable : str
+        Which variable.
+    shift : sequence of int
+        What to add to its values, per step; empty for nothing.
+    row_shape : tuple of int
+        Shape of a row, in the steps before.
+    block_id : tuple of int
+        The first entry says which step.
+
+    Returns
+    -------
+    ndarray
+        The values.
+
+    Raises
+    ------
+    StoreError
+        The file is torn, or not a step of the same run.
+    """
+    row = block_id[0]
+    with open_files(files[row]) as archive:
+        values = archive.rows(variable)
+    if values.shape[1:] != row_shape:
+        raise StoreError(
+            f"{archive.path}: a row of {variable} has shape {values.shape[1:]}, but {row_shape} in "
+            "the first step: move it to the run that it belongs to"
+        )
+    return values + values.dtype.type(shift[row]) if shift else values
+
+
+def round_mantissa(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Round float32 values to 12 explicit bits of mantissa, to nearest, ties to even.
+
+    Parameters
+    ----------
+    values : ndarray of float32
+        Finite or infinite.
+
+    Returns
+    -------
+    ndarray of float32
+        Within a relative error of 2**-13; infinities, NaN and zeros as they were.
+
+    Examples
+    --------
+    >>> round_mantissa(np.float32([-1.0, -2.3456789, -np.inf]))
+    array([-1. , -2.3457031, -inf], dtype=float32)
+    """
+    dropped = 23 - _KEPT_BITS
+    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
+    rounded = bits >> np.uint32(dropped)  # in place from here: the array may be large
+    rounded &= np.uint32(1)  # whether the last bit that is kept is odd
+    rounded += bits
+    rounded += np.uint32((1 << (dropped - 1)) - 1)
+    rounded &= np.uint32(0xFFFFFFFF ^ ((1 << dropped) - 1))
+    # Rounding up a NaN whose mantissa is full would carry into its sign.
+    return np.where(np.isnan(values), np.float32(np.nan), rounded.view(np.float32))
+
+
+def estimate_bytes(n_states: int, k: int) -> int:
+    """Expect how many bytes a step takes on disk, compressed.
+
+    A fit, from above, to steps over a vocabulary of 50 000 to 150 000 tokens (within 20 % for
+    1000 states and more). A small vocabulary or confident models take less.
+
+    Parameters
+    ----------
+    n_states : int
+        Recorded positions a step.
+    k : int
+        Tokens kept a state.
+
+    Returns
+    -------
+    int
+        Bytes.
+
+    Examples
+    --------
+    >>> estimate_bytes(100_000, 16), estimate_bytes(0, 16)
+    (21724000, 24000)
+    """
+    # Ids and log-probs cost 12 bytes a state and rank, the rest 25 a state; the constant is the
+    # metadata of some 20 arrays.
+    return 24_000 + n_states * (25 + 12 * k)
+
+
+@contextmanager
+def explain_unwritable(doing: str) -> Iterator[None]:
+    """Turn a full disk, or one that may not be written, into a StoreError that says while what."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreError(
+                f"disk full while {doing} ({error}): nothing half-written is left; "
+                "free some space and resume the run"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise StoreError(
+                f"not allowed to write while {doing} ({error}): change the directory's "
+                "permissions, or choose another one"
+            ) from error
+        raise
+
+
+def write_whole(path: Path, fill: Callable[[BinaryIO], object]) -> None:
+    """Write a file so that it is there whole or not at all, also after a crash.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        The file; replaced where it exists.
+    fill : callable
+        Writes the content to an open binary file.
+    """
+    if path.is_dir():
+        raise StoreError(f"{path} is a directory; expected the name of a file to write.")
+    temporary = path.with_name(f"{TEMPORARY}{path.name}")
+    temporary.unlink(missing_ok=True)
+    try:
+        # "x": a link that somebody put there would lead the writing elsewhere.
+        with open(temporary, "xb") as file:
+            fill(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)  # makes the rename itself durable
+    finally:
+        os.close(directory)

@@ -1,0 +1,232 @@
+"""Is a step file one that opdprobe wrote? Asked before zarr looks at it.
+
+zarr does what metadata says: it unpickles where a codec asks for that, fills an array of a petabyte
+that has no chunk, and believes the size that a chunk gives of itself. A run may come from anywhere,
+so nothing but the form that `opdprobe.store.step` writes is passed on: arrays of the schema,
+in one of two encodings, of sizes that the file can account for.
+"""
+
+import math
+import re
+import struct
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numcodecs.vlen import VLenUTF8
+from numcodecs.zstd import Zstd
+
+from opdprobe.errors import shown
+from opdprobe.store.safe_text import parse_json
+from opdprobe.store.schema import VARIABLES, check_version
+
+_MEMBER = re.compile(r"zarr\.json|[a-z_]+/(?:zarr\.json|c(?:/\d{1,18})*)", re.ASCII)
+# The names of zarr's codecs in the order of writing.
+_NUMBERS, _STRINGS = ["bytes", "blosc"], ["vlen-utf8", "zstd"]
+_FILL = {"f": ("NaN", 0.0), "i": (0,), "b": (False,), "U": ("",)}
+_GROUP_KEYS = {"attributes", "zarr_format", "node_type", "consolidated_metadata"}
+_ARRAY_KEYS = {
+    *("shape", "data_type", "chunk_grid", "chunk_key_encoding", "fill_value", "codecs"),
+    *("attributes", "dimension_names", "zarr_format", "node_type", "storage_transformers"),
+}
+_ATTRIBUTES = {"units", "long_name", "coordinates"}
+# What a step may decode to: blosc takes 255 bytes to 1 at best, and a chunk of zeros has no bytes.
+_MOST_BYTES, _MOST_TIMES = 2**26, 1000
+
+
+class _Array(NamedTuple):
+    """What the metadata of one variable says."""
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    chunks: tuple[int, ...]
+
+    @property
+    def n_bytes(self) -> int:
+        return math.prod(self.shape) * max(1, self.dtype.itemsize)
+
+
+def is_member(name: str) -> bool:
+    """Say whether a step file has members of such a name."""
+    return _MEMBER.fullmatch(name) is not None
+
+
+def check_members(members: Mapping[str, bytes], file_size: int, where: str) -> None:
+    """Check the group and the variables of a step, as they lie in its file.
+
+    Parameters
+    ----------
+    members : mapping of str to bytes
+        The group's ``zarr.json``, and the metadata and chunks of any of its variables.
+    file_size : int
+        Bytes of the file.
+    where : str
+        What to call the file, should its schema be newer.
+
+    Raises
+    ------
+    StoreError
+        The schema is newer.
+    ValueError
+        Anything else that `opdprobe.store.step` does not write; says what.
+    """
+    counts = read_group(members["zarr.json"], where)
+    arrays = {
+        name.partition("/")[0]: _read_array(name.partition("/")[0], content)
+        for name, content in members.items()
+        if name.endswith("/zarr.json")
+    }
+    total = sum(array.n_bytes for array in arrays.values())
+    if total > _MOST_BYTES + _MOST_TIMES * file_size:
+        raise ValueError(f"its variables take {total} bytes, too many for a file of {file_size}")
+    sizes: dict[str, int] = {"state": counts[0], "rollout": counts[1]}
+    for name, array in arrays.items():
+        for dim, size in zip(VARIABLES[name].dims, array.shape, strict=True):
+            if sizes.setdefault(dim, size) != size:
+                raise ValueError(f"{name} has {size} {dim}s, expected {sizes[dim]}")
+    for name, content in members.items():
+        variable = name.partition("/")[0]
+        if not name.endswith("zarr.json"):
+            if variable not in arrays:
+                raise ValueError(f"{variable}/zarr.json is not in it")
+            _check_chunk(name, content, arrays[variable])
+
+
+def read_group(content: bytes, where: str) -> tuple[int, int]:
+    """Read how many states and rollouts a step has, from its group's metadata.
+
+    Raises
+    ------
+    StoreError
+        The schema is newer.
+    ValueError
+        This is not the metadata of a step.
+    """
+    group = _object("zarr.json", content, _GROUP_KEYS)
+    attributes = group.get("attributes")
+    if group.get("node_type") != "group" or group.get("consolidated_metadata") is not None:
+        raise ValueError("zarr.json describes no plain group")
+    if not isinstance(attributes, dict):
+        raise ValueError("zarr.json has no attributes")
+    check_version(attributes.get("schema_version"), where)
+    counts = attributes.get("n_state"), attributes.get("n_rollout")
+    if not all(_is_count(count) for count in counts):
+        raise ValueError(f"n_state and n_rollout are {shown(counts)}, expected two counts")
+    return counts  # pyright: ignore[reportReturnType]  # checked a line above
+
+
+def _read_array(name: str, content: bytes) -> _Array:
+    if name not in VARIABLES:
+        raise ValueError(f"{name} is no variable of the schema")
+    variable, where = VARIABLES[name], f"{name}/zarr.json"
+    meta = _object(where, content, _ARRAY_KEYS)
+    wanted = ["int8", "int16"] if name == "match" else [variable.dtype.replace("str", "string")]
+    attributes, data_type = meta.get("attributes"), meta.get("data_type")
+    if isinstance(attributes, dict) and attributes.get("dtype") == "bool" == wanted[0]:
+        # How xarray wrote truth values before 2026.9: as numbers, marked by the attribute.
+        wanted, attributes = ["int8"], {k: v for k, v in attributes.items() if k != "dtype"}
+    if data_type not in wanted:
+        raise ValueError(f"{name} has type {shown(data_type)}, expected {' or '.join(wanted)}")
+    if meta.get("dimension_names") != list(variable.dims):
+        dims = shown(meta.get("dimension_names"))
+        raise ValueError(f"{name} has dims {dims}, expected {list(variable.dims)}")
+    dtype = np.dtype("U" if data_type == "string" else data_type)
+    grid, keys = meta.get("chunk_grid"), meta.get("chunk_key_encoding")
+    chunks = _inside(grid, "chunk_shape")
+    expected = {
+        "node_type": meta.get("node_type") == "array",
+        "codecs": list(_names(meta.get("codecs")))
+        == (_STRINGS if data_type == "string" else _NUMBERS),
+        "shape": _are_counts(meta.get("shape"), len(variable.dims)),
+        "chunk_grid": _inside(grid, "name", inner=False) == "regular"
+        and _are_counts(chunks, len(variable.dims))
+        and 0 not in chunks,
+        "chunk_key_encoding": keys
+        in ({"name": "default", "configuration": {"separator": "/"}}, {"name": "default"}),
+        "storage_transformers": not meta.get("storage_transformers"),
+        "fill_value": meta.get("fill_value") in _FILL[dtype.kind],
+        "attributes": _are_texts(attributes),
+    }
+    if wrong := [key for key, right in expected.items() if not right]:
+        raise ValueError(f"{where} has {wrong[0]} {shown(meta.get(wrong[0]))}, not as written")
+    return _Array(dtype, tuple(meta["shape"]), tuple(chunks))
+
+
+def _check_chunk(name: str, content: bytes, array: _Array) -> None:
+    place = [int(index) for index in name.split("/")[2:]]
+    ends = [-(-size // chunk) for size, chunk in zip(array.shape, array.chunks, strict=True)]
+    if len(place) != len(ends) or any(i >= end for i, end in zip(place, ends, strict=True)):
+        raise ValueError(f"{name} is outside of the variable's shape {array.shape}")
+    items = math.prod(array.chunks)
+    if array.dtype.kind == "U":
+        if _zstd_size(content) > _MOST_BYTES + _MOST_TIMES * len(content):
+            raise ValueError(f"{name} would take {_zstd_size(content)} bytes")
+        try:
+            text = Zstd().decode(content)
+            # The decoder makes room for as many texts as the chunk says it has.
+            if len(text) < 4 or struct.unpack("<I", text[:4])[0] != items:
+                raise ValueError(f"not {items} texts")
+            VLenUTF8().decode(text)
+        except (RuntimeError, ValueError) as error:
+            raise ValueError(f"{name} does not decode: {error}") from error
+        return
+    if len(content) < 16:
+        raise ValueError(f"{name} is cut off")
+    # Blosc's header: versions and flags, then the sizes unpacked, of a block, and packed.
+    unpacked, _, packed = struct.unpack("<III", content[4:16])
+    if unpacked != items * array.dtype.itemsize or packed != len(content):
+        raise ValueError(f"{name} is not a chunk of {items} {array.dtype}")
+
+
+def _zstd_size(content: bytes) -> int:
+    """Unpacked size that a zstd frame announces; ValueError if it announces none."""
+    if len(content) < 6 or content[:4] != b"\x28\xb5\x2f\xfd":
+        raise ValueError("a chunk of text is no zstd frame")
+    flags = content[4]
+    single, n_size = bool(flags & 0x20), (0, 2, 4, 8)[flags >> 6]
+    start = 5 + (not single) + (0, 1, 2, 4)[flags & 3]
+    n_size = n_size or int(single)
+    if not n_size or len(content) < start + n_size:
+        raise ValueError("a chunk of text does not say its size")
+    size = int.from_bytes(content[start : start + n_size], "little")
+    return size + 256 if n_size == 2 else size
+
+
+def _object(name: str, content: bytes, keys: set[str]) -> dict[str, Any]:
+    try:
+        found = parse_json(content)
+    except ValueError as error:
+        raise ValueError(f"{name} is no JSON: {error}") from error
+    if not isinstance(found, dict) or found.get("zarr_format") != 3:
+        raise ValueError(f"{name} is not of zarr format 3")
+    if unknown := sorted(set(found) - keys):
+        raise ValueError(f"{name} has a field {shown(unknown[0])}")
+    return found
+
+
+def _inside(value: Any, key: str, *, inner: bool = True) -> Any:
+    """``value["configuration"][key]``, or ``value[key]``; None where there is no such thing."""
+    if inner:
+        value = value.get("configuration") if isinstance(value, dict) else None
+    return value.get(key) if isinstance(value, dict) else None
+
+
+def _names(codecs: Any) -> Iterator[Any]:
+    if isinstance(codecs, list):
+        yield from (_inside(codec, "name", inner=False) for codec in codecs)
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**31
+
+
+def _are_counts(values: Any, n: int) -> bool:
+    return isinstance(values, list) and len(values) == n and all(map(_is_count, values))
+
+
+def _are_texts(attributes: Any) -> bool:
+    return (
+        isinstance(attributes, dict)
+        and attributes.keys() <= _ATTRIBUTES
+        and all(isinstance(value, str) for value in attributes.values())
+    )

@@ -1,0 +1,354 @@
+"""The zoo: the testbed's shipped models, how they are made, and a check of both.
+
+Every member is an ordinary Hugging Face directory (bfloat16 safetensors, tokenizer, chat template),
+so that nothing else in the library knows whether it runs on the testbed or on Qwen.
+"""
+
+import hashlib
+import json
+import os
+import random
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from opdprobe.errors import OPDProbeError
+from opdprobe.models.load import load_model, load_tokenizer
+from opdprobe.rollout.prompts import EncodedPrompt, encode_prompts
+from opdprobe.store.step import TEMPORARY
+from opdprobe.testing.testbed.problems import BENCHMARKS, demonstrations, grader, problems
+from opdprobe.testing.testbed.tokenizer import build_tokenizer
+from opdprobe.train.config import GRPOConfig, SFTConfig
+from opdprobe.train.evaluate import evaluate
+from opdprobe.train.grpo import grpo
+from opdprobe.train.pool import Progress, Report, Task, work
+from opdprobe.train.recipes.cold_start import cold_start
+from opdprobe.train.sft import sft
+from opdprobe.train.sigterm import EXIT_CODE, sigterm_noted
+
+ZOO = Path(__file__).parent / "models"
+RECORD = "zoo.json"
+"""In a member's directory: how it was made, its hash and its accuracy."""
+
+MAX_COMPLETION_LENGTH = 64
+"""Longest response to a short problem, in tokens; the longest correct one has 46."""
+
+_SMALL = {"hidden_size": 64, "layers": 2}
+_LARGE = {"hidden_size": 128, "layers": 4}
+_EXTRA_LARGE = {"hidden_size": 160, "layers": 6}
+
+
+def _sft(max_steps: int, learning_rate: float, muon_learning_rate: float) -> SFTConfig:
+    return SFTConfig(
+        learning_rate=learning_rate,
+        batch_size=128,
+        max_steps=max_steps,
+        optimizer="muon",
+        muon_learning_rate=muon_learning_rate,
+        micro_batch_tokens=2048,
+        save_steps=100,
+    )
+
+
+def _grpo(max_steps: int, learning_rate: float) -> GRPOConfig:
+    return GRPOConfig(
+        learning_rate=learning_rate,
+        batch_size=32,
+        num_generations=8,
+        max_completion_length=MAX_COMPLETION_LENGTH,
+        max_steps=max_steps,
+        save_steps=50,
+    )
+
+
+# The larger the model, the smaller Muon's rate.
+_SFT_SMALL = _sft(1000, 4e-3, 2e-2)
+
+
+@dataclass(frozen=True)
+class Member:
+    """A model of the zoo.
+
+    Parameters
+    ----------
+    analog
+        The paper's model that it stands for.
+    recipe
+        How it was trained.
+    size
+        Width and depth, of a model trained from scratch.
+    parent
+        The member it was trained from, if any.
+    corpus
+        Key of `opdprobe.testing.testbed.world.CORPORA`: what supervised training sees.
+    teacher
+        Instead of a corpus: the member whose rollouts supervised training sees (§5.1).
+    """
+
+    analog: str
+    recipe: SFTConfig | GRPOConfig
+    size: dict[str, int] | None = None
+    parent: str | None = None
+    corpus: str = "sft"
+    teacher: str | None = None
+
+
+MEMBERS = {
+    "sft-small": Member("DeepSeek-R1-Distill-Qwen-1.5B", _SFT_SMALL, size=_SMALL),
+    "rl-small": Member("JustRL-DeepSeek-1.5B", _grpo(2000, 3e-4), parent="sft-small"),
+    # Stopped early, so that RL has something to gain.
+    "sft-large": Member("DeepSeek-R1-Distill-Qwen-7B", _sft(800, 2e-3, 7e-3), size=_LARGE),
+    "rl-large": Member("Skywork-OR1-Math-7B", _grpo(1500, 2e-4), parent="sft-large"),
+    "sft-extra-large": Member(
+        "DeepSeek-R1-Distill-Qwen-14B", _sft(1000, 1.5e-3, 5e-3), size=_EXTRA_LARGE
+    ),
+    "base-small": Member("Qwen3-1.7B-Base", _SFT_SMALL, size=_SMALL, corpus="pretraining"),
+    "base-large": Member(
+        "Qwen3-4B-Base", _sft(1400, 2e-3, 7e-3), size=_LARGE, corpus="pretraining"
+    ),
+    "base-large-rl": Member("Qwen3-4B-Base-GRPO", _grpo(300, 2e-4), parent="base-large"),
+    "post-small": Member("Qwen3-1.7B", _sft(400, 2e-3, 1e-2), parent="base-small", corpus="post"),
+    "post-large": Member("Qwen3-4B", _sft(500, 1e-3, 4e-3), parent="base-large", corpus="post"),
+    "post-large-rl": Member("Qwen3-4B-Non-Thinking-RL-Math", _grpo(300, 2e-4), parent="post-large"),
+    "cold-start-small": Member(
+        "Qwen3-1.7B-Base after a cold start",
+        replace(_sft(128, 2e-3, 1e-2), max_steps=None),
+        parent="base-small",
+        teacher="post-large-rl",
+    ),
+}
+
+
+class ZooError(OPDProbeError):
+    """A zoo model is unknown, missing, or not what the manifest says."""
+
+
+def zoo_path(name: str) -> Path:
+    """Directory of a shipped model.
+
+    Raises
+    ------
+    ZooError
+        If there is no such model.
+    """
+    _member(name)
+    if not (ZOO / name / "model.safetensors").exists():
+        raise ZooError(f"{name} is not built; run `opdprobe zoo build {name}`.")
+    return ZOO / name
+
+
+def _member(name: str) -> Member:
+    if name not in MEMBERS:
+        raise ZooError(f"no zoo model {name!r}; there are {', '.join(MEMBERS)}.")
+    return MEMBERS[name]
+
+
+def measure(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, n_problems: int = 128, n: int = 4
+) -> float:
+    """Measure avg@n at temperature 0.7, top-p 0.95, averaged over the benchmarks."""
+    held_out = [p for name in BENCHMARKS for p in problems(n_problems, split=name)]
+    prompts = encode_prompts(tokenizer, held_out)
+    scores = evaluate(model, tokenizer, prompts, grader, n=n, max_new_tokens=MAX_COMPLETION_LENGTH)
+    return float(scores.mean())
+
+
+def build(
+    name: str, work_dir: Path, stopping: Callable[[], bool] = lambda: False
+) -> Iterator[dict[str, float]]:
+    """Train a member and put it into the zoo, yielding metrics a step; resumable.
+
+    Parameters
+    ----------
+    name
+        A member; its parent must be built.
+    work_dir
+        Where checkpoints go.
+    stopping
+        Asked after each step whether to stop there, with a checkpoint to go on from.
+
+    Raises
+    ------
+    ZooError
+        There is no such member, or its parent is not built.
+    SystemExit
+        `stopping` said so.
+    """
+    member = _member(name)
+    recipe = member.recipe
+    if member.parent is None:
+        tokenizer = build_tokenizer()
+        assert member.size is not None
+        model = _new_model(tokenizer, **member.size)
+    else:
+        parent = zoo_path(member.parent)
+        model = load_model(parent, dtype=torch.float32)
+        tokenizer = load_tokenizer(parent)
+    if member.teacher is not None:
+        assert isinstance(recipe, SFTConfig)
+        made = cold_start(
+            model,
+            zoo_path(member.teacher),
+            tokenizer=tokenizer,
+            prompts=problems(8192, split="train"),
+            config=recipe,
+            out_dir=work_dir / name,
+            n=2,
+            max_new_tokens=MAX_COMPLETION_LENGTH,
+        )
+        yield {"step": made.n_steps - 1}
+    elif isinstance(recipe, SFTConfig):
+        assert recipe.max_steps is not None
+        batch_at = demonstrations(tokenizer, recipe, member.corpus)
+        n_steps, run_dir = recipe.max_steps, work_dir / name
+        yield from sft(model, tokenizer, batch_at, n_steps, recipe, run_dir, stopping)
+    else:
+        prompts = encode_prompts(tokenizer, problems(8192, split="rl"))
+
+        def prompts_at(step: int) -> list[EncodedPrompt]:
+            return random.Random(f"{recipe.seed}/{step}").sample(prompts, recipe.batch_size)
+
+        yield from grpo(model, tokenizer, prompts_at, grader, recipe, work_dir / name, stopping)
+    _publish(name, model, tokenizer)
+
+
+def build_all(
+    names: Sequence[str],
+    work_dir: Path,
+    *,
+    workers: int = 2,
+    on_progress: Progress = lambda name, done, total: None,
+) -> None:
+    """Build members side by side, parents first; resumable.
+
+    Parameters
+    ----------
+    names
+        Members. A parent that is not among them must be built.
+    work_dir
+        Where checkpoints go.
+    workers
+        Processes, one thread each.
+    on_progress
+        Called with a member's name, steps done, steps in all.
+
+    Raises
+    ------
+    SystemExit
+        SIGTERM came: each member in the making has a checkpoint of its last step.
+    """
+    tasks = []
+    for name in names:
+        member = _member(name)
+        before = {other for other in (member.parent, member.teacher) if other}
+        tasks.append(Task(name, _build, (name, work_dir), frozenset(before)))
+    work(tasks, workers=workers, on_progress=on_progress)
+
+
+def _build(name: str, work_dir: Path, report: Report) -> None:
+    total = MEMBERS[name].recipe.max_steps or 0
+    with sigterm_noted() as stopping:
+        for metrics in build(name, work_dir, stopping):
+            report(int(metrics["step"]) + 1, total)
+        if stopping():  # as it was published
+            raise SystemExit(EXIT_CODE)
+
+
+def check(name: str, *, tolerance: float = 0.03) -> dict[str, float | str]:
+    """Check a shipped model against the manifest: the same bytes, and the same accuracy.
+
+    Returns
+    -------
+    dict
+        ``sha256``, ``accuracy`` measured now and ``recorded``.
+
+    Raises
+    ------
+    ZooError
+        The model is unknown, not built or not in the manifest; or its weights are not those the
+        manifest names, or measure more than `tolerance` away from it.
+    """
+    path = zoo_path(name)
+    entry = manifest().get(name)
+    if entry is None:
+        raise ZooError(f"{path / RECORD} is missing; run `opdprobe zoo build {name}`.")
+    digest = _digest(path)
+    if digest != entry["sha256"]:
+        raise ZooError(
+            f"{name}: model.safetensors has sha256 {digest}, the manifest says {entry['sha256']}; "
+            f"restore the file or rebuild it with `opdprobe zoo build {name}`."
+        )
+    accuracy = measure(load_model(path, dtype=torch.float32), load_tokenizer(path))
+    if abs(accuracy - entry["accuracy"]) > tolerance:
+        raise ZooError(
+            f"{name}: accuracy {accuracy:.3f}, the manifest says {entry['accuracy']:.3f} "
+            f"(tolerance {tolerance})."
+        )
+    return {"sha256": digest, "accuracy": accuracy, "recorded": entry["accuracy"]}
+
+
+def manifest() -> dict[str, dict]:
+    """What is recorded of each built member: sha256, accuracy, parameters, recipe."""
+    paths = {name: ZOO / name / RECORD for name in MEMBERS}
+    return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
+
+
+def _publish(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Put a member into the zoo, whole and measured or not at all."""
+    target, temporary, old = (ZOO / f"{prefix}{name}" for prefix in ("", TEMPORARY, ".tmp-old-"))
+    for left in (temporary, old):  # of a process that was killed here
+        shutil.rmtree(left, ignore_errors=True)
+    model.bfloat16().save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    shipped = load_model(temporary, dtype=torch.float32)
+    member = MEMBERS[name]
+    entry = {
+        "analog": member.analog,
+        "parent": member.parent,
+        "parameters": sum(p.numel() for p in shipped.parameters()),
+        "sha256": _digest(temporary),
+        "accuracy": round(measure(shipped, tokenizer), 4),
+        "teacher": member.teacher,
+        "corpus": None
+        if member.teacher or isinstance(member.recipe, GRPOConfig)
+        else member.corpus,
+        "recipe": {"type": type(member.recipe).__name__, **member.recipe.to_dict()},
+    }
+    # One file a member, so that two may be built at the same time.
+    (temporary / RECORD).write_text(json.dumps(entry, indent=2) + "\n")
+    if target.exists():
+        os.replace(target, old)  # at no time does half of one bear its name
+    os.replace(temporary, target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _new_model(tokenizer: PreTrainedTokenizerBase, *, hidden_size: int, layers: int):
+    heads, ids = max(4, hidden_size // 32), tokenizer.get_vocab()
+    # Llama, not Qwen2: AutoTokenizer gives a Qwen2 directory Qwen's own pre-tokeniser, which splits
+    # numbers into digits, whatever the directory's tokenizer says.
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=hidden_size,
+        intermediate_size=3 * hidden_size,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        max_position_embeddings=512,
+        tie_word_embeddings=False,
+        bos_token_id=ids["<bos>"],
+        eos_token_id=ids["<eos>"],
+        pad_token_id=ids["<pad>"],
+    )
+    # Initial weights come from torch's global generator: set it here and put it back.
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(np.random.SeedSequence([hidden_size, layers]).generate_state(1)[0].item())
+        return LlamaForCausalLM(config)
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256((path / "model.safetensors").read_bytes()).hexdigest()

@@ -1,0 +1,158 @@
+"""Work for several processes side by side, in an order that some of it asks for."""
+
+import logging
+import multiprocessing
+import os
+import queue
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from typing import Any
+
+from opdprobe.errors import OPDProbeError
+from opdprobe.train.sigterm import EXIT_CODE, sigterm_noted
+
+logger = logging.getLogger("opdprobe")
+
+Report = Callable[[int, int], None]
+"""Called with steps done, steps in all."""
+Progress = Callable[[str, int, int], None]
+"""Called with a task's label, steps done, steps in all."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One piece of work.
+
+    Parameters
+    ----------
+    label
+        Its name, shown to the user.
+    function
+        Called in a process of its own as ``function(*arguments, report)``; of a module's top level.
+    arguments
+        What can be pickled.
+    after
+        Labels of tasks that have to be finished before; of other tasks than those given, no matter.
+    """
+
+    label: str
+    function: Callable[..., None]
+    arguments: tuple[Any, ...] = ()
+    after: frozenset[str] = frozenset()
+
+
+def work(
+    tasks: Sequence[Task],
+    *,
+    workers: int = 2,
+    on_progress: Progress = lambda label, done, total: None,
+) -> None:
+    """Do tasks side by side, in the order given where nothing else is asked for.
+
+    Parameters
+    ----------
+    tasks
+        Those listed earlier start earlier.
+    workers
+        Processes, one thread each.
+    on_progress
+        Called whenever a task has moved on.
+
+    Raises
+    ------
+    SystemExit
+        SIGTERM came, and was passed on: what can be gone on with has been put on disk.
+    OPDProbeError
+        A process was killed. What a task raises comes through as it is: the log says at once which
+        task it was, no other is started, and those that have started are finished first.
+    """
+    # Fresh interpreters: forking a process that has used torch's threads can hang.
+    context = multiprocessing.get_context("spawn")
+    progress = context.Queue()
+    others = set(multiprocessing.active_children())
+    pool = ProcessPoolExecutor(
+        workers, mp_context=context, initializer=_start_worker, initargs=(progress,)
+    )
+    left, running = list(tasks), dict[Future[None], str]()
+    failure: BaseException | None = None
+    with sigterm_noted() as stopping:
+        try:
+            while running or (left and failure is None):
+                unfinished = {task.label for task in left} | set(running.values())
+                ready = [task for task in left if not task.after & unfinished]
+                # No more than there are processes: what the pool holds in reserve it also does.
+                for task in ready[: workers - len(running)] if failure is None else ():
+                    left.remove(task)
+                    running[pool.submit(_do, task)] = task.label
+                if not running:
+                    waiting = ", ".join(t.label for t in left)
+                    raise ValueError(f"tasks wait for each other: {waiting}.")
+                done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
+                while True:
+                    try:
+                        on_progress(*progress.get_nowait())
+                    except queue.Empty:
+                        break
+                if stopping():
+                    for process in set(multiprocessing.active_children()) - others:
+                        process.terminate()
+                for future in done:
+                    label, error = running[future], future.exception()
+                    if isinstance(error, BrokenProcessPool):
+                        raise error
+                    del running[future]
+                    if error is not None:
+                        failure = failure or error
+                        _report_failure(label, error, running.values(), left)
+        except BrokenProcessPool as error:
+            if stopping():
+                logger.warning("stopped by SIGTERM; the same command goes on where it was.")
+                raise SystemExit(EXIT_CODE) from None
+            raise OPDProbeError(
+                f"a process was killed during {' or '.join(running.values())}, perhaps for want of "
+                "memory; the same command goes on where it was, with --workers 1 in less memory."
+            ) from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+        if stopping():  # as the last task ended
+            raise SystemExit(EXIT_CODE)
+    if failure is not None:
+        raise failure
+
+
+def _report_failure(
+    label: str, error: BaseException, running: Iterable[str], left: Sequence[Task]
+) -> None:
+    reason = next(iter(str(error).splitlines()), "")
+    logger.error(
+        "%s failed (%s: %s); finished first: %s; not started: %s.",
+        *(label, type(error).__name__, reason),
+        ", ".join(running) or "nothing",
+        ", ".join(task.label for task in left) or "nothing",
+    )
+
+
+_progress: Any = None  # the worker's end of the queue
+
+
+def _start_worker(progress: Any) -> None:
+    global _progress
+    _progress = progress
+    os.environ["OMP_NUM_THREADS"] = "1"
+    import torch
+    import transformers
+
+    # The models are tiny: a second thread costs more than it gives.
+    torch.set_num_threads(1)
+    transformers.utils.logging.disable_progress_bar()
+
+
+def _do(task: Task) -> None:
+    try:
+        task.function(*task.arguments, lambda done, total: _progress.put((task.label, done, total)))
+    except SystemExit as stopped:
+        # SIGTERM, and all is on disk. Raised from here, the executor would take it for an error of
+        # the task, and give this process the next one.
+        os._exit(stopped.code if isinstance(stopped.code, int) else 1)

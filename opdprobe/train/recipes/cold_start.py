@@ -1,0 +1,331 @@
+"""Off-policy cold start (paper §5.1): what the teacher says, filtered, is what the student learns.
+
+    sample      the teacher answers the prompts        examples.jsonl, one line a response
+    filter      truncated and repetitive ones go       its `outcome`
+    train       SFT of the student on the rest         metrics.jsonl, checkpoints/
+    save        an ordinary model directory            model/
+
+On-policy distillation then starts from a student that is closer to its teacher: higher overlap
+from the first step, a higher ceiling in the end (Fig. 8, Fig. 21).
+"""
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from safetensors import SafetensorError
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from opdprobe.errors import ConfigError, StoreError
+from opdprobe.models.load import identity, load_model, load_tokenizer
+from opdprobe.models.vocabulary import tokenizer_hash
+from opdprobe.rollout.pair import Pair
+from opdprobe.rollout.prompts import EncodedPrompt, Prompt, encode_prompts
+from opdprobe.rollout.sample import eos_ids
+from opdprobe.store.run import read_entries
+from opdprobe.store.step import TEMPORARY, explain_unwritable, write_whole
+from opdprobe.train.checkpoint import latest_checkpoint
+from opdprobe.train.config import SFTConfig
+from opdprobe.train.recipes.teacher_responses import (
+    KEPT,
+    REPETITIVE,
+    TRUNCATED,
+    Progress,
+    TeacherSampling,
+    teacher_examples,
+)
+from opdprobe.train.sft import Example, sft, shuffled
+from opdprobe.train.sigterm import EXIT_CODE, sigterm_noted
+
+logger = logging.getLogger("opdprobe")
+
+# The files of a cold start: what it is of, what the teacher said, the losses.
+_SETTINGS, _EXAMPLES, _METRICS = "cold_start.json", "examples.jsonl", "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class ColdStart:
+    """A finished cold start.
+
+    Parameters
+    ----------
+    path
+        The trained student and its tokenizer: what `OPDTrainer` or ``--student`` starts from.
+    counts
+        Teacher responses by outcome: ``kept``, ``truncated``, ``repetitive``.
+    n_steps
+        Optimiser steps of SFT.
+    """
+
+    path: Path
+    counts: dict[str, int]
+    n_steps: int
+
+
+def cold_start(
+    student: PreTrainedModel | str | Path,
+    teacher: PreTrainedModel | str | Path,
+    *,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    prompts: Sequence[Prompt],
+    config: SFTConfig,
+    out_dir: str | Path,
+    n: int = 1,
+    max_new_tokens: int = 12288,
+    temperature: float = 0.7,
+    top_p: float = 0.95,
+    batch_size: int = 64,
+    seed: int = 0,
+    max_prompt_length: int = 1024,
+    teacher_tokenizer: PreTrainedTokenizerBase | None = None,
+    skip_bad_prompts: bool = False,
+    on_progress: Progress | None = None,
+) -> ColdStart:
+    """Fine-tune a student on its teacher's responses, before on-policy distillation (§5.1).
+
+    Resumable: the same call goes on after an interruption, with the result of an unbroken one, bit
+    for bit. The teacher's responses are kept as they come, SFT every ``config.save_steps``. SIGTERM
+    stops it after the batch or step in flight, with what is done on disk.
+
+    Parameters
+    ----------
+    student, teacher : PreTrainedModel or str or Path
+        Causal LMs of one vocabulary; a name or path is loaded. The student is trained in place.
+        If the teacher ends its responses with a token that does not end the student's, the student
+        learns that token, and its generation settings take it up.
+    tokenizer : PreTrainedTokenizerBase, optional
+        The student's. Read from `student` if that is a path.
+    prompts : sequence of Prompt
+        What the teacher answers.
+    config : SFTConfig
+        How the student is trained; the defaults are Table 3's.
+    out_dir : str or Path
+        Absent, empty, or of this very cold start. Ends with the student in ``model``, every
+        response in ``examples.jsonl`` and the losses in ``metrics.jsonl``.
+    n, max_new_tokens, temperature, top_p, batch_size, seed
+        How the teacher is sampled; see `TeacherSampling`.
+    max_prompt_length : int
+        Longest prompt, in tokens.
+    teacher_tokenizer : PreTrainedTokenizerBase, optional
+        Compared with `tokenizer` if given; read from `teacher` if that is a path.
+    skip_bad_prompts : bool
+        Leave out empty and over-long prompts, with a note in the log, rather than stop.
+    on_progress : callable, optional
+        Called with (stage, done, all); stages are "teacher responses" and "SFT step".
+
+    Returns
+    -------
+    ColdStart
+        A finished one is only opened; `student` has the trained weights either way.
+
+    Raises
+    ------
+    ConfigError
+        A setting is out of range, `out_dir` was begun with other settings (named, with both
+        values), or no response can be used.
+    VocabularyError, PromptError, ModelError
+        The tokenizers differ; a prompt or a model cannot be used.
+    StoreError
+        `out_dir` holds something else, or the disk is full.
+    NonFiniteError
+        A model's logits or a gradient are NaN or infinite.
+    SystemExit
+        SIGTERM came: the same call goes on from there.
+
+    Examples
+    --------
+    >>> made = cold_start("my/student", "my/teacher", prompts=prompts,      # doctest: +SKIP
+    ...                   config=SFTConfig(save_steps=100), out_dir="runs/cold")
+    >>> trainer = OPDTrainer(made.path, "my/teacher", prompts=prompts,      # doctest: +SKIP
+    ...                      config=OPDConfig(), run_dir="runs/warm")
+    """
+    sampling = TeacherSampling(n, max_new_tokens, temperature, top_p, batch_size, seed)
+    out_dir = Path(out_dir)
+    if not isinstance(student, PreTrainedModel):
+        tokenizer = tokenizer or load_tokenizer(student)
+        student = load_model(student)
+    if not isinstance(teacher, PreTrainedModel):
+        teacher_tokenizer = teacher_tokenizer or load_tokenizer(teacher)
+        teacher = load_model(teacher)
+    if tokenizer is None:
+        raise ConfigError("pass tokenizer= along with a student that is already loaded.")
+    device: Any = Accelerator().device
+    pair = Pair(student.to(device), teacher.to(device), tokenizer, teacher_tokenizer)
+    encoded = encode_prompts(
+        tokenizer,
+        prompts,
+        max_length=max_prompt_length,
+        on_error="skip" if skip_bad_prompts else "raise",
+    )
+    _claim(out_dir, _settings(pair, encoded, sampling, config))
+    with sigterm_noted() as stopping:
+        made = _carry_out(pair, encoded, sampling, config, out_dir, on_progress, stopping)
+        if stopping():
+            logger.warning("%s: finished; stopped by SIGTERM.", out_dir)
+            raise SystemExit(EXIT_CODE)
+    return made
+
+
+def _carry_out(
+    pair: Pair,
+    encoded: Sequence[EncodedPrompt],
+    sampling: TeacherSampling,
+    config: SFTConfig,
+    out_dir: Path,
+    on_progress: Progress | None,
+    stopping: Callable[[], bool],
+) -> ColdStart:
+    student, teacher, tokenizer = pair.student, pair.teacher, pair.tokenizer
+    responses = teacher_examples(
+        teacher,
+        tokenizer,
+        encoded,
+        out_dir / _EXAMPLES,
+        sampling,
+        width=pair.width,
+        on_progress=on_progress,
+        stopping=stopping,
+    )
+    found = Counter(response.outcome for response in responses)
+    counts = {outcome: found[outcome] for outcome in (KEPT, TRUNCATED, REPETITIVE)}
+    logger.info("%s: teacher responses %s", out_dir, counts)
+    if not counts[KEPT]:
+        raise ConfigError(
+            f"none of the teacher's {len(responses)} responses can be used: {counts[TRUNCATED]} "
+            f"do not end within max_new_tokens = {sampling.max_new_tokens}, "
+            f"{counts[REPETITIVE]} repeat "
+            f"themselves. {out_dir / _EXAMPLES} has them; sample into another directory."
+        )
+    examples: list[Example] = [
+        (list(encoded[i // sampling.n].ids), response.response_ids)
+        for i, response in enumerate(responses)
+        if response.outcome == KEPT
+    ]
+    batch_at, n_steps = shuffled(examples, config)
+    path = out_dir / "model"
+    if path.exists():
+        student.load_state_dict(load_model(path, dtype=student.dtype).state_dict())
+    else:
+        _train(student, tokenizer, batch_at, n_steps, config, out_dir, on_progress, stopping)
+    _share_ends(student, teacher, tokenizer)
+    if not path.exists():
+        _save(student, tokenizer, path)
+        shutil.rmtree(out_dir / "checkpoints", ignore_errors=True)
+    return ColdStart(path, counts, n_steps)
+
+
+def _settings(
+    pair: Pair, encoded: Sequence[EncodedPrompt], sampling: TeacherSampling, config: SFTConfig
+) -> dict[str, Any]:
+    """All that the result depends on, by dotted name."""
+    text = repr([(prompt.prompt.id, prompt.ids) for prompt in encoded])
+    groups = {
+        "student": identity(pair.student),
+        "teacher": identity(pair.teacher),
+        "prompts": {"count": len(encoded), "hash": hashlib.sha256(text.encode()).hexdigest()},
+        "sampling": sampling.to_dict(),
+        "sft": config.to_dict(),
+    }
+    return {"tokenizer_hash": tokenizer_hash(pair.tokenizer)} | {
+        f"{group}.{name}": value
+        for group, values in groups.items()
+        for name, value in values.items()
+    }
+
+
+def _claim(out_dir: Path, settings: dict[str, Any]) -> None:
+    """Make the directory this cold start's, or see that it is."""
+    file = out_dir / _SETTINGS
+    if not file.exists():
+        if out_dir.exists() and not out_dir.is_dir():
+            raise StoreError(f"{out_dir} is a file, expected a directory: choose another path")
+        out_dir.mkdir(parents=True, exist_ok=True)
+        for entry in sorted(out_dir.iterdir()):
+            if not entry.name.startswith(TEMPORARY):  # of a process that was killed here
+                raise StoreError(
+                    f"{out_dir} is not empty ({entry.name} is in it) and no cold start: choose a "
+                    "new or an empty directory"
+                )
+        text = json.dumps(settings, indent=2) + "\n"
+        with explain_unwritable(f"creating {out_dir}"):
+            write_whole(file, lambda handle: handle.write(text.encode()))
+        return
+    try:
+        before = json.loads(file.read_text())
+    except json.JSONDecodeError as error:
+        raise StoreError(f"{file}: {error}; delete {out_dir} to start anew") from error
+    changes = [
+        f"{name}: {before.get(name)!r} before, {settings.get(name)!r} now"
+        for name in sorted(before.keys() | settings.keys())
+        if before.get(name) != settings.get(name)
+    ]
+    if changes:
+        raise ConfigError(
+            f"{out_dir} was begun with other settings: {'; '.join(changes)}; restore them, or "
+            "choose another directory"
+        )
+
+
+def _train(
+    student: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    batch_at: Callable[[int], list[Example]],
+    n_steps: int,
+    config: SFTConfig,
+    out_dir: Path,
+    on_progress: Progress | None,
+    stopping: Callable[[], bool],
+) -> None:
+    checkpoint = latest_checkpoint(out_dir)
+    first, file = checkpoint.step if checkpoint else 0, out_dir / _METRICS
+    kept = [line for line in read_entries(file) if line["step"] < first]
+    text = "".join(json.dumps(line) + "\n" for line in kept)
+    with explain_unwritable(f"rewriting {file}"):
+        write_whole(file, lambda handle: handle.write(text.encode()))
+    gpus = [student.device.index or 0] if student.device.type == "cuda" else []
+    # Dropout draws from torch's global random numbers: a fresh process has to draw the same.
+    with torch.random.fork_rng(gpus), open(file, "a", buffering=1) as log:
+        torch.manual_seed(config.seed)
+        for metrics in sft(student, tokenizer, batch_at, n_steps, config, out_dir, stopping):
+            log.write(json.dumps(metrics) + "\n")
+            if on_progress:
+                on_progress("SFT step", int(metrics["step"]) + 1, n_steps)
+
+
+def _share_ends(
+    student: PreTrainedModel, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    """Let the student end where the teacher does: it has just learnt to say those tokens."""
+    known = eos_ids(student, tokenizer)
+    learnt = sorted({*known, *eos_ids(teacher, tokenizer)})
+    if student.generation_config is not None and learnt != known:
+        student.generation_config.eos_token_id = learnt
+
+
+def _save(student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
+    """Write a model directory, whole or not at all."""
+    temporary = path.with_name(f"{TEMPORARY}{path.name}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    try:
+        student.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        for file in temporary.iterdir():
+            with open(file, "rb") as handle:
+                os.fsync(handle.fileno())
+    # On a full disk safetensors raises an error of its own.
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise StoreError(
+            f"could not write {path} ({error}); nothing of it is left. Make room and repeat the "
+            "call: it goes on from the last checkpoint."
+        ) from error
+    os.replace(temporary, path)

@@ -1,0 +1,212 @@
+"""Teacher-aligned prompts (paper §5.2): by wording, by content, or by where the models differ.
+
+By *content* needs no function: it is the set of prompts that the teacher was post-trained on.
+"""
+
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opdprobe.errors import ConfigError
+from opdprobe.rollout.once import probe
+from opdprobe.rollout.pair import Pair
+from opdprobe.rollout.prompts import OnError, Prompt, encode_prompts, strip_instruction
+
+# Prompts sampled at once: bounds the memory. The random numbers go by it, so it is no option.
+_CHUNK = 64
+
+
+def template(prompts: Sequence[Prompt], wording: str) -> list[Prompt]:
+    r"""Reword prompts the way the teacher's were (§5.2, Fig. 9).
+
+    Parameters
+    ----------
+    prompts : sequence of Prompt
+        In any of the known wordings; those instructions go (`strip_instruction`).
+    wording : str
+        The new wording, with ``{question}`` where the bare question goes; other braces are
+        literal. `opdprobe.rollout.prompts.BOXED_TEMPLATE`, `DAPO_TEMPLATE`, or your own.
+
+    Returns
+    -------
+    list of Prompt
+        The same prompts with another last message, or another text.
+
+    Raises
+    ------
+    ConfigError
+        `wording` has no ``{question}``.
+
+    Examples
+    --------
+    >>> template([Prompt("0", text="2 + 2?")], r"{question} Answer in \boxed{}.")[0].question
+    '2 + 2? Answer in \\boxed{}.'
+    """
+    if "{question}" not in wording:
+        raise ConfigError(f"the template has no place for {{question}}: {wording!r}")
+    return [_reworded(prompt, wording) for prompt in prompts]
+
+
+def _reworded(prompt: Prompt, wording: str) -> Prompt:
+    question = wording.replace("{question}", strip_instruction(prompt.question))
+    if prompt.text is not None:
+        return replace(prompt, text=question)
+    last = {**prompt.messages[-1], "content": question}
+    return replace(prompt, messages=(*prompt.messages[:-1], last))
+
+
+def mixed(
+    aligned: Sequence[Prompt], other: Sequence[Prompt], *, n: int, share: float, seed: int = 0
+) -> list[Prompt]:
+    """Mix teacher-aligned prompts with others, which keep the student's entropy up (§5.2).
+
+    Parameters
+    ----------
+    aligned, other : sequence of Prompt
+        Prompts that the teacher was post-trained on, and prompts that it was not.
+    n : int
+        Prompts in all.
+    share : float
+        Share of other prompts, in [0, 1]; their number is rounded.
+    seed : int
+        Of the draw, without replacement, and of the order.
+
+    Returns
+    -------
+    list of Prompt
+        In random order. An other prompt whose id an aligned one has too becomes "other-ID".
+
+    Raises
+    ------
+    ConfigError
+        `n` or `share` is out of range, or a set has too few prompts.
+
+    Examples
+    --------
+    >>> known = [Prompt(str(i), text=f"{i} + {i}?") for i in range(10)]
+    >>> new = [Prompt(str(i), text=f"{i} * {i}?") for i in range(10)]
+    >>> [prompt.text for prompt in mixed(known, new, n=5, share=0.4)]
+    ['8 + 8?', '6 * 6?', '1 * 1?', '7 + 7?', '9 + 9?']
+    """
+    if n < 1:
+        raise ConfigError(f"n = {n}; expected 1 or more prompts.")
+    if not 0 <= share <= 1:
+        raise ConfigError(f"share = {share}; expected a number in [0, 1].")
+    n_other = round(n * share)
+    for name, prompts, wanted in (("aligned", aligned, n - n_other), ("other", other, n_other)):
+        if wanted > len(prompts):
+            raise ConfigError(
+                f"{wanted} {name} prompts are wanted, but there are {len(prompts)}: lower n "
+                f"(now {n}) or change share (now {share})."
+            )
+    rng = random.Random(f"mixed/{seed}")
+    chosen = rng.sample(aligned, n - n_other)
+    taken = {prompt.id for prompt in (*aligned, *other)}
+    shared = {prompt.id for prompt in aligned}
+    for prompt in rng.sample(other, n_other):
+        chosen.append(_renamed(prompt, taken) if prompt.id in shared else prompt)
+    rng.shuffle(chosen)
+    return chosen
+
+
+def _renamed(prompt: Prompt, taken: set[str]) -> Prompt:
+    """Give a prompt an id of its own, also where verl keeps it: there it would be read again."""
+    name = f"other-{prompt.id}"
+    while name in taken:
+        name = f"other-{name}"
+    taken.add(name)
+    meta = dict(prompt.meta)
+    extra = meta.get("extra_info")
+    if isinstance(extra, Mapping) and "index" in extra:
+        meta["extra_info"] = {**extra, "index": name}
+    return replace(prompt, id=name, meta=meta)
+
+
+def max_divergence(
+    pair: Pair,
+    prompts: Sequence[Prompt],
+    *,
+    n: int,
+    rollouts: int = 2,
+    max_new_tokens: int,
+    max_length: int = 1024,
+    max_tokens: int = 16384,
+    on_error: OnError = "raise",
+    seed: int = 0,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> tuple[list[Prompt], NDArray[np.float64]]:
+    """Choose the prompts on which student and teacher differ most.
+
+    Another reading of "selection" than the paper's, which aligns prompts with what the teacher
+    knows: this one takes those where there is most to learn, or where the two can least agree.
+
+    Parameters
+    ----------
+    pair : Pair
+        Student and teacher.
+    prompts : sequence of Prompt
+        Candidates.
+    n : int
+        Prompts chosen.
+    rollouts : int
+        Student responses a prompt, at temperature 1 and top-p 1 (Table 2).
+    max_new_tokens : int
+        Longest response. Divergence changes along a response: choose what training will use.
+    max_length, on_error
+        Longest prompt, in tokens, and what one that cannot be used does; see `encode_prompts`.
+    max_tokens : int
+        Most tokens scored at once, padding included.
+    seed : int
+        Of the rollouts.
+    on_progress : callable, optional
+        Called with (prompts done, prompts in all).
+
+    Returns
+    -------
+    chosen : list of Prompt
+        The `n` with the largest divergence, largest first.
+    divergence : ndarray (n,)
+        Mean reverse KL(student‖teacher) over all states of a prompt's rollouts, full vocabulary,
+        in nats, at least 0. A long rollout counts as often as it has states.
+
+    Raises
+    ------
+    ConfigError
+        A number is below 1, or `n` is above the number of usable prompts.
+    PromptError
+        A prompt cannot be used.
+    NonFiniteError
+        A model's logits are NaN or infinite.
+    """
+    for name, value in (("n", n), ("rollouts", rollouts), ("max_new_tokens", max_new_tokens)):
+        if value < 1:
+            raise ConfigError(f"{name} = {value}; expected 1 or more.")
+    encoded = encode_prompts(pair.tokenizer, prompts, max_length=max_length, on_error=on_error)
+    if n > len(encoded):
+        raise ConfigError(f"{n} prompts are wanted, but {len(encoded)} can be used: lower n.")
+    means: list[float] = []
+    for chunk, start in enumerate(range(0, len(encoded), _CHUNK)):
+        if on_progress:
+            on_progress(start, len(encoded))
+        some = encoded[start : start + _CHUNK]
+        ds = probe(
+            pair,
+            some,
+            n=rollouts,
+            k=1,
+            max_new_tokens=max_new_tokens,
+            step=chunk,
+            seed=seed,
+            max_tokens=max_tokens,
+        )
+        owner = ds["rollout"].values // rollouts  # a prompt's rollouts stand next to each other
+        total = np.bincount(owner, ds["reverse_kl"].values.astype(np.float64), len(some))
+        means += (total / np.bincount(owner, minlength=len(some))).tolist()
+    if on_progress:
+        on_progress(len(encoded), len(encoded))
+    divergence = np.array(means)
+    order = np.argsort(-divergence, kind="stable")[:n]
+    return [encoded[i].prompt for i in order], divergence[order]

@@ -1,0 +1,180 @@
+"""What the teacher says to the prompts, and which of it is fit to learn from (paper §5.1)."""
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import ClassVar
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from opdprobe.errors import ConfigError
+from opdprobe.rollout.prompts import EncodedPrompt
+from opdprobe.rollout.sample import eos_ids, padding_id, sample, step_generator
+from opdprobe.store.run import read_lines
+from opdprobe.store.step import explain_unwritable, write_whole
+from opdprobe.train.config import Config
+from opdprobe.train.recipes.repetition import repeats
+from opdprobe.train.sigterm import stop
+
+Progress = Callable[[str, int, int], None]
+"""Called with (stage, done, all)."""
+
+KEPT, TRUNCATED, REPETITIVE = "kept", "truncated", "repetitive"
+
+
+@dataclass(frozen=True)
+class TeacherSampling(Config):
+    """How the teacher is sampled (Table 3, unless another source is named).
+
+    Parameters
+    ----------
+    n
+        Responses a prompt; the paper does not say.
+    max_new_tokens
+        Longest response: 12,288.
+    temperature, top_p
+        0.7 and 0.95; a temperature of 0 takes the most probable token.
+    batch_size
+        Prompts sampled at once: bounds the memory. The random numbers go by it.
+    seed
+        Of the responses.
+    """
+
+    n: int = 1
+    max_new_tokens: int = 12288
+    temperature: float = 0.7
+    top_p: float = 0.95
+    batch_size: int = 64
+    seed: int = 0
+
+    _positive: ClassVar = ("n", "max_new_tokens", "top_p", "batch_size")
+    _not_negative: ClassVar = ("temperature", "seed")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.top_p > 1:
+            raise ConfigError(f"top_p = {self.top_p}; expected at most 1.")
+
+
+@dataclass(frozen=True)
+class TeacherResponse:
+    """One line of ``examples.jsonl``.
+
+    Parameters
+    ----------
+    prompt_id
+        Of the prompt it answers.
+    outcome
+        ``kept``; ``repetitive``: it repeats itself (`opdprobe.train.recipes.repetition.repeats`),
+        whether it ends or not; ``truncated``: it does not end.
+    response
+        Its text, without special tokens.
+    response_ids
+        Its token ids, the one that ends it included.
+    """
+
+    prompt_id: str
+    outcome: str
+    response: str
+    response_ids: list[int]
+
+
+def teacher_examples(
+    teacher: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[EncodedPrompt],
+    path: Path,
+    sampling: TeacherSampling,
+    *,
+    width: int | None = None,
+    on_progress: Progress | None = None,
+    stopping: Callable[[], bool] = lambda: False,
+) -> list[TeacherResponse]:
+    """Sample the teacher, writing every response with what became of it.
+
+    Goes on after the last whole batch that `path` holds. A batch is a function of its number, the
+    seed and its prompts, so what was sampled before does not matter.
+
+    Parameters
+    ----------
+    teacher, tokenizer
+        The model and the tokenizer it shares with the student.
+    prompts
+        Encoded prompts.
+    path
+        JSON lines, one a response; appended to.
+    sampling
+        How many, how long, at which temperature.
+    width
+        Sample from the first `width` ids only (`Pair.width`).
+    on_progress
+        Called with ("teacher responses", done, all).
+    stopping
+        Asked after each batch but the last whether to stop there.
+
+    Returns
+    -------
+    list of TeacherResponse
+        In the order of `prompts`, a prompt's `sampling.n` next to each other.
+
+    Raises
+    ------
+    NonFiniteError
+        The teacher's logits hold NaN.
+    StoreError
+        `path` cannot be read, or the disk is full.
+    SystemExit
+        `stopping` said so; the next call goes on from there.
+    """
+    n, size, total = sampling.n, sampling.batch_size, len(prompts) * sampling.n
+    done = _whole_batches(path, size * n, total)
+    for start in range(len(done) // n, len(prompts), size):
+        if on_progress:
+            on_progress("teacher responses", len(done), total)
+        some = prompts[start : start + size]
+        rollouts = sample(
+            teacher,
+            [prompt.ids for prompt in some],
+            n=n,
+            max_new_tokens=sampling.max_new_tokens,
+            eos_ids=eos_ids(teacher, tokenizer),
+            pad_id=padding_id(tokenizer),
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            generator=step_generator(sampling.seed, start // size, teacher.device),
+            width=width,
+        )
+        texts = tokenizer.batch_decode(rollouts.response_ids, skip_special_tokens=True)
+        # A response that goes round in circles until it is cut off is repetitive first of all: a
+        # higher limit would not help it.
+        outcomes = [
+            REPETITIVE if repetitive else KEPT if finished else TRUNCATED
+            for repetitive, finished in zip(repeats(texts), rollouts.finished, strict=True)
+        ]
+        owners = [some[i].prompt.id for i in rollouts.prompt_index]
+        columns = zip(owners, outcomes, texts, rollouts.response_ids, strict=True)
+        batch = [TeacherResponse(*column) for column in columns]
+        with explain_unwritable(f"writing to {path}"), open(path, "a") as file:
+            file.writelines(json.dumps(asdict(response)) + "\n" for response in batch)
+            file.flush()
+            os.fsync(file.fileno())
+        done += batch
+        if len(done) < total and stopping():
+            stop(path.parent, len(done), total, "teacher responses")
+    if on_progress:
+        on_progress("teacher responses", total, total)
+    return done
+
+
+def _whole_batches(path: Path, size: int, total: int) -> list[TeacherResponse]:
+    """Read responses, and cut off what a killed process left of a batch."""
+    lines = read_lines(path)
+    if len(lines) < total:
+        lines = lines[: len(lines) - len(lines) % size]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    if path.exists() and path.read_text() != text:
+        with explain_unwritable(f"rewriting {path}"):
+            write_whole(path, lambda file: file.write(text.encode()))
+    return [TeacherResponse(**line) for line in lines]

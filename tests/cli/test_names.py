@@ -1,0 +1,70 @@
+"""Names of models and prompt sets."""
+
+from pathlib import Path
+
+import pytest
+
+from opdprobe.cli.names import resolve_model, resolve_prompts
+from opdprobe.errors import PromptError
+from opdprobe.rollout.grade import grade_math
+from opdprobe.rollout.prompt_files import save_prompts
+from opdprobe.testing.testbed.problems import grader, problems
+from opdprobe.testing.testbed.zoo import MEMBERS, ZooError
+
+
+@pytest.mark.parametrize("name", list(MEMBERS))
+def test_a_zoo_name_is_a_model_directory(name):
+    path = Path(resolve_model(f"zoo:{name}"))
+    assert path.name == name
+    assert (path / "config.json").is_file()
+
+
+@pytest.mark.parametrize("name", ["owner/name", "./models/mine", "model.gguf", "sft-small"])
+def test_any_other_model_name_is_left_alone(name):
+    assert resolve_model(name) == name
+
+
+def test_an_unknown_zoo_model_is_an_error():
+    with pytest.raises(ZooError, match="no zoo model 'huge'"):
+        resolve_model("zoo:huge")
+
+
+@pytest.mark.parametrize(("limit", "n"), [(None, 2048), (3, 3), (0, 0)])
+def test_a_zoo_split_comes_with_its_grader(limit, n):
+    prompts, grade = resolve_prompts("zoo:train", limit)
+    assert prompts == problems(n, split="train")
+    assert grade is grader
+
+
+@pytest.mark.parametrize(
+    ("rows", "limit", "grade"),
+    [
+        (['{"prompt": "1+1=", "answer": "2"}', '{"prompt": "?"}'], None, None),
+        (['{"prompt": "1+1=", "answer": "2"}', '{"prompt": "?"}'], 1, grade_math),
+        (['{"prompt": "1+1=", "answer": 2}'], None, grade_math),
+    ],
+)
+def test_a_file_is_graded_as_mathematics_if_every_prompt_has_an_answer(
+    tmp_path, rows, limit, grade
+):
+    file = tmp_path / "prompts.jsonl"
+    file.write_text("\n".join(rows) + "\n")
+    prompts, found = resolve_prompts(str(file), limit)
+    assert len(prompts) == (limit or len(rows))
+    assert found is grade
+
+
+def test_a_file_of_the_testbeds_prompts_is_graded_as_they_are(tmp_path):
+    file = tmp_path / "chosen.jsonl"
+    save_prompts(problems(3, split="train"), file)
+    prompts, grade = resolve_prompts(str(file))
+    assert prompts == problems(3, split="train")
+    assert grade is grader
+    with file.open("a") as lines:
+        lines.write('{"prompt": "1+1=", "answer": "2"}\n')
+    assert resolve_prompts(str(file))[1] is grade_math
+
+
+def test_a_missing_file_is_an_error(tmp_path):
+    with pytest.raises(PromptError, match="no such file"):
+        resolve_prompts(str(tmp_path / "absent.parquet"))

@@ -1,0 +1,286 @@
+"""A reproduction from nothing to its report, killed half-way, and taken up again."""
+
+import json
+import multiprocessing
+import os
+import signal
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import figures
+from analyses.experiments import EXPERIMENTS, FIGURES, MODEL_ROLES, needed
+from analyses.presets import PRESETS
+from analyses.results import VERDICTS, load
+from opdprobe import open_run
+from opdprobe.cli import jobs, reproduce
+from opdprobe.cli import runs as commands
+from opdprobe.cli.parser import main
+from opdprobe.cli.reproduce import drawable, plan
+from opdprobe.errors import ConfigError, OPDProbeError
+
+STEPS = 3
+# Every role is played by a small model: what is tested is the plan, not the players.
+TINY = replace(
+    PRESETS["quick"],
+    models={r: "zoo:rl-small" if r.startswith("rl") else "zoo:sft-small" for r in MODEL_ROLES},
+    n_prompts=16,
+    n_problems=4,
+    n_probe=8,
+    depths=(0, 2, 5),
+    config=replace(
+        PRESETS["quick"].config,
+        batch_size=4,
+        num_generations=2,
+        max_completion_length=32,
+        max_steps=STEPS,
+        eval_every=2,
+        eval_n=2,
+        save_steps=2,
+    ),
+)
+
+
+def here(tasks, *, workers, on_progress):
+    """Stands for the pool of processes."""
+    done = set()
+    for task in tasks:
+        assert not task.after - done & {t.label for t in tasks}
+        task.function(*task.arguments, lambda i, n, label=task.label: on_progress(label, i, n))
+        done.add(task.label)
+
+
+@pytest.fixture
+def inline(monkeypatch):
+    """The tiny preset as ``quick``, in this process."""
+    monkeypatch.setitem(PRESETS, "quick", TINY)
+    monkeypatch.setattr(reproduce, "work", here)
+
+
+def times(folder, *patterns):
+    return {path: path.stat().st_mtime_ns for p in patterns for path in folder.glob(p)}
+
+
+@pytest.fixture(scope="module")
+def killed_and_resumed(tmp_path_factory):
+    """A reproduction of which a process was killed, and which was then taken up again."""
+    out, recorded, seen = tmp_path_factory.mktemp("out"), {}, []
+
+    def kill(name, done, total):
+        # Once, when a run has a checkpoint behind it.
+        if not recorded and name.endswith("-s0") and done >= 2:
+            steps = out / "quick/runs" / name / "steps"
+            recorded.update(times(steps, "00000[01].zarr.zip"))
+            os.kill(int(multiprocessing.active_children()[0].pid or 0), signal.SIGKILL)
+
+    with pytest.raises(OPDProbeError, match=r"a process was killed.*goes on where"):
+        reproduce.reproduce(TINY, out / "quick", workers=2, on_progress=kill)
+    assert not (out / "quick/report.html").exists()
+    results = reproduce.reproduce(
+        TINY, out / "quick", workers=1, on_progress=lambda *state: seen.append(state)
+    )
+    return out / "quick", results, recorded, seen
+
+
+def test_everything_is_there(killed_and_resumed):
+    folder, results, _, seen = killed_and_resumed
+    assert [r.figure for r in results] == list(FIGURES)
+    for result in results:
+        assert load(folder / "results" / f"{result.figure}.json") == result
+        assert result.claims
+        assert {claim.verdict for claim in result.claims} <= set(VERDICTS)
+        assert all(claim.id.startswith(f"{result.figure}.") for claim in result.claims)
+        assert len({claim.id for claim in result.claims}) == len(result.claims)
+        assert result.meta.preset == "quick"
+        assert result.meta.runs[FIGURES[result.figure][0]]["student"].startswith("zoo:")
+    drawn = {path.name for path in (folder / "figures").iterdir()}
+    assert drawn == {"captions.md", *(f"{f}.{kind}" for f in FIGURES for kind in ("pdf", "png"))}
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert all(result.heading in page for result in results)
+    for name, experiment in EXPERIMENTS.items():
+        steps = round(experiment.steps * STEPS) if experiment.train else 1
+        assert open_run(folder / "runs" / f"{name}-s0").steps == list(range(steps))
+    assert {path.stem for path in (folder / "scores").iterdir()} == set(MODEL_ROLES)
+    assert {f"{name}-s0" for name, e in EXPERIMENTS.items() if e.train} <= {n for n, *_ in seen}
+    assert all(0 <= done <= total for _, done, total in seen)
+
+
+def test_a_killed_reproduction_went_on_where_it_was(killed_and_resumed):
+    """What lay before the checkpoint was not done again."""
+    _, _, recorded, _ = killed_and_resumed
+    assert len(recorded) == 2
+    assert recorded == {path: path.stat().st_mtime_ns for path in recorded}
+
+
+def test_a_second_time_nothing_is_trained_or_measured(killed_and_resumed, inline, capsys):
+    folder, results, *_ = killed_and_resumed
+    kept = ("runs/*/steps/*", "runs/*/checkpoints/*/*", "scores/*", "runs/*/*.npz")
+    before = times(folder, *kept)
+    bytes_before = {p: p.read_bytes() for p in folder.rglob("*.json")}
+    assert main(["reproduce", "--out", str(folder.parent), "--json"]) == 0
+    assert times(folder, *kept) == before
+    assert {p: p.read_bytes() for p in folder.rglob("*.json")} == bytes_before
+    printed = json.loads(capsys.readouterr().out)
+    assert printed["report"] == str(folder / "report.html")
+    assert printed["claims"] == [claim.to_dict() for r in results for claim in r.claims]
+    assert printed["left_out"] == {}
+
+
+def test_the_verdicts_as_a_table(killed_and_resumed, inline, capsys, monkeypatch):
+    monkeypatch.setattr(commands.console, "width", 250)
+    folder, results, *_ = killed_and_resumed
+    only = ["--only", "fig05", "--only", "fig05"]  # named twice, done once
+    assert main(["reproduce", "--out", str(folder.parent), *only]) == 0
+    out = capsys.readouterr().out
+    assert "6 runs, measurements and analyses on 2 processes" in out
+    (fig05,) = (result for result in results if result.figure == "fig05")
+    assert all(out.count(claim.claim) == 1 for claim in fig05.claims)
+    assert f"Report: {folder / 'report.html'}" in out
+
+
+def test_one_figure_does_only_what_it_needs(inline, tmp_path):
+    folder = tmp_path / "quick"
+    (result,) = reproduce.reproduce(TINY, folder, figure_names=["fig14"])
+    assert result.figure == "fig14"
+    assert {p.name for p in (folder / "runs").iterdir()} == {"probe_success-s0", "probe_failure-s0"}
+    assert not (folder / "scores").exists()
+    assert [p.name for p in (folder / "results").iterdir()] == ["fig14.json"]
+    assert {p.name for p in (folder / "figures").iterdir()} == {
+        "fig14.pdf", "fig14.png", "captions.md"
+    }  # fmt: skip
+    runs = [open_run(p) for p in sorted((folder / "runs").iterdir())]
+    # Both teachers judge the same rollouts, and every one is graded.
+    failure, success = (run.load(0) for run in runs)
+    assert failure.sizes["rollout"] == TINY.n_probe * TINY.config.num_generations
+    assert (failure.response_ids == success.response_ids).all()
+    assert failure.correct.notnull().all()
+    assert not any((run.path / "checkpoints").exists() for run in runs)
+
+
+def test_continuations_are_read_back_as_they_were_found(killed_and_resumed):
+    folder, *_ = killed_and_resumed
+    (gain,) = jobs.evidence(TINY, folder, ["probe_success"]).continuations["probe_success"]
+    correct = open_run(jobs.run_dir(folder, "probe_success", 0)).load(0)["correct"]
+    assert gain["depth"].values.tolist() == list(TINY.depths)
+    # At depth 0 every rollout is continued, and the student's own continuation is the rollout.
+    np.testing.assert_array_equal(gain["student"].sel(depth=0), correct)
+    np.testing.assert_array_equal(gain["gain"], gain["teacher"] - gain["student"])
+
+
+def test_other_settings_in_the_same_place_are_refused(inline, killed_and_resumed):
+    folder, *_ = killed_and_resumed
+    faster = replace(TINY, config=replace(TINY.config, learning_rate=1.0))
+    with pytest.raises(ConfigError, match=r"learning_rate: 0\.0002 before, 1\.0 now"):
+        reproduce.reproduce(faster, folder, figure_names=["fig06"])
+
+
+def silent(done, total):
+    pass
+
+
+def test_other_evaluation_settings_and_other_weights_are_measured_anew(tmp_path):
+    path = tmp_path / "scores/student.json"
+
+    def scores(preset):
+        jobs.score("student", preset, tmp_path, silent)
+        return path.read_bytes()
+
+    first = scores(TINY)
+    assert {k: len(v) for k, v in json.loads(first)["scores"].items()} == dict.fromkeys(
+        TINY.benchmarks, 4
+    )
+    fewer = json.loads(scores(replace(TINY, n_problems=2)))["scores"]
+    assert {len(v) for v in fewer.values()} == {2}
+    assert scores(TINY) == first
+    assert scores(replace(TINY, config=replace(TINY.config, eval_temperature=2.0))) != first
+    other = replace(TINY, models={"student": "zoo:rl-small"})
+    assert json.loads(scores(other))["settings"] != json.loads(first)["settings"]
+
+
+def test_a_benchmark_without_answers_cannot_be_scored(tmp_path):
+    (tmp_path / "p.jsonl").write_text('{"prompt": "add 1 2 3 4 5"}\n')
+    preset = replace(TINY, benchmarks={"mine": str(tmp_path / "p.jsonl")})
+    with pytest.raises(OPDProbeError, match=r"p\.jsonl has prompts without answers"):
+        jobs.score("student", preset, tmp_path, silent)
+    assert not (tmp_path / "scores").exists()
+
+
+def test_training_that_is_cut_short_is_evaluated_at_full_length(killed_and_resumed):
+    folder, *_ = killed_and_resumed
+    for name, share in (("length_1", 0.03125), ("length_6", 2.5), ("success", 1)):
+        config = open_run(folder / "runs" / f"{name}-s0").config
+        assert config["max_completion_length"] == round(share * 32)
+        assert config["eval_max_completion_length"] == TINY.config.eval_max_completion_length
+
+
+def test_prompts_are_selected_as_the_experiment_says(killed_and_resumed):
+    folder, *_ = killed_and_resumed
+
+    def kinds(name):
+        ids = open_run(folder / "runs" / f"{name}-s0").rollouts()["prompt_id"].values
+        return {str(i).split("-")[0] for i in ids}
+
+    assert kinds("success") == {"train"}
+    assert kinds("select_template") == {"other"}
+    assert kinds("select_mixed") == {"train", "other"}
+    assert kinds("select_divergence") <= {"train", "other"}
+
+
+# The plan
+
+
+def test_the_plan_has_every_run_once_seed_by_seed_and_the_longest_first():
+    seeds = (0, 1, 2)
+    tasks = plan(replace(TINY, seeds=seeds), None, list(FIGURES))
+    assert len({task.label for task in tasks}) == len(tasks)
+    runs = [t.arguments[:2] for t in tasks if t.function in (jobs.train, jobs.probe)]
+    assert sorted(runs) == sorted((name, seed) for name in EXPERIMENTS for seed in seeds)
+    assert [seed for _, seed in runs] == sorted(seed for _, seed in runs)
+    assert runs[0][0] == "large_failure" or EXPERIMENTS[runs[0][0]].student == "large"
+    assert not EXPERIMENTS[runs[len(EXPERIMENTS) - 1][0]].train
+
+
+@pytest.mark.parametrize(
+    ("figure", "roles"),
+    [
+        ("fig05", {"student", "rl_student", "large"}),
+        ("fig06", {"student", "rl_student", "large"}),
+        ("fig07", {"student", "rl_student"}),
+        ("fig14", set()),
+    ],
+)
+def test_the_plan_does_what_a_figure_needs_and_analyses_it_last(figure, roles):
+    *before, last = plan(TINY, None, [figure])
+    assert {t.label for t in before} == {f"{n}-s0" for n in FIGURES[figure]} | {
+        f"accuracy of {role}" for role in roles
+    }
+    assert last.function == jobs.analyse
+    assert last.after == {t.label for t in before}
+
+
+def test_figures_analyses_and_experiments_fit_together():
+    assert list(FIGURES) == list(jobs.ANALYSES) == figures.figure_names()
+    assert needed(None) == list(EXPERIMENTS)  # no experiment is for nothing
+    assert needed(["fig14", "fig06"]) == ["success", "failure", "probe_success", "probe_failure"]
+    with pytest.raises(OPDProbeError, match="no figure fig99; there are fig01, fig02,"):
+        needed(["fig06", "fig99"])
+
+
+def test_figures_that_lack_a_role_are_left_out_with_its_name():
+    some = replace(TINY, models={"student": "a", "rl_student": "b"}, prompts={"train": "c"})
+    names, left_out = drawable(some, ["fig07", "fig06", "fig09", "fig07"])
+    assert names == ["fig07"]
+    assert left_out == {"fig06": ["large"], "fig09": ["original"]}
+    assert drawable(TINY, None) == (list(FIGURES), {})
+    with pytest.raises(OPDProbeError, match="no figure can be drawn: fig06 need the roles large"):
+        drawable(some, ["fig06"])
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=list(PRESETS))
+def test_a_preset_has_all_roles_and_settings_that_hold_together(preset):
+    assert set(preset.models) == set(MODEL_ROLES)
+    for experiment in EXPERIMENTS.values():
+        assert {experiment.student, experiment.teacher} <= set(MODEL_ROLES)
+        replace(preset.config, **experiment.overrides)  # refuses what cannot train
+    assert len(set(preset.seeds)) == len(preset.seeds) >= 1

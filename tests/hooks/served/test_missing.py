@@ -1,0 +1,54 @@
+"""What a step may lack: only what a model that it names does not tell."""
+
+import numpy as np
+import pytest
+
+from opdprobe import StoreError, validate
+from opdprobe.store.schema import MODELS
+from opdprobe.testing import synthetic_step
+
+
+def untold(model="teacher"):
+    """A step of which one model tells no more than its own list."""
+    ds = synthetic_step(n_rollouts=2, length=3, k=8, agreement=0.3)
+    m = MODELS.index(model)
+    logp, entropy = ds["logp"].values, ds["entropy"].values
+    own = ds["token_id"].values[:, m]
+    other = ds["token_id"].values[:, 1 - m]
+    alone = ~(other[:, :, None] == own[:, None, :]).any(-1)
+    logp[:, m, 1 - m][alone] = np.nan
+    entropy[:, m] = np.nan
+    return ds.assign(reverse_kl=ds["reverse_kl"] * np.nan), alone
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_what_is_missing_has_to_be_named(model):
+    ds, _ = untold(model)
+    validate(ds.assign_attrs(missing=[model]))
+    validate(ds.assign_attrs(missing=list(MODELS)))
+    validate(synthetic_step().assign_attrs(missing=[model]))  # it may all be known
+    other = MODELS[1 - MODELS.index(model)]
+    for attrs in ({}, {"missing": []}, {"missing": [other]}):
+        with pytest.raises(StoreError, match="logp is nan"):
+            validate(ds.assign_attrs(attrs))
+    for wrong in (model, ["nobody"], {"teacher": 1}, 3):
+        with pytest.raises(StoreError, match=r"missing is .* expected a list of models"):
+            validate(ds.assign_attrs(missing=wrong))
+
+
+def test_what_is_in_both_lists_may_not_be_missing():
+    ds, alone = untold()
+    state, rank = np.argwhere(~alone)[0]
+    ds["logp"].values[state, 1, 0, rank] = np.nan
+    with pytest.raises(StoreError, match=rf"logp is nan at index \({state}, 1, 0, {rank}\)"):
+        validate(ds.assign_attrs(missing=["teacher"]))
+
+
+@pytest.mark.parametrize(
+    ("name", "index"), [("logp", (0, 1, 1, 0)), ("logp", (0, 0, 0, 0)), ("sampled_logp", (0, 1))]
+)
+def test_a_models_own_list_and_the_drawn_token_may_not_be_missing(name, index):
+    ds, _ = untold()
+    ds[name].values[index] = np.nan
+    with pytest.raises(StoreError, match=f"{name} is nan"):
+        validate(ds.assign_attrs(missing=["teacher"]))

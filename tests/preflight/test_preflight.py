@@ -1,0 +1,483 @@
+"""Preflight: its parts against definitions, its rule case by case, the pairs it was made for."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+
+from opdprobe import ConfigError, Prompt, PromptError, VocabularyError
+from opdprobe.cli.names import resolve_model, resolve_prompts
+from opdprobe.cli.parser import main
+from opdprobe.models.load import weight_hash
+from opdprobe.preflight import gradients, preflight
+from opdprobe.preflight.estimates import Number, agreement, prompt_auroc, prompt_mean
+from opdprobe.preflight.gradients import gradient_cosines
+from opdprobe.preflight.verdict import HARMFUL, LIKELY, UNKNOWN, UNLIKELY, Evidence, judge
+from opdprobe.rollout.continuation import token_rows
+from opdprobe.rollout.once import probe
+from opdprobe.rollout.pair import Pair
+from opdprobe.rollout.prompts import encode_prompts
+from opdprobe.testing import tiny_model, tiny_tokenizer
+from opdprobe.train.config import OPDConfig
+
+PROMPTS = [Prompt(str(i), text=f"{i} {i + 1}", answer="1") for i in range(6)]
+SMALL = {"tokenizer": tiny_tokenizer(), "n": 2, "k": 4, "max_new_tokens": 6}
+
+
+def sharp(seed, vocab_size=64):
+    model = tiny_model(vocab_size, seed=seed)
+    model.lm_head.weight.data *= 20
+    return model
+
+
+def even(text, prompt):
+    return float(len(text) % 2 == 0)
+
+
+# ---- the pairs whose outcome is known ----
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "word", "n_prompts"),
+    [
+        ("sft-small", "rl-small", LIKELY, 64),
+        ("base-small", "post-large-rl", LIKELY, 192),
+        ("sft-small", "sft-large", UNLIKELY, 64),
+        ("cold-start-small", "post-large-rl", UNLIKELY, 64),
+        ("rl-small", "sft-small", HARMFUL, 64),
+    ],
+)
+def test_the_verdict_on_the_testbeds_pairs(student, teacher, word, n_prompts):
+    prompts, grader = resolve_prompts("zoo:train", 256)
+    models = resolve_model(f"zoo:{student}"), resolve_model(f"zoo:{teacher}")
+    result = preflight(*models, prompts, grader=grader, n_prompts=n_prompts)
+    assert result.verdict.word == word, result.verdict.reasons
+    assert "testbed's models only" in result.verdict.validated
+    assert any("of the divergence" in reason for reason in result.verdict.reasons)
+
+
+# ---- the rule ----
+
+WORKS = Evidence(
+    overlap=Number(0.85, 0.84, 0.86),
+    reverse_kl=Number(0.6, 0.5, 0.7),
+    noise=1e-9,
+    learnt=Number(0.7, 0.6, 0.8),
+    accuracy=Number(0.6, 0.5, 0.7),
+    teacher_accuracy=Number(0.95, 0.9, 1.0),
+    gap=Number(0.35, 0.25, 0.45),
+    gain=Number(0.3, 0.2, 0.4),
+    tail=None,
+    truncated=0.0,
+    teacher_truncated=0.0,
+    repetitive=0.0,
+)
+NOTHING_SHARED = {"learnt": Number(0.0, 0.0, 0.1)}
+WORSE = {"gain": Number(-0.4, -0.5, -0.3)}
+NO_BETTER = {"gain": Number(0.0, -0.1, 0.1)}
+NO_ANSWERS = dict.fromkeys(("accuracy", "teacher_accuracy", "gap", "gain"), Number(np.nan))
+WEAKER = {"gap": Number(-0.4, -0.5, -0.3)}
+
+
+@pytest.mark.parametrize(
+    ("changes", "word", "reason"),
+    [
+        ({}, LIKELY, "it can use the teacher's pattern"),
+        ({"learnt": Number(0.3, 0.1, 0.5)}, LIKELY, "unclear"),
+        (NO_ANSWERS | {"learnt": Number(0.1, 0.09, 0.11)}, UNKNOWN, "unclear"),
+        ({"learnt": Number(np.nan)}, LIKELY, "not measured"),
+        ({"gain": Number(0.15, 0.01, 0.29)}, LIKELY, "it can use"),
+        ({"gain": Number(0.14, 0.01, 0.27)}, UNKNOWN, "too few rollouts"),
+        ({"gain": Number(0.3, -0.01, 0.61)}, UNKNOWN, "too few rollouts"),
+        ({"gain": Number(0.1, 0.01, 0.19)}, UNLIKELY, "by ability"),
+        ({"gain": Number(0.12, 0.06, 0.18)}, UNKNOWN, "too few rollouts"),
+        (NO_BETTER, UNLIKELY, "by ability, not by a pattern the student lacks"),
+        (NO_BETTER | {"gap": Number(0.0, -0.1, 0.1)}, UNLIKELY, "no better pattern"),
+        (NO_BETTER | NOTHING_SHARED, UNLIKELY, "no pattern that prompts have in common"),
+        ({"gain": Number(0.0, -0.2, 0.2)} | NOTHING_SHARED, UNLIKELY, "too few rollouts"),
+        (WORSE, HARMFUL, "does not suit this student"),
+        ({"gain": Number(-0.3, -0.61, 0.01)}, UNKNOWN, "too few rollouts"),
+        (WEAKER | WORSE, HARMFUL, "the weaker model"),
+        (WEAKER | NO_BETTER | NOTHING_SHARED, HARMFUL, "the weaker model"),
+        (WEAKER, UNKNOWN, "the weaker model"),
+        ({"gap": Number(-0.09, -0.12, -0.06)} | NO_BETTER, UNLIKELY, "no better pattern"),
+        (NO_ANSWERS, UNKNOWN, "No answers are known"),
+        (NO_ANSWERS | NOTHING_SHARED, UNLIKELY, "No answers are known"),
+        ({"truncated": 0.9}, UNKNOWN, "90% of the student's"),
+        (WEAKER | {"teacher_truncated": 0.6}, UNKNOWN, "60% of the teacher's"),
+        ({"accuracy": Number(0.0), "teacher_accuracy": Number(0.01)}, UNKNOWN, "solve 0% and 1%"),
+        ({"reverse_kl": Number(5e-9)}, UNLIKELY, "the models are the same"),
+        ({"reverse_kl": Number(0.0), "noise": 0.0}, UNLIKELY, "the models are the same"),
+    ],
+)
+def test_the_rule(changes, word, reason):
+    verdict = judge(replace(WORKS, **changes))
+    assert verdict.word == word
+    assert any(reason in line for line in verdict.reasons), verdict.reasons
+
+
+@pytest.mark.parametrize(
+    ("changes", "advice"),
+    [
+        ({"overlap": Number(0.5, 0.45, 0.55)}, "try a cold start"),
+        (NO_BETTER, "lineage"),
+        (NOTHING_SHARED, "keep the learning rate low"),
+        ({"tail": 4000}, "From 4000 student tokens"),
+        ({"truncated": 0.9}, "--max-new-tokens"),
+        ({"repetitive": 0.4}, "40% of the student's responses repeat"),
+    ],
+)
+def test_the_advice(changes, advice):
+    assert judge(WORKS).advice == ()
+    assert [advice in line for line in judge(replace(WORKS, **changes)).advice] == [True]
+
+
+def test_a_single_prompt_is_said_to_have_no_interval():
+    alone = {"overlap": Number(0.85), "gain": Number(0.0), "learnt": Number(0.4)}
+    gain, learnt, overlap = judge(replace(WORKS, **alone)).reasons
+    assert "by +0.00 (no interval): too few rollouts" in gain
+    assert "takes away 40% of the divergence (no interval) on the other half: unclear" in learnt
+    assert "Overlap ratio 0.85 (no interval), not clearly within" in overlap
+    assert "nan" not in gain + learnt + overlap
+    gain, learnt, overlap = judge(WORKS).reasons
+    assert "by +0.30 [+0.20, +0.40]" in gain
+    assert "takes away 70% of the divergence [60%, 80%] on the other half" in learnt
+    assert "Overlap ratio 0.85 [0.84, 0.86], within" in overlap
+
+
+def test_short_responses_have_no_tail_to_cut():
+    assert judge(replace(WORKS, tail=20)).advice == ()
+
+
+# ---- gradients ----
+
+
+def oracle_gradient(student, teacher, prompt_ids, response_ids, k):
+    """Gradient of the mean KL of both models renormalised on the student's top-k (Eq. 5)."""
+    total, n = torch.zeros(()), 0
+    for prompt, response in zip(prompt_ids, response_ids, strict=True):
+        ids = torch.tensor([prompt + response])
+        logits = student(ids).logits[0, len(prompt) - 1 : -1]
+        with torch.no_grad():
+            target = teacher(ids).logits[0, len(prompt) - 1 : -1]
+        top = logits.topk(k).indices
+        p = logits.gather(1, top).log_softmax(-1)
+        q = target.gather(1, top).log_softmax(-1)
+        total, n = total + (p.exp() * (p - q)).sum(), n + len(response)
+    found = torch.autograd.grad(total / n, list(student.parameters()), allow_unused=True)
+    return torch.cat([g.flatten() for g in found if g is not None])
+
+
+@pytest.fixture
+def pair():
+    return Pair(sharp(0), sharp(1), tiny_tokenizer())
+
+
+@pytest.fixture
+def step(pair):
+    return probe(pair, encode_prompts(pair.tokenizer, PROMPTS), n=2, k=4, max_new_tokens=6)
+
+
+def test_cosines_of_gradients(pair, step, monkeypatch):
+    config = OPDConfig(k=4)
+    got = gradient_cosines(pair, step, groups=3, config=config)
+    assert got.shape == (3, 3)
+    np.testing.assert_allclose(np.diag(got), 1)
+    prompts, responses = (token_rows(step, part) for part in ("prompt", "response"))
+    ids = step["prompt_id"].values.astype(int)
+    own = [
+        oracle_gradient(
+            pair.student,
+            pair.teacher,
+            [p for p, i in zip(prompts, ids, strict=True) if i % 3 == group],
+            [r for r, i in zip(responses, ids, strict=True) if i % 3 == group],
+            4,
+        )
+        for group in range(3)
+    ]
+    for a in range(3):
+        for b in range(3):
+            want = torch.cosine_similarity(own[a], own[b], dim=0).item()
+            assert got[a, b] == pytest.approx(want, abs=1e-4)
+    one_by_one = gradient_cosines(pair, step, groups=3, config=config, max_tokens=1)
+    np.testing.assert_allclose(one_by_one, got, atol=1e-4)
+    # A sample of coordinates tells nearly the same.
+    n = sum(p.numel() for p in pair.student.parameters())
+    monkeypatch.setattr(gradients, "_COORDINATES", n // 2)
+    np.testing.assert_allclose(
+        gradient_cosines(pair, step, groups=3, config=config), got, atol=0.15
+    )
+
+
+def test_gradients_leave_no_trace(pair, step):
+    held = torch.ones_like(pair.student.lm_head.weight)
+    pair.student.lm_head.weight.grad = held.clone()
+    before = weight_hash(pair.student)
+    gradient_cosines(pair, step, groups=2)
+    assert weight_hash(pair.student) == before
+    assert torch.equal(pair.student.lm_head.weight.grad, held)
+    assert all(p.grad is None for p in pair.teacher.parameters())
+
+
+def test_gradients_need_groups_and_parameters(pair, step):
+    with pytest.raises(ConfigError, match="groups = 1"):
+        gradient_cosines(pair, step, groups=1)
+    assert gradient_cosines(pair, step, groups=99).shape == (6, 6)
+    pair.student.requires_grad_(False)
+    with pytest.raises(ConfigError, match="unfreeze"):
+        gradient_cosines(pair, step)
+
+
+def test_agreement_is_the_mean_off_the_diagonal():
+    cosines = np.array([[1.0, 0.2, 0.4], [0.2, 1.0, 0.6], [0.4, 0.6, 1.0]])
+    found = agreement(cosines)
+    assert found.value == pytest.approx(0.4)
+    assert 0.2 <= found.low <= found.value <= found.high <= 0.6
+    assert np.isnan(agreement(np.full((3, 3), np.nan)).value)
+    assert np.isnan(agreement(np.ones((1, 1))).value)
+    two = agreement(np.array([[1.0, 0.3], [0.3, 1.0]]))
+    assert two.value == pytest.approx(0.3)
+    assert np.isnan(two.low)
+    same = agreement(np.ones((4, 4)))
+    assert (same.value, same.low, same.high) == (1, 1, 1)
+
+
+# ---- intervals ----
+
+
+@given(
+    values=st.lists(st.sampled_from([0.0, 1.0, np.nan]), min_size=4, max_size=24),
+    per=st.integers(1, 4),
+)
+def test_a_mean_over_prompts(values, per):
+    values = np.array(values)
+    prompt = np.arange(values.size) // per
+    found = prompt_mean(values, prompt)
+    if np.isnan(values).all():
+        assert np.isnan(found.value)
+        return
+    assert found.value == pytest.approx(np.nanmean(values))
+    if not np.isnan(found.low):
+        assert 0 <= found.low <= found.value <= found.high <= 1
+
+
+def test_rollouts_of_one_prompt_are_no_new_evidence():
+    values = np.repeat([0.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 0.0], 50)
+    apart = prompt_mean(values, np.arange(values.size))
+    together = prompt_mean(values, np.repeat(np.arange(8), 50))
+    assert apart.value == together.value
+    assert together.high - together.low > 3 * (apart.high - apart.low)
+
+
+def test_a_single_prompt_has_no_interval():
+    found = prompt_mean(np.array([0.0, 1.0]), np.array([0, 0]))
+    assert found.value == 0.5
+    assert np.isnan([found.low, found.high]).all()
+    result = preflight(sharp(0), sharp(1), PROMPTS[:1], grader=even, **SMALL)
+    assert result.verdict.word == UNKNOWN
+    json.dumps(result.to_dict(), allow_nan=False)
+
+
+def test_auroc_with_an_interval():
+    rng = np.random.default_rng(0)
+    correct = rng.integers(0, 2, 200).astype(float)
+    found = prompt_auroc(correct + rng.normal(size=200), correct, np.arange(200) // 2)
+    assert 0.65 < found.low < found.value < found.high < 0.88
+    assert np.isnan(prompt_auroc(correct, np.ones(200), np.arange(200)).value)
+
+
+# ---- the whole ----
+
+
+def test_everything_is_reported_as_json():
+    result = preflight(
+        sharp(0), sharp(1), PROMPTS, grader=even, templates={"twice": "{question} 3"}, **SMALL
+    )
+    values = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert values["verdict"]["word"] == result.verdict.word
+    assert values["settings"]["n_prompts"] == 6
+    assert set(values["templates"]) == {"as given", "twice"}
+    assert (
+        values["states"]["overlap_ratio"]["value"]
+        == values["templates"]["as given"]["overlap_ratio"]["value"]
+    )
+    assert values["answers"]["student"]["value"] is not None
+    assert values["cost"]["bytes_a_step"] > 0
+    stops = [row["stop"] for row in values["by_position"]]
+    assert [row["start"] for row in values["by_position"]] == [0, *stops[:-1]]
+    assert sum(row["states"] for row in values["by_position"]) == values["settings"]["states"]
+    assert set(values["seconds"]) == {
+        "sample", "score", "noise floor", "readout", "answers", "template twice",
+    }  # fmt: skip
+
+
+def test_a_student_that_is_its_own_teacher_gains_nothing():
+    prompts, grader = resolve_prompts("zoo:medium", 32)
+    model = resolve_model("zoo:sft-small")
+    result = preflight(model, model, prompts, grader=grader, seed=1)
+    answers = result.answers
+    assert answers.gap.value == 0  # the same random numbers
+    assert answers.gain == Number(0, 0, 0)  # nothing to fit, nothing to try
+    assert set(answers.continuation) == set(answers.n_continued)
+    assert result.verdict.word == UNLIKELY
+
+
+def adapted(model):
+    torch.manual_seed(0)
+    return get_peft_model(model, LoraConfig(init_lora_weights=False, target_modules="all-linear"))
+
+
+def measured(found):
+    return found.to_dict() | {"cost": None, "seconds": None}  # but for the time it took
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")  # of PEFT
+def test_a_student_under_adapters_is_the_student_that_they_make():
+    student, merged = adapted(sharp(0)), adapted(sharp(0)).merge_and_unload()
+    for model in (student, merged):
+        model.config._name_or_path = "mine"
+    got, want = (preflight(m, sharp(1), PROMPTS, grader=even, **SMALL) for m in (student, merged))
+    assert got.settings == want.settings
+    assert got.settings["student"] == "mine"
+    # Merged weights are rounded once more.
+    for name, number in want.states.items():
+        assert got.states[name].value == pytest.approx(number.value, rel=1e-3), name
+    assert got.answers.student == want.answers.student
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")  # of PEFT
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_teacher_that_is_the_student_is_it_without_its_adapter(inside):
+    twins = [sharp(0) for _ in range(3)]
+    for twin in twins:  # most responses have to end, or accuracies count for nothing
+        twin.generation_config.eos_token_id = list(range(0, 64, 3))
+    student, apart, alone = adapted(twins[0]), adapted(twins[1]), twins[2]
+    for name, weight in student.named_parameters():
+        weight.requires_grad_("lora_A" in name)
+    trained = [weight.requires_grad for weight in student.parameters()]
+    teacher = student.get_base_model() if inside else student
+    settings = SMALL | {"max_new_tokens": 12, "grader": even, "depths": [0, 2]}
+    got, want = (
+        preflight(*models, PROMPTS, templates={"other": "{question} ?"}, **settings)
+        for models in ((student, teacher), (apart, alone))
+    )
+    assert measured(got) == measured(want)
+    assert want.answers.continuation.keys() == {0, 2}
+    assert want.states["reverse_kl"].value > 0.1
+    assert [weight.requires_grad for weight in student.parameters()] == trained
+
+
+def test_useless_answers_are_not_measured_further():
+    def wrong(text, prompt):
+        return 0.0
+
+    answers = preflight(sharp(0), sharp(1), PROMPTS, grader=wrong, **SMALL).answers
+    assert answers.student.value == answers.teacher.value == 0
+    assert answers.continuation is None
+    assert np.isnan(answers.gain.value)
+
+
+def test_without_answers():
+    result = preflight(sharp(0), sharp(1), PROMPTS, **SMALL)
+    values = result.to_dict()
+    assert values["answers"]["gap"]["value"] is None
+    assert values["teacher_responses"] is None
+    assert result.verdict.word in (UNKNOWN, UNLIKELY)
+    assert any("No answers" in reason for reason in result.verdict.reasons)
+
+
+def test_nothing_is_changed_and_the_seed_decides():
+    student, teacher = sharp(0), sharp(1)
+    student.train()
+    hashes, random_state = (weight_hash(student), weight_hash(teacher)), torch.get_rng_state()
+
+    def look(seed):
+        values = preflight(student, teacher, PROMPTS, grader=even, seed=seed, **SMALL).to_dict()
+        del values["seconds"], values["cost"]
+        return values
+
+    assert look(1) == look(1)
+    assert look(1)["states"] != look(2)["states"]
+    assert (weight_hash(student), weight_hash(teacher)) == hashes
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert student.training
+    assert all(p.grad is None for p in student.parameters())
+
+
+def test_the_noise_floor_is_rounding():
+    noise = preflight(sharp(0), sharp(1), PROMPTS, **SMALL).noise
+    assert noise["overlap_ratio"] == 1
+    assert 0 <= noise["reverse_kl"] < 1e-6
+    assert 0 <= noise["entropy_gap"] < 1e-4
+
+
+def test_progress_runs_from_none_to_all():
+    calls = []
+    preflight(sharp(0), sharp(1), PROMPTS, on_progress=lambda *c: calls.append(c), **SMALL)
+    assert calls[0] == (0, 4)
+    assert calls[-1] == (4, 4)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"n_prompts": 0}, "n_prompts = 0"),
+        ({"k": 65}, "k = 65 is larger than the vocabulary of 64"),
+        ({"temperature": 0.0}, "temperature = 0.0"),
+        ({"temperature": float("nan")}, "temperature = nan"),
+        ({"seed": -1}, "seed = -1; expected 0 or more"),
+        ({"tokenizer": None}, "pass tokenizer="),
+        ({"templates": {"bad": "no place"}}, "no place for"),
+    ],
+)
+def test_settings_out_of_range(settings, message):
+    with pytest.raises(ConfigError, match=message):
+        preflight(sharp(0), sharp(1), PROMPTS, **SMALL | settings)
+
+
+def test_bad_prompts_and_other_vocabularies():
+    long = [*PROMPTS, Prompt("long", text="1 " * 40)]
+    with pytest.raises(PromptError, match="more than max_length 20"):
+        preflight(sharp(0), sharp(1), long, max_prompt_length=20, **SMALL)
+    result = preflight(
+        sharp(0), sharp(1), long, max_prompt_length=20, skip_bad_prompts=True, **SMALL
+    )
+    assert result.settings["n_prompts"] == 6
+    with pytest.raises(VocabularyError, match="differ at 10"):
+        preflight(sharp(0), sharp(1, 74), PROMPTS, teacher_tokenizer=tiny_tokenizer(74), **SMALL)
+
+
+# ---- the command ----
+
+COMMAND = [
+    "preflight", "--student", "zoo:rl-small", "--teacher", "zoo:sft-small",
+    "--prompts", "zoo:medium",
+    "--n-prompts", "8", "--n", "2",
+]  # fmt: skip
+
+
+def test_the_command_prints_json(capsys):
+    assert main([*COMMAND, "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["verdict"]["word"] == HARMFUL
+    assert values["settings"]["student"] == "zoo:rl-small"
+
+
+def test_the_command_prints_a_verdict(capsys):
+    assert main([*COMMAND, "--template", "please {question}", "--drop-layers", "1-1"]) == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "zoo:rl-small without layers 1-1 from zoo:sft-small" in out
+    for words in ("overlap ratio", "by known answers", "please {question}", "Validated on"):
+        assert words in out
+
+
+def test_the_command_refuses_what_is_no_model(capsys):
+    assert (
+        main(["preflight", "--student", "zoo:none", "--teacher", "zoo:none", "--prompts", "x"]) == 1
+    )
+    assert "no zoo model 'none'" in capsys.readouterr().err

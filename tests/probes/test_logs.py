@@ -1,0 +1,140 @@
+"""Logs of other trainers become metrics over step."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from opdprobe import ConfigError, StoreError
+from opdprobe.probes.logs import read_log
+
+ENTRIES = [
+    (1, {"actor/distillation/overlap_ratio": 0.70, "actor/grad_norm": 1.5, "perf/mfu": 0.25}),
+    (3, {"actor/distillation/overlap_ratio": 0.75, "val-core/AIME24/acc/mean@16": 0.3}),
+]
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write(text, name="log.jsonl"):
+        path = tmp_path / name
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def check_verl(metrics):
+    assert metrics["step"].values.tolist() == [1, 3]
+    assert set(metrics.data_vars) == {
+        "overlap_ratio",
+        "grad_norm",
+        "perf/mfu",
+        "val-core/AIME24/acc/mean@16",
+    }
+    assert metrics["overlap_ratio"].values.tolist() == [0.70, 0.75]
+    np.testing.assert_array_equal(metrics["grad_norm"], [1.5, np.nan])
+    assert all(v.dtype == np.float64 for v in metrics.data_vars.values())
+
+
+def test_the_file_logger(write):
+    lines = [json.dumps({"step": step, "data": data}) for step, data in ENTRIES]
+    check_verl(read_log(write("\n".join(lines) + "\n"), "verl"))
+    # Blank lines and half a last line, as a run leaves them that is still writing.
+    check_verl(read_log(write("\n\n".join(lines) + '\n{"step": 5, "da'), "verl"))
+
+
+def test_the_console_logger(write):
+    lines = ["INFO starting", "epoch 1: step:x - not:a number"]
+    for step, data in ENTRIES:
+        pairs = " - ".join(f"{key}:{value}" for key, value in data.items())
+        lines.append(f"\x1b[36m(TaskRunner pid=7)\x1b[0m step:{step} - {pairs}")
+    check_verl(read_log(write("\n".join(lines)), "verl"))
+
+
+def test_console_values_that_numpy_printed_and_that_are_no_numbers(write):
+    log = write("step:2 - actor/entropy:np.float64(0.5) - actor/lr:1e-06 - tag:none - a:b:3\n")
+    metrics = read_log(log, "verl")
+    assert {name: metrics[name].item() for name in metrics.data_vars} == {
+        "student_entropy": 0.5,
+        "learning_rate": 1e-6,
+        "a:b": 3.0,
+    }
+
+
+def test_one_key_means_another_thing_elsewhere(write):
+    log = write('{"step": 1, "data": {"actor/pg_loss": 0.1, "val-topk/adv_intersection": -0.02}}\n')
+    assert set(read_log(log, "thunlp").data_vars) == {
+        "loss_thunlp",
+        "overlap_token_advantage_thunlp",
+    }
+    assert set(read_log(log, "verl").data_vars) == {"actor/pg_loss", "val-topk/adv_intersection"}
+
+
+def trainer_state(*entries, **other):
+    return json.dumps({"epoch": 1.0, "log_history": entries, **other})
+
+
+def test_trl(write):
+    log = write(
+        trainer_state(
+            {"step": 10, "loss": 0.5, "grad_norm": 2.0, "entropy": 0.9, "epoch": 0.1},
+            {"step": 20, "loss": None, "learning_rate": 1e-6, "name": "x"},
+            {"step": 20, "eval_loss": 0.4},
+        ),
+        "trainer_state.json",
+    )
+    metrics = read_log(log, "trl")
+    assert metrics["step"].values.tolist() == [10, 20]
+    assert set(metrics.data_vars) == {
+        "loss_trl",
+        "grad_norm",
+        "student_entropy",
+        "epoch",
+        "learning_rate",
+        "eval_loss",
+    }
+    np.testing.assert_array_equal(metrics["loss_trl"], [0.5, np.nan])
+    np.testing.assert_array_equal(metrics["eval_loss"], [np.nan, 0.4])
+
+
+def test_a_step_logged_twice_keeps_the_later_values(write):
+    log = write(trainer_state({"step": 1, "loss": 9.0}, {"step": 1, "loss": 1.0}))
+    assert read_log(log, "ms-swift")["loss_ms-swift"].values.tolist() == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("text", "source", "message"),
+    [
+        ("nothing here\n", "verl", "holds no logged step"),
+        ("", "trl", "no readable log_history"),
+        ("{}", "trl", "no readable log_history"),
+        ('{"log_history": [{"loss": 1}]}', "trl", "entries with a step"),
+        ('{"log_history": []}', "ms-swift", "holds no logged step"),
+        ('{"step": 1, "data": {}}\n{"loss": 1}\n', "verl", "line 2"),
+        ('{"step": 1\n{"step": 2, "data": {}}\n', "thunlp", "line 1"),
+    ],
+)
+def test_what_is_no_log(write, text, source, message):
+    with pytest.raises(StoreError, match=message):
+        read_log(write(text), source)
+
+
+def test_no_file_no_text_no_source(write, tmp_path):
+    with pytest.raises(StoreError, match="is no file"):
+        read_log(tmp_path / "absent.jsonl", "verl")
+    with pytest.raises(StoreError, match="is no file"):
+        read_log(tmp_path, "trl")
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(StoreError, match="not UTF-8"):
+        read_log(tmp_path / "binary", "verl")
+    with pytest.raises(ConfigError, match="'nemo'"):
+        read_log(write("step:1 - a:1"), "nemo")
+
+
+def test_torch_is_not_needed():
+    script = "import sys; sys.modules['torch'] = None; import opdprobe.keys, opdprobe.probes.logs"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

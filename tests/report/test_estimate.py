@@ -1,0 +1,141 @@
+"""Estimates: values as plain means, intervals against scipy, and what is drawn together."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from opdprobe.report.estimate import (
+    N_BOOT,
+    Estimate,
+    combine,
+    exact,
+    interval_name,
+    ranked,
+    ratio,
+    resample,
+    spearman,
+)
+
+RNG = np.random.default_rng(0)
+NUMBERS = st.lists(st.floats(-10, 10), min_size=1, max_size=20)
+
+
+@given(NUMBERS, st.data())
+def test_the_value_is_the_mean(values, data):
+    weights = data.draw(st.lists(st.integers(1, 5), min_size=len(values), max_size=len(values)))
+    assert resample(np.array(values)).value == pytest.approx(np.mean(values))
+    sums = np.array(values) * weights
+    want = np.average(values, weights=weights)
+    assert resample(sums, np.array(weights)).value == pytest.approx(want, abs=1e-12)
+
+
+def test_the_samples_are_means_of_units_drawn_again():
+    values, weights = RNG.random(7), RNG.integers(1, 9, 7)
+    rows = np.random.default_rng(0).integers(0, 7, (N_BOOT, 7))
+    want = [sum(values[i] for i in row) / sum(weights[i] for i in row) for row in rows]
+    np.testing.assert_allclose(resample(values, weights).samples, np.array(want))
+
+
+def test_nothing_has_no_mean_and_warns_of_nothing():
+    estimate = resample(np.array([0.0, 3.0]), np.array([0, 1]))
+    assert estimate.value == 3
+    # Drawing the empty unit twice gives nothing to divide by; the other draws are the mean.
+    assert set(estimate.samples[~np.isnan(estimate.samples)]) == {3.0}
+    assert 0.15 < np.isnan(estimate.samples).mean() < 0.35
+    assert combine([estimate]) == (3, 3, 3)
+    assert np.isnan(combine([resample(np.zeros(2), np.zeros(2))])).all()
+
+
+@given(st.integers(0, 3), st.floats(-1, 1))
+def test_estimates_over_the_same_problems_are_paired(seed, shift):
+    """A shift of every problem by the same amount has no spread, however much problems differ."""
+    values = np.random.default_rng(seed).random(30)
+    change = resample(values + shift).map(resample(values), by=np.subtract)
+    assert combine([change]) == pytest.approx((shift,) * 3, abs=1e-9)
+    assert resample(values).samples.std() > 0.02
+
+
+def test_map_takes_the_function_of_value_and_of_every_sample():
+    a, b, c = (resample(RNG.random(5)) for _ in range(3))
+    got = a.map(b, c, by=lambda x, y, z: x * y - z)
+    assert got.value == a.value * b.value - c.value
+    np.testing.assert_array_equal(got.samples, a.samples * b.samples - c.samples)
+
+
+@pytest.mark.parametrize("denominator", [0, 0.0, -0.0])
+def test_ratio_by_zero_is_nan_not_infinity(denominator):
+    assert np.isnan(ratio(1.0, denominator))
+    np.testing.assert_array_equal(ratio(np.array([1.0, 6.0]), np.array([denominator, 3.0]))[1], 2)
+
+
+def test_one_seed_has_the_bootstraps_percentiles():
+    values = RNG.normal(size=60)
+    mean, low, high = combine([resample(values)])
+    assert mean == pytest.approx(values.mean())
+    want = stats.bootstrap(
+        (values,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(1)
+    )
+    interval = want.confidence_interval
+    # The ends of an interval from 1000 samples are known to a tenth of its half-width or so.
+    error = 0.15 * (interval.high - interval.low) / 2
+    assert (low, high) == pytest.approx((interval.low, interval.high), abs=error)
+
+
+def test_two_seeds_average_their_samples():
+    a, b = resample(RNG.random(50)), resample(RNG.random(50))
+    mean, low, high = combine([a, b])
+    assert mean == pytest.approx((a.value + b.value) / 2)
+    want = np.percentile((a.samples + b.samples) / 2, [2.5, 97.5])
+    assert (low, high) == pytest.approx(want)
+
+
+@pytest.mark.parametrize("n", [3, 5, 20])
+def test_from_three_seeds_on_the_interval_is_students(n):
+    values = RNG.normal(2, 0.3, n)
+    mean, low, high = combine([exact(v) for v in values])  # samples play no part
+    want = stats.t.interval(0.95, n - 1, loc=values.mean(), scale=stats.sem(values))
+    assert mean == pytest.approx(values.mean())
+    assert (low, high) == pytest.approx(want)
+
+
+def test_an_exact_number_has_no_interval_with_one_seed():
+    mean, low, high = combine([exact(0.3)])
+    assert mean == 0.3
+    assert np.isnan([low, high]).all()
+
+
+def test_what_is_unknown_stays_unknown():
+    unknown = Estimate(np.nan, np.full(N_BOOT, np.nan))
+    known = resample(RNG.random(9))
+    for estimates in ([unknown], [known, unknown], [known, known, unknown, known]):
+        assert np.isnan(combine(estimates)).all()
+
+
+def test_the_interval_is_named():
+    assert "bootstrap" in interval_name(1)
+    assert "bootstrap" in interval_name(2)
+    assert interval_name(3) == "95 % t-interval over 3 seeds"
+
+
+# Ranks
+
+
+@given(st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=2, max_size=12))
+def test_spearman_is_scipys(pairs):
+    x, y = np.array(pairs).T
+    if len(set(x)) == 1 or len(set(y)) == 1:
+        assert np.isnan(spearman(x, y))  # scipy warns besides
+    else:
+        assert spearman(x, y) == pytest.approx(stats.spearmanr(x, y)[0])
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_fewer_than_two_pairs_have_no_rank_correlation(n):
+    assert np.isnan(spearman(np.arange(n), np.arange(n)))
+
+
+def test_ranked_looks_at_the_mean_over_seeds():
+    candidates = {"a": [exact(0.5), exact(0.5)], "b": [exact(0.9), exact(0.0)], "c": [exact(0.6)]}
+    assert ranked(candidates) == ["b", "a", "c"]

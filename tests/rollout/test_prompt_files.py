@@ -1,0 +1,445 @@
+"""Prompts: reading, listing what is wrong, and turning into ids."""
+
+import json
+import os
+import string
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from opdprobe.errors import ConfigError, PromptError
+from opdprobe.rollout.prompt_files import (
+    BOXED_TEMPLATE,
+    DAPO_TEMPLATE,
+    Prompt,
+    encode_prompts,
+    load_prompts,
+    prompts_from_rows,
+    save_prompts,
+    strip_instruction,
+)
+
+DATA = Path(os.environ.get("OPDPROBE_DATA", Path(__file__).parents[3] / "shared" / "data"))
+needs_data = pytest.mark.skipif(
+    not (DATA / "MATH-500.parquet").is_file(),
+    reason="needs the public prompt files: set OPDPROBE_DATA to their directory",
+)
+BROKEN = BOXED_TEMPLATE.replace("{}.", "{{}}.")
+
+
+def verl_row(content="What is 2 + 2?", index=0, answer="4"):
+    return {
+        "data_source": "toy",
+        "prompt": [{"role": "user", "content": content}],
+        "ability": "math",
+        "reward_model": {"style": "rule", "ground_truth": answer},
+        "extra_info": {"index": index, "split": "test"},
+    }
+
+
+def user(content, id="0"):
+    return Prompt(id, messages=({"role": "user", "content": content},))
+
+
+@pytest.fixture
+def tokenizer():
+    """One token a character; any text begins with <s>; the chat template has its own marks."""
+    vocab = {token: i for i, token in enumerate(["<unk>", "<s>", "</s>", *string.printable, "²"])}
+    backend = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    backend.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=backend, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}"
+        "{% endif %}<s>{{ m.role[0] }}:{{ m.content }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}<s>a:{% endif %}"
+        "{% if enable_thinking %}*{% endif %}"
+    )
+    return tokenizer
+
+
+def text_of(tokenizer, ids):
+    return "".join(tokenizer.convert_ids_to_tokens(list(ids)))
+
+
+# --- Prompt ------------------------------------------------------------------------------------
+
+
+def test_question_is_the_last_message():
+    messages = ({"role": "system", "content": "Be brief."}, {"role": "user", "content": "Why?"})
+    assert Prompt("0", messages=messages).question == "Why?"
+    assert Prompt("0", text="Once upon").question == "Once upon"
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({}, "empty prompt"),
+        ({"text": " \n"}, "empty prompt"),
+        ({"messages": ({"role": "user", "content": ""},)}, "empty prompt"),
+        (
+            {"messages": ({"role": "user", "content": "a"},), "text": "a"},
+            "both messages and a text",
+        ),
+        ({"messages": ({"role": "user"},)}, "a role and a content"),
+        ({"messages": ({"role": "user", "content": None},)}, "a role and a content"),
+    ],
+)
+def test_prompt_refuses(fields, reason):
+    with pytest.raises(PromptError, match=reason):
+        Prompt("x7", **fields)
+
+
+# --- rows --------------------------------------------------------------------------------------
+
+
+def test_verl_row():
+    (prompt,) = prompts_from_rows([verl_row(index="AIME24-0", answer="\\boxed{204}")])
+    assert prompt.id == "AIME24-0"
+    assert prompt.messages == ({"role": "user", "content": "What is 2 + 2?"},)
+    assert prompt.answer == "\\boxed{204}"  # as the file has it; grading reads both
+    assert prompt.meta["data_source"] == "toy"
+    assert prompt.meta["extra_info"] == {"index": "AIME24-0", "split": "test"}
+
+
+def test_simple_rows_and_ids():
+    rows = [
+        {"prompt": "1+1=", "answer": 2, "id": "a"},
+        {"prompt": [{"role": "user", "content": "1+2?"}], "answer": None},
+        {"prompt": "1+3="},
+    ]
+    prompts = prompts_from_rows(rows)
+    assert [p.id for p in prompts] == ["a", "1", "2"]
+    assert [p.answer for p in prompts] == ["2", None, None]
+    assert [p.text for p in prompts] == ["1+1=", None, "1+3="]
+
+
+def test_rows_are_not_changed():
+    row = verl_row(BROKEN.replace("{question}", "Q"))
+    before = json.dumps(row)
+    prompts_from_rows([row], repair_boxed=True)
+    assert json.dumps(row) == before
+
+
+def test_answer_column():
+    row = verl_row() | {"solution": "four"}
+    (prompt,) = prompts_from_rows([row], answer_column="solution")
+    assert prompt.answer == "four"
+    assert "solution" not in prompt.meta
+    with pytest.raises(PromptError, match=r"row 1: no column 'solution' among \['ability'"):
+        prompts_from_rows([row, verl_row(index=1)], answer_column="solution")
+
+
+BAD_ROWS = [
+    verl_row(),
+    verl_row("  ", index=1),
+    {"question": "?"},
+    verl_row(index=0),
+    {"prompt": 3},
+    {"prompt": []},
+    verl_row(index=6),
+]
+
+
+def test_bad_rows_are_all_listed():
+    with pytest.raises(PromptError) as caught:
+        prompts_from_rows(BAD_ROWS, source="toy.jsonl")
+    message = str(caught.value)
+    assert message.startswith("toy.jsonl: 5 of 7 rows cannot be used: ")
+    for part in [
+        "row 1: prompt '1': empty prompt",
+        "row 2: no column 'prompt' among ['question']",
+        "row 3: id '0' repeats row 0",
+        "row 4: 'prompt' is a int, expected str or list of messages",
+        "row 5: prompt '5': empty prompt",
+        'on_error="skip"',
+    ]:
+        assert part in message
+
+
+def test_bad_rows_are_skipped_only_if_asked(caplog):
+    prompts = prompts_from_rows(BAD_ROWS, on_error="skip")
+    assert [p.id for p in prompts] == ["0", "6"]
+    assert "5 of 7 rows cannot be used" in caplog.text
+    with pytest.raises(PromptError, match="Nothing is left"):
+        prompts_from_rows([{"prompt": ""}], on_error="skip")
+
+
+def test_many_bad_rows_are_cut_short():
+    with pytest.raises(PromptError, match=r"row 9: .*; …") as caught:
+        prompts_from_rows([{"prompt": ""}] * 500)
+    assert "row 10" not in str(caught.value)
+
+
+def test_no_rows():
+    with pytest.raises(PromptError, match="no rows"):
+        prompts_from_rows([])
+
+
+@pytest.mark.parametrize("repair", [False, True])
+def test_broken_box_is_said_and_repaired_on_request(repair, caplog):
+    rows = [verl_row(BROKEN.replace("{question}", q), index=q) for q in "AB"] + [verl_row()]
+    prompts = prompts_from_rows(rows, repair_boxed=repair)
+    want = (BOXED_TEMPLATE if repair else BROKEN).replace("{question}", "A")
+    assert prompts[0].question == want
+    assert "2 prompts have a literal \\boxed{{}}" in caplog.text
+    assert ("repaired to" if repair else "repair_boxed=True") in caplog.text
+
+
+# --- files -------------------------------------------------------------------------------------
+
+
+def test_parquet_and_jsonl_agree(tmp_path):
+    rows = [verl_row(f"{n} + 1?", index=n, answer=str(n + 1)) for n in range(5)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "p.parquet")
+    (tmp_path / "p.jsonl").write_text("\n".join(map(json.dumps, rows)) + "\n\n")
+    want = prompts_from_rows(rows)
+    assert load_prompts(tmp_path / "p.parquet") == want
+    assert load_prompts(str(tmp_path / "p.jsonl")) == want
+    assert load_prompts(tmp_path / "p.parquet", limit=2) == want[:2]
+    assert load_prompts(tmp_path / "p.jsonl", limit=2) == want[:2]
+    assert load_prompts(tmp_path / "p.jsonl", limit=99) == want
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("gone.parquet", None, "no such file"),
+        ("torn.parquet", b"PAR1 and then nothing", "not a readable parquet file"),
+        ("list.jsonl", b"[1, 2]\n", "line 1 is not a JSON object"),
+        ("torn.jsonl", b'{"prompt": "a"}\n{"prompt"', "line 2 is not JSON"),
+        ("latin.jsonl", b'{"prompt": "caf\xe9"}', "not a readable UTF-8 text"),
+        ("empty.jsonl", b"\n", "no rows"),
+        ("table.csv", b"prompt\na\n", r"expected a .parquet or .jsonl file, got '?.csv"),
+    ],
+)
+def test_unusable_files(tmp_path, name, content, reason):
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(PromptError, match=reason) as caught:
+        load_prompts(tmp_path / name)
+    assert name in str(caught.value)
+
+
+def test_limit_below_one(tmp_path):
+    with pytest.raises(ConfigError, match="limit is 0"):
+        load_prompts(tmp_path / "any.jsonl", limit=0)
+
+
+# --- encoding ----------------------------------------------------------------------------------
+
+
+def test_conversation_goes_through_the_chat_template(tokenizer):
+    (encoded,) = encode_prompts(tokenizer, [user("2+2?")])
+    assert text_of(tokenizer, encoded.ids) == "<s>u:2+2?</s><s>a:"  # one <s>: the template's own
+    assert encoded.prompt == user("2+2?")
+
+
+def test_enable_thinking_reaches_the_template(tokenizer):
+    (encoded,) = encode_prompts(tokenizer, [user("2+2?")], enable_thinking=True)
+    assert text_of(tokenizer, encoded.ids).endswith("a:*")
+
+
+def test_plain_text_is_not_templated(tokenizer):
+    (encoded,) = encode_prompts(tokenizer, [Prompt("0", text="2+2=")])
+    assert text_of(tokenizer, encoded.ids) == "<s>2+2="
+
+
+def test_without_chat_template_contents_are_joined(tokenizer):
+    tokenizer.chat_template = None
+    prompt = Prompt(
+        "0", messages=({"role": "system", "content": "Add."}, {"role": "user", "content": "2+2?"})
+    )
+    (encoded,) = encode_prompts(tokenizer, [prompt])
+    assert text_of(tokenizer, encoded.ids) == "<s>Add.\n\n2+2?"
+
+
+def test_overlong_prompts_are_listed_and_skipped_on_request(tokenizer, caplog):
+    prompts = [user("a", "p"), user("a" * 30, "q"), user("b", "r"), user("c" * 40, "s")]
+    with pytest.raises(PromptError) as caught:
+        encode_prompts(tokenizer, prompts, max_length=20)
+    assert "2 of 4 rows cannot be used" in str(caught.value)
+    assert "row 1 (id 'q'): 37 tokens, more than max_length 20" in str(caught.value)
+    assert "row 3 (id 's'): 47 tokens, more than max_length 20" in str(caught.value)
+    encoded = encode_prompts(tokenizer, prompts, max_length=20, on_error="skip")
+    assert [e.prompt.id for e in encoded] == ["p", "r"]
+    assert "They are left out" in caplog.text
+
+
+def test_max_length_is_inclusive(tokenizer):
+    (encoded,) = encode_prompts(tokenizer, [user("abc")])
+    encode_prompts(tokenizer, [user("abc")], max_length=len(encoded.ids))
+    with pytest.raises(PromptError, match="more than"):
+        encode_prompts(tokenizer, [user("abc")], max_length=len(encoded.ids) - 1)
+
+
+def test_a_template_that_refuses_a_role(tokenizer):
+    prompt = Prompt(
+        "0", messages=({"role": "system", "content": "Add."}, {"role": "user", "content": "2+2?"})
+    )
+    with pytest.raises(PromptError, match=r"row 0 .*no system"):
+        encode_prompts(tokenizer, [prompt])
+
+
+def test_template_replaces_the_wording_and_keeps_braces(tokenizer):
+    prompts = [user(DAPO_TEMPLATE.replace("{question}", "2+2?")), Prompt("1", text="2+2?")]
+    encoded = encode_prompts(tokenizer, prompts, template=BOXED_TEMPLATE)
+    wording = BOXED_TEMPLATE.replace("{question}", "2+2?")
+    assert text_of(tokenizer, encoded[0].ids) == f"<s>u:{wording}</s><s>a:"
+    assert text_of(tokenizer, encoded[1].ids) == f"<s>{wording}"
+    assert encoded[0].prompt == prompts[0]
+
+
+def test_bad_settings(tokenizer):
+    with pytest.raises(ConfigError, match=r"no place for \{question\}"):
+        encode_prompts(tokenizer, [user("a")], template="Think!")
+    with pytest.raises(ConfigError, match="max_length is 0"):
+        encode_prompts(tokenizer, [user("a")], max_length=0)
+    with pytest.raises(PromptError, match="no rows"):
+        encode_prompts(tokenizer, [])
+
+
+# --- instructions ------------------------------------------------------------------------------
+
+
+@given(st.text(), st.sampled_from([BOXED_TEMPLATE, BROKEN, DAPO_TEMPLATE]))
+def test_strip_inverts_the_templates(question, template):
+    assert strip_instruction(template.replace("{question}", question)) == question
+
+
+@given(st.text())
+def test_strip_leaves_a_bare_question(question):
+    assert strip_instruction(question) == question
+
+
+def test_strip_needs_both_ends():
+    before, after = DAPO_TEMPLATE.split("{question}")
+    assert strip_instruction(before + "2+2?") == before + "2+2?"
+    assert strip_instruction(before[:-1] + after) == before[:-1] + after
+
+
+# --- writing -----------------------------------------------------------------------------------
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(), inner, max_size=2),
+    max_leaves=4,
+)
+said = st.text(min_size=1).filter(str.strip)
+
+
+@given(
+    st.lists(
+        st.builds(
+            Prompt,
+            st.text(),
+            messages=st.just(()),
+            text=said,
+            answer=st.none() | st.text(),
+            meta=st.dictionaries(st.sampled_from(["level", "source"]), json_values),
+        )
+        | st.builds(
+            lambda id, system, asked: Prompt(
+                id, messages=(*system, {"role": "user", "content": asked})
+            ),
+            st.text(),
+            st.lists(st.fixed_dictionaries({"role": st.text(), "content": st.text()}), max_size=2),
+            said,
+        ),
+        min_size=1,
+        max_size=3,
+        unique_by=lambda prompt: prompt.id,
+    )
+)
+def test_saved_prompts_are_read_back_equal(tmp_path_factory, prompts):
+    path = tmp_path_factory.mktemp("saved") / "prompts.jsonl"
+    save_prompts(prompts, path)
+    assert load_prompts(path) == prompts
+
+
+def test_verl_rows_survive_saving(tmp_path):
+    prompts = prompts_from_rows([verl_row(index="a"), verl_row("Why?", 1, "5")])
+    save_prompts(prompts, tmp_path / "saved.jsonl")
+    assert load_prompts(tmp_path / "saved.jsonl") == prompts
+    assert [path.name for path in tmp_path.iterdir()] == ["saved.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("prompts", "reason"),
+    [
+        ([], "no prompts to write"),
+        ([user("a"), user("b")], "two prompts have the id '0'"),
+        ([Prompt("0", text="a", meta={"seen": {1, 2}})], "'0' cannot be written as JSON: .*set"),
+        ([Prompt("0", text="a", meta={"pair": (1, 2)})], r"its meta is .*\(1, 2\).* but would be"),
+        (
+            [Prompt("0", text="a", meta={"extra_info": {"index": 7}})],
+            r"its id is '0', but would be '7'; correct its meta, which has \['extra_info'\]",
+        ),
+        (
+            [Prompt("0", text="a", answer="4", meta={"reward_model": {"ground_truth": "5"}})],
+            "its answer is '4', but would be '5'",
+        ),
+        ([Prompt("0", text="a", meta={"prompt": "b"})], "its text is 'a', but would be 'b'"),
+    ],
+)
+def test_what_would_not_be_read_back_is_not_written(tmp_path, prompts, reason):
+    with pytest.raises(PromptError, match=reason):
+        save_prompts(prompts, tmp_path / "saved.jsonl")
+    assert not list(tmp_path.iterdir())
+
+
+def test_prompts_are_saved_as_json_lines_only(tmp_path):
+    with pytest.raises(PromptError, match=r"expected a path that ends in \.jsonl"):
+        save_prompts([user("a")], tmp_path / "saved.parquet")
+
+
+# --- the public files --------------------------------------------------------------------------
+
+SIZES = {"AIME24": 30, "AIME25": 30, "AMC23": 40, "MATH-500": 500}
+
+
+@needs_data
+@pytest.mark.parametrize("name", SIZES)
+def test_benchmarks_load(name):
+    prompts = load_prompts(DATA / f"{name}.parquet")
+    assert len(prompts) == SIZES[name]
+    assert all(p.answer and p.question for p in prompts)
+    assert len({p.id for p in prompts}) == len(prompts)
+
+
+@needs_data
+def test_a_public_file_survives_saving(tmp_path):
+    prompts = load_prompts(DATA / "DeepMath_deduped.parquet", limit=300)
+    save_prompts(prompts, tmp_path / "saved.jsonl")
+    assert load_prompts(tmp_path / "saved.jsonl") == prompts
+
+
+@needs_data
+def test_dapo_files_hold_the_same_questions(caplog):
+    processed = load_prompts(DATA / "dapo-math-17k-processed.parquet", limit=300)
+    assert "300 prompts have a literal \\boxed{{}}" in caplog.text
+    original = load_prompts(DATA / "dapo-math-17k.parquet", limit=300)
+    for a, b in zip(processed, original, strict=True):
+        assert a.question != b.question
+        assert strip_instruction(a.question) == strip_instruction(b.question)
+        assert (a.id, a.answer) == (b.id, b.answer)
+
+
+@needs_data
+def test_deepmath_question_without_instruction():
+    # Not always equal: where a question itself held a \boxed, the prompt was cut there.
+    prompts = load_prompts(DATA / "DeepMath_deduped.parquet", limit=300)
+    questions = [p.meta["extra_info"]["question"] for p in prompts]
+    bare = [strip_instruction(p.question) for p in prompts]
+    assert all(q.startswith(b.rstrip()) for q, b in zip(questions, bare, strict=True))
+    assert sum(q == b for q, b in zip(questions, bare, strict=True)) > 290

@@ -1,0 +1,277 @@
+"""Writing a run: zarr's own encoding, a step on a thread, one process at a time."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from unittest.mock import Mock
+
+import numpy as np
+import pytest
+import xarray as xr
+from zarr.codecs import BloscCodec
+from zarr.storage import MemoryStore
+
+from opdprobe import RunWriter, StoreError, open_run
+from opdprobe.rollout.rows import thin
+from opdprobe.store import step as step_file
+from opdprobe.store import step_decode as archive
+from opdprobe.store import step_encode as encode
+from opdprobe.store.schema import Step
+from opdprobe.testing import synthetic_step
+
+
+def writer(path, resume=False):
+    return RunWriter(path, attrs={"seed": 0}, config={}, resume=resume)
+
+
+def by_zarr(ds, chunk):
+    """Encode a step by xarray and zarr."""
+    members, encoding = {}, {}
+    for name, variable in list(ds.variables.items()):
+        chunks = variable.shape
+        if variable.ndim:
+            chunks = (max(1, min(chunk, variable.shape[0])), *variable.shape[1:])
+        encoding[name] = {"chunks": chunks}
+        if variable.dtype.kind in "UT":
+            ds[name] = variable.astype(object)
+        else:
+            codec = BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle")
+            encoding[name] |= {"compressors": [codec], "_FillValue": None}
+    ds.to_zarr(MemoryStore(members), zarr_format=3, consolidated=False, encoding=encoding)
+    return {name: member.to_bytes() for name, member in members.items()}
+
+
+@pytest.mark.skipif(
+    tuple(map(int, xr.__version__.split(".")[:2])) < (2026, 9),
+    reason="xarray wrote truth values as numbers; tests/compat reads such steps",
+)
+@pytest.mark.parametrize("chunk", [131_072, 7])
+@pytest.mark.parametrize("step", [0, 3])  # a step number that is the fill value, and one that isn't
+def test_members_are_those_that_zarr_writes(monkeypatch, chunk, step):
+    monkeypatch.setattr(encode, "_CHUNK", chunk)
+    ds = synthetic_step(step, k=4).assign_attrs(n_state=np.int64(32), missing=["teacher"])
+    ds["correct"][:] = np.nan
+    got, want = encode.step_members(ds, ds.attrs), by_zarr(ds.copy(), chunk)
+    assert got.keys() == want.keys()
+    for name, content in got.items():
+        if name.endswith("zarr.json"):
+            assert json.loads(content) == json.loads(want[name]), name
+        else:
+            assert content == want[name], name
+
+
+def test_a_step_without_states_is_written_as_by_zarr():
+    ds = synthetic_step(0, k=4)
+    none = ds.isel(state=[], rollout=[], prompt_token=[], response_token=[])
+    assert encode.step_members(none, {}).keys() == by_zarr(none.copy(), 131_072).keys()
+
+
+def by_zipfile(members, path):
+    with zipfile.ZipFile(path, "w") as file:
+        for name, content in members.items():
+            file.writestr(zipfile.ZipInfo(name), content)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("largest", [encode._LARGEST_ZIP, 0])
+@pytest.mark.parametrize("members", [{}, {"a/b": b"", "c": bytes(70_000)}])
+def test_the_zip_file_is_the_one_that_zipfile_writes(tmp_path, monkeypatch, members, largest):
+    monkeypatch.setattr(encode, "_LARGEST_ZIP", largest)
+    assert b"".join(encode.zip_file(members)) == by_zipfile(members, tmp_path / "x")
+
+
+def test_a_step_file_whose_offsets_need_fields_of_their_own_can_be_read(tmp_path, monkeypatch):
+    """From 2 GiB on; here, from 10 kB on."""
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 10_000)
+    monkeypatch.setattr(encode, "_LARGEST_ZIP", 0)
+    monkeypatch.setattr(archive, "_ZIP64_SIZE", 10_000)
+    path = writer(tmp_path).write_step(0, synthetic_step(0))
+    with zipfile.ZipFile(path) as file:
+        assert any(member.extra for member in file.infolist())
+    xr.testing.assert_identical(open_run(tmp_path).load(0)["match"], synthetic_step(0).match)
+
+
+def test_submitted_steps_are_written_one_at_a_time_while_the_caller_goes_on(tmp_path, monkeypatch):
+    started, may_end, active = threading.Event(), threading.Event(), []
+
+    def slow(path, ds):
+        active.append(path.name)
+        started.set()
+        assert len(active) == 1
+        assert may_end.wait(60)
+        active.pop()
+        step_file.write_step_file(path, ds)
+
+    monkeypatch.setattr("opdprobe.store.writer.write_step_file", slow)
+    out = writer(tmp_path)
+    out.submit_step(0, synthetic_step(0))
+    assert started.wait(60)
+    assert open_run(tmp_path).steps == []  # it is on its way
+    may_end.set()
+    out.submit_step(1, synthetic_step(1))
+    assert 0 in open_run(tmp_path).steps
+    out.flush()
+    out.flush()
+    assert open_run(tmp_path).steps == [0, 1]
+    xr.testing.assert_identical(open_run(tmp_path).load(1)["token_id"], synthetic_step(1).token_id)
+
+
+@pytest.mark.parametrize("by", ["flush", "submit"])
+def test_what_went_wrong_on_the_thread_is_raised_by_the_next_call(tmp_path, by):
+    out = writer(tmp_path)
+    out.submit_step(5, synthetic_step(4))
+    with pytest.raises(StoreError, match=r"step is \[4\] in the dataset, expected 5"):
+        out.flush() if by == "flush" else out.submit_step(6, synthetic_step(6))
+    assert open_run(tmp_path).steps == []
+    out.submit_step(7, synthetic_step(7))  # said once
+    out.flush()
+    assert open_run(tmp_path).steps == [7]
+
+
+def test_metrics_are_read_at_once_and_on_disk_after_their_step(tmp_path, monkeypatch):
+    may_end = threading.Event()
+
+    def slow(path, ds):
+        assert may_end.wait(60)
+        step_file.write_step_file(path, ds)
+
+    monkeypatch.setattr("opdprobe.store.writer.write_step_file", slow)
+    out = writer(tmp_path)
+    out.submit_step(0, synthetic_step(0))
+    out.submit_metrics(0, {"loss": 0.5})  # does not wait
+    assert open_run(tmp_path).metrics["loss"].values.tolist() == [0.5]
+    may_end.set()
+    synced = []
+    monkeypatch.setattr(os, "fsync", lambda file: synced.append(os.fstat(file).st_ino))
+    out.flush()
+    for step in (1, 2, 3):  # without steps between
+        out.submit_metrics(step, {"loss": 0.5 - step})
+    assert len(out._pending) <= 2
+    out.flush()
+    assert open_run(tmp_path).metrics["loss"].values.tolist() == [0.5, -0.5, -1.5, -2.5]
+    assert synced.count((tmp_path / "metrics.jsonl").stat().st_ino) >= 3
+
+
+def test_of_several_failures_the_first_is_told(tmp_path, monkeypatch):
+    out = writer(tmp_path)
+    out.submit_step(5, synthetic_step(4))
+    with monkeypatch.context() as patch:
+        patch.setattr("opdprobe.store.writer._put_on_disk", lambda path: 1 / 0)
+        out.submit_metrics(5, {"loss": 0.5})
+        with pytest.raises(StoreError, match=r"step is \[4\] in the dataset, expected 5"):
+            out.submit_metrics(6, {"loss": 0.5})
+    out.submit_metrics(7, {"loss": 0.5})
+    out.flush()
+    assert open_run(tmp_path).metrics["step"].values.tolist() == [5, 7]
+
+
+def test_a_wait_that_is_interrupted_can_be_taken_up_again(tmp_path, monkeypatch):
+    out = writer(tmp_path)
+    out.submit_step(0, synthetic_step(0))
+    with monkeypatch.context() as patch:
+        patch.setattr(out._pending[0], "result", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            out.flush()
+    out.flush()
+    assert open_run(tmp_path).steps == [0]
+
+
+def test_a_step_can_be_made_on_the_thread(tmp_path):
+    out, threads = writer(tmp_path), []
+
+    def step():
+        threads.append(threading.current_thread())
+        ds = synthetic_step(5)
+        return Step(ds.variables, ds.attrs)
+
+    out.submit_step(5, step)
+    out.flush()
+    assert threads != [threading.current_thread()]
+    assert open_run(tmp_path).steps == [5]
+    out.submit_step(6, lambda: synthetic_step(length=[2, 3, 4]))
+    with pytest.raises(ValueError, match="shape"):
+        out.flush()
+    assert open_run(tmp_path).steps == [5]
+
+
+@pytest.mark.parametrize("fraction", [1, 0.3])
+def test_a_step_is_the_same_on_disk_whether_it_was_checked_before_or_is_checked_now(
+    tmp_path, fraction
+):
+    step = thin(synthetic_step(3, k=4), fraction=fraction, max_positions=5, seed=(0, 3))
+    now = writer(tmp_path / "now").write_step(3, step.to_dataset())
+    out = writer(tmp_path / "before")
+    out.submit_step(3, lambda: step, checked=True)
+    out.flush()
+    assert (out.path / "steps" / now.name).read_bytes() == now.read_bytes()
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_only_a_step_known_to_be_valid_is_written_unchecked(tmp_path, checked):
+    out = writer(tmp_path)
+    out.submit_step(0, synthetic_step(0).assign(entropy=lambda ds: -ds["entropy"]), checked=checked)
+    if checked:
+        out.flush()
+        assert open_run(tmp_path).steps == [0]
+    else:
+        with pytest.raises(StoreError, match=r"entropy is -.*expected finite and >= 0"):
+            out.flush()
+
+
+HOLD = """
+import sys, time
+from opdprobe import RunWriter
+writer = RunWriter(sys.argv[1], attrs={"seed": 0}, config={}, resume=True)
+print("held", flush=True)
+time.sleep(600)
+"""
+
+
+def test_one_process_writes_a_run_at_a_time_and_a_killed_one_lets_go(tmp_path):
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as other:
+        try:
+            assert other.stdout.readline() == "held\n"
+            with pytest.raises(StoreError, match="is being written by another process: wait"):
+                writer(tmp_path, resume=True)
+            assert open_run(tmp_path).steps == []  # reading is for everybody
+        finally:
+            other.kill()
+    writer(tmp_path, resume=True).write_step(0, synthetic_step(0))
+
+
+def test_a_process_may_go_on_with_a_run_that_it_has_open(tmp_path):
+    first = writer(tmp_path)
+    first.write_step(0, synthetic_step(0))
+    again = writer(tmp_path, resume=True)
+    again.write_step(1, synthetic_step(1))
+    assert open_run(tmp_path).steps == [0, 1]
+
+
+@pytest.mark.parametrize("code", [errno.EACCES, errno.EROFS])
+def test_a_directory_that_may_not_be_written(tmp_path, monkeypatch, code):
+    def refuse(*args, **kwargs):
+        raise OSError(code, os.strerror(code))
+
+    out = writer(tmp_path)
+    monkeypatch.setattr("os.replace", refuse)
+    with pytest.raises(StoreError, match="not allowed to write while writing step 0 of"):
+        out.write_step(0, synthetic_step(0))
+    assert not list((tmp_path / "steps").iterdir())
+
+
+def test_a_clock_that_is_set_back_changes_nothing(tmp_path, monkeypatch):
+    out = writer(tmp_path)
+    out.write_step(0, synthetic_step(0))
+    first = (tmp_path / "steps" / "000000.zarr.zip").read_bytes()
+    monkeypatch.setattr(time, "time", lambda: 0.0)
+    writer(tmp_path, resume=True).write_step(1, synthetic_step(1))
+    os.utime(tmp_path / "steps" / "000001.zarr.zip", (0, 0))
+    assert open_run(tmp_path).steps == [0, 1]
+    assert writer(tmp_path / "other").write_step(0, synthetic_step(0)).read_bytes() == first
