@@ -7,7 +7,8 @@ from analyses.dynamics import dynamics_panels, last_quarter, late_fall, logged, 
 from analyses.evidence import LAST, Evidence, above, at_least, claim, differences, ratios
 from analyses.experiments import FIGURES, LENGTHS
 from analyses.results import Results
-from opdprobe.report.estimate import Estimate, combine, exact, ranked, resample
+from opdprobe.probes.bootstrap import Estimate, resample
+from opdprobe.report.estimate import combine, exact, ranked
 from opdprobe.report.panel import Panel, Reference
 
 SHORTEST, *_, LONGEST = LENGTHS

@@ -18,7 +18,7 @@ from analyses.evidence import (
     ratios,
 )
 from opdprobe.probes import curve
-from opdprobe.report.estimate import N_BOOT, Estimate, resample
+from opdprobe.probes.bootstrap import N_BOOT, Estimate, resample
 
 NAN = float("nan")
 
