@@ -353,10 +353,10 @@ def test_seeds_are_compared_pairwise(make_evidence):
         assert found[claim].high == pytest.approx(ratios.mean() + half, rel=1e-6)
 
 
-def test_the_deviation_of_drawn_steps():
+def test_the_deviation_of_drawn_steps(drawn_rows):
     values = np.random.default_rng(0).normal(5, 2, 30)
     estimate = cold_start._deviation(values)
     assert estimate.value == pytest.approx(values.std())
-    rows = np.random.default_rng(0).integers(0, 30, (len(estimate.samples), 30))
+    rows = drawn_rows(30, len(estimate.samples))
     np.testing.assert_allclose(estimate.samples, values[rows].std(axis=1))
     assert cold_start._deviation(np.full(7, 0.1)).value == 0
