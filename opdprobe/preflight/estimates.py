@@ -86,21 +86,6 @@ def share_removed(before: NDArray[np.float64], after: NDArray[np.float64]) -> Nu
     return _number(float(1 - after.sum() / before.sum()), samples, units=len(before))
 
 
-def agreement(cosines: NDArray[np.float64]) -> Number:
-    """Mean cosine of different groups, bootstrap over groups."""
-    n = len(cosines)
-    apart = ~np.eye(n, dtype=bool)
-    if n < 2 or np.isnan(cosines).any():
-        return UNKNOWN
-    drawn = _draws(n)
-    off = np.where(apart, cosines, 0.0)
-    with np.errstate(invalid="ignore"):  # 0/0 where one group alone was drawn
-        samples = np.einsum("bi,ij,bj->b", drawn, off, drawn) / np.einsum(
-            "bi,ij,bj->b", drawn, apart.astype(float), drawn
-        )
-    return _number(float(cosines[apart].mean()), samples, units=n - 1)  # of two, one pair only
-
-
 def _draws(n: int) -> NDArray[np.float64]:
     """How often each of n units is drawn, one row a replicate."""
     return np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=N_BOOT).astype(float)

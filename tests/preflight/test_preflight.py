@@ -14,16 +14,10 @@ from opdprobe import ConfigError, Prompt, PromptError, VocabularyError
 from opdprobe.cli.names import resolve_model, resolve_prompts
 from opdprobe.cli.parser import main
 from opdprobe.models.load import weight_hash
-from opdprobe.preflight import gradients, preflight
-from opdprobe.preflight.estimates import Number, agreement, prompt_auroc, prompt_mean
-from opdprobe.preflight.gradients import gradient_cosines
+from opdprobe.preflight import preflight
+from opdprobe.preflight.estimates import Number, prompt_auroc, prompt_mean
 from opdprobe.preflight.verdict import HARMFUL, LIKELY, UNKNOWN, UNLIKELY, Evidence, judge
-from opdprobe.rollout.continuation import token_rows
-from opdprobe.rollout.once import probe
-from opdprobe.rollout.pair import Pair
-from opdprobe.rollout.prompts import encode_prompts
 from opdprobe.testing import tiny_model, tiny_tokenizer
-from opdprobe.train.config import OPDConfig
 
 PROMPTS = [Prompt(str(i), text=f"{i} {i + 1}", answer="1") for i in range(6)]
 SMALL = {"tokenizer": tiny_tokenizer(), "num_generations": 2, "k": 4, "max_completion_length": 6}
@@ -152,105 +146,6 @@ def test_a_single_prompt_is_said_to_have_no_interval():
 
 def test_short_responses_have_no_tail_to_cut():
     assert judge(replace(WORKS, tail=20)).advice == ()
-
-
-# ---- gradients ----
-
-
-def oracle_gradient(student, teacher, prompt_ids, response_ids, k):
-    """Gradient of the mean KL of both models renormalised on the student's top-k (Eq. 5)."""
-    total, n = torch.zeros(()), 0
-    for prompt, response in zip(prompt_ids, response_ids, strict=True):
-        ids = torch.tensor([prompt + response])
-        logits = student(ids).logits[0, len(prompt) - 1 : -1]
-        with torch.no_grad():
-            target = teacher(ids).logits[0, len(prompt) - 1 : -1]
-        top = logits.topk(k).indices
-        p = logits.gather(1, top).log_softmax(-1)
-        q = target.gather(1, top).log_softmax(-1)
-        total, n = total + (p.exp() * (p - q)).sum(), n + len(response)
-    found = torch.autograd.grad(total / n, list(student.parameters()), allow_unused=True)
-    return torch.cat([g.flatten() for g in found if g is not None])
-
-
-@pytest.fixture
-def pair():
-    return Pair(sharp(0), sharp(1), tiny_tokenizer())
-
-
-@pytest.fixture
-def step(pair):
-    return probe(
-        pair,
-        encode_prompts(pair.tokenizer, PROMPTS),
-        num_generations=2,
-        k=4,
-        max_completion_length=6,
-    )
-
-
-def test_cosines_of_gradients(pair, step, monkeypatch):
-    config = OPDConfig(k=4)
-    got = gradient_cosines(pair, step, groups=3, config=config)
-    assert got.shape == (3, 3)
-    np.testing.assert_allclose(np.diag(got), 1)
-    prompts, responses = (token_rows(step, part) for part in ("prompt", "response"))
-    ids = step["prompt_id"].values.astype(int)
-    own = [
-        oracle_gradient(
-            pair.student,
-            pair.teacher,
-            [p for p, i in zip(prompts, ids, strict=True) if i % 3 == group],
-            [r for r, i in zip(responses, ids, strict=True) if i % 3 == group],
-            4,
-        )
-        for group in range(3)
-    ]
-    for a in range(3):
-        for b in range(3):
-            want = torch.cosine_similarity(own[a], own[b], dim=0).item()
-            assert got[a, b] == pytest.approx(want, abs=1e-4)
-    one_by_one = gradient_cosines(pair, step, groups=3, config=config, micro_batch_tokens=1)
-    np.testing.assert_allclose(one_by_one, got, atol=1e-4)
-    # A sample of coordinates tells nearly the same.
-    n = sum(p.numel() for p in pair.student.parameters())
-    monkeypatch.setattr(gradients, "_COORDINATES", n // 2)
-    np.testing.assert_allclose(
-        gradient_cosines(pair, step, groups=3, config=config), got, atol=0.15
-    )
-
-
-def test_gradients_leave_no_trace(pair, step):
-    held = torch.ones_like(pair.student.lm_head.weight)
-    pair.student.lm_head.weight.grad = held.clone()
-    before = weight_hash(pair.student)
-    gradient_cosines(pair, step, groups=2)
-    assert weight_hash(pair.student) == before
-    assert torch.equal(pair.student.lm_head.weight.grad, held)
-    assert all(p.grad is None for p in pair.teacher.parameters())
-
-
-def test_gradients_need_groups_and_parameters(pair, step):
-    with pytest.raises(ConfigError, match="groups = 1"):
-        gradient_cosines(pair, step, groups=1)
-    assert gradient_cosines(pair, step, groups=99).shape == (6, 6)
-    pair.student.requires_grad_(False)
-    with pytest.raises(ConfigError, match="unfreeze"):
-        gradient_cosines(pair, step)
-
-
-def test_agreement_is_the_mean_off_the_diagonal():
-    cosines = np.array([[1.0, 0.2, 0.4], [0.2, 1.0, 0.6], [0.4, 0.6, 1.0]])
-    found = agreement(cosines)
-    assert found.value == pytest.approx(0.4)
-    assert 0.2 <= found.low <= found.value <= found.high <= 0.6
-    assert np.isnan(agreement(np.full((3, 3), np.nan)).value)
-    assert np.isnan(agreement(np.ones((1, 1))).value)
-    two = agreement(np.array([[1.0, 0.3], [0.3, 1.0]]))
-    assert two.value == pytest.approx(0.3)
-    assert np.isnan(two.low)
-    same = agreement(np.ones((4, 4)))
-    assert (same.value, same.low, same.high) == (1, 1, 1)
 
 
 # ---- intervals ----
