@@ -17,7 +17,7 @@ from opdprobe.errors import OPDProbeError
 from opdprobe.report.panel import Heat, Panel, PanelError, Reference, Series
 
 FORMAT = "opdprobe-results"
-FORMAT_VERSION = 2  # 1 knew neither bars nor heat maps
+FORMAT_VERSION = 2
 
 Verdict = Literal["shown", "not shown", "opposite"]
 
@@ -229,10 +229,10 @@ def load(path: Path) -> Results:
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
         raise ResultsError(f'{path} has no "format": "{FORMAT}": it is no results file.')
     version = content.pop("format_version", None)
-    if not isinstance(version, int) or version > FORMAT_VERSION:
+    if version != FORMAT_VERSION:
         raise ResultsError(
-            f"{path} is of format version {version}; this opdprobe reads up to {FORMAT_VERSION}: "
-            "update opdprobe."
+            f"{path} is of format version {version}; this opdprobe reads version "
+            f"{FORMAT_VERSION}: update opdprobe, or {_again(path)}"
         )
     try:
         return _decode(content)
@@ -273,7 +273,7 @@ def _decode(content: dict[str, Any]) -> Results:
 def _panel(
     series: list[dict[str, Any]],
     references: list[dict[str, Any]],
-    heat: dict[str, Any] | None = None,  # absent in version 1, as ticks are
+    heat: dict[str, Any] | None,
     **fields: Any,
 ) -> Panel:
     return Panel(

@@ -126,6 +126,9 @@ class Steps:
 def ours(name: str, folder: str, callbacks: Sequence = (), **options) -> Steps:
     """Train with `OPDTrainer`, recording included."""
     from opdprobe import Callback, OPDConfig, OPDTrainer, Prompt
+    from opdprobe.train.freed_memory import keep_freed_memory
+
+    keep_freed_memory()  # as the command does
 
     (student, teacher), tokenizer, prompts = build(name)
     batch, length, n_steps = SETTINGS[name]

@@ -32,7 +32,7 @@ from opdprobe import (
 )
 from opdprobe.errors import ModelError
 from opdprobe.store.schema import SCHEMA_VERSION
-from opdprobe.store.step_encode import zip_file
+from opdprobe.store.step_encode import write_zip
 from opdprobe.testing import tiny_model, tiny_tokenizer
 
 PROMPTS = [Prompt("a", text="3 1"), Prompt("b", text="4 1 5")]
@@ -223,18 +223,17 @@ def test_a_response_always_has_a_token(tmp_path):
 def test_a_full_disk_stops_the_run_and_it_goes_on_when_there_is_room(tmp_path, monkeypatch):
     files = []
 
-    def until_full(members):
+    def until_full(members, file):
         files.append(members)
-        blocks = zip_file(members)
         if len(files) == 1:
-            yield from blocks
+            write_zip(members, file)
             return
-        yield from blocks[:20]
+        write_zip(dict(list(members.items())[:5]), file)
         raise OSError(errno.ENOSPC, "No space left on device")
 
     settings = {"max_steps": 3, "save_steps": 1}
     with monkeypatch.context() as patch:
-        patch.setattr("opdprobe.store.step.zip_file", until_full)
+        patch.setattr("opdprobe.store.step.write_zip", until_full)
         with pytest.raises(StoreError, match=r"disk full while writing step \d .*free some space"):
             trainer(tmp_path, settings).train()
     run = open_run(tmp_path / "run")

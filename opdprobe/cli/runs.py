@@ -119,8 +119,10 @@ def train(arguments: argparse.Namespace) -> None:
 
     from opdprobe.cli.names import resolve_model, resolve_prompts
     from opdprobe.models.load import drop_layers, load_model, load_tokenizer
+    from opdprobe.train.freed_memory import keep_freed_memory
     from opdprobe.train.trainer import OPDTrainer
 
+    keep_freed_memory()
     transformers.utils.logging.disable_progress_bar()
     config = OPDConfig.from_yaml(arguments.config) if arguments.config else OPDConfig()
     config = replace(config, **settings(arguments.set, OPDConfig))

@@ -1,6 +1,6 @@
 """Record a plain torch loop from what its own forward pass computed.
 
-Shape suffixes: B sequences, T tokens of each with padding, N states, D hidden size.
+Shape suffixes: B sequences, T tokens of each with padding, N tokens of responses, D hidden size.
 """
 
 import hashlib
@@ -154,6 +154,30 @@ class _Pass:
     autocast: torch.dtype | None
 
 
+@dataclass(frozen=True)
+class _Row:
+    """A recorded sequence: one rollout."""
+
+    prompt_ids: list[int]
+    response_ids: list[int]
+    places: range  # positions of the response tokens in the pass
+    is_state: Tensor  # which response tokens have a state, bool, on the host
+    correct: float
+
+
+def _row(ids_T: Tensor, real_T: Tensor, chosen_T: Tensor, correct: float) -> _Row:
+    """Take a sequence apart, given which of its tokens are no padding and which are chosen."""
+    chosen = chosen_T.nonzero()[:, 0]
+    start, end = (int(chosen[0]), int(chosen[-1]) + 1) if len(chosen) else (len(ids_T),) * 2
+    return _Row(
+        prompt_ids=ids_T[:start][real_T[:start]].tolist(),
+        response_ids=ids_T[start:end].tolist(),
+        places=range(start, end),
+        is_state=chosen_T[start:end].cpu(),
+        correct=correct,
+    )
+
+
 class Capture:
     """What one step's forward passes said; made by `capture`.
 
@@ -174,12 +198,8 @@ class Capture:
         self._hidden: Tensor | None = None
         self._pass: _Pass | None = None
         self._n_passes = 0
-        # One entry a rollout, and one a micro-batch's states.
-        self._prompt_ids: list[list[int]] = []
-        self._response_ids: list[list[int]] = []
-        self._correct: list[float] = []
-        self._is_state: list[Tensor] = []
-        self._scores: list[Scores] = []
+        self._rows: list[_Row] = []
+        self._scores: list[Scores] = []  # one entry per pass that has states
 
     def record(self, response_mask: Tensor, *, correct: Sequence[float] | None = None) -> None:
         """Record the last forward pass.
@@ -216,19 +236,13 @@ class Capture:
         # A sequence's first token is predicted by nothing.
         chosen_BT[:, 1:] &= real_BT[:, :-1]
         chosen_BT[:, 0] = False
-        rows, times = [], []
-        for b in range(len(ids_BT)):
-            at = chosen_BT[b].nonzero()[:, 0]
-            start, end = (int(at[0]), int(at[-1]) + 1) if len(at) else (ids_BT.shape[1],) * 2
-            self._prompt_ids.append(ids_BT[b, :start][real_BT[b, :start]].tolist())
-            self._response_ids.append(ids_BT[b, start:end].tolist())
-            self._is_state.append(chosen_BT[b, start:end].cpu())
-            rows += [b] * (end - start)
-            times += range(start - 1, end - 1)
-        self._correct += [float("nan")] * len(ids_BT) if correct is None else map(float, correct)
-        if rows:
-            at = torch.tensor([rows, times], device=ids_BT.device)
-            self._scores.append(self._score(seen, ids_BT, real_BT, at[0], at[1]))
+        grades = [float("nan")] * len(ids_BT) if correct is None else map(float, correct)
+        rows = [_row(*tensors) for tensors in zip(ids_BT, real_BT, chosen_BT, grades, strict=True)]
+        self._rows += rows
+        places = [(b, place - 1) for b, row in enumerate(rows) for place in row.places]
+        if places:  # of the states: a token is predicted at the position before it
+            row_N, time_N = torch.tensor(places, device=ids_BT.device).T
+            self._scores.append(self._score(seen, ids_BT, real_BT, row_N, time_N))
 
     def _score(
         self, seen: _Pass, ids_BT: Tensor, real_BT: Tensor, row_N: Tensor, time_N: Tensor
@@ -303,21 +317,24 @@ class Capture:
             )
         enders = set(eos_ids(pair.student, pair.tokenizer))
         rollouts = Rollouts(
-            prompt_ids=self._prompt_ids,
-            response_ids=self._response_ids,
-            finished=[bool(r) and r[-1] in enders for r in self._response_ids],
-            prompt_index=list(range(len(self._prompt_ids))),
+            prompt_ids=[row.prompt_ids for row in self._rows],
+            response_ids=[row.response_ids for row in self._rows],
+            finished=[not enders.isdisjoint(row.response_ids[-1:]) for row in self._rows],
+            prompt_index=list(range(len(self._rows))),
         )
-        # The loop has told no names of its prompts: equal prompts get equal ones, at any step.
-        names = [hashlib.sha256(repr(ids).encode()).hexdigest()[:12] for ids in self._prompt_ids]
+        # The loop gives its prompts no names: equal prompts get equal ones, at any step.
+        names = [
+            hashlib.sha256(repr(row.prompt_ids).encode()).hexdigest()[:12] for row in self._rows
+        ]
         dataset = record_dataset(
             self._step,
             rollouts,
             Scores.concatenate(self._scores),
             [Prompt(name, text=name) for name in names],
-            self._correct,
+            [row.correct for row in self._rows],
         )
-        self.dataset = dataset.isel(state=np.asarray(torch.cat(self._is_state)))
+        is_state = torch.cat([row.is_state for row in self._rows])
+        self.dataset = dataset.isel(state=np.asarray(is_state))
         self.metrics = step_metrics(self.dataset)
 
 

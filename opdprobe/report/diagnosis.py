@@ -1,5 +1,7 @@
 """What a run's curves say, in words and in the paper's terms. No models, no torch."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Literal
 
 import numpy as np
@@ -119,71 +121,81 @@ def _alignment(found: Course) -> Finding:
         return Finding("too_short", "unclear", "One recorded step", text, (), **where)
     moves = [change(found, name, relative=name != "overlap_ratio") for name in _MOVED]
     # One shared token, renormalised, has no advantage: at k = 1 there is nothing to see.
-    moves = [move for move in moves if not np.isnan(move.value)]
-    directions = [_direction(move) for move in moves]
+    directions: dict[Evidence, Direction] = {
+        move: _direction(move) for move in moves if not np.isnan(move.value)
+    }
+    ways = set(directions.values())
+    finding = _still(found, directions) if ways <= {"flat", "unclear"} else _moving(directions)
+    text = finding.text
+    if untold := [lower(name) for name in _MOVED if not found.has(name)]:
+        text += f" Not recorded: {', '.join(untold)}."
+    return replace(finding, text=text, **where)
 
-    def names(*wanted: Direction) -> str:
-        chosen = zip(moves, directions, strict=True)
-        return ", ".join(lower(move.quantity) for move, one in chosen if one in wanted)
 
-    start = level(found, "overlap_ratio", found.first)
-    advice = ""
-    if set(directions) == {"toward"}:
-        name, kind, title = "aligning", "good", "Aligning"
+def _names(directions: Mapping[Evidence, Direction], *wanted: Direction) -> str:
+    chosen = (move for move, direction in directions.items() if direction in wanted)
+    return ", ".join(lower(move.quantity) for move in chosen)
+
+
+def _moving(directions: Mapping[Evidence, Direction]) -> Finding:
+    """Say where the quantities of the signature went, of which at least one moved."""
+    evidence, ways = tuple(directions), set(directions.values())
+    toward, away = _names(directions, "toward"), _names(directions, "away")
+    if ways == {"toward"}:
         text = (
-            f"The student's distribution moves to the teacher's in {names('toward')}: the success "
+            f"The student's distribution moves to the teacher's in {toward}: the success "
             "signature (§4.1)."
         )
-    elif "toward" in directions and "away" in directions:
-        name, kind, title = "mixed", "note", "Moving both ways"
+        return Finding("aligning", "good", "Aligning", text, evidence)
+    if ways >= {"toward", "away"}:
+        text = f"Toward the teacher: {toward}. Away from it: {away}. Neither signature of §4.1."
+        return Finding("mixed", "note", "Moving both ways", text, evidence)
+    if "toward" in ways:
         text = (
-            f"Toward the teacher: {names('toward')}. Away from it: {names('away')}. Neither "
-            "signature of §4.1."
+            f"Toward the teacher: {toward}. Not clearly, of the success signature (§4.1): "
+            f"{_names(directions, 'flat', 'unclear')}."
         )
-    elif "toward" in directions:
-        name, kind, title = "partly_aligning", "good", "Partly aligning"
-        text = (
-            f"Toward the teacher: {names('toward')}. Not clearly, of the success signature "
-            f"(§4.1): {names('flat', 'unclear')}."
-        )
-    elif "away" in directions:
-        name, kind, title = "drifting_apart", "bad", "Drifting apart"
-        text = f"Away from the teacher: {names('away')}. Nothing moves toward it."
-        advice = (
-            "Lower the learning rate, shorten responses (§6.1), and see that the loss covers the "
-            "tokens that matter (§4.2)."
-        )
-    elif set(directions) == {"flat"} and start.low >= _ALIGNED:
-        name, kind, title = "aligned_from_the_start", "note", "Aligned from the start"
-        text = (
-            "The models agree on nearly all candidates, and stay so: there is little to take over."
-        )
-        moves += [start]
-    elif set(directions) == {"flat"}:
-        name, kind, title = "stagnating", "bad", "Stagnating"
-        text = (
-            f"Nothing moves as in a success, of {names('flat')}: the failure signature (§4.1), "
-            "with which small losses and gradients go (App. B.2). The teacher says little that "
-            "this student follows."
-        )
-        advice = (
-            "Ask opdprobe preflight about the pair; try a cold start (§5.1), prompts in the "
-            "teacher's template (§5.2), or a teacher with something new, after RL (§3.2)."
-        )
-        loss = logged_change(found, "loss")
-        moves += [loss] if loss else []
-    else:
-        name, kind, title = "no_clear_sign", "unclear", "No clear sign"
+        return Finding("partly_aligning", "good", "Partly aligning", text, evidence)
+    text = f"Away from the teacher: {away}. Nothing moves toward it."
+    advice = (
+        "Lower the learning rate, shorten responses (§6.1), and see that the loss covers the "
+        "tokens that matter (§4.2)."
+    )
+    return Finding("drifting_apart", "bad", "Drifting apart", text, evidence, advice)
+
+
+def _still(found: Course, directions: Mapping[Evidence, Direction]) -> Finding:
+    """Say whether nothing moved, or too little is known of it."""
+    evidence = tuple(directions)
+    if set(directions.values()) != {"flat"}:
         text = (
             "Too few rollouts to tell whether the models align: the intervals allow both, or there "
             "are none."
         )
         advice = (
-            "Record more rollouts (record_fraction; of a hook, more prompts or n), or train on."
+            "Record more rollouts (record_fraction; with a hook, more prompts or num_generations), "
+            "or train on."
         )
-    if untold := [lower(name) for name in _MOVED if not found.has(name)]:
-        text += f" Not recorded: {', '.join(untold)}."
-    return Finding(name, kind, title, text, tuple(moves), advice, **where)
+        return Finding("no_clear_sign", "unclear", "No clear sign", text, evidence, advice)
+    start = level(found, "overlap_ratio", found.first)
+    if start.low >= _ALIGNED:
+        text = (
+            "The models agree on nearly all candidates, and stay so: there is little to take over."
+        )
+        title = "Aligned from the start"
+        return Finding("aligned_from_the_start", "note", title, text, (*evidence, start))
+    text = (
+        f"Nothing moves as in a success, of {_names(directions, 'flat')}: the failure signature "
+        "(§4.1), with which small losses and gradients go (App. B.2). The teacher says little that "
+        "this student follows."
+    )
+    advice = (
+        "Ask opdprobe preflight about the pair; try a cold start (§5.1), prompts in the "
+        "teacher's template (§5.2), or a teacher with something new, after RL (§3.2)."
+    )
+    if loss := logged_change(found, "loss"):
+        evidence = (*evidence, loss)
+    return Finding("stagnating", "bad", "Stagnating", text, evidence, advice)
 
 
 def _direction(move: Evidence) -> Direction:

@@ -5,15 +5,22 @@ BLAS then reads float32 weights at less than half of the speed at which it reads
 oneDNN, given the weights in blocks of its own order, reads them nearly twice as fast as that
 (`benchmarks/step_parts.py` measures all three). Laying the weights out anew costs about as much as
 two tokens, so it pays for a batch of rollouts, not for one pass.
+
+The operators are those that torch.compile uses on CPUs for frozen weights. They are private to
+torch, so they are tried before they are used, and where they do not work the layers stay as they
+are.
 """
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
+from functools import cache, partial
 from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
+
+logger = logging.getLogger("opdprobe")
 
 # Where packing was measured to pay: below either limit BLAS is as fast or faster, above the last
 # the gain is small. A weight of fewer elements stays in the cache anyhow.
@@ -27,8 +34,9 @@ def packed_weights(model: nn.Module, rows: int) -> Iterator[None]:
 
     For inference: no gradient flows through these layers, and a change of their weights inside the
     block is not seen. Results differ from the layers' own in rounding. Does nothing on other
-    devices, in other dtypes, under autocast and for numbers of rows where it does not pay. Takes a
-    second copy of the weights it packs.
+    devices, in other dtypes, under autocast, for numbers of rows where it does not pay, and where
+    torch's operators for it do not work, which is logged once. Takes a second copy of the weights
+    it packs.
 
     Parameters
     ----------
@@ -43,10 +51,11 @@ def packed_weights(model: nn.Module, rows: int) -> Iterator[None]:
         and not torch.is_autocast_enabled("cpu")
     )
     layers = [layer for layer in model.modules() if pays and _is_large(layer)]
+    if layers and not _works():
+        layers = []
     try:
         for layer in layers:
-            # The operators that torch.compile uses on CPUs for frozen weights.
-            packed = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), rows)
+            packed = _pack(layer.weight.detach(), rows)
             vars(layer)["forward"] = partial(_linear, packed, layer.bias)
         yield
     finally:
@@ -62,6 +71,30 @@ def _is_large(layer: nn.Module) -> TypeGuard[nn.Linear]:
         and layer.weight.dtype == torch.float32
         and layer.weight.numel() >= _MIN_ELEMENTS
     )
+
+
+@cache
+def _works() -> bool:
+    """Try the operators on a small product whose result is exact."""
+    weight = torch.arange(32.0).view(8, 4)
+    rows, bias = torch.arange(16.0).view(4, 4), torch.ones(8)
+    try:
+        found = _linear(_pack(weight, len(rows)), bias, rows)
+        if torch.equal(found, rows @ weight.T + bias):
+            return True
+        why = "a product is wrong"
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError) as error:
+        why = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+    logger.warning(
+        "torch %s cannot multiply with packed weights as opdprobe asks it to (%s): large models "
+        "are sampled from more slowly on CPUs.",
+        *(torch.__version__, why),
+    )
+    return False
+
+
+def _pack(weight: Tensor, rows: int) -> Tensor:
+    return torch.ops.mkldnn._reorder_linear_weight(weight, rows)
 
 
 def _linear(packed: Tensor, bias: Tensor | None, rows: Tensor) -> Tensor:

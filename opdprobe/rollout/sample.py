@@ -152,15 +152,102 @@ def left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor
 def _shared_tokens(prompts: Sequence[Sequence[int]], cache: DynamicCache) -> int:
     """Count the tokens that all prompts begin with, as with a system prompt; 0 if too few."""
     if not all(type(layer) is RoomyLayer for layer in cache.layers):
-        return (
-            0  # keys that a sliding window has left cannot be put where a shorter prompt has them
-        )
+        # Keys that a sliding window has left cannot be put where a shorter prompt has them.
+        return 0
     # Between the first and the last in lexical order lie all others.
     rows = sorted(map(list, prompts))
     same = takewhile(lambda pair: pair[0] == pair[1], zip(rows[0], rows[-1], strict=False))
     # The last tokens are left: their logits are the first to be sampled from.
     n = min(sum(1 for _ in same), max(map(len, rows)) - 1)
     return n if n * (len(rows) - 1) >= _LEAST_SPARED else 0
+
+
+@dataclass
+class _Live:
+    """The batch while it is sampled: rollouts that have not ended, and a few that have.
+
+    Parameters
+    ----------
+    cache
+        Keys and values of all tokens so far.
+    rollout : Tensor (B,)
+        Which rollout a row is.
+    alive : Tensor (B,), bool
+        Whether it has not ended.
+    position : Tensor (B, 1)
+        Of its last token, not counting padding.
+    mask : Tensor (B, T) or None
+        1 where a real token stands; None without padding, where models do without a mask.
+    """
+
+    cache: DynamicCache
+    rollout: Tensor
+    alive: Tensor
+    position: Tensor
+    mask: Tensor | None
+
+    def drop_ended(self, token: Tensor) -> Tensor:
+        """Drop the rows that have ended; return the tokens (B,) of the others."""
+        alive = self.alive
+        self.cache.batch_select_indices(alive)
+        self.rollout, self.position = self.rollout[alive], self.position[alive]
+        self.mask = None if self.mask is None else self.mask[alive]
+        self.alive = alive[alive]
+        return token[alive]
+
+    def feed(self, model: PreTrainedModel, token: Tensor) -> Tensor:
+        """Append a token (B,) to each row; return the logits (B, V) after it."""
+        if self.mask is not None:
+            self.mask = torch.cat([self.mask, self.mask.new_ones(len(token), 1)], 1)
+        self.position = self.position + 1
+        out = model(
+            input_ids=token[:, None],
+            attention_mask=self.mask,
+            position_ids=self.position,
+            past_key_values=self.cache,
+            use_cache=True,
+        )
+        return out.logits[:, -1]
+
+
+def _prefill(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad_id: int, num_generations: int
+) -> tuple[_Live, Tensor]:
+    """Run the model over each prompt once; return a row per rollout and the logits after it."""
+    device = model.device
+    ids, mask = (t.to(device) for t in left_pad(prompts, pad_id))
+    position = mask.cumsum(-1).sub_(1).clamp_(min=0)
+    padded = not bool(mask.all())
+    cache = roomy_cache(model.config)
+    shared = _shared_tokens(prompts, cache)
+    if shared:
+        model(
+            input_ids=torch.tensor([list(prompts[0][:shared])], device=device),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        for layer in cache.layers:
+            assert isinstance(layer, RoomyLayer)
+            layer.spread((mask == 0).sum(1))
+    out = model(
+        input_ids=ids[:, shared:],
+        attention_mask=mask if padded else None,
+        position_ids=position[:, shared:],
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
+    cache.batch_repeat_interleave(num_generations)
+    n_rollouts = len(prompts) * num_generations
+    live = _Live(
+        cache,
+        rollout=torch.arange(n_rollouts, device=device),
+        alive=torch.ones(n_rollouts, dtype=torch.bool, device=device),
+        position=position[:, -1:].repeat_interleave(num_generations, 0),
+        mask=mask.repeat_interleave(num_generations, 0) if padded else None,
+    )
+    return live, out.logits[:, -1].repeat_interleave(num_generations, 0)
 
 
 @torch.inference_mode()
@@ -216,84 +303,42 @@ def sample(
         If the model's logits hold NaN.
     """
     with evaluating(model):
-        device = model.device
-        ids, mask = (t.to(device) for t in left_pad(prompts, pad_id))
-        position = mask.cumsum(-1).sub_(1).clamp_(min=0)
-        padded = not bool(mask.all())  # without padding, models do without a mask
-        cache = roomy_cache(model.config)
-        shared = _shared_tokens(prompts, cache)
-        if shared:
-            model(
-                input_ids=torch.tensor([list(prompts[0][:shared])], device=device),
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            for layer in cache.layers:
-                assert isinstance(layer, RoomyLayer)
-                layer.spread((mask == 0).sum(1))
-        out = model(
-            input_ids=ids[:, shared:],
-            attention_mask=mask if padded else None,
-            position_ids=position[:, shared:],
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        cache.batch_repeat_interleave(num_generations)
-        logits = out.logits[:, -1, :width].repeat_interleave(num_generations, 0)
-        mask = mask.repeat_interleave(num_generations, 0)
-        position = position[:, -1:].repeat_interleave(num_generations, 0)
-
-        n_rows = len(logits)
+        live, logits = _prefill(model, prompts, pad_id, num_generations)
+        device, n_rollouts = model.device, len(live.rollout)
         eos = torch.tensor(list(eos_ids), device=device)
-        responses = torch.zeros((n_rows, max_completion_length), dtype=torch.long, device=device)
-        lengths = torch.full((n_rows,), max_completion_length, device=device)
-        finished = torch.zeros(n_rows, dtype=torch.bool, device=device)
-        rows = torch.arange(n_rows, device=device)  # rollout of each row of the batch
-        alive = torch.ones(n_rows, dtype=torch.bool, device=device)
+        responses = torch.zeros(
+            (n_rollouts, max_completion_length), dtype=torch.long, device=device
+        )
+        lengths = torch.full((n_rollouts,), max_completion_length, device=device)
+        finished = torch.zeros(n_rollouts, dtype=torch.bool, device=device)
         source = generator.device if generator is not None else None
         first, total = part or (0, len(prompts))
-        with packed_weights(model, n_rows):
+        with packed_weights(model, n_rollouts):
             for t in range(max_completion_length):
                 # A number for each rollout, live or not, here or elsewhere: what one draws does not
                 # depend on the others.
-                u = torch.rand(num_generations * total, generator=generator, device=source).to(
-                    device
-                )
-                u = u[num_generations * first + rows]
-                token = draw(logits, u, temperature=temperature, top_p=top_p)
+                u = torch.rand(num_generations * total, generator=generator, device=source)
+                u = u.to(device)[num_generations * first + live.rollout]
+                token = draw(logits[:, :width], u, temperature=temperature, top_p=top_p)
                 if (token < 0).any():
-                    bad = first + int(rows[token < 0][0]) // num_generations
+                    bad = first + int(live.rollout[token < 0][0]) // num_generations
                     raise NonFiniteError(
                         f"{type(model).__name__} gave NaN or infinite logits while sampling: "
                         f"prompt {bad}, response position {t}. Check the weights and the dtype "
                         "(float16 overflows)."
                     )
-                responses[rows, t] = token  # of an ended row it is cut off below
-                ended = alive & torch.isin(token, eos)
+                responses[live.rollout, t] = token  # of an ended row it is cut off below
+                ended = live.alive & torch.isin(token, eos)
                 if ended.any():
-                    lengths[rows[ended]] = t + 1
-                    finished[rows[ended]] = True
-                    alive &= ~ended
-                n_alive = int(alive.sum())
+                    lengths[live.rollout[ended]] = t + 1
+                    finished[live.rollout[ended]] = True
+                    live.alive &= ~ended
+                n_alive = int(live.alive.sum())
                 if n_alive == 0 or t == max_completion_length - 1:
                     break
-                if n_alive <= (1 - _DROP_AT) * len(alive):
-                    cache.batch_select_indices(alive)
-                    rows, token, mask, position = (x[alive] for x in (rows, token, mask, position))
-                    alive = alive[alive]
-                if padded:
-                    mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-                position = position + 1
-                out = model(
-                    input_ids=token[:, None],
-                    attention_mask=mask if padded else None,
-                    position_ids=position,
-                    past_key_values=cache,
-                    use_cache=True,
-                )
-                logits = out.logits[:, -1, :width]
+                if n_alive <= (1 - _DROP_AT) * len(live.alive):
+                    token = live.drop_ended(token)
+                logits = live.feed(model, token)
     return Rollouts(
         prompt_ids=[list(p) for p in prompts for _ in range(num_generations)],
         response_ids=[

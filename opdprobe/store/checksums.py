@@ -6,7 +6,6 @@ checkpoint, and is written before that gets its name.
 
 import hashlib
 import json
-import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,18 +50,13 @@ def write_checksums(checkpoint: Path, run_dir: Path) -> None:
     (checkpoint / CHECKSUMS).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
 
 
-def read_checksums(checkpoint: Path) -> dict[str, Sum] | None:
+def read_checksums(checkpoint: Path) -> dict[str, Sum]:
     """Read what `write_checksums` noted, by file name.
-
-    Returns
-    -------
-    dict of str to Sum, or None
-        None if there are none: an earlier opdprobe wrote the checkpoint.
 
     Raises
     ------
     StoreError
-        They are torn.
+        They are missing or torn.
     """
     path = checkpoint / CHECKSUMS
     try:
@@ -71,15 +65,13 @@ def read_checksums(checkpoint: Path) -> dict[str, Sum] | None:
             for name, entry in parse_json(path.read_bytes()).items()
         }
     except FileNotFoundError:
-        return None
+        raise StoreError(f"{path} is missing: expected checksums of files") from None
     except (ValueError, OverflowError, AttributeError, TypeError, LookupError) as error:
         raise StoreError(f"{path} is torn ({error}): expected checksums of files") from error
 
 
 def check_checkpoint(checkpoint: Path) -> list[Fault]:
     """Compare the files of a checkpoint with their checksums.
-
-    Where there are none, see whether weights and optimiser state are whole files of their kind.
 
     Parameters
     ----------
@@ -96,8 +88,6 @@ def check_checkpoint(checkpoint: Path) -> list[Fault]:
     except StoreError as error:
         return [Fault(checkpoint / CHECKSUMS, str(error))]
     files = checkpoint_files(checkpoint)
-    if sums is None:
-        return [Fault(path, what) for path in files.values() if (what := _torn(path))]
     missing = sorted(sums.keys() - files.keys() - {*TEXTS})
     faults = [Fault(checkpoint / name, "is missing") for name in missing]
     for name, path in files.items():
@@ -111,7 +101,7 @@ def check_checkpoint(checkpoint: Path) -> list[Fault]:
 def check_texts(checkpoint: Path, run_dir: Path) -> list[Fault]:
     """Compare the run's text with a checkpoint's checksums, as far as it was there already."""
     try:
-        sums = read_checksums(checkpoint) or {}
+        sums = read_checksums(checkpoint)
     except StoreError:  # which `check_checkpoint` says
         return []
     return [
@@ -144,25 +134,3 @@ def _sha256(path: Path, n_bytes: int) -> str:
             digest.update(block)
             n_bytes -= len(block)
     return digest.hexdigest()
-
-
-def _torn(path: Path) -> str:
-    """Say what is wrong with the form of weights or optimiser state; nothing if all is well."""
-    try:
-        if path.suffix == ".pt":  # torch writes zip files
-            with zipfile.ZipFile(path) as archive:
-                bad = archive.testzip()
-            return f"is torn (the checksum of {bad})" if bad else ""
-        if path.suffix == ".safetensors":
-            with path.open("rb") as file:
-                n_header = int.from_bytes(file.read(8), "little")
-                tensors = parse_json(file.read(min(n_header, path.stat().st_size)))
-            tensors.pop("__metadata__", None)
-            end = 8 + n_header + max((t["data_offsets"][1] for t in tensors.values()), default=0)
-            if path.stat().st_size != end:
-                return f"is torn ({path.stat().st_size} bytes, expected {end})"
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
-        return f"is torn ({error})"
-    except (ValueError, AttributeError, TypeError, LookupError) as error:
-        return f"is torn ({error})"
-    return ""

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from opdprobe.errors import StoreError
 from opdprobe.store.schema import REQUIRED, VARIABLES, Step
 from opdprobe.store.step_decode import torn
-from opdprobe.store.step_encode import step_members, zip_file
+from opdprobe.store.step_encode import step_members, write_zip
 from opdprobe.store.step_parts import open_files
 
 TEMPORARY = ".tmp-"
@@ -58,7 +58,7 @@ def write_step_file(path: Path, step: xr.Dataset | Step) -> None:
         "n_rollout": int(n_rollout),
     }
     members = step_members(step, attributes, logp=round_mantissa(variables["logp"].values))
-    write_whole(path, lambda file: file.writelines(zip_file(members)))
+    write_whole(path, lambda file: write_zip(members, file))
 
 
 def read_step(files: Sequence[Path]) -> xr.Dataset:

@@ -1,15 +1,15 @@
-"""Is a step file one that opdprobe wrote? Asked before zarr looks at it.
+"""Check that a step file has exactly the form that opdprobe writes, before anything is decoded.
 
-zarr does what metadata says: it unpickles where a codec asks for that, fills an array of a petabyte
-that has no chunk, and believes the size that a chunk gives of itself. A run may come from anywhere,
-so nothing but the form that `opdprobe.store.step` writes is passed on: arrays of the schema,
-in one of two encodings, of sizes that the file can account for.
+A run may come from anywhere, and `opdprobe.store.step_decode` believes what it reads: it would fill
+an array of a petabyte that has no chunk, make room for as many texts as a chunk announces, and
+decode every chunk in the one encoding it knows, whatever the metadata names. So only that form
+passes: arrays of the schema, in one of two encodings, of sizes that the file can account for.
 """
 
 import math
 import re
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -21,8 +21,7 @@ from opdprobe.store.safe_text import parse_json
 from opdprobe.store.schema import VARIABLES, check_version
 
 _MEMBER = re.compile(r"zarr\.json|[a-z_]+/(?:zarr\.json|c(?:/\d{1,18})*)", re.ASCII)
-# The names of zarr's codecs in the order of writing.
-_NUMBERS, _STRINGS = ["bytes", "blosc"], ["vlen-utf8", "zstd"]
+_CHUNK_KEYS = {"name": "default", "configuration": {"separator": "/"}}, {"name": "default"}
 _FILL = {"f": ("NaN", 0.0), "i": (0,), "b": (False,), "U": ("",)}
 _GROUP_KEYS = {"attributes", "zarr_format", "node_type", "consolidated_metadata"}
 _ARRAY_KEYS = {
@@ -104,8 +103,8 @@ def read_group(content: bytes, where: str) -> tuple[int, int]:
     """
     group = _object("zarr.json", content, _GROUP_KEYS)
     attributes = group.get("attributes")
-    if group.get("node_type") != "group" or group.get("consolidated_metadata") is not None:
-        raise ValueError("zarr.json describes no plain group")
+    if group.get("node_type") != "group":
+        raise ValueError("zarr.json describes no group")
     if not isinstance(attributes, dict):
         raise ValueError("zarr.json has no attributes")
     check_version(attributes.get("schema_version"), where)
@@ -131,25 +130,39 @@ def _read_array(name: str, content: bytes) -> _Array:
         dims = shown(meta.get("dimension_names"))
         raise ValueError(f"{name} has dims {dims}, expected {list(variable.dims)}")
     dtype = np.dtype("U" if data_type == "string" else data_type)
-    grid, keys = meta.get("chunk_grid"), meta.get("chunk_key_encoding")
-    chunks = _inside(grid, "chunk_shape")
-    expected = {
-        "node_type": meta.get("node_type") == "array",
-        "codecs": list(_names(meta.get("codecs")))
-        == (_STRINGS if data_type == "string" else _NUMBERS),
-        "shape": _are_counts(meta.get("shape"), len(variable.dims)),
-        "chunk_grid": _inside(grid, "name", inner=False) == "regular"
-        and _are_counts(chunks, len(variable.dims))
-        and 0 not in chunks,
-        "chunk_key_encoding": keys
-        in ({"name": "default", "configuration": {"separator": "/"}}, {"name": "default"}),
-        "storage_transformers": not meta.get("storage_transformers"),
-        "fill_value": meta.get("fill_value") in _FILL[dtype.kind],
-        "attributes": _are_texts(attributes),
-    }
-    if wrong := [key for key, right in expected.items() if not right]:
-        raise ValueError(f"{where} has {wrong[0]} {shown(meta.get(wrong[0]))}, not as written")
+    if (wrong := _unlike_written(meta, attributes, dtype, len(variable.dims))) is not None:
+        raise ValueError(f"{where} has {wrong} {shown(meta.get(wrong))}, not as written")
+    chunks = meta["chunk_grid"]["configuration"]["chunk_shape"]
     return _Array(dtype, tuple(meta["shape"]), tuple(chunks))
+
+
+def _unlike_written(
+    meta: dict[str, Any], attributes: Any, dtype: np.dtype, n_dims: int
+) -> str | None:
+    """Name the first field of a variable's metadata that `opdprobe.store.step` does not write."""
+    if meta.get("node_type") != "array":
+        return "node_type"
+    codecs = meta.get("codecs")
+    if not isinstance(codecs, list) or [_get(codec, "name") for codec in codecs] != _codecs(dtype):
+        return "codecs"
+    if not _are_counts(meta.get("shape"), n_dims):
+        return "shape"
+    grid = meta.get("chunk_grid")
+    chunks = _get(grid, "configuration", "chunk_shape")
+    if _get(grid, "name") != "regular" or not _are_counts(chunks, n_dims) or 0 in chunks:
+        return "chunk_grid"
+    if meta.get("chunk_key_encoding") not in _CHUNK_KEYS:
+        return "chunk_key_encoding"
+    if meta.get("storage_transformers"):
+        return "storage_transformers"
+    if meta.get("fill_value") not in _FILL[dtype.kind]:
+        return "fill_value"
+    return None if _are_texts(attributes) else "attributes"
+
+
+def _codecs(dtype: np.dtype) -> list[str]:
+    """Names of zarr's codecs in the order of writing."""
+    return ["vlen-utf8", "zstd"] if dtype.kind == "U" else ["bytes", "blosc"]
 
 
 def _check_chunk(name: str, content: bytes, array: _Array) -> None:
@@ -204,16 +217,11 @@ def _object(name: str, content: bytes, keys: set[str]) -> dict[str, Any]:
     return found
 
 
-def _inside(value: Any, key: str, *, inner: bool = True) -> Any:
-    """``value["configuration"][key]``, or ``value[key]``; None where there is no such thing."""
-    if inner:
-        value = value.get("configuration") if isinstance(value, dict) else None
-    return value.get(key) if isinstance(value, dict) else None
-
-
-def _names(codecs: Any) -> Iterator[Any]:
-    if isinstance(codecs, list):
-        yield from (_inside(codec, "name", inner=False) for codec in codecs)
+def _get(value: Any, *keys: str) -> Any:
+    """``value[key][key]…``, or None where one of them is no mapping, or has no such key."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
 
 
 def _is_count(value: Any) -> bool:

@@ -20,7 +20,7 @@ from opdprobe.store.step_decode import MissingStepError, StepArchive, open_archi
 # A step is an int32.
 _NAME = re.compile(r"(\d{6,9})(?:\.([1-9]\d{0,5})-of-([1-9]\d{0,5}))?\.zarr\.zip", re.ASCII)
 
-_LABELS = ("model", "support")  # the same in each part
+LABELS = ("model", "support")  # the same in each part
 
 Part = tuple[int, int]  # which, counted from 0, of how many
 
@@ -84,7 +84,7 @@ class JoinedArchive:
 
     def form(self, variable: str) -> dict[str, Any]:
         """Read the metadata of a variable, as zarr would have it."""
-        if variable in _LABELS:
+        if variable in LABELS:
             return self._archives[0].form(variable)
         first, *others = (archive.form(variable) for archive in self._archives)
         n = sum(form["shape"][0] for form in (first, *others))
@@ -92,22 +92,28 @@ class JoinedArchive:
 
     def rows(self, variable: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
         """Decode rows of a variable; `rollout` counts through all parts."""
-        if variable in _LABELS:
+        if variable in LABELS:
             return self._archives[0].rows(variable, start, stop)
-        blocks, first_row, first_rollout = [], 0, 0
+        blocks: list[NDArray[Any]] = []
+        first_row = first_rollout = 0
         for archive in self._archives:
             n = archive.form(variable)["shape"][0]
-            here = slice(start - first_row, n if stop is None else stop - first_row)
-            here = slice(*(min(max(place, 0), n) for place in (here.start, here.stop)))
-            block = archive.rows(variable, here.start, max(here.start, here.stop))
+            # Rows of this part; none, where the asked-for ones lie in other parts.
+            begin = _clamp(start - first_row, 0, n)
+            end = n if stop is None else _clamp(stop - first_row, begin, n)
+            block = archive.rows(variable, begin, end)
             if blocks and block.shape[1:] != blocks[0].shape[1:]:
                 raise torn(archive.path, f"{variable} is unlike the first part's")
-            blocks.append(
-                block + block.dtype.type(first_rollout) if variable == "rollout" else block
-            )
+            if variable == "rollout":
+                block = block + block.dtype.type(first_rollout)
+            blocks.append(block)
             first_row += n
             first_rollout += archive.n_rollout
         return np.concatenate(blocks)
+
+
+def _clamp(place: int, low: int, high: int) -> int:
+    return min(max(place, low), high)
 
 
 @contextmanager

@@ -4,9 +4,8 @@ A piece holds at most 131,072 states, small steps side by side or a part of a la
 and decodes a variable when that is first used.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,7 +18,7 @@ from opdprobe.errors import StoreError
 from opdprobe.store.run import Run
 from opdprobe.store.schema import COORDS, MODELS, SCHEMA_VERSION, VARIABLES, variable_attrs
 from opdprobe.store.step_decode import StepArchive
-from opdprobe.store.step_parts import JoinedArchive, open_step, step_files
+from opdprobe.store.step_parts import LABELS, JoinedArchive, open_step, step_files
 
 PIECE = 131_072  # states; a large step's parts are then its chunks
 # A batch of small steps holds some 50,000 states (at k = 16), and so many files open.
@@ -99,78 +98,91 @@ def pieces(run: Run, steps: Sequence[int]) -> Iterator[Piece]:
         A file is missing, torn, not a step, or unlike the first.
     """
     with ExitStack() as stack:
-        waiting: list[_Segment] = []
-        n_waiting = 0
-        for step in steps:
-            archive = stack.enter_context(open_step(run.path, step))
-            for start in range(0, max(archive.n_state, 1), PIECE):
-                segment = _Segment(step, archive, start, min(start + PIECE, archive.n_state))
-                size = segment.stop - segment.start
-                if waiting and n_waiting + size > PIECE:
-                    yield from _piece(waiting, tables=len(steps) == 1)
-                    waiting, n_waiting = [], 0
-                waiting.append(segment)
-                n_waiting += size
-        if waiting:
-            yield from _piece(waiting, tables=len(steps) == 1)
+        archives = ((step, stack.enter_context(open_step(run.path, step))) for step in steps)
+        for segments in _together(_segments(archives)):
+            columns = _columns(segments, tables=len(steps) == 1)
+            parts = [(s.step, s.archive.n_rollout, s.stop - s.start) for s in segments]
+            yield Piece(_dataset(columns), parts)
+            # A Dataset and its accessors hold each other: without this, some hundred megabytes
+            # would wait for the garbage collector.
+            for column in columns:
+                column.forget()
 
 
-def _piece(segments: list[_Segment], *, tables: bool) -> Iterator[Piece]:
-    """Yield one piece, and free what it has read."""
-    first = segments[0].archive
-    n_state = sum(segment.stop - segment.start for segment in segments)
-    variables: dict[str, Any] = {}
-    columns: list[_Column] = []
-    for name, variable in VARIABLES.items():
-        if name not in first.variables or name in ("model", "support"):
+def _segments(archives: Iterable[tuple[int, StepArchive | JoinedArchive]]) -> Iterator[_Segment]:
+    """Cut steps into segments of at most `PIECE` states; a step without a state gives one, too."""
+    for step, archive in archives:
+        for start in range(0, max(archive.n_state, 1), PIECE):
+            yield _Segment(step, archive, start, min(start + PIECE, archive.n_state))
+
+
+def _together(segments: Iterable[_Segment]) -> Iterator[list[_Segment]]:
+    """Collect segments in order as long as they have at most `PIECE` states together."""
+    waiting: list[_Segment] = []
+    for segment in segments:
+        if waiting and sum(s.stop - s.start for s in (*waiting, segment)) > PIECE:
+            yield waiting
+            waiting = []
+        waiting.append(segment)
+    if waiting:
+        yield waiting
+
+
+def _columns(segments: list[_Segment], *, tables: bool) -> "list[_Column]":
+    """Prepare the variables of a piece; with the step's tables of rollouts, if asked for."""
+    step, first = segments[0].step, segments[0].archive
+    columns = []
+    for name in VARIABLES:
+        if name not in first.variables or name in LABELS:
             continue
-        if variable.dims[0] == "state":
-            array = _Column(name, segments, n_state)
+        if VARIABLES[name].dims[0] == "state":
+            columns.append(_Column(name, segments))
         elif tables:
-            whole = _Segment(segments[0].step, first, 0, first.form(name)["shape"][0])
-            array = _Column(name, [whole], whole.stop)
-        else:
-            continue
-        columns.append(array)
-        lazy = indexing.LazilyIndexedArray(array)
-        variables[name] = xr.Variable(variable.dims, lazy, variable_attrs(name), fastpath=True)
-    coords = {name: variables.pop(name) for name in COORDS if name in variables}
-    labels = {name: (name, list(MODELS), variable_attrs(name)) for name in ("model", "support")}
-    states = xr.Dataset(variables, coords | labels, {"schema_version": SCHEMA_VERSION})
-    parts = [(s.step, s.archive.n_rollout, s.stop - s.start) for s in segments]
-    yield Piece(states, parts)
-    # A Dataset and its accessors hold each other: without this, some hundred megabytes would wait
-    # for the garbage collector.
+            columns.append(_Column(name, [_Segment(step, first, 0, first.form(name)["shape"][0])]))
+    return columns
+
+
+def _dataset(columns: "list[_Column]") -> xr.Dataset:
+    variables: dict[str, Any] = {}
     for column in columns:
-        column.__dict__.pop("values", None)
+        lazy = indexing.LazilyIndexedArray(column)
+        dims, attrs = VARIABLES[column.name].dims, variable_attrs(column.name)
+        variables[column.name] = xr.Variable(dims, lazy, attrs, fastpath=True)
+    coords = {name: variables.pop(name) for name in COORDS if name in variables}
+    labels = {name: (name, list(MODELS), variable_attrs(name)) for name in LABELS}
+    return xr.Dataset(variables, coords | labels, {"schema_version": SCHEMA_VERSION})
 
 
 class _Column(BackendArray):
-    """One variable of a piece; read when first used, then kept as long as the piece."""
+    """One variable of a piece: read when first used, then kept until it is told to forget."""
 
-    def __init__(self, name: str, segments: list[_Segment], n: int) -> None:
+    def __init__(self, name: str, segments: list[_Segment]) -> None:
         form = segments[0].archive.form(name)
-        self.name, self.segments = name, segments
-        self.shape = (n, *form["shape"][1:])
+        self.name, self._segments = name, segments
+        self.shape = (sum(s.stop - s.start for s in segments), *form["shape"][1:])
         text = form["data_type"] == "string"
         self.dtype = np.dtype(object) if text else np.dtype(form["data_type"])
+        self._values: NDArray[Any] | None = None
 
     def __getitem__(self, key: indexing.ExplicitIndexer) -> Any:
         basic = indexing.IndexingSupport.BASIC
-        return indexing.explicit_indexing_adapter(
-            key, self.shape, basic, lambda places: self.values[places]
-        )
+        return indexing.explicit_indexing_adapter(key, self.shape, basic, self._at)
 
-    @cached_property
-    def values(self) -> NDArray[Any]:
-        blocks = []
-        for segment in self.segments:
-            block = segment.archive.rows(self.name, *segment.rows)
-            if block.shape[1:] != self.shape[1:]:
-                raise StoreError(
-                    f"{segment.archive.path}: a row of {self.name} has shape {block.shape[1:]}, "
-                    f"but {self.shape[1:]} in the steps before: move it to the run that it "
-                    "belongs to"
-                )
-            blocks.append(block)
-        return blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+    def forget(self) -> None:
+        """Free what has been read."""
+        self._values = None
+
+    def _at(self, places: tuple[Any, ...]) -> NDArray[Any]:
+        if self._values is None:
+            blocks = [self._read(segment) for segment in self._segments]
+            self._values = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
+        return self._values[places]
+
+    def _read(self, segment: _Segment) -> NDArray[Any]:
+        block = segment.archive.rows(self.name, *segment.rows)
+        if block.shape[1:] != self.shape[1:]:
+            raise StoreError(
+                f"{segment.archive.path}: a row of {self.name} has shape {block.shape[1:]}, "
+                f"but {self.shape[1:]} in the steps before: move it to the run that it belongs to"
+            )
+        return block

@@ -92,7 +92,7 @@ def verify_run(path: str | Path) -> Verification:
         own = check_checkpoint(checkpoint)
         faults += [*own, *check_texts(checkpoint, folder)]
         if not own:
-            summed |= (read_checksums(checkpoint) or {}).keys()
+            summed |= read_checksums(checkpoint).keys()
     first: dict[Path, Fault] = {}  # what is said first of a file says most
     for fault in faults:
         first.setdefault(fault.path, fault)

@@ -15,8 +15,9 @@ def keep_freed_memory() -> None:
 
     By default a tensor of a few MB goes back to the kernel when it is freed, and the next one pays
     for its pages again, one fault each 4 KiB: on small models a tenth of a training step, and an
-    element-wise operation of 3 MB then takes six times as long as one of 1.5 MB. The setting is
-    the whole process's. Does nothing where ``MALLOC_TRIM_THRESHOLD_`` or
+    element-wise operation of 3 MB then takes six times as long as one of 1.5 MB. The setting
+    applies to the whole process, so no trainer makes it for its caller: ``opdprobe train`` and the
+    processes of ``opdprobe reproduce`` do. Does nothing where ``MALLOC_TRIM_THRESHOLD_`` or
     ``MALLOC_MMAP_THRESHOLD_`` says otherwise, or without glibc.
     """
     chosen = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_"} & os.environ.keys()

@@ -5,16 +5,18 @@ pass: six matrix products with the heads in all. The loss is a sum over states, 
 a few hundred of them can be formed while their logits are there: four products, and nothing kept
 but the gradients themselves.
 
-Shape suffixes: N states, D hidden size, V vocabulary, C tokens of a tile.
+In shapes, N is the number of states, D the hidden size, V the vocabulary and C the number of tokens
+in a tile.
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from opdprobe.models.head import Head
-from opdprobe.rollout.score import sum_dtype, tile_buffer, vocabulary_tiles
+from opdprobe.rollout.tiles import cut_tiles, fill_tile, sum_dtype, tile_buffer, vocabulary_tiles
 
 # Each chunk of rows adds a gradient of the size of the head's weight to its sum, so more rows are
 # held at once than for scoring.
@@ -82,41 +84,18 @@ class _FullDivergence(torch.autograd.Function):
             for x, need in zip((hidden, *parameters), needs, strict=True)
         ]
         hidden_grad, *parameter_grads = grads
-        wide = sum_dtype(buffer)
-        loss = torch.zeros((), dtype=wide, device=buffer.device)
+        loss = torch.zeros((), dtype=sum_dtype(buffer), device=buffer.device)
         for start in range(0, len(hidden), n_rows):
             rows = slice(start, start + n_rows)
             states = hidden[rows]
-            blocks = [
-                block[:, : len(states), : tile.stop - tile.start]
-                for block, tile in zip(buffer, tiles, strict=True)
-            ]
+            blocks = cut_tiles(buffer, tiles, len(states))
             models = (head, states), (teacher_head, teacher_hidden[rows])
-            largest = buffer.new_full((2, len(states)), torch.finfo(buffer.dtype).min)
-            total = torch.zeros_like(largest, dtype=wide)
-            for block, tile in zip(blocks, tiles, strict=True):
-                for logits, (one_head, one_hidden) in zip(block, models, strict=True):
-                    one_head.fill(logits, one_hidden, tile)
-                if temperature != 1:
-                    block /= temperature
-                before, largest = largest, torch.maximum(largest, block.amax(-1))
-                total *= (before - largest).exp()
-                total += (block - largest[..., None]).exp_().sum(-1)
-            log_z = (largest + total.log()).to(buffer.dtype)[..., None]
-            slope = torch.zeros_like(total[0, :, None])
-            for block in blocks:
-                u, v = block - log_z
-                terms, slopes, _ = _terms(u, v, kind)
-                loss += terms.sum()
-                slope += slopes.sum(-1, keepdim=True)
-            slope = slope.to(buffer.dtype)
+            log_z = _fill(blocks, models, tiles, temperature)
+            slope = _add_terms(loss, blocks, log_z, kind)
             if hidden_grad is None:
                 continue
             for block, tile in zip(blocks, tiles, strict=True):
-                u, v = block - log_z
-                _, slopes, p = _terms(u, v, kind)
-                grad = slopes.sub_(p.mul_(slope))
-                logits = block[0]
+                grad, logits = _logit_gradient(block, log_z, slope, kind), block[0]
                 if temperature != 1:
                     grad, logits = grad / temperature, logits * temperature
                 head.pull_back(grad, logits, states, tile, hidden_grad[rows], parameter_grads)
@@ -131,6 +110,41 @@ class _FullDivergence(torch.autograd.Function):
         grads, ctx.grads = ctx.grads, None
         grads = [None if g is None else g.mul_(grad_output) for g in grads]
         return None, None, None, None, None, *grads
+
+
+def _fill(
+    blocks: Sequence[Tensor],
+    models: Sequence[tuple[Head, Tensor]],
+    tiles: Sequence[slice],
+    temperature: float,
+) -> Tensor:
+    """Compute both models' logits in tiles (2, N, C), and their normalisers log Z (2, N, 1)."""
+    largest = blocks[0].new_full(blocks[0].shape[:2], torch.finfo(blocks[0].dtype).min)
+    total = torch.zeros_like(largest, dtype=sum_dtype(blocks[0]))
+    for block, tile in zip(blocks, tiles, strict=True):
+        fill_tile(block, models, tile, temperature)
+        before, largest = largest, torch.maximum(largest, block.amax(-1))
+        total *= (before - largest).exp()
+        total += (block - largest[..., None]).exp_().sum(-1)
+    return (largest + total.log()).to(blocks[0].dtype)[..., None]
+
+
+def _add_terms(loss: Tensor, blocks: Sequence[Tensor], log_z: Tensor, kind: str) -> Tensor:
+    """Add all terms at a chunk of states to the loss; return the sums Σ f'_i of each, (N, 1)."""
+    slope = torch.zeros_like(log_z[0], dtype=loss.dtype)
+    for block in blocks:
+        u, v = block - log_z
+        terms, slopes, _ = _terms(u, v, kind)
+        loss += terms.sum()
+        slope += slopes.sum(-1, keepdim=True)
+    return slope.to(log_z.dtype)
+
+
+def _logit_gradient(block: Tensor, log_z: Tensor, slope: Tensor, kind: str) -> Tensor:
+    """Gradient f'_j - p_j Σ_i f'_i with respect to the student's logits of a tile, (N, C)."""
+    u, v = block - log_z
+    _, slopes, p = _terms(u, v, kind)
+    return slopes.sub_(p.mul_(slope))
 
 
 def _terms(u: Tensor, v: Tensor, kind: str) -> tuple[Tensor, Tensor, Tensor]:

@@ -14,7 +14,8 @@ logit, so its backward pass through the output head costs N·K·D. Everything th
 normaliser of the full vocabulary forms its gradient chunk by chunk during the forward pass
 (`_chunked`, `full_divergence`), and never keeps logits.
 
-Shape suffixes: N states, D hidden size, V vocabulary, K support tokens.
+In shapes, N is the number of states, D the hidden size, V the vocabulary, K the number of tokens
+kept per state and M the size of a support.
 """
 
 import math
@@ -25,7 +26,7 @@ from torch import Tensor
 
 from opdprobe.models.head import Head
 from opdprobe.rollout.pair import Pair, Scored
-from opdprobe.rollout.score import chunk_rows, log_softmax
+from opdprobe.rollout.tiles import chunk_rows, log_softmax
 from opdprobe.train.config import OPDConfig
 from opdprobe.train.full_vocabulary import full_divergence
 

@@ -167,8 +167,7 @@ class Optimization:
             )
         for scheduler, saved in zip(self._schedulers, state["schedulers"], strict=True):
             scheduler.load_state_dict(saved)
-        # A checkpoint from before there were copies fits a model that needs none.
-        for (_, parameter), saved in zip(self._copied(), state.get("float32", ()), strict=True):
+        for (_, parameter), saved in zip(self._copied(), state["float32"], strict=True):
             parameter.copy_(part(saved, parameter))
 
 

@@ -8,9 +8,11 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from graphlib import CycleError, TopologicalSorter
 from typing import Any
 
 from opdprobe.errors import OPDProbeError
+from opdprobe.train.freed_memory import keep_freed_memory
 from opdprobe.train.sigterm import EXIT_CODE, sigterm_noted
 
 logger = logging.getLogger("opdprobe")
@@ -64,10 +66,13 @@ def work(
     ------
     SystemExit
         SIGTERM came, and was passed on: what can be gone on with has been put on disk.
+    ValueError
+        Tasks wait for each other; none was started.
     OPDProbeError
         A process was killed. What a task raises comes through as it is: the log says at once which
         task it was, no other is started, and those that have started are finished first.
     """
+    order = _in_order(tasks)
     # Fresh interpreters: forking a process that has used torch's threads can hang.
     context = multiprocessing.get_context("spawn")
     progress = context.Queue()
@@ -75,20 +80,17 @@ def work(
     pool = ProcessPoolExecutor(
         workers, mp_context=context, initializer=_start_worker, initargs=(progress,)
     )
-    left, running = list(tasks), dict[Future[None], str]()
+    left, running = {task.label: task for task in tasks}, dict[Future[None], str]()
+    ready: set[str] = set()
     failure: BaseException | None = None
     with sigterm_noted() as stopping:
         try:
             while running or (left and failure is None):
-                unfinished = {task.label for task in left} | set(running.values())
-                ready = [task for task in left if not task.after & unfinished]
+                ready.update(order.get_ready())
+                startable = [label for label in left if label in ready and failure is None]
                 # No more than there are processes: what the pool holds in reserve it also does.
-                for task in ready[: workers - len(running)] if failure is None else ():
-                    left.remove(task)
-                    running[pool.submit(_do, task)] = task.label
-                if not running:
-                    waiting = ", ".join(t.label for t in left)
-                    raise ValueError(f"tasks wait for each other: {waiting}.")
+                for label in startable[: workers - len(running)]:
+                    running[pool.submit(_do, left.pop(label))] = label
                 done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
                 while True:
                     try:
@@ -103,6 +105,7 @@ def work(
                     if isinstance(error, BrokenProcessPool):
                         raise error
                     del running[future]
+                    order.done(label)
                     if error is not None:
                         failure = failure or error
                         _report_failure(label, error, running.values(), left)
@@ -122,15 +125,26 @@ def work(
         raise failure
 
 
+def _in_order(tasks: Sequence[Task]) -> TopologicalSorter[str]:
+    labels = [task.label for task in tasks]
+    order = TopologicalSorter({task.label: task.after.intersection(labels) for task in tasks})
+    try:
+        order.prepare()
+    except CycleError as error:
+        waiting = ", ".join(label for label in labels if label in error.args[1])
+        raise ValueError(f"tasks wait for each other: {waiting}.") from None
+    return order
+
+
 def _report_failure(
-    label: str, error: BaseException, running: Iterable[str], left: Sequence[Task]
+    label: str, error: BaseException, running: Iterable[str], left: Iterable[str]
 ) -> None:
     reason = next(iter(str(error).splitlines()), "")
     logger.error(
         "%s failed (%s: %s); finished first: %s; not started: %s.",
         *(label, type(error).__name__, reason),
         ", ".join(running) or "nothing",
-        ", ".join(task.label for task in left) or "nothing",
+        ", ".join(left) or "nothing",
     )
 
 
@@ -144,6 +158,7 @@ def _start_worker(progress: Any) -> None:
     import torch
     import transformers
 
+    keep_freed_memory()
     # The models are tiny: a second thread costs more than it gives.
     torch.set_num_threads(1)
     transformers.utils.logging.disable_progress_bar()

@@ -52,7 +52,6 @@ from opdprobe.store import Run, RunWriter, estimate_bytes, open_run
 from opdprobe.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from opdprobe.train.config import OPDConfig
 from opdprobe.train.evaluate import evaluate
-from opdprobe.train.freed_memory import keep_freed_memory
 from opdprobe.train.launch import check_agreement, check_launch, check_trackers
 from opdprobe.train.losses import distillation_loss
 from opdprobe.train.optim import Optimization
@@ -283,7 +282,6 @@ class OPDTrainer:
         SystemExit
             SIGTERM came: the step in flight is done, and a checkpoint written to go on from.
         """
-        keep_freed_memory()
         with self.processes.together():
             return self._run(resume, on_progress if self.processes.is_main else None)
 

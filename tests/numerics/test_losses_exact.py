@@ -15,8 +15,8 @@ from torch import nn
 from opdprobe import OPDConfig
 from opdprobe.models.head import Head
 from opdprobe.rollout.pair import Scored
-from opdprobe.rollout.score import log_softmax as torch_log_softmax
 from opdprobe.rollout.score import score
+from opdprobe.rollout.tiles import log_softmax as torch_log_softmax
 from opdprobe.train.full_vocabulary import full_divergence
 from opdprobe.train.losses import distillation_loss
 

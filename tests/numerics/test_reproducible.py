@@ -13,7 +13,7 @@ from torch import nn
 from opdprobe import OPDConfig, from_logits
 from opdprobe.models.head import Head
 from opdprobe.probes.accessor import OPDAccessor  # noqa: F401  # registers ds.opd
-from opdprobe.rollout import score
+from opdprobe.rollout import score, tiles
 from opdprobe.rollout.pair import Pair, Scored, in_rollout_order
 from opdprobe.rollout.prompts import Prompt
 from opdprobe.rollout.rows import record_dataset, step_metrics
@@ -51,7 +51,7 @@ def by_sort(logits, k):
 @pytest.mark.parametrize("tile", [7, 1000, 2**17])
 def test_of_equal_logits_the_lower_id_comes_first(width, tile, dtype, monkeypatch):
     monkeypatch.setattr(score, "_TILE_ROWS", 4)
-    monkeypatch.setattr(score, "_TILE_ELEMENTS", 4 * tile)
+    monkeypatch.setattr(tiles, "_TILE_ELEMENTS", 4 * tile)
     logits, k = few_values(width).to(DTYPES[dtype]), min(16, width)
     want = by_sort(logits.double().numpy(), k)
     head, sampled = Head(None, width), torch.zeros(logits.shape[1], dtype=torch.long)
@@ -155,7 +155,7 @@ def test_tiles_change_nothing(rows, columns, dtype, monkeypatch):
     arguments = hidden, teacher_hidden, student, teacher, torch.arange(len(hidden))
     want = score.score(*arguments, k=16)
     monkeypatch.setattr(score, "_TILE_ROWS", rows)
-    monkeypatch.setattr(score, "_TILE_ELEMENTS", rows * columns)
+    monkeypatch.setattr(tiles, "_TILE_ELEMENTS", rows * columns)
     assert_same_scores(score.score(*arguments, k=16), want, dtype)
 
 

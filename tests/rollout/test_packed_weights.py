@@ -1,11 +1,13 @@
 """Products of a few rows from packed weights: the layer's own, but for rounding."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+from opdprobe.rollout import packed_weights as module
 from opdprobe.rollout.packed_weights import packed_weights
 from opdprobe.rollout.sample import sample
 from opdprobe.testing import tiny_model
@@ -106,3 +108,37 @@ def test_rollouts_are_the_same_with_and_without(monkeypatch):
     assert all(packed_heads[1:])
     monkeypatch.setattr("opdprobe.rollout.packed_weights._MIN_ELEMENTS", 2**40)
     assert draws() == ours
+
+
+def refuse(*_):
+    raise RuntimeError("expected 7 arguments\nDeclaration: …")
+
+
+@needs_onednn
+@pytest.mark.parametrize(
+    ("operators", "why"),
+    [
+        (SimpleNamespace(), "AttributeError: "),
+        (SimpleNamespace(_reorder_linear_weight=refuse), "RuntimeError: expected 7 arguments)"),
+        (
+            SimpleNamespace(
+                _reorder_linear_weight=lambda weight, rows: weight,
+                _linear_pointwise=lambda rows, packed, *_: rows @ packed.T,  # without the bias
+            ),
+            "a product is wrong",
+        ),
+    ],
+)
+def test_a_torch_without_the_operators_samples_without_packing(monkeypatch, caplog, operators, why):
+    monkeypatch.setattr(torch.ops, "mkldnn", operators)
+    module._works.cache_clear()
+    try:
+        linear = layer(*WIDE)
+        for _ in range(2):
+            with packed_weights(linear, 8):
+                assert not is_packed(linear)
+    finally:
+        module._works.cache_clear()
+    (message,) = caplog.messages
+    assert "sampled from more slowly" in message
+    assert why in message

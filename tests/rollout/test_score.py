@@ -8,7 +8,7 @@ import torch
 
 from opdprobe import ConfigError, NonFiniteError
 from opdprobe.models.head import Head
-from opdprobe.rollout import score
+from opdprobe.rollout import score, tiles
 from opdprobe.rollout.pair import Pair, in_rollout_order
 from opdprobe.rollout.sample import Rollouts
 from opdprobe.rollout.score import Scores
@@ -80,7 +80,7 @@ def test_scores_follow_from_the_full_logits(pair):
 def test_tiles_change_nothing(pair, monkeypatch, rows, columns):
     want = scored(pair)
     monkeypatch.setattr(score, "_TILE_ROWS", rows)
-    monkeypatch.setattr(score, "_TILE_ELEMENTS", rows * columns)
+    monkeypatch.setattr(tiles, "_TILE_ELEMENTS", rows * columns)
     close(scored(pair), want)
 
 
@@ -144,7 +144,7 @@ def test_a_logit_of_minus_infinity_is_refused():
 @pytest.mark.parametrize("columns", [64, 1000, 8192])
 def test_the_largest_are_those_of_a_sort(width, columns, monkeypatch):
     monkeypatch.setattr(score, "_TILE_ROWS", 4)
-    monkeypatch.setattr(score, "_TILE_ELEMENTS", 4 * columns)
+    monkeypatch.setattr(tiles, "_TILE_ELEMENTS", 4 * columns)
     z = torch.randn(2, 7, width, generator=torch.Generator().manual_seed(0))
     head = Head(None, width)
     found = score.score(z[0], z[1], head, head, torch.zeros(7, dtype=int), k=16)

@@ -71,24 +71,9 @@ def test_a_step_without_states_is_written_as_by_zarr():
     assert encode.step_members(none, {}).keys() == by_zarr(none.copy(), 131_072).keys()
 
 
-def by_zipfile(members, path):
-    with zipfile.ZipFile(path, "w") as file:
-        for name, content in members.items():
-            file.writestr(zipfile.ZipInfo(name), content)
-    return path.read_bytes()
-
-
-@pytest.mark.parametrize("largest", [encode._LARGEST_ZIP, 0])
-@pytest.mark.parametrize("members", [{}, {"a/b": b"", "c": bytes(70_000)}])
-def test_the_zip_file_is_the_one_that_zipfile_writes(tmp_path, monkeypatch, members, largest):
-    monkeypatch.setattr(encode, "_LARGEST_ZIP", largest)
-    assert b"".join(encode.zip_file(members)) == by_zipfile(members, tmp_path / "x")
-
-
 def test_a_step_file_whose_offsets_need_fields_of_their_own_can_be_read(tmp_path, monkeypatch):
     """From 2 GiB on; here, from 10 kB on."""
     monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 10_000)
-    monkeypatch.setattr(encode, "_LARGEST_ZIP", 0)
     monkeypatch.setattr(archive, "_ZIP64_SIZE", 10_000)
     path = writer(tmp_path).write_step(0, synthetic_step(0))
     with zipfile.ZipFile(path) as file:

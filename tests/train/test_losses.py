@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from opdprobe import OPDConfig
 from opdprobe.models.head import Head
-from opdprobe.rollout import score
+from opdprobe.rollout import score, tiles
 from opdprobe.rollout.pair import Pair, Scored
 from opdprobe.rollout.sample import Rollouts
 from opdprobe.testing import tiny_model, tiny_tokenizer
@@ -163,7 +163,7 @@ def test_the_states_cover_all_kinds_of_overlap():
 
 @pytest.mark.parametrize("settings", CONFIGS, ids=lambda s: "-".join(s.values()))
 def test_value_and_gradient_of_the_whole_model(settings, monkeypatch):
-    monkeypatch.setattr(score, "_CHUNK_ELEMENTS", 64 * 3)  # three rows at a time
+    monkeypatch.setattr(tiles, "_CHUNK_ELEMENTS", 64 * 3)  # three rows at a time
     cfg = config(**settings)
     student, teacher = models()
     reference = copy.deepcopy(student)
@@ -201,7 +201,7 @@ def test_a_frozen_head_gets_no_gradient_and_the_body_the_same():
 
 
 def test_chunks_of_a_bfloat16_head_are_summed_in_float32(monkeypatch):
-    monkeypatch.setattr(score, "_CHUNK_ELEMENTS", 1)  # one row at a time
+    monkeypatch.setattr(tiles, "_CHUNK_ELEMENTS", 1)  # one row at a time
     layer = torch.nn.Linear(4, 8, bias=False, dtype=torch.bfloat16)
     layer.weight.data.fill_(0.0)
     hidden = torch.ones(2000, 4, dtype=torch.bfloat16, requires_grad=True)

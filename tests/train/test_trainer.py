@@ -22,7 +22,7 @@ from opdprobe import (
     open_run,
     validate,
 )
-from opdprobe.rollout import score
+from opdprobe.rollout import score, tiles
 from opdprobe.rollout.sample import sample
 from opdprobe.testing import tiny_model, tiny_tokenizer
 from opdprobe.train import full_vocabulary
@@ -282,9 +282,9 @@ def test_no_tensor_spans_batch_time_and_vocabulary(
     tmp_path, monkeypatch, settings, trainer_in, sharpened
 ):
     vocabulary, rows = 4096, 4
-    monkeypatch.setattr(score, "_CHUNK_ELEMENTS", rows * vocabulary)
+    monkeypatch.setattr(tiles, "_CHUNK_ELEMENTS", rows * vocabulary)
     monkeypatch.setattr(score, "_TILE_ROWS", rows)
-    monkeypatch.setattr(score, "_TILE_ELEMENTS", rows * 1024)
+    monkeypatch.setattr(tiles, "_TILE_ELEMENTS", rows * 1024)
     monkeypatch.setattr(full_vocabulary, "_ROWS", rows)
     trainer = trainer_in(
         tmp_path,

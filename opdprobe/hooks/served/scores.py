@@ -12,7 +12,8 @@ from opdprobe.hooks.served.model import ServedModel, Told
 from opdprobe.models.head import logit_width, split_head
 from opdprobe.rollout.batches import batches
 from opdprobe.rollout.sample import Rollouts, padding_id
-from opdprobe.rollout.score import Scores, chunk_rows, log_softmax
+from opdprobe.rollout.score import Scores
+from opdprobe.rollout.tiles import chunk_rows, log_softmax
 from opdprobe.store.schema import MODELS, match_tokens
 
 
@@ -20,8 +21,9 @@ from opdprobe.store.schema import MODELS, match_tokens
 class _View:
     """What is known of one model: `Scores` without the other.
 
-    Shape suffixes as in `opdprobe.rollout.score`: `token_id` and `own` are (N, K), `other` is the
-    log-probability of the other model's list (N, K), `entropy` and `sampled` are (N,).
+    At N states, with K tokens kept: `token_id` (N, K), the log-probabilities of these tokens `own`
+    (N, K) and of the other model's `other` (N, K), `entropy` (N,), and the log-probability of the
+    drawn token `sampled` (N,).
     """
 
     token_id: Tensor
