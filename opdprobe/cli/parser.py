@@ -15,7 +15,7 @@ from opdprobe.cli import recipes as recipe_commands
 from opdprobe.cli import reports as report_command
 from opdprobe.cli import runs as commands
 from opdprobe.cli.runs import errors
-from opdprobe.errors import OPDProbeError, printable
+from opdprobe.errors import OPDProbeError, needs_train_extra, printable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         handlers=[_Handler(console=errors, show_path=False, show_time=False)],
     )
     try:
-        arguments.run(arguments)
+        with needs_train_extra(f"opdprobe {arguments.command}"):
+            arguments.run(arguments)
     except OPDProbeError as error:
         errors.print(f"[bold red]error:[/] {type(error).__name__}:", highlight=False, end=" ")
         errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
@@ -81,7 +82,7 @@ def _parser() -> argparse.ArgumentParser:
 
     def command(name: str, run: Any, help: str) -> argparse.ArgumentParser:
         sub = subparsers.add_parser(name, help=help, description=help)
-        sub.set_defaults(run=run)
+        sub.set_defaults(run=run, command=name)
         return sub
 
     sub = command("reproduce", commands.reproduce, "run a preset, draw its figures, report")
