@@ -33,6 +33,7 @@ import xarray as xr
 import opdprobe
 
 assert Path(opdprobe.__file__).is_relative_to(sys.prefix), opdprobe.__file__
+assert Path(opdprobe.__file__).with_name("py.typed").exists()
 for name in ("torch", "transformers", "tokenizers", "safetensors", "accelerate", "pyarrow"):
     assert importlib.util.find_spec(name) is None, name
 run = opdprobe.open_run(sys.argv[1])
