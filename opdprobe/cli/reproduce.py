@@ -12,6 +12,7 @@ Every step is resumable: a run continues from its last checkpoint, a finished on
 """
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import figures
@@ -127,6 +128,8 @@ def reproduce(
         process that was killed.
     """
     chosen, _ = drawable(preset, figure_names)
+    if find_spec("torch") is None:  # said here, since the processes would only die
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
     work(plan(preset, folder, chosen), workers=workers, on_progress=on_progress)
     results = [load(jobs.results_path(folder, figure)) for figure in chosen]
     figures.make(folder / "results", folder / "figures", chosen)

@@ -418,18 +418,23 @@ def view(arguments: argparse.Namespace) -> None:
 
 def zoo(arguments: argparse.Namespace) -> None:
     """List, build or check the testbed's models."""
-    import transformers
+    from opdprobe.testing.testbed import members
 
-    from opdprobe.testing.testbed import zoo
+    names = arguments.name or list(members.MEMBERS)
+    if unknown := sorted(set(names) - set(members.MEMBERS)):
+        raise members.ZooError(f"no {', '.join(unknown)}; there are {', '.join(members.MEMBERS)}.")
+    if arguments.action != "list":
+        import transformers
 
-    transformers.utils.logging.disable_progress_bar()
-    names = arguments.name or list(zoo.MEMBERS)
-    if unknown := sorted(set(names) - set(zoo.MEMBERS)):
-        raise zoo.ZooError(f"no {', '.join(unknown)}; there are {', '.join(zoo.MEMBERS)}.")
+        transformers.utils.logging.disable_progress_bar()
     if arguments.action == "build":
+        from opdprobe.testing.testbed.zoo import build_all
+
         with progress() as show:
-            zoo.build_all(names, arguments.work_dir, workers=arguments.workers, on_progress=show)
+            build_all(names, arguments.work_dir, workers=arguments.workers, on_progress=show)
     if arguments.action == "check":
+        from opdprobe.testing.testbed import zoo
+
         for name in names:
             found = zoo.check(name)
             console.print(f"{name}: accuracy {found['accuracy']:.3f}, weights as recorded")
@@ -438,7 +443,7 @@ def zoo(arguments: argparse.Namespace) -> None:
     for column in ("model", "stands for", "made from", "parameters", "accuracy"):
         table.add_column(column)
     for name in names:
-        member, built = zoo.MEMBERS[name], zoo.manifest().get(name)
+        member, built = members.MEMBERS[name], members.manifest().get(name)
         table.add_row(
             name,
             member.analog,

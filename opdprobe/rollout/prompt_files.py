@@ -9,10 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from opdprobe.errors import ConfigError, PromptError, shown
+from opdprobe.errors import ConfigError, PromptError, needs_train_extra, shown
 from opdprobe.rollout.prompts import (
     BOX,
     BOXED_TEMPLATE,
@@ -73,6 +70,8 @@ def load_prompts(
         The file is missing, unreadable or empty; else as in `prompts_from_rows`.
     ConfigError
         `limit` is below 1.
+    MissingExtraError
+        The file is a .parquet, and pyarrow (``opdprobe[train]``) is not installed.
 
     Examples
     --------
@@ -311,6 +310,9 @@ def _nested(row: Mapping[str, Any], column: str, key: str, plain: str) -> Any:
 
 
 def _read_parquet(path: Path, limit: int | None) -> list[dict[str, Any]]:
+    with needs_train_extra(f"reading {path}"):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
     try:
         # The file's own columns: a folder called split=train would add one.
         with pq.ParquetFile(path) as file:

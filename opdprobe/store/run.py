@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import dask.array as da
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
@@ -224,6 +223,8 @@ class Run:
     def _concatenate(
         self, dim: Literal["state", "rollout"], steps: Iterable[int] | None
     ) -> xr.Dataset:
+        import dask.array as da  # takes half as long to import as everything else
+
         chosen = self.steps if steps is None else sorted(set(steps))
         if not chosen:
             raise StoreError(f"{self.path} has no recorded step to read")
