@@ -11,7 +11,7 @@ from analyses.reasons import REASONS
 from analyses.results import Claim, Results, load
 from opdprobe.errors import OPDProbeError
 from opdprobe.report.estimate import number
-from opdprobe.store.step import write_whole
+from opdprobe.store.files import write_text
 
 # Presets whose models are the testbed's: what it lacks explains nothing about anybody else's.
 _TESTBED = ("quick", "full")
@@ -160,8 +160,7 @@ def _pilots(results: Sequence[Results]) -> list[str]:
 def write_claims(path: Path, results_dir: Path) -> None:
     """Write the page of all claims that a directory of results holds, whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = claims_markdown(_load_all(results_dir))
-    write_whole(path, lambda file: file.write(text.encode()))
+    write_text(path, claims_markdown(_load_all(results_dir)))
 
 
 def check_claims(path: Path, results_dir: Path) -> None:

@@ -1,6 +1,5 @@
 """All that means over states and their intervals need of a run: sums by rollout, in one pass."""
 
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from opdprobe.probes.rollout_sums import StepSums, step_sums
 from opdprobe.report.estimate import Estimate, resample
 from opdprobe.report.panel import axis_label
 from opdprobe.store import Run
+from opdprobe.store.files import write_whole
 
 PROBES: dict[str, Probe] = {
     name: name
@@ -106,9 +106,7 @@ def save(sums: Sums, path: Path) -> None:
         arrays[f"total/{name}"], arrays[f"n/{name}"] = sums.total[name], sums.n[name]
         arrays[f"label/{name}"] = np.array(sums.label[name])
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp.npz")
-    np.savez(temporary, **arrays)
-    os.replace(temporary, path)
+    write_whole(path, lambda file: np.savez(file, **arrays))
 
 
 def load(path: Path) -> Sums:

@@ -4,7 +4,6 @@ The same results give the same bytes, on one release of Matplotlib. A PNG carrie
 ``Description``.
 """
 
-import os
 from collections.abc import Iterator, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -37,6 +36,7 @@ from figures import (
     selection,
 )
 from opdprobe.report.style import FigureError, style
+from opdprobe.store.files import write_whole
 
 COMMITTED = Path(__file__).with_name("results")
 """Results of the preset *full* that come with the package."""
@@ -110,9 +110,7 @@ def make(results_dir: Path, out_dir: Path, names: Sequence[str] | None = None) -
     for name, content in list(_files(Path(results_dir), names)):
         path = Path(out_dir, name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
+        write_whole(path, lambda file, content=content: file.write(content))
         written.append(path)
     return written
 

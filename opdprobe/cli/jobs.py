@@ -5,7 +5,6 @@ already.
 """
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +38,7 @@ from analyses.presets import Preset
 from analyses.results import Results, save
 from opdprobe.errors import OPDProbeError
 from opdprobe.store import RunWriter, open_run
+from opdprobe.store.files import write_text, write_whole
 from opdprobe.train.pool import Report
 
 ANALYSES: dict[str, Callable[[Evidence], Results]] = {
@@ -200,10 +200,8 @@ def probe(name: str, seed: int, preset: Preset, folder: Path, report: Report) ->
         Sampling(config.max_completion_length, seed=seed, width=pair.width),
         depths=preset.depths,
     )
-    temporary = gains.with_suffix(".tmp.npz")
-    temporary.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(temporary, depth=found["depth"], teacher=found["teacher"], student=found["student"])
-    os.replace(temporary, gains)
+    arrays: dict[str, Any] = {name: found[name].values for name in ("depth", "teacher", "student")}
+    write_whole(gains, lambda file: np.savez(file, **arrays))
 
 
 def score(role: str, preset: Preset, folder: Path, report: Report) -> None:
@@ -249,9 +247,7 @@ def score(role: str, preset: Preset, folder: Path, report: Report) -> None:
         )
     report(len(preset.benchmarks), len(preset.benchmarks))
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"settings": settings, "scores": scores}))
-    os.replace(temporary, path)
+    write_text(path, json.dumps({"settings": settings, "scores": scores}))
 
 
 def analyse(figure: str, preset: Preset, folder: Path, report: Report) -> None:
