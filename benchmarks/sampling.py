@@ -53,8 +53,8 @@ def contenders(pair: str):
         return sample(
             student,
             ids,
-            n=N,
-            max_new_tokens=setting.length,
+            num_generations=N,
+            max_completion_length=setting.length,
             eos_ids=ends,
             pad_id=pad,
             generator=step_generator(0, 0, "cpu"),

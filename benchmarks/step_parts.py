@@ -94,7 +94,7 @@ def parts(name: str) -> dict[str, list[float]]:
             lambda step=step: sample(
                 student,
                 ids,
-                max_new_tokens=setting.length,
+                max_completion_length=setting.length,
                 eos_ids=eos_ids(student, tokenizer),
                 pad_id=pair.pad_id,
                 generator=step_generator(0, step, "cpu"),
@@ -102,7 +102,7 @@ def parts(name: str) -> dict[str, list[float]]:
             ),
         )
         scored = []
-        cut = batches(rollouts, max_tokens=config.micro_batch_tokens, pad_id=pair.pad_id)
+        cut = batches(rollouts, micro_batch_tokens=config.micro_batch_tokens, pad_id=pair.pad_id)
         for batch in clock("cutting into batches", lambda cut=cut: list(cut)):
             hidden = clock("student forward", lambda b=batch: b.hidden(pair.student_body))
             with torch.no_grad():

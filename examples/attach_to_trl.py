@@ -19,7 +19,9 @@ settings = DistillationConfig(
 )
 dataset = Dataset.from_dict({"prompt": [list(prompt.messages) for prompt in prompts]})
 
-probe = ProbeCallback(teacher, prompts[:16], "runs/trl", every=5, max_new_tokens=64, grader=grader)
+probe = ProbeCallback(
+    teacher, prompts[:16], "runs/trl", every=5, max_completion_length=64, grader=grader
+)
 trainer = DistillationTrainer(
     student, teacher, args=settings, train_dataset=dataset, callbacks=[probe]
 )

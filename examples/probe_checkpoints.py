@@ -36,7 +36,7 @@ OPDTrainer(
 
 prompts, grader = resolve_prompts("zoo:medium", 32)
 run = probe_checkpoints(
-    CHECKPOINTS, teacher, prompts, "runs/checkpoints", max_new_tokens=64, grader=grader
+    CHECKPOINTS, teacher, prompts, "runs/checkpoints", max_completion_length=64, grader=grader
 )
 overlap = curve(run, "overlap_ratio")
 for step, value, low, high in zip(

@@ -176,7 +176,7 @@ def test_bad_input_is_refused_before_anything_is_written(row, tmp_path):
 
 def test_bad_prompts_are_left_out_only_if_asked(tmp_path, caplog):
     with caplog.at_level(logging.WARNING):
-        run = trainer(tmp_path, {"max_prompt_length": 2}, skip_bad_prompts=True).train()
+        run = trainer(tmp_path, {"max_prompt_length": 2}, on_error="skip").train()
     assert set(run.rollouts().prompt_id.values) == {"a"}
     (record,) = (r for r in caplog.records if "cannot be used" in r.message)
     assert "row 1 (id 'b'): 3 tokens, more than max_length 2. They are left out." in record.message

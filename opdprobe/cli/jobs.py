@@ -78,7 +78,7 @@ def _prompts(experiment: Experiment, seed: int, preset: Preset):
     other, _ = resolve_prompts(preset.prompts["other"], preset.n_prompts)
     n = len(prompts) // 2
     if experiment.select == "mixed":
-        return mixed(prompts, other, n=n, share=0.3, seed=seed), grader
+        return mixed(prompts, other, n_prompts=n, share=0.3, seed=seed), grader
     pair = _pair(
         resolve_model(preset.models[experiment.student]),
         resolve_model(preset.models[experiment.teacher]),
@@ -86,10 +86,10 @@ def _prompts(experiment: Experiment, seed: int, preset: Preset):
     chosen, _ = max_divergence(
         pair,
         prompts[:n] + other[:n],
-        n=n,
-        max_new_tokens=_longest(experiment, preset),
+        n_prompts=n,
+        max_completion_length=_longest(experiment, preset),
         max_length=preset.config.max_prompt_length,
-        max_tokens=preset.config.micro_batch_tokens,
+        micro_batch_tokens=preset.config.micro_batch_tokens,
         seed=seed,
     )
     return chosen, grader
@@ -135,12 +135,12 @@ def probe(name: str, seed: int, preset: Preset, folder: Path, report: Report) ->
         step = probe(
             pair,
             encoded,
-            n=config.num_generations,
+            num_generations=config.num_generations,
             k=config.k,
-            max_new_tokens=config.max_completion_length,
+            max_completion_length=config.max_completion_length,
             grader=grader,
             seed=seed,
-            max_tokens=config.micro_batch_tokens,
+            micro_batch_tokens=config.micro_batch_tokens,
         )
         writer.write_step(0, step)
     _add_up(name, seed, folder)
@@ -173,10 +173,10 @@ def score(role: str, preset: Preset, folder: Path, report: Report) -> None:
         "weight_hash": weight_hash(model),
         "benchmarks": preset.benchmarks,
         "n_problems": preset.n_problems,
-        "n": config.eval_n,
+        "num_generations": config.eval_n,
         "temperature": config.eval_temperature,
         "top_p": config.eval_top_p,
-        "max_new_tokens": _evaluated(preset),
+        "max_completion_length": _evaluated(preset),
     }
     path = folder / "scores" / f"{role}.json"
     if path.exists() and json.loads(path.read_text())["settings"] == settings:
@@ -193,8 +193,8 @@ def score(role: str, preset: Preset, folder: Path, report: Report) -> None:
                 tokenizer,
                 encode_prompts(tokenizer, problems, max_length=config.max_prompt_length),
                 grader,
-                n=settings["n"],
-                max_new_tokens=settings["max_new_tokens"],
+                num_generations=settings["num_generations"],
+                max_completion_length=settings["max_completion_length"],
                 temperature=settings["temperature"],
                 top_p=settings["top_p"],
             )

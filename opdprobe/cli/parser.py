@@ -13,9 +13,13 @@ from rich.logging import RichHandler
 from opdprobe import __version__
 from opdprobe.cli import recipes as recipe_commands
 from opdprobe.cli import reports as report_command
-from opdprobe.cli import runs as commands
+from opdprobe.cli import runs as run_commands
+from opdprobe.cli.recipes import DIVERGENCE_GENERATIONS, DIVERGENCE_LENGTH
 from opdprobe.cli.runs import errors
 from opdprobe.errors import OPDProbeError, printable
+
+_MODEL = "directory, hub id, GGUF file or zoo:NAME"
+_PROMPTS = "the prompts: parquet or JSON-lines file, or zoo:SPLIT"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,11 +60,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _goes_on(arguments: argparse.Namespace) -> bool:
     """Whether the same command goes on with what an interrupted one has done."""
-    if arguments.run is commands.train:
+    if arguments.run is run_commands.train:
         return not arguments.no_resume
-    if arguments.run is commands.zoo:
+    if arguments.run is run_commands.zoo:
         return arguments.action == "build"
-    return arguments.run in (commands.reproduce, commands.probe, recipe_commands.cold_start)
+    return arguments.run in (run_commands.reproduce, run_commands.probe, recipe_commands.cold_start)
 
 
 class _Handler(RichHandler):
@@ -76,68 +80,315 @@ def _parser() -> argparse.ArgumentParser:
         description="Token-level analysis of on-policy distillation: why did a run work, or not?",
     )
     parser.add_argument("--version", action="version", version=__version__)
-    parser.add_argument("--verbose", action="store_true", help="show what is going on")
-    subparsers = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser.add_argument("--verbose", action="store_true", help="log what is being done")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for declare in (
+        _reproduce,
+        _figures,
+        _train,
+        _probe,
+        _preflight,
+        _cold_start,
+        _select,
+        _dedup,
+        _inspect,
+        _view,
+        _report,
+        _zoo,
+    ):
+        declare(commands)
+    return parser
 
-    def command(name: str, run: Any, help: str) -> argparse.ArgumentParser:
-        sub = subparsers.add_parser(name, help=help, description=help)
-        sub.set_defaults(run=run)
-        return sub
 
-    sub = command("reproduce", commands.reproduce, "run a preset, draw its figures, report")
-    sub.add_argument("--preset", choices=["quick", "full", "paper"], default="quick")
-    sub.add_argument("--only", action="append", metavar="FIGURE", help="for example fig06")
-    sub.add_argument(
-        "--models", type=Path, metavar="YAML", help="models, prompts, benchmarks of your own"
-    )
-    sub.add_argument("--out", type=Path, default=Path("out"), help="default: %(default)s")
-    sub.add_argument("--workers", type=_positive, default=2, help="processes side by side")
-    sub.add_argument("--json", action="store_true", help="print the verdicts as JSON")
+def _command(
+    commands: Any, name: str, run: Any, help: str, *shared: argparse.ArgumentParser
+) -> argparse.ArgumentParser:
+    sub = commands.add_parser(name, help=help, description=help, parents=shared)
+    sub.set_defaults(run=run)
+    return sub
 
-    sub = command("figures", report_command.figures_of, "draw the paper's figures, or a run's")
-    sub.add_argument(
-        "name",
-        nargs="*",
-        metavar="NAME",
-        help="for example fig06, default: all; or RUN, or RUN RUN2: draw their curves",
-    )
-    sub.add_argument("--results", type=Path, metavar="DIR", help="default: the published ones")
-    sub.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="default: docs/figures, figures/ beside --results, or RUN",
-    )
-    sub.add_argument(
-        "--check", action="store_true", help="draw nothing; fail where a figure is not up to date"
-    )
 
-    sub = command("train", commands.train, "distil a student on its own rollouts, and record it")
-    sub.add_argument("--student", required=True, help="directory, hub id, GGUF file or zoo:NAME")
-    sub.add_argument("--teacher", required=True, help="likewise")
-    sub.add_argument("--prompts", required=True, help="parquet or JSON-lines file, or zoo:SPLIT")
-    sub.add_argument("--run-dir", required=True, type=Path)
-    sub.add_argument("--benchmark", help="evaluation problems, as --prompts")
-    sub.add_argument("--limit", type=_positive, help="use the first so many prompts and problems")
-    sub.add_argument(
-        "--drop-layers",
-        metavar="A-B",
-        help="remove the student's layers A to B, counted from 0",
+# Options that several commands share. Each call makes new ones, so that defaults can differ.
+
+
+def _options(group: str | None = None) -> tuple[argparse.ArgumentParser, Any]:
+    """Make a parent parser, and what options are added to: the parser, or a group of its help."""
+    parent = argparse.ArgumentParser(add_help=False)
+    return parent, parent.add_argument_group(group) if group else parent
+
+
+def _models(*, required: bool = True, group: str | None = None) -> argparse.ArgumentParser:
+    parent, options = _options(group)
+    for role in ("student", "teacher"):
+        options.add_argument(
+            f"--{role}", required=required, metavar="MODEL", help=f"the {role}: {_MODEL}"
+        )
+    return parent
+
+
+def _prompts() -> argparse.ArgumentParser:
+    parent, options = _options()
+    options.add_argument("--prompts", required=True, metavar="FILE", help=_PROMPTS)
+    return parent
+
+
+def _limit(what: str = "prompts") -> argparse.ArgumentParser:
+    parent, options = _options()
+    options.add_argument(
+        "--limit",
+        type=_positive,
+        metavar="N",
+        help=f"use only the first N {what} (default: the whole file, or 2048 of a zoo split)",
     )
-    sub.add_argument("--config", type=Path, help="YAML file of OPDConfig settings")
-    sub.add_argument(
+    return parent
+
+
+def _on_error(
+    *, default: str | None = "raise", group: str | None = None
+) -> argparse.ArgumentParser:
+    parent, options = _options(group)
+    options.add_argument(
+        "--on-error",
+        choices=["raise", "skip"],
+        default=default,
+        help="stop at a prompt that cannot be used, or skip it with a note in the log "
+        "(default: raise)",
+    )
+    return parent
+
+
+def _responses(
+    num_generations: int,
+    max_completion_length: int,
+    *,
+    set_defaults: bool = True,
+    group: str | None = None,
+) -> argparse.ArgumentParser:
+    parent, options = _options(group)
+    options.add_argument(
+        "--num-generations",
+        type=_positive,
+        default=num_generations if set_defaults else None,
+        metavar="N",
+        help=f"rollouts per prompt (default: {num_generations})",
+    )
+    options.add_argument(
+        "--max-completion-length",
+        type=_positive,
+        default=max_completion_length if set_defaults else None,
+        metavar="N",
+        help=f"longest response, in tokens (default: {max_completion_length})",
+    )
+    return parent
+
+
+def _k(verb: str) -> argparse.ArgumentParser:
+    parent, options = _options()
+    options.add_argument(
+        "--k",
+        type=_positive,
+        default=16,
+        metavar="N",
+        help=f"most probable tokens {verb} per state (default: %(default)s)",
+    )
+    return parent
+
+
+def _seed() -> argparse.ArgumentParser:
+    parent, options = _options()
+    options.add_argument(
+        "--seed",
+        type=_not_negative,
+        default=0,
+        metavar="N",
+        help="seed of the random numbers (default: %(default)s)",
+    )
+    return parent
+
+
+def _drop_layers() -> argparse.ArgumentParser:
+    parent, options = _options()
+    options.add_argument(
+        "--drop-layers", metavar="A-B", help="remove the student's layers A to B, counted from 0"
+    )
+    return parent
+
+
+def _set(config: str, more: str = "") -> argparse.ArgumentParser:
+    parent, options = _options()
+    options.add_argument(
         "--set",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="one OPDConfig setting, over --config; may be given again",
+        help=f"one setting of {config}{more}; may be repeated",
     )
-    sub.add_argument("--skip-bad-prompts", action="store_true", help="leave out unusable prompts")
-    sub.add_argument("--no-resume", action="store_true", help="refuse a run that exists")
-    sub.add_argument("--report-to", action="append", default=[], help="a tracker of accelerate")
-    sub.add_argument("--json", action="store_true", help="print the last metrics as JSON")
+    return parent
 
-    sub = command("probe", commands.probe, "sample saved checkpoints, score them, and record a run")
+
+def _workers() -> argparse.ArgumentParser:
+    parent, options = _options()
+    options.add_argument(
+        "--workers",
+        type=_positive,
+        default=2,
+        metavar="N",
+        help="processes to run at the same time (default: %(default)s)",
+    )
+    return parent
+
+
+def _run_dir() -> argparse.ArgumentParser:
+    parent, options = _options()
+    options.add_argument(
+        "--run-dir", required=True, type=Path, metavar="DIR", help="where the run is recorded"
+    )
+    return parent
+
+
+def _run_to_read() -> argparse.ArgumentParser:
+    parent, options = _options()
+    options.add_argument("run_dir", type=_run, metavar="RUN", help="directory of a recorded run")
+    return parent
+
+
+def _run_to_compare() -> argparse.ArgumentParser:
+    parent, options = _options()
+    options.add_argument(
+        "other", type=_run, nargs="?", metavar="RUN2", help="a second run, to compare with"
+    )
+    return parent
+
+
+def _out_jsonl() -> argparse.ArgumentParser:
+    parent, options = _options()
+    options.add_argument(
+        "--out",
+        required=True,
+        type=Path,
+        metavar="FILE.jsonl",
+        help="where the prompts are written",
+    )
+    return parent
+
+
+def _json(what: str) -> argparse.ArgumentParser:
+    parent, options = _options()
+    options.add_argument("--json", action="store_true", help=f"print {what} as JSON")
+    return parent
+
+
+# One function per command.
+
+
+def _reproduce(commands: Any) -> None:
+    sub = _command(
+        commands,
+        "reproduce",
+        run_commands.reproduce,
+        "run a preset, draw its figures, write a report",
+        _workers(),
+        _json("the verdicts"),
+    )
+    sub.add_argument(
+        "--preset",
+        choices=["quick", "full", "paper"],
+        default="quick",
+        help="how much to run (default: %(default)s)",
+    )
+    sub.add_argument(
+        "--only",
+        action="append",
+        metavar="FIGURE",
+        help="run what this figure needs, for example fig06; may be repeated",
+    )
+    sub.add_argument(
+        "--models",
+        type=Path,
+        metavar="YAML",
+        help="file that names your own models, prompts and benchmarks",
+    )
+    sub.add_argument(
+        "--out",
+        type=Path,
+        default=Path("out"),
+        metavar="DIR",
+        help="where everything is written (default: %(default)s)",
+    )
+
+
+def _figures(commands: Any) -> None:
+    sub = _command(
+        commands,
+        "figures",
+        report_command.figures_of,
+        "draw the paper's figures, or a run's curves",
+    )
+    sub.add_argument(
+        "name",
+        nargs="*",
+        metavar="NAME",
+        help="figures, for example fig06 (default: all); or one or two recorded runs",
+    )
+    sub.add_argument(
+        "--results",
+        type=Path,
+        metavar="DIR",
+        help="results that the figures are drawn from (default: the published ones)",
+    )
+    sub.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="where they are written (default: docs/figures, figures/ beside --results, or RUN)",
+    )
+    sub.add_argument(
+        "--check", action="store_true", help="draw nothing; fail if a figure is out of date"
+    )
+
+
+def _train(commands: Any) -> None:
+    sub = _command(
+        commands,
+        "train",
+        run_commands.train,
+        "distil a student on its own rollouts, and record the run",
+        _models(),
+        _prompts(),
+        _run_dir(),
+        _limit("prompts, and the first N problems of --benchmark"),
+        _drop_layers(),
+        _set("OPDConfig", ", overrides --config"),
+        _on_error(),
+        _json("the last metrics"),
+    )
+    sub.add_argument("--benchmark", metavar="FILE", help="evaluation problems, as for --prompts")
+    sub.add_argument("--config", type=Path, metavar="YAML", help="file of OPDConfig settings")
+    sub.add_argument(
+        "--no-resume", action="store_true", help="fail if --run-dir holds a run already"
+    )
+    sub.add_argument(
+        "--report-to",
+        action="append",
+        default=[],
+        metavar="TRACKER",
+        help="send the metrics to a tracker of accelerate, for example wandb; may be repeated",
+    )
+
+
+def _probe(commands: Any) -> None:
+    sub = _command(
+        commands,
+        "probe",
+        run_commands.probe,
+        "sample saved checkpoints, score them, and record a run",
+        _prompts(),
+        _run_dir(),
+        _limit(),
+        _k("kept"),
+        _responses(4, 512),
+        _json("the last metrics"),
+    )
     sub.add_argument(
         "checkpoint",
         nargs="+",
@@ -148,127 +399,226 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--teacher",
         required=True,
-        help="directory, hub id, GGUF file, zoo:NAME or http://HOST:8000/v1#NAME",
+        metavar="MODEL",
+        help=f"the teacher: {_MODEL}, or http://HOST:8000/v1#NAME",
     )
-    sub.add_argument("--prompts", required=True, help="parquet or JSON-lines file, or zoo:SPLIT")
-    sub.add_argument("--run-dir", required=True, type=Path)
-    sub.add_argument("--tokenizer", metavar="DIR", help="where no model is local; or zoo:NAME")
-    sub.add_argument("--limit", type=_positive, help="use the first so many prompts")
-    sub.add_argument("--k", type=_positive, default=16, help="tokens kept; default: %(default)s")
-    sub.add_argument("--n", type=_positive, default=4, help="rollouts a prompt; %(default)s")
     sub.add_argument(
-        "--max-new-tokens", type=_positive, default=512, help="longest response; %(default)s"
+        "--tokenizer",
+        metavar="DIR",
+        help="the models' tokenizer, needed if both are served; or zoo:NAME",
     )
-    sub.add_argument("--json", action="store_true", help="print the last metrics as JSON")
 
-    sub = command("preflight", commands.preflight, "will this teacher teach this student?")
-    sub.add_argument("--student", required=True, help="directory, hub id, GGUF file or zoo:NAME")
-    sub.add_argument("--teacher", required=True, help="likewise")
-    sub.add_argument("--prompts", required=True, help="parquet or JSON-lines file, or zoo:SPLIT")
-    sub.add_argument("--drop-layers", metavar="A-B", help="remove the student's layers A to B")
+
+def _preflight(commands: Any) -> None:
+    sub = _command(
+        commands,
+        "preflight",
+        run_commands.preflight,
+        "estimate, before training, whether a teacher will teach a student",
+        _models(),
+        _prompts(),
+        _drop_layers(),
+        _k("compared"),
+        _responses(4, 64),
+        _seed(),
+        _on_error(),
+        _json("the verdict and the numbers"),
+    )
+    sub.add_argument(
+        "--n-prompts",
+        type=_positive,
+        default=64,
+        metavar="N",
+        help="prompts drawn from the file (default: %(default)s)",
+    )
+    sub.add_argument(
+        "--temperature",
+        type=float,
+        default=1.0,
+        metavar="T",
+        help="temperature of sampling and of the comparison (default: %(default)s)",
+    )
     sub.add_argument(
         "--template",
         action="append",
         default=[],
-        help="a wording to compare: boxed, dapo, or a text with {question}; may be given again",
+        help="a wording to compare: boxed, dapo, or a text with {question}; may be repeated",
     )
-    sub.add_argument("--n-prompts", type=_positive, default=64, help="default: %(default)s")
-    sub.add_argument("--n", type=_positive, default=4, help="rollouts a prompt (%(default)s)")
-    sub.add_argument("--k", type=_positive, default=16, help="tokens compared (%(default)s)")
-    sub.add_argument(
-        "--max-new-tokens", type=_positive, default=64, help="longest response (%(default)s)"
-    )
-    sub.add_argument("--temperature", type=float, default=1.0, help="default: %(default)s")
-    sub.add_argument("--seed", type=_not_negative, default=0)
-    sub.add_argument("--skip-bad-prompts", action="store_true", help="leave out unusable prompts")
-    sub.add_argument("--json", action="store_true", help="print verdict and numbers as JSON")
 
-    sub = command("cold-start", recipe_commands.cold_start, "SFT on the teacher's responses first")
-    sub.add_argument("--student", required=True, help="directory, hub id, GGUF file or zoo:NAME")
-    sub.add_argument("--teacher", required=True, help="likewise")
-    sub.add_argument("--prompts", required=True, help="parquet or JSON-lines file, or zoo:SPLIT")
-    sub.add_argument("--out", required=True, type=Path, metavar="DIR")
-    sub.add_argument("--limit", type=_positive, help="use the first so many prompts")
-    sub.add_argument("--n", type=_positive, default=1, help="responses a prompt (%(default)s)")
-    sub.add_argument(
-        "--max-new-tokens", type=_positive, default=12288, help="longest response (%(default)s)"
-    )
-    sub.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help="one SFTConfig setting; may be given again",
-    )
-    sub.add_argument("--skip-bad-prompts", action="store_true", help="leave out unusable prompts")
-    sub.add_argument("--json", action="store_true", help="print the counts as JSON")
 
-    sub = command("select", recipe_commands.select, "choose or reword prompts for a teacher")
-    sub.add_argument(
-        "--strategy", required=True, choices=["template", "content", "mixed", "max_divergence"]
-    )
-    sub.add_argument("--prompts", required=True, help="parquet or JSON-lines file, or zoo:SPLIT")
-    sub.add_argument("--out", required=True, type=Path, metavar="FILE.jsonl")
-    sub.add_argument("--n", type=_positive, help="prompts to choose; default: all, where it may be")
-    sub.add_argument("--seed", type=_not_negative, default=0)
-    sub.add_argument("--template", help="template: boxed, dapo, or a text with {question}")
-    sub.add_argument("--other", help="mixed: prompts that the teacher was not trained on")
-    sub.add_argument("--share", type=float, help="mixed: share of the other prompts (0.3)")
-    sub.add_argument("--student", help="max_divergence: directory, hub id, GGUF file or zoo:NAME")
-    sub.add_argument("--teacher", help="max_divergence: likewise")
-    sub.add_argument("--rollouts", type=_positive, help="max_divergence: rollouts a prompt (2)")
-    sub.add_argument(
-        "--max-new-tokens", type=_positive, help="max_divergence: longest response (512)"
+def _cold_start(commands: Any) -> None:
+    sub = _command(
+        commands,
+        "cold-start",
+        recipe_commands.cold_start,
+        "fine-tune a student on its teacher's responses, before distillation",
+        _models(),
+        _prompts(),
+        _limit(),
+        _responses(1, 12288),
+        _set("SFTConfig"),
+        _on_error(),
+        _json("the counts"),
     )
     sub.add_argument(
-        "--skip-bad-prompts", action="store_true", help="max_divergence: leave out unusable prompts"
+        "--out", required=True, type=Path, metavar="DIR", help="where the student is written"
     )
-    sub.add_argument("--json", action="store_true", help="print what was chosen as JSON")
 
-    sub = command("dedup", recipe_commands.dedup, "remove the prompts that another set has")
-    sub.add_argument("prompts", metavar="PROMPTS", help="parquet or JSON-lines file, or zoo:SPLIT")
-    sub.add_argument("--against", required=True, help="likewise")
-    sub.add_argument("--out", required=True, type=Path, metavar="FILE.jsonl")
-    sub.add_argument("--semantic", action="store_true", help="by meaning too, not only by wording")
-    sub.add_argument("--model", help="sentence-transformers model (all-mpnet-base-v2)")
-    sub.add_argument("--threshold", type=float, help="cosine from which two are the same (0.6)")
-    sub.add_argument("--json", action="store_true", help="print the counts as JSON")
 
-    sub = command("inspect", commands.inspect, "show what a recorded run holds, and check it")
-    sub.add_argument("run_dir", type=_run, metavar="RUN")
-    sub.add_argument(
-        "--verify", action="store_true", help="compare every file with its checksum; name bad ones"
+def _select(commands: Any) -> None:
+    alone = "options of --strategy max_divergence"
+    sub = _command(
+        commands,
+        "select",
+        recipe_commands.select,
+        "choose or reword prompts for a teacher",
+        _prompts(),
+        _out_jsonl(),
+        _seed(),
+        _json("what was chosen"),
+        _models(required=False, group=alone),
+        _responses(DIVERGENCE_GENERATIONS, DIVERGENCE_LENGTH, set_defaults=False, group=alone),
+        _on_error(default=None, group=alone),
     )
-    sub.add_argument("--figure", type=Path, metavar="FILE", help="draw its curves (pdf, png, svg)")
-    sub.add_argument("--json", action="store_true")
+    sub.add_argument(
+        "--strategy",
+        required=True,
+        choices=["template", "content", "mixed", "max_divergence"],
+        help="how the prompts are chosen",
+    )
+    sub.add_argument(
+        "--n-prompts",
+        type=_positive,
+        metavar="N",
+        help="prompts to choose; needed by mixed and max_divergence (default: all)",
+    )
+    sub.add_argument(
+        "--template", help="template: the new wording, boxed, dapo, or a text with {question}"
+    )
+    sub.add_argument(
+        "--other", metavar="FILE", help="mixed: prompts that the teacher was not trained on"
+    )
+    sub.add_argument(
+        "--share", type=float, metavar="S", help="mixed: share of the other prompts (default: 0.3)"
+    )
 
-    sub = command("view", commands.view, "one HTML page with every token of a run, or of two")
-    sub.add_argument("run_dir", type=_run, metavar="RUN")
-    sub.add_argument("other", type=_run, nargs="?", metavar="RUN2", help="a run to compare with")
-    sub.add_argument("--out", type=Path, metavar="FILE", help="default: view.html in RUN")
+
+def _dedup(commands: Any) -> None:
+    sub = _command(
+        commands,
+        "dedup",
+        recipe_commands.dedup,
+        "remove the prompts that another set contains too",
+        _out_jsonl(),
+        _json("the counts"),
+    )
+    sub.add_argument("prompts", metavar="PROMPTS", help=_PROMPTS)
+    sub.add_argument("--against", required=True, metavar="FILE", help="the other set of prompts")
+    sub.add_argument(
+        "--semantic", action="store_true", help="compare the meaning too, not only the wording"
+    )
+    sub.add_argument(
+        "--model",
+        help="sentence-transformers model for --semantic (default: all-mpnet-base-v2)",
+    )
+    sub.add_argument(
+        "--threshold",
+        type=float,
+        metavar="C",
+        help="cosine from which two prompts count as the same (default: 0.6)",
+    )
+
+
+def _inspect(commands: Any) -> None:
+    sub = _command(
+        commands,
+        "inspect",
+        run_commands.inspect,
+        "show what a recorded run holds, and check it",
+        _run_to_read(),
+        _json("the summary"),
+    )
+    sub.add_argument(
+        "--verify",
+        action="store_true",
+        help="compare every file with its checksum, and name the damaged ones",
+    )
+    sub.add_argument(
+        "--figure", type=Path, metavar="FILE", help="draw the run's curves (pdf, png or svg)"
+    )
+
+
+def _view(commands: Any) -> None:
+    sub = _command(
+        commands,
+        "view",
+        run_commands.view,
+        "write an HTML page with every token of a run, or of two",
+        _run_to_read(),
+        _run_to_compare(),
+    )
+    sub.add_argument(
+        "--out", type=Path, metavar="FILE", help="the page (default: view.html in RUN)"
+    )
     sub.add_argument(
         "--steps",
         type=_numbers,
         metavar="A,B,…",
-        help="recorded steps; default: all; of two runs, those that both have",
+        help="recorded steps to show (default: all; with two runs, those that both have)",
     )
-    sub.add_argument("--rollouts", type=_positive, metavar="N", help="the first N of each step")
-    sub.add_argument("--tokenizer", type=Path, metavar="DIR", help="default: the student's")
-    sub.add_argument("--max-mb", type=float, default=20, help="thin above; default: %(default)s")
+    sub.add_argument(
+        "--rollouts", type=_positive, metavar="N", help="show only the first N of each step"
+    )
+    sub.add_argument(
+        "--tokenizer",
+        type=Path,
+        metavar="DIR",
+        help="the tokenizer that spells the tokens out (default: the student's)",
+    )
+    sub.add_argument(
+        "--max-mb",
+        type=float,
+        default=20,
+        metavar="MB",
+        help="leave steps and rollouts out above this size (default: %(default)s)",
+    )
 
-    sub = command("report", report_command.report, "what a run's curves say, or two runs' together")
-    sub.add_argument("run_dir", type=_run, metavar="RUN")
-    sub.add_argument("other", type=_run, nargs="?", metavar="RUN2", help="a run to compare with")
-    sub.add_argument("--out", type=Path, metavar="FILE", help="default: report.html in RUN")
-    sub.add_argument("--no-view", action="store_true", help="no page of tokens to link to")
-    sub.add_argument("--json", action="store_true", help="print the findings as JSON")
 
-    sub = command("zoo", commands.zoo, "the testbed's models")
+def _report(commands: Any) -> None:
+    sub = _command(
+        commands,
+        "report",
+        report_command.report,
+        "write what the curves of a run say, or of two runs side by side",
+        _run_to_read(),
+        _run_to_compare(),
+        _json("the findings"),
+    )
+    sub.add_argument(
+        "--out", type=Path, metavar="FILE", help="the report (default: report.html in RUN)"
+    )
+    sub.add_argument(
+        "--no-view", action="store_true", help="do not write the page of tokens it links to"
+    )
+
+
+def _zoo(commands: Any) -> None:
+    sub = _command(
+        commands,
+        "zoo",
+        run_commands.zoo,
+        "list, build or check the models of the testbed",
+        _workers(),
+    )
     sub.add_argument("action", choices=["list", "build", "check"])
-    sub.add_argument("name", nargs="*", metavar="NAME", help="default: all")
-    sub.add_argument("--work-dir", type=Path, default=Path("out/zoo"), help="for checkpoints")
-    sub.add_argument("--workers", type=_positive, default=2, help="processes side by side")
-    return parser
+    sub.add_argument("name", nargs="*", metavar="NAME", help="models (default: all)")
+    sub.add_argument(
+        "--work-dir",
+        type=Path,
+        default=Path("out/zoo"),
+        metavar="DIR",
+        help="where build keeps checkpoints (default: %(default)s)",
+    )
 
 
 def _positive(text: str) -> int:

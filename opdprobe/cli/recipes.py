@@ -16,14 +16,16 @@ from opdprobe.train.config import SFTConfig
 
 # Strategy: options it needs, options it may have.
 _OPTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "template": (("template",), ("n",)),
-    "content": ((), ("n",)),
-    "mixed": (("other", "n"), ("share",)),
+    "template": (("template",), ("n_prompts",)),
+    "content": ((), ("n_prompts",)),
+    "mixed": (("other", "n_prompts"), ("share",)),
     "max_divergence": (
-        ("student", "teacher", "n"),
-        ("rollouts", "max_new_tokens", "skip_bad_prompts"),
+        ("student", "teacher", "n_prompts"),
+        ("num_generations", "max_completion_length", "on_error"),
     ),
 }
+# What max_divergence takes where the command line does not say.
+DIVERGENCE_GENERATIONS, DIVERGENCE_LENGTH = 2, 512
 # Removed pairs that `dedup` shows.
 _SHOWN = 3
 
@@ -44,9 +46,9 @@ def cold_start(arguments: argparse.Namespace) -> None:
             prompts=prompts,
             config=SFTConfig(**settings(arguments.set, SFTConfig)),
             out_dir=arguments.out,
-            n=arguments.n,
-            max_new_tokens=arguments.max_new_tokens,
-            skip_bad_prompts=arguments.skip_bad_prompts,
+            num_generations=arguments.num_generations,
+            max_completion_length=arguments.max_completion_length,
+            on_error=arguments.on_error,
             on_progress=show,
         )
     if arguments.json:
@@ -55,7 +57,7 @@ def cold_start(arguments: argparse.Namespace) -> None:
     counts = ", ".join(f"{count} {outcome}" for outcome, count in made.counts.items())
     console.print(f"Teacher responses: {counts}.", soft_wrap=True)
     if 2 * made.counts["kept"] < sum(made.counts.values()):
-        console.print("Most are of no use: raise --max-new-tokens if they were truncated.")
+        console.print("Most are of no use: raise --max-completion-length if they were truncated.")
     console.print(
         f"{made.path}: the student after SFT, steps: {made.n_steps}; go on with "
         f"opdprobe train --student {shlex.quote(str(made.path))}",
@@ -71,7 +73,6 @@ def select(arguments: argparse.Namespace) -> None:
     _check_options(arguments)
     _check_out(arguments.out, arguments.prompts, arguments.other)
     prompts, _ = resolve_prompts(arguments.prompts)
-    n = len(prompts) if arguments.n is None else arguments.n
     report: dict[str, Any] = {"strategy": arguments.strategy, "read": len(prompts)}
     if arguments.strategy == "max_divergence":
         chosen = _most_divergent(arguments, prompts)
@@ -79,13 +80,17 @@ def select(arguments: argparse.Namespace) -> None:
     elif arguments.strategy == "mixed":
         other, _ = resolve_prompts(arguments.other)
         share = 0.3 if arguments.share is None else arguments.share
-        chosen = mixed(prompts, other, n=n, share=share, seed=arguments.seed)
+        chosen = mixed(
+            prompts, other, n_prompts=arguments.n_prompts, share=share, seed=arguments.seed
+        )
         report["read_other"] = len(other)
     else:
         # The same draw for both, so that one seed gives the same problems in two wordings.
         chosen = prompts
-        if arguments.n is not None:
-            chosen = mixed(prompts, [], n=n, share=0.0, seed=arguments.seed)
+        if arguments.n_prompts is not None:
+            chosen = mixed(
+                prompts, [], n_prompts=arguments.n_prompts, share=0.0, seed=arguments.seed
+            )
         if arguments.strategy == "template":
             known, text = {"boxed": BOXED_TEMPLATE, "dapo": DAPO_TEMPLATE}, str(arguments.template)
             chosen = template(chosen, known.get(text, text))
@@ -109,7 +114,7 @@ def _check_options(arguments: argparse.Namespace) -> None:
     needed, allowed = _OPTIONS[strategy]
     names = sorted({name for pair in _OPTIONS.values() for group in pair for name in group})
     values = {name: getattr(arguments, name) for name in names}
-    given = {name for name, value in values.items() if value is not None and value is not False}
+    given = {name for name, value in values.items() if value is not None}
     if missing := [_flag(name) for name in needed if name not in given]:
         raise ConfigError(f"--strategy {strategy} needs {', '.join(missing)} too.")
     if useless := [_flag(name) for name in sorted(given - {*needed, *allowed})]:
@@ -153,10 +158,10 @@ def _most_divergent(arguments: argparse.Namespace, prompts: list[Prompt]) -> lis
         chosen, divergence = max_divergence(
             pair,
             prompts,
-            n=arguments.n,
-            rollouts=arguments.rollouts or 2,
-            max_new_tokens=arguments.max_new_tokens or 512,
-            on_error="skip" if arguments.skip_bad_prompts else "raise",
+            n_prompts=arguments.n_prompts,
+            num_generations=arguments.num_generations or DIVERGENCE_GENERATIONS,
+            max_completion_length=arguments.max_completion_length or DIVERGENCE_LENGTH,
+            on_error=arguments.on_error or "raise",
             seed=arguments.seed,
             on_progress=lambda done, total: show("prompt", done, total),
         )

@@ -142,7 +142,7 @@ def train(arguments: argparse.Namespace) -> None:
         grader=grader,
         eval_prompts=benchmarks,
         report_to=arguments.report_to,
-        skip_bad_prompts=arguments.skip_bad_prompts,
+        on_error=arguments.on_error,
     )
     if not arguments.json:
         console.print(
@@ -192,11 +192,11 @@ def preflight(arguments: argparse.Namespace) -> None:
             grader=grader,
             templates=templates,
             n_prompts=arguments.n_prompts,
-            n=arguments.n,
+            num_generations=arguments.n,
             k=arguments.k,
-            max_new_tokens=arguments.max_new_tokens,
+            max_completion_length=arguments.max_completion_length,
             temperature=arguments.temperature,
-            skip_bad_prompts=arguments.skip_bad_prompts,
+            on_error=arguments.on_error,
             seed=arguments.seed,
             on_progress=lambda done, total: show("measurement", done, total),
         )
@@ -262,8 +262,8 @@ def probe(arguments: argparse.Namespace) -> None:
     with progress() as show:
         settings: dict[str, Any] = {
             "k": arguments.k,
-            "n": arguments.n,
-            "max_new_tokens": arguments.max_new_tokens,
+            "num_generations": arguments.num_generations,
+            "max_completion_length": arguments.max_completion_length,
             "grader": grader,
             "tokenizer": load_tokenizer(resolve_model(tokenizer)) if tokenizer else None,
             "on_progress": lambda done, total: show("checkpoint", done, total),

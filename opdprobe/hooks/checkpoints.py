@@ -99,8 +99,8 @@ def probe_checkpoints(
     run_dir: str | Path,
     *,
     k: int = 16,
-    n: int = 4,
-    max_new_tokens: int = 512,
+    num_generations: int = 4,
+    max_completion_length: int = 512,
     grader: Grader | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     teacher_tokenizer: PreTrainedTokenizerBase | None = None,
@@ -118,7 +118,7 @@ def probe_checkpoints(
     ----------
     checkpoints : str, Path or sequence of them
         See `find_checkpoints`.
-    teacher, prompts, run_dir, k, n, max_new_tokens, grader, seed, temperature
+    teacher, prompts, run_dir, k, num_generations, max_completion_length, grader, seed, temperature
         As for `opdprobe.ProbeCallback`.
     tokenizer : PreTrainedTokenizerBase, optional
         The students'; by default the one saved with the first checkpoint.
@@ -149,7 +149,11 @@ def probe_checkpoints(
     [500, 1000, 1500]
     """
     config = ProbeConfig(
-        k=k, n=n, max_new_tokens=max_new_tokens, seed=seed, temperature=float(temperature)
+        k=k,
+        num_generations=num_generations,
+        max_completion_length=max_completion_length,
+        seed=seed,
+        temperature=float(temperature),
     )
     found = find_checkpoints(checkpoints)
     first = next(iter(found.values()))

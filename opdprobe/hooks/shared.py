@@ -43,9 +43,9 @@ class ProbeConfig(Config):
     ----------
     k
         Tokens kept for either model at a state.
-    n
-        Rollouts a prompt.
-    max_new_tokens
+    num_generations
+        Rollouts per prompt.
+    max_completion_length
         Longest response, in tokens.
     temperature
         Of sampling and of the recorded distributions.
@@ -56,13 +56,13 @@ class ProbeConfig(Config):
     """
 
     k: int = 16
-    n: int = 4
-    max_new_tokens: int = 512
+    num_generations: int = 4
+    max_completion_length: int = 512
     temperature: float = 1.0
     seed: int = 0
     every: int | None = None
 
-    _positive: ClassVar = ("k", "n", "max_new_tokens", "temperature", "every")
+    _positive: ClassVar = ("k", "num_generations", "max_completion_length", "temperature", "every")
     _not_negative: ClassVar = ("seed",)
 
     def sampling(self) -> dict[str, Any]:

@@ -53,8 +53,9 @@ class ProbeCallback(TrainerCallback):
 
     Training goes on as if the callback were not there: global random states (Python, numpy,
     torch), every module's mode, gradients, generation settings and tokenizer are what they were.
-    It costs time: `n` rollouts a prompt of up to `max_new_tokens` tokens, and one pass of both
-    models over them. On several processes the main one probes and the others wait.
+    It costs time: `num_generations` rollouts per prompt of up to `max_completion_length` tokens,
+    and one pass of both models over them. On several processes the main one probes and the others
+    wait.
 
     The step's means (`opdprobe.rollout.rows.step_metrics`) go, under ``opd/``, to the trainer's
     ``state.log_history``; with `attach` they reach its trackers and progress bar too. The run's
@@ -78,9 +79,9 @@ class ProbeCallback(TrainerCallback):
         Tokens kept for either model (paper Table 2: 16).
     every : int
         Steps between two probes.
-    n : int
-        Rollouts a prompt.
-    max_new_tokens : int
+    num_generations : int
+        Rollouts per prompt.
+    max_completion_length : int
         Longest response, in tokens.
     grader : callable, optional
         ``grader(response_text, prompt)`` in [0, 1]; without one, `correct` is NaN.
@@ -136,8 +137,8 @@ class ProbeCallback(TrainerCallback):
         k: int = 16,
         every: int = 10,
         *,
-        n: int = 4,
-        max_new_tokens: int = 512,
+        num_generations: int = 4,
+        max_completion_length: int = 512,
         grader: Grader | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         teacher_tokenizer: PreTrainedTokenizerBase | None = None,
@@ -147,8 +148,8 @@ class ProbeCallback(TrainerCallback):
         self.config = ProbeConfig(
             k=k,
             every=every,
-            n=n,
-            max_new_tokens=max_new_tokens,
+            num_generations=num_generations,
+            max_completion_length=max_completion_length,
             seed=seed,
             temperature=float(temperature),
         )

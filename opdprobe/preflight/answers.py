@@ -95,27 +95,29 @@ def tried(
     prompts: Sequence[EncodedPrompt],
     grader: Grader,
     sampling: Sampling,
-    n: int,
+    num_generations: int,
 ) -> Number:
     """What the refitted readouts do for the student's accuracy on the prompts they have not seen.
 
     Parameters
     ----------
     step
-        The student's own rollouts, `n` of each prompt, graded.
+        The student's own rollouts, `num_generations` of each prompt, graded.
     """
-    before = _correct(step).reshape(-1, n)
+    before = _correct(step).reshape(-1, num_generations)
     after = before.copy()  # a readout that is none answers as the student does
     for half, readout in enumerate(fitted):
         others = [i for i in range(len(prompts)) if i % 2 != half]
         if not readout.moved:
             continue
         with reading_out(pair.student, readout):
-            rollouts = sampled(pair.student, pair, [prompts[i] for i in others], sampling, n)
-        asked = [prompts[i].prompt for i in others for _ in range(n)]
+            rollouts = sampled(
+                pair.student, pair, [prompts[i] for i in others], sampling, num_generations
+            )
+        asked = [prompts[i].prompt for i in others for _ in range(num_generations)]
         graded = grade_rollouts(pair.tokenizer, rollouts.response_ids, asked, grader)
-        after[others] = np.reshape(graded, (-1, n))
-    return prompt_mean((after - before).ravel(), np.repeat(np.arange(len(before)), n))
+        after[others] = np.reshape(graded, (-1, num_generations))
+    return prompt_mean((after - before).ravel(), np.repeat(np.arange(len(before)), num_generations))
 
 
 def _correct(step: xr.Dataset) -> NDArray[np.float64]:

@@ -26,7 +26,7 @@ def gradient_cosines(
     *,
     groups: int = 8,
     config: OPDConfig | None = None,
-    max_tokens: int = 4096,
+    micro_batch_tokens: int = 4096,
 ) -> NDArray[np.float64]:
     """Compare the gradients that disjoint groups of prompts give for one and the same student.
 
@@ -41,8 +41,9 @@ def gradient_cosines(
         Into how many groups the step's prompts are dealt, in turn; no more than there are prompts.
     config
         Objective; the paper's top-k by default (Eq. 5).
-    max_tokens
-        Most tokens in a micro-batch, padding included.
+    micro_batch_tokens
+        Most tokens in a micro-batch, padding included. The default is below that of `OPDConfig`, to
+        take less memory.
 
     Returns
     -------
@@ -86,7 +87,7 @@ def gradient_cosines(
                 [bool(step["finished"].values[i]) for i in rows],
                 rows,
             )
-            gradients.append(_gradient(pair, own, parameters, places, config, max_tokens))
+            gradients.append(_gradient(pair, own, parameters, places, config, micro_batch_tokens))
     stacked = torch.stack(gradients).double().numpy()
     with np.errstate(invalid="ignore"):  # 0/0 without a gradient: NaN, as documented
         unit = stacked / np.linalg.norm(stacked, axis=1, keepdims=True)
@@ -99,13 +100,16 @@ def _gradient(
     parameters: list[torch.nn.Parameter],
     places: list[Tensor | None],
     config: OPDConfig,
-    max_tokens: int,
+    micro_batch_tokens: int,
 ) -> Tensor:
     """Kept coordinates of the gradient of the mean loss over the rollouts' states."""
     total: Tensor | None = None
     with torch.enable_grad():
         scored = pair.scored(
-            rollouts, k=config.k, temperature=config.temperature, max_tokens=max_tokens
+            rollouts,
+            k=config.k,
+            temperature=config.temperature,
+            micro_batch_tokens=micro_batch_tokens,
         )
         for part in scored:
             loss = distillation_loss(part, pair, config) / rollouts.n_tokens

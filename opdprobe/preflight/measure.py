@@ -42,20 +42,22 @@ def sampled(
     pair: Pair,
     prompts: Sequence[EncodedPrompt],
     sampling: Sampling,
-    n: int,
+    num_generations: int,
 ) -> Rollouts:
     """Sample either model of the pair; prompts of similar length share a batch."""
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].ids))
     found: list[list[tuple[list[int], bool]]] = [[] for _ in prompts]
     start = 0
     while start < len(order):
-        longest = len(prompts[order[start]].ids) + sampling.max_new_tokens
-        batch = order[start : start + max(1, sampling.max_tokens // (longest * n))]
+        longest = len(prompts[order[start]].ids) + sampling.max_completion_length
+        batch = order[
+            start : start + max(1, sampling.micro_batch_tokens // (longest * num_generations))
+        ]
         rollouts = sample(
             model,
             [prompts[i].ids for i in batch],
-            n=n,
-            max_new_tokens=sampling.max_new_tokens,
+            num_generations=num_generations,
+            max_completion_length=sampling.max_completion_length,
             eos_ids=eos_ids(model, pair.tokenizer),
             pad_id=pair.pad_id,
             temperature=sampling.temperature,
@@ -69,10 +71,10 @@ def sampled(
             found[batch[i]].append((ids, done))
         start += len(batch)
     return Rollouts(
-        [list(prompt.ids) for prompt in prompts for _ in range(n)],
+        [list(prompt.ids) for prompt in prompts for _ in range(num_generations)],
         [ids for some in found for ids, _ in some],
         [done for some in found for _, done in some],
-        [i for i in range(len(prompts)) for _ in range(n)],
+        [i for i in range(len(prompts)) for _ in range(num_generations)],
     )
 
 
@@ -85,7 +87,7 @@ def recorded(
     *,
     k: int,
     temperature: float,
-    max_tokens: int,
+    micro_batch_tokens: int,
     n_hidden: int = 0,
 ) -> tuple[xr.Dataset, States]:
     """Score rollouts with both models and lay them out as a step.
@@ -108,7 +110,9 @@ def recorded(
     kept = np.random.default_rng(0).random(len(of_state)) < share
     parts, hidden, teacher_hidden, prompt = [], [], [], []
     with evaluating(pair.student), evaluating(pair.teacher):
-        for part in pair.scored(rollouts, k=k, temperature=temperature, max_tokens=max_tokens):
+        for part in pair.scored(
+            rollouts, k=k, temperature=temperature, micro_batch_tokens=micro_batch_tokens
+        ):
             state = part.batch.state
             parts.append((state, part.scores.cpu()))
             rows = torch.as_tensor(kept[state.numpy()]).nonzero()[:, 0]
@@ -194,10 +198,13 @@ def noise_floor(pair: Pair, rollouts: Rollouts, k: int, temperature: float) -> d
     )
     passes = []
     with evaluating(pair.student):
-        for max_tokens in (16384, 1):
+        for micro_batch_tokens in (16384, 1):
             hidden, ids, order = [], [], []
             for batch in batches(
-                some, max_tokens=max_tokens, pad_id=pair.pad_id, device=pair.student.device
+                some,
+                micro_batch_tokens=micro_batch_tokens,
+                pad_id=pair.pad_id,
+                device=pair.student.device,
             ):
                 hidden.append(batch.hidden(pair.student_body))
                 ids.append(batch.sampled_ids)

@@ -28,7 +28,7 @@ from opdprobe.preflight.verdict import Evidence, Verdict, judge, obstacle
 from opdprobe.rollout.continuation import Sampling
 from opdprobe.rollout.grade import Grader
 from opdprobe.rollout.pair import Pair
-from opdprobe.rollout.prompts import Prompt, encode_prompts
+from opdprobe.rollout.prompts import OnError, Prompt, encode_prompts
 
 
 @dataclass(frozen=True)
@@ -111,14 +111,14 @@ def preflight(
     grader: Grader | None = None,
     templates: Mapping[str, str] | None = None,
     n_prompts: int = 64,
-    n: int = 4,
+    num_generations: int = 4,
     k: int = 16,
-    max_new_tokens: int = 64,
+    max_completion_length: int = 64,
     temperature: float = 1.0,
     depths: Sequence[int] | None = None,
     max_prompt_length: int = 1024,
-    skip_bad_prompts: bool = False,
-    max_tokens: int = 2048,
+    on_error: OnError = "raise",
+    micro_batch_tokens: int = 2048,
     seed: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Preflight:
@@ -145,22 +145,23 @@ def preflight(
         them are unknown, and the verdict says less.
     templates : mapping of str to str, optional
         Wordings to compare, by name, each with ``{question}`` (`encode_prompts`).
-    n_prompts, n
+    n_prompts, num_generations
         Prompts, drawn at random, and rollouts of each by either model. Halve the intervals by four
         times as many prompts rather than rollouts.
     k
         Tokens compared a state.
-    max_new_tokens
+    max_completion_length
         Longest response. Accuracies count only if most responses end before it.
     temperature
         Of sampling and of the compared distributions.
     depths : sequence of int, optional
         Prefix lengths of the continuation gain; by default a quarter and a half of the median
         response.
-    max_prompt_length, skip_bad_prompts
-        Longest prompt, and whether longer ones are left out rather than refused.
-    max_tokens
-        Most tokens in a scored micro-batch; eight times as many are sampled at once.
+    max_prompt_length, on_error
+        Longest prompt, in tokens, and what one that cannot be used does; see `encode_prompts`.
+    micro_batch_tokens
+        Most tokens in a scored micro-batch, padding included; eight times as many are sampled at
+        once. The default is what a micro-batch holds at most on a CPU.
     seed
         Of prompts and sampling.
     on_progress
@@ -191,10 +192,16 @@ def preflight(
     >>> from opdprobe.testing import tiny_model, tiny_tokenizer
     >>> twins = tiny_model(), tiny_model()
     >>> prompts = [Prompt("a", text="7 8"), Prompt("b", text="9")]
-    >>> preflight(*twins, prompts, tokenizer=tiny_tokenizer(), max_new_tokens=4).verdict.word
+    >>> preflight(*twins, prompts, tokenizer=tiny_tokenizer(), max_completion_length=4).verdict.word
     'unlikely to help'
     """
-    _check(n_prompts=n_prompts, n=n, k=k, max_new_tokens=max_new_tokens, max_tokens=max_tokens)
+    _check(
+        n_prompts=n_prompts,
+        num_generations=num_generations,
+        k=k,
+        max_completion_length=max_completion_length,
+        micro_batch_tokens=micro_batch_tokens,
+    )
     if not 0 < temperature < math.inf:
         raise ConfigError(f"temperature = {temperature}; expected a number above 0.")
     if seed < 0:
@@ -220,21 +227,29 @@ def preflight(
             chosen,
             max_length=max_prompt_length,
             template=template,
-            on_error="skip" if skip_bad_prompts else "raise",
+            on_error=on_error,
         )
         for template in (None, *(templates or {}).values())
     )
     sampling = Sampling(
-        max_new_tokens, temperature, seed=seed, width=pair.width, max_tokens=8 * max_tokens
+        max_completion_length,
+        temperature,
+        seed=seed,
+        width=pair.width,
+        micro_batch_tokens=8 * micro_batch_tokens,
     )
     twofold = pair.teacher is pair.student and is_adapted(student)
     as_teacher = partial(switched_off, student) if twofold else nullcontext
     clock = _Clock(4 + (grader is not None) + len(others), on_progress)
 
     with clock("sample"):
-        rollouts = measure.sampled(pair.student, pair, encoded, sampling, n)
+        rollouts = measure.sampled(pair.student, pair, encoded, sampling, num_generations)
     own = [encoded[i].prompt for i in rollouts.prompt_index]
-    scoring: dict[str, Any] = {"k": k, "temperature": temperature, "max_tokens": max_tokens}
+    scoring: dict[str, Any] = {
+        "k": k,
+        "temperature": temperature,
+        "micro_batch_tokens": micro_batch_tokens,
+    }
     with clock("score"):
         step, states = measure.recorded(pair, rollouts, own, grader, **scoring, n_hidden=MAX_STATES)
     with clock("noise floor"):
@@ -246,7 +261,7 @@ def preflight(
     if grader is not None:
         with clock("answers"):
             with as_teacher():
-                theirs = measure.sampled(pair.teacher, pair, encoded, sampling, n)
+                theirs = measure.sampled(pair.teacher, pair, encoded, sampling, num_generations)
             graded = measure.graded(tokenizer, theirs, own, grader)
             teacher_step = measure.rollout_dataset(theirs, own, graded)
             teacher_responses = measure.texts(tokenizer, teacher_step)
@@ -257,12 +272,12 @@ def preflight(
                 at = sorted({half // 2, half} - {0}) if depths is None else depths
                 with as_teacher():
                     gains, reach = continuation(pair, step, own, grader, sampling, at)
-                gain = tried(pair, step, fitted, encoded, grader, sampling, n)
+                gain = tried(pair, step, fitted, encoded, grader, sampling, num_generations)
                 found = replace(found, gain=gain, continuation=gains, n_continued=reach)
     compared = {"as given": _wording(step)} if others else {}
     for name, wording in zip(templates or {}, others, strict=True):
         with clock(f"template {name}"):
-            some = measure.sampled(pair.student, pair, wording, sampling, n)
+            some = measure.sampled(pair.student, pair, wording, sampling, num_generations)
             its = [wording[i].prompt for i in some.prompt_index]
             compared[name] = _wording(measure.recorded(pair, some, its, grader, **scoring)[0])
     n_tokens = step.sizes["state"]
@@ -272,9 +287,9 @@ def preflight(
             "teacher": names[1],
             "vocabulary": pair.width,
             "n_prompts": len(encoded),
-            "n": n,
+            "num_generations": num_generations,
             "k": k,
-            "max_new_tokens": max_new_tokens,
+            "max_completion_length": max_completion_length,
             "temperature": temperature,
             "seed": seed,
             "states": n_tokens,

@@ -46,8 +46,9 @@ def rendered(result: Preflight) -> RenderableType:
     """
     s, verdict = result.settings, result.verdict
     title = Text(
-        f"{s['student']} from {s['teacher']}: {s['n_prompts']} prompts × {s['n']} rollouts, "
-        f"{s['states']} states, k = {s['k']} of {s['vocabulary']} tokens; 95 % intervals"
+        f"{s['student']} from {s['teacher']}: {s['n_prompts']} prompts × "
+        f"{s['num_generations']} rollouts, {s['states']} states, "
+        f"k = {s['k']} of {s['vocabulary']} tokens; 95 % intervals"
     )
     tables = [_states(result), _answers(result), _positions(result)]
     if result.templates:

@@ -263,7 +263,7 @@ def _advice(e: Evidence, learns: bool | None, worth: str | None) -> list[str]:
             "supervision further back is worth little; try shorter responses (§6.1)."
         )
     if max(e.truncated, e.teacher_truncated) > _TRUNCATED:
-        advice.append("Allow longer responses (--max-new-tokens) for accuracies that count.")
+        advice.append("Allow longer responses (--max-completion-length) for accuracies that count.")
     if e.repetitive > _REPETITIVE:
         advice.append(
             f"{e.repetitive:.0%} of the student's responses repeat themselves: leave such out, or "

@@ -50,7 +50,7 @@ class Batch:
 
 
 def batches(
-    rollouts: Rollouts, *, max_tokens: int, pad_id: int, device: torch.device | str = "cpu"
+    rollouts: Rollouts, *, micro_batch_tokens: int, pad_id: int, device: torch.device | str = "cpu"
 ) -> Iterator[Batch]:
     """Cut rollouts into the micro-batches of similar length that cost least, longest first.
 
@@ -58,7 +58,7 @@ def batches(
     ----------
     rollouts
         What the student sampled.
-    max_tokens
+    micro_batch_tokens
         Most tokens a micro-batch may hold, padding included (on a CPU it may hold fewer); a single
         longer rollout gets a micro-batch of its own.
     pad_id
@@ -81,9 +81,9 @@ def batches(
     )
     cost = _PASS
     if torch.device(device).type == "cpu":
-        cost, max_tokens = _PASS_CPU, min(max_tokens, _MOST_TOKENS_CPU)
+        cost, micro_batch_tokens = _PASS_CPU, min(micro_batch_tokens, _MOST_TOKENS_CPU)
     start = 0
-    for size in _sizes([n_inputs[i] for i in order], max_tokens, cost):
+    for size in _sizes([n_inputs[i] for i in order], micro_batch_tokens, cost):
         chosen = order[start : start + size]
         start += size
         width = n_inputs[chosen[0]]
@@ -104,14 +104,14 @@ def batches(
         )
 
 
-def _sizes(lengths: Sequence[int], max_tokens: int, cost: int) -> list[int]:
+def _sizes(lengths: Sequence[int], micro_batch_tokens: int, cost: int) -> list[int]:
     """Choose how many rows go together so that tokens, padding included, and passes cost least.
 
     Parameters
     ----------
     lengths
         Of the rows, longest first.
-    max_tokens
+    micro_batch_tokens
         In one batch, if that has several rows.
     cost
         Of a pass, in tokens.
@@ -121,7 +121,7 @@ def _sizes(lengths: Sequence[int], max_tokens: int, cost: int) -> list[int]:
     n = len(lengths)
     best, size, rows = np.zeros(n + 1), [0] * n, np.arange(1, n + 1)
     for i in reversed(range(n)):
-        most = min(n - i, max(1, max_tokens // lengths[i]))
+        most = min(n - i, max(1, micro_batch_tokens // lengths[i]))
         costs = rows[:most] * lengths[i] + best[i + 1 : i + 1 + most]
         least = int(costs.argmin())
         size[i], best[i] = least + 1, cost + costs[least]

@@ -21,7 +21,7 @@ class Sampling:
 
     Parameters
     ----------
-    max_new_tokens
+    max_completion_length
         Longest whole response, prefix included: the limit under which the prefix was sampled.
     temperature, top_p
         Those of the prefix make the comparison fair.
@@ -29,16 +29,16 @@ class Sampling:
         Of the random numbers.
     width
         Sample from the first `width` ids only (`Pair.width`).
-    max_tokens
+    micro_batch_tokens
         Most tokens sampled at once, prompts and padding included: bounds the memory.
     """
 
-    max_new_tokens: int
+    max_completion_length: int
     temperature: float = 1.0
     top_p: float = 1.0
     seed: int = 0
     width: int | None = None
-    max_tokens: int = 16384
+    micro_batch_tokens: int = 16384
 
 
 def continuation_gain(
@@ -99,11 +99,11 @@ def continuation_gain(
     §6.1 and Fig. 11b: 0.366, 0.271, 0.152 and 0.024 from 1K to 16K tokens; the gain falls as the
     prefix grows.
     """
-    limit = sampling.max_new_tokens
+    limit = sampling.max_completion_length
     if len(set(depths)) < len(depths) or not all(0 <= d < limit for d in depths):
         raise ConfigError(
             f"depths are {list(depths)}; expected different numbers from 0 to {limit - 1}, one "
-            "below max_new_tokens."
+            "below max_completion_length."
         )
     own = step["correct"].values.astype(np.float64)
     if np.isnan(own).any():
@@ -165,11 +165,11 @@ def continued(
     going = [i for i, response in enumerate(responses) if len(response) > cuts[i]]
     scores = np.full(len(own), np.nan)
     for number, batch in enumerate(_batches(going, starts, cuts, sampling)):
-        room = [sampling.max_new_tokens - cuts[i] for i in batch]
+        room = [sampling.max_completion_length - cuts[i] for i in batch]
         rollouts = sample(
             model,
             [starts[i] + prefixes[i] for i in batch],
-            max_new_tokens=max(room),
+            max_completion_length=max(room),
             eos_ids=eos_ids(model, tokenizer),
             pad_id=padding_id(tokenizer),
             temperature=sampling.temperature,
@@ -204,11 +204,11 @@ def _prompts_of(step: xr.Dataset, by_id: Mapping[str, Prompt]) -> list[Prompt]:
 def _batches(
     rows: list[int], starts: list[list[int]], cuts: list[int], sampling: Sampling
 ) -> list[list[int]]:
-    """Rows of similar length together, at most `max_tokens` with their padding."""
+    """Rows of similar length together, at most `micro_batch_tokens` with their padding."""
     order, out = sorted(rows, key=lambda i: -(len(starts[i]) + cuts[i])), []
     while order:
-        longest = len(starts[order[0]]) + sampling.max_new_tokens
-        size = max(1, sampling.max_tokens // longest)
+        longest = len(starts[order[0]]) + sampling.max_completion_length
+        size = max(1, sampling.micro_batch_tokens // longest)
         out.append(order[:size])
         order = order[size:]
     return out

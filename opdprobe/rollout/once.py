@@ -20,14 +20,14 @@ def probe(
     pair: Pair,
     prompts: Sequence[EncodedPrompt],
     *,
-    n: int = 4,
+    num_generations: int = 4,
     k: int = 16,
-    max_new_tokens: int,
+    max_completion_length: int,
     temperature: float = 1.0,
     grader: Grader | None = None,
     step: int = 0,
     seed: int = 0,
-    max_tokens: int = 16384,
+    micro_batch_tokens: int = 16384,
     processes: Processes | None = None,
 ) -> xr.Dataset:
     """Sample the student and score both models at every state it visits.
@@ -40,11 +40,11 @@ def probe(
         Student and teacher.
     prompts
         Encoded prompts.
-    n
-        Rollouts a prompt.
+    num_generations
+        Rollouts per prompt.
     k
         Tokens kept for either model.
-    max_new_tokens
+    max_completion_length
         Longest response.
     temperature
         Of sampling and of the recorded distributions.
@@ -54,7 +54,7 @@ def probe(
         The training step that the record is labelled with.
     seed
         The same seed and student give the same rollouts, whatever the teacher.
-    max_tokens
+    micro_batch_tokens
         Most tokens in a micro-batch, padding included.
     processes
         They share the prompts, each with models of its own.
@@ -80,8 +80,8 @@ def probe(
     rollouts = sample(
         pair.student,
         [p.ids for p in prompts],
-        n=n,
-        max_new_tokens=max_new_tokens,
+        num_generations=num_generations,
+        max_completion_length=max_completion_length,
         eos_ids=eos_ids(pair.student, pair.tokenizer),
         pad_id=pair.pad_id,
         temperature=temperature,
@@ -96,6 +96,8 @@ def probe(
     with evaluating(pair.student), evaluating(pair.teacher):
         parts = [
             (part.batch.state, part.scores.cpu())
-            for part in pair.scored(rollouts, k=k, temperature=temperature, max_tokens=max_tokens)
+            for part in pair.scored(
+                rollouts, k=k, temperature=temperature, micro_batch_tokens=micro_batch_tokens
+            )
         ]
     return record_dataset(step, rollouts, in_rollout_order(parts), own, correct)

@@ -87,7 +87,12 @@ class Pair:
             self.teacher_body, self.teacher_head = split_head(self.teacher, width=self.width)
 
     def scored(
-        self, rollouts: Rollouts, *, k: int, temperature: float = 1.0, max_tokens: int = 16384
+        self,
+        rollouts: Rollouts,
+        *,
+        k: int,
+        temperature: float = 1.0,
+        micro_batch_tokens: int = 16384,
     ) -> Iterator[Scored]:
         """Run both models over rollouts, one micro-batch of similar lengths at a time.
 
@@ -99,7 +104,7 @@ class Pair:
             Tokens kept for either model.
         temperature
             Divides both models' logits.
-        max_tokens
+        micro_batch_tokens
             Most tokens a micro-batch may hold, padding included.
 
         Yields
@@ -107,7 +112,9 @@ class Pair:
         Scored
         """
         device = self.student.device
-        for batch in batches(rollouts, max_tokens=max_tokens, pad_id=self.pad_id, device=device):
+        for batch in batches(
+            rollouts, micro_batch_tokens=micro_batch_tokens, pad_id=self.pad_id, device=device
+        ):
             with recomputing(self.student):
                 hidden = batch.hidden(self.student_body)
             with torch.no_grad():

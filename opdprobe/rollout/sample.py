@@ -168,8 +168,8 @@ def sample(
     model: PreTrainedModel,
     prompts: Sequence[Sequence[int]],
     *,
-    n: int = 1,
-    max_new_tokens: int,
+    num_generations: int = 1,
+    max_completion_length: int,
     eos_ids: Sequence[int],
     pad_id: int,
     temperature: float = 1.0,
@@ -178,7 +178,7 @@ def sample(
     width: int | None = None,
     part: tuple[int, int] | None = None,
 ) -> Rollouts:
-    """Sample `n` responses a prompt.
+    """Sample `num_generations` responses per prompt.
 
     Parameters
     ----------
@@ -186,9 +186,9 @@ def sample(
         A causal LM; its modules' train/eval modes are restored afterwards.
     prompts
         Token ids of each prompt, of any lengths.
-    n
-        Rollouts a prompt.
-    max_new_tokens
+    num_generations
+        Rollouts per prompt.
+    max_completion_length
         Longest response, in tokens.
     eos_ids
         Tokens that end a response.
@@ -208,7 +208,7 @@ def sample(
     Returns
     -------
     Rollouts
-        In the order of `prompts`, the `n` rollouts of a prompt next to each other.
+        In the order of `prompts`; the rollouts of a prompt stand next to each other.
 
     Raises
     ------
@@ -240,29 +240,31 @@ def sample(
             use_cache=True,
             logits_to_keep=1,
         )
-        cache.batch_repeat_interleave(n)
-        logits = out.logits[:, -1, :width].repeat_interleave(n, 0)
-        mask = mask.repeat_interleave(n, 0)
-        position = position[:, -1:].repeat_interleave(n, 0)
+        cache.batch_repeat_interleave(num_generations)
+        logits = out.logits[:, -1, :width].repeat_interleave(num_generations, 0)
+        mask = mask.repeat_interleave(num_generations, 0)
+        position = position[:, -1:].repeat_interleave(num_generations, 0)
 
         n_rows = len(logits)
         eos = torch.tensor(list(eos_ids), device=device)
-        responses = torch.zeros((n_rows, max_new_tokens), dtype=torch.long, device=device)
-        lengths = torch.full((n_rows,), max_new_tokens, device=device)
+        responses = torch.zeros((n_rows, max_completion_length), dtype=torch.long, device=device)
+        lengths = torch.full((n_rows,), max_completion_length, device=device)
         finished = torch.zeros(n_rows, dtype=torch.bool, device=device)
         rows = torch.arange(n_rows, device=device)  # rollout of each row of the batch
         alive = torch.ones(n_rows, dtype=torch.bool, device=device)
         source = generator.device if generator is not None else None
         first, total = part or (0, len(prompts))
         with packed_weights(model, n_rows):
-            for t in range(max_new_tokens):
+            for t in range(max_completion_length):
                 # A number for each rollout, live or not, here or elsewhere: what one draws does not
                 # depend on the others.
-                u = torch.rand(n * total, generator=generator, device=source).to(device)
-                u = u[n * first + rows]
+                u = torch.rand(num_generations * total, generator=generator, device=source).to(
+                    device
+                )
+                u = u[num_generations * first + rows]
                 token = draw(logits, u, temperature=temperature, top_p=top_p)
                 if (token < 0).any():
-                    bad = first + int(rows[token < 0][0]) // n
+                    bad = first + int(rows[token < 0][0]) // num_generations
                     raise NonFiniteError(
                         f"{type(model).__name__} gave NaN or infinite logits while sampling: "
                         f"prompt {bad}, response position {t}. Check the weights and the dtype "
@@ -275,7 +277,7 @@ def sample(
                     finished[rows[ended]] = True
                     alive &= ~ended
                 n_alive = int(alive.sum())
-                if n_alive == 0 or t == max_new_tokens - 1:
+                if n_alive == 0 or t == max_completion_length - 1:
                     break
                 if n_alive <= (1 - _DROP_AT) * len(alive):
                     cache.batch_select_indices(alive)
@@ -293,12 +295,12 @@ def sample(
                 )
                 logits = out.logits[:, -1, :width]
     return Rollouts(
-        prompt_ids=[list(p) for p in prompts for _ in range(n)],
+        prompt_ids=[list(p) for p in prompts for _ in range(num_generations)],
         response_ids=[
             row[:length] for row, length in zip(responses.tolist(), lengths.tolist(), strict=True)
         ],
         finished=finished.tolist(),
-        prompt_index=[i for i in range(len(prompts)) for _ in range(n)],
+        prompt_index=[i for i in range(len(prompts)) for _ in range(num_generations)],
     )
 
 

@@ -138,7 +138,7 @@ class OPDConfig(Config):
     batch_size
         Prompts a step (Table 2: 64); one optimiser step each (mini-batch 64).
     num_generations
-        Rollouts a prompt (Table 2: 4).
+        Rollouts per prompt (Table 2: 4).
     max_prompt_length, max_completion_length
         Tokens (Table 2: 1024 and 7168).
     learning_rate

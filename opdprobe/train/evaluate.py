@@ -21,15 +21,15 @@ def evaluate(
     prompts: Sequence[EncodedPrompt],
     grader: Grader,
     *,
-    n: int = 16,
-    max_new_tokens: int,
+    num_generations: int = 16,
+    max_completion_length: int,
     temperature: float = 0.7,
     top_p: float = 0.95,
     seed: int = 0,
     width: int | None = None,
     processes: Processes | None = None,
 ) -> NDArray[np.float64]:
-    """Sample `n` answers a problem and grade them.
+    """Sample answers to every problem and grade them.
 
     Parameters
     ----------
@@ -39,9 +39,9 @@ def evaluate(
         Encoded problems with answers.
     grader
         Response text and prompt to a score.
-    n, temperature, top_p
+    num_generations, temperature, top_p
         The paper's avg@16 at 0.7 and 0.95.
-    max_new_tokens
+    max_completion_length
         Longest response.
     seed
         The same seed gives the same random numbers whatever the model.
@@ -52,12 +52,12 @@ def evaluate(
 
     Returns
     -------
-    ndarray (problems, n)
+    ndarray (problems, num_generations)
         Scores in [0, 1]; the mean is avg@n.
     """
     processes = processes or Processes()
     scores: list[float] = []
-    per_call = max(1, _EVAL_ROWS // n)
+    per_call = max(1, _EVAL_ROWS // num_generations)
     for start in range(0, len(prompts), per_call):
         chunk = prompts[start : start + per_call]
         share = processes.share(len(chunk))
@@ -67,8 +67,8 @@ def evaluate(
             rollouts = sample(
                 model,
                 [p.ids for p in own],
-                n=n,
-                max_new_tokens=max_new_tokens,
+                num_generations=num_generations,
+                max_completion_length=max_completion_length,
                 eos_ids=eos_ids(model, tokenizer),
                 pad_id=padding_id(tokenizer),
                 temperature=temperature,
@@ -81,4 +81,4 @@ def evaluate(
             graded = grade_rollouts(tokenizer, rollouts.response_ids, answered, grader)
         for part in processes.gather(graded):
             scores += part
-    return np.array(scores).reshape(len(prompts), n)
+    return np.array(scores).reshape(len(prompts), num_generations)

@@ -94,8 +94,8 @@ def grpo(
         rollouts = sample(
             model,
             [p.ids for p in prompts],
-            n=config.num_generations,
-            max_new_tokens=config.max_completion_length,
+            num_generations=config.num_generations,
+            max_completion_length=config.max_completion_length,
             eos_ids=eos_ids(model, tokenizer),
             pad_id=padding_id(tokenizer),
             temperature=config.temperature,
@@ -118,7 +118,7 @@ def grpo(
         )
         for batch in batches(
             kept,
-            max_tokens=config.micro_batch_tokens,
+            micro_batch_tokens=config.micro_batch_tokens,
             pad_id=padding_id(tokenizer),
             device=model.device,
         ):

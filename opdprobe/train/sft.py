@@ -110,7 +110,7 @@ def sft(
         n_tokens, total = data.n_tokens, 0.0
         for batch in batches(
             data,
-            max_tokens=config.micro_batch_tokens,
+            micro_batch_tokens=config.micro_batch_tokens,
             pad_id=padding_id(tokenizer),
             device=model.device,
         ):

@@ -30,13 +30,13 @@ def scored_together(
     *,
     k: int,
     temperature: float = 1.0,
-    max_tokens: int = 16384,
+    micro_batch_tokens: int = 16384,
 ) -> Iterator[tuple[Scored, bool]]:
     """Score micro-batch by micro-batch, of sharded models as many in each process.
 
     Parameters
     ----------
-    pair, rollouts, k, temperature, max_tokens
+    pair, rollouts, k, temperature, micro_batch_tokens
         As for `Pair.scored`; at least one rollout.
     processes
         They all do it, each with its rollouts.
@@ -51,11 +51,16 @@ def scored_together(
     missing = 0
     if processes.sharded:
         cut = batches(
-            rollouts, max_tokens=max_tokens, pad_id=pair.pad_id, device=pair.student.device
+            rollouts,
+            micro_batch_tokens=micro_batch_tokens,
+            pad_id=pair.pad_id,
+            device=pair.student.device,
         )
         own = sum(1 for _ in cut)
         missing = max(processes.gather(own)) - own
-    for part in pair.scored(rollouts, k=k, temperature=temperature, max_tokens=max_tokens):
+    for part in pair.scored(
+        rollouts, k=k, temperature=temperature, micro_batch_tokens=micro_batch_tokens
+    ):
         yield part, True
     for _ in range(missing):
         for part in pair.scored(_shortest(rollouts), k=k, temperature=temperature):

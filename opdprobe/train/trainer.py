@@ -44,7 +44,7 @@ from opdprobe.models.sharding import rest, whole
 from opdprobe.models.vocabulary import tokenizer_hash
 from opdprobe.rollout.grade import Grader, grade_rollouts
 from opdprobe.rollout.pair import Pair, in_rollout_order
-from opdprobe.rollout.prompts import EncodedPrompt, Prompt, encode_prompts
+from opdprobe.rollout.prompts import EncodedPrompt, OnError, Prompt, encode_prompts
 from opdprobe.rollout.rows import record_dataset, step_metrics, thin
 from opdprobe.rollout.sample import Rollouts, eos_ids, sample, step_generator
 from opdprobe.rollout.score import Scores
@@ -113,8 +113,9 @@ class OPDTrainer:
         Trackers that accelerate knows ("tensorboard", "wandb", ...), for the scalars.
     teacher_tokenizer : PreTrainedTokenizerBase, optional
         Compared with `tokenizer` if given; read from `teacher` if that is a path.
-    skip_bad_prompts : bool
-        Leave out empty and over-long prompts, with a note in the log, rather than stop.
+    on_error : {"raise", "skip"}
+        What a prompt that cannot be used does (empty, over-long): stop with an error, or be left
+        out with a note in the log.
 
     Raises
     ------
@@ -147,7 +148,7 @@ class OPDTrainer:
         callbacks: Sequence[Callback] = (),
         report_to: Sequence[str] = (),
         teacher_tokenizer: PreTrainedTokenizerBase | None = None,
-        skip_bad_prompts: bool = False,
+        on_error: OnError = "raise",
     ):
         self.config = config
         self.run_dir = Path(run_dir)
@@ -186,8 +187,6 @@ class OPDTrainer:
         self.pair = Pair(self.student, self.teacher, tokenizer, teacher_tokenizer)
         if config.k > self.pair.width:
             raise ConfigError(f"k = {config.k} is larger than the vocabulary of {self.pair.width}.")
-
-        on_error = "skip" if skip_bad_prompts else "raise"
 
         def encode(some: Sequence[Prompt]) -> list[EncodedPrompt]:
             return encode_prompts(
@@ -406,8 +405,8 @@ class OPDTrainer:
             rollouts = sample(
                 self.pair.student,
                 [p.ids for p in prompts],
-                n=c.num_generations,
-                max_new_tokens=c.max_completion_length,
+                num_generations=c.num_generations,
+                max_completion_length=c.max_completion_length,
                 eos_ids=eos_ids(self.pair.student, self.tokenizer),
                 pad_id=self.pair.pad_id,
                 temperature=c.temperature,
@@ -465,7 +464,7 @@ class OPDTrainer:
                 *(self.pair, rollouts, self.processes),
                 k=self.config.k,
                 temperature=self.config.temperature,
-                max_tokens=self.config.micro_batch_tokens,
+                micro_batch_tokens=self.config.micro_batch_tokens,
             ):
                 loss = distillation_loss(part, self.pair, self.config)
                 if self.processes.sharded:
@@ -494,8 +493,8 @@ class OPDTrainer:
                     self.tokenizer,
                     prompts,
                     self.grader,
-                    n=c.eval_n,
-                    max_new_tokens=c.eval_max_completion_length or c.max_completion_length,
+                    num_generations=c.eval_n,
+                    max_completion_length=c.eval_max_completion_length or c.max_completion_length,
                     temperature=c.eval_temperature,
                     top_p=c.eval_top_p,
                     seed=c.seed,

@@ -95,7 +95,7 @@ def _probed(_: Path, **weights: float) -> object:
         models[role].lm_head.weight.data[5, 0] = value
     pair = Pair(models["student"], models["teacher"], tiny_tokenizer())
     prompt = EncodedPrompt(Prompt("a", text="1 2"), (7, 8))
-    return probe(pair, [prompt], n=1, k=2, max_new_tokens=2)
+    return probe(pair, [prompt], num_generations=1, k=2, max_completion_length=2)
 
 
 _MODELS = [

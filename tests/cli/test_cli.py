@@ -160,7 +160,7 @@ def test_bad_prompts_can_be_left_out(tmp_path, capsys):
     settings = [*SET, "--set", "max_prompt_length=9", "--set", "max_steps=1"]
     reason, _ = failed(capsys, train(tmp_path / "run", *settings, prompts=prompts))
     assert "row 1 (id '1'): 61 tokens, more than max_length 9" in reason
-    assert train(tmp_path / "run", *settings, "--skip-bad-prompts", prompts=prompts) == 0
+    assert train(tmp_path / "run", *settings, "--on-error", "skip", prompts=prompts) == 0
     assert set(open_run(tmp_path / "run").load(0).prompt_id.values) == {"0"}
 
 

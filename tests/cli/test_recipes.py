@@ -48,10 +48,10 @@ def cold_start(tmp_path, models, **changes):
         "prompts": str(tmp_path / "prompts.jsonl"),
         "out": tmp_path / "cold",
         "limit": 4,
-        "n": 3,
-        "max_new_tokens": 60,
+        "num_generations": 3,
+        "max_completion_length": 60,
         "set": ["max_steps=2", "learning_rate=1e-3"],
-        "skip_bad_prompts": False,
+        "on_error": "raise",
         "json": True,
     }
     commands.cold_start(Namespace(**models | settings | changes))
@@ -92,12 +92,21 @@ def test_cold_start_settings_that_are_none(tmp_path, models, prompts, setting, r
 
 def select(tmp_path, strategy, **changes):
     settings = dict.fromkeys(
-        ["other", "share", "template", "student", "teacher", "n", "rollouts", "max_new_tokens"]
+        [
+            "other",
+            "share",
+            "template",
+            "student",
+            "teacher",
+            "n_prompts",
+            "num_generations",
+            "max_completion_length",
+        ]
     )
     settings |= {
         "prompts": str(tmp_path / "prompts.jsonl"),
         "out": tmp_path / "chosen.jsonl",
-        "skip_bad_prompts": False,
+        "on_error": None,
         "seed": 0,
         "json": False,
     }
@@ -108,7 +117,7 @@ def select(tmp_path, strategy, **changes):
 def test_content_takes_the_prompts_as_they_are(tmp_path, prompts, capsys):
     assert select(tmp_path, "content") == prompts
     assert capsys.readouterr().out == f"5 prompts by content into {tmp_path / 'chosen.jsonl'}.\n"
-    few = select(tmp_path, "content", n=3, seed=1)
+    few = select(tmp_path, "content", n_prompts=3, seed=1)
     assert len(few) == 3
     assert {prompt.id for prompt in few} < {prompt.id for prompt in prompts}
 
@@ -118,16 +127,18 @@ def test_content_takes_the_prompts_as_they_are(tmp_path, prompts, capsys):
     [("boxed", BOXED_TEMPLATE), ("dapo", DAPO_TEMPLATE), ("{question} = ?", "{question} = ?")],
 )
 def test_template_rewords_the_same_prompts_as_content(tmp_path, prompts, text, wording):
-    content = select(tmp_path, "content", n=3, seed=4)
-    assert select(tmp_path, "template", template=text, n=3, seed=4) == template(content, wording)
+    content = select(tmp_path, "content", n_prompts=3, seed=4)
+    assert select(tmp_path, "template", template=text, n_prompts=3, seed=4) == template(
+        content, wording
+    )
 
 
 def test_mixed_has_other_prompts_in_it(tmp_path, prompts, capsys):
     other = write(tmp_path / "other.jsonl", ["30 31", "32 33"])
     path = str(tmp_path / "other.jsonl")
-    got = select(tmp_path, "mixed", other=path, n=4, seed=2)
-    assert got == mixed(prompts, other, n=4, share=0.3, seed=2)
-    got = select(tmp_path, "mixed", other=path, n=4, share=0.0, json=True)
+    got = select(tmp_path, "mixed", other=path, n_prompts=4, seed=2)
+    assert got == mixed(prompts, other, n_prompts=4, share=0.3, seed=2)
+    got = select(tmp_path, "mixed", other=path, n_prompts=4, share=0.0, json=True)
     assert {prompt.id for prompt in got} < {prompt.id for prompt in prompts}
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert found == {
@@ -140,12 +151,14 @@ def test_mixed_has_other_prompts_in_it(tmp_path, prompts, capsys):
 
 
 def test_max_divergence_writes_the_divergences_with_the_prompts(tmp_path, models, prompts, capsys):
-    got = select(tmp_path, "max_divergence", **models, n=3, max_new_tokens=5, json=True)
+    got = select(
+        tmp_path, "max_divergence", **models, n_prompts=3, max_completion_length=5, json=True
+    )
     found = json.loads(capsys.readouterr().out)["reverse_kl"]
     assert [prompt.meta["reverse_kl"] for prompt in got] == found == sorted(found, reverse=True)
     assert found[-1] > 0
     assert {prompt.text for prompt in got} < {prompt.text for prompt in prompts}
-    select(tmp_path, "max_divergence", **models, n=3, max_new_tokens=5)
+    select(tmp_path, "max_divergence", **models, n_prompts=3, max_completion_length=5)
     out = capsys.readouterr().out
     assert f"Mean reverse KL from {found[0]:.3g} down to {found[2]:.3g} nats a state" in out
 
@@ -153,9 +166,9 @@ def test_max_divergence_writes_the_divergences_with_the_prompts(tmp_path, models
 def test_max_divergence_can_leave_out_bad_prompts(tmp_path, models):
     write(tmp_path / "prompts.jsonl", ["1 2", "3 " * 1100])
     with pytest.raises(PromptError, match="row 1"):
-        select(tmp_path, "max_divergence", **models, n=1, max_new_tokens=5)
+        select(tmp_path, "max_divergence", **models, n_prompts=1, max_completion_length=5)
     (got,) = select(
-        tmp_path, "max_divergence", **models, n=1, max_new_tokens=5, skip_bad_prompts=True
+        tmp_path, "max_divergence", **models, n_prompts=1, max_completion_length=5, on_error="skip"
     )
     assert got.text == "1 2"
 
@@ -164,16 +177,20 @@ def test_max_divergence_can_leave_out_bad_prompts(tmp_path, models):
     ("strategy", "options", "reason"),
     [
         ("template", {}, "template needs --template too"),
-        ("mixed", {"n": 2}, "mixed needs --other too"),
-        ("mixed", {"other": "b.jsonl"}, "mixed needs --n too"),
-        ("max_divergence", {"student": "s", "n": 2}, "max_divergence needs --teacher too"),
+        ("mixed", {"n_prompts": 2}, "mixed needs --other too"),
+        ("mixed", {"other": "b.jsonl"}, "mixed needs --n-prompts too"),
+        ("max_divergence", {"student": "s", "n_prompts": 2}, "max_divergence needs --teacher too"),
         ("content", {"share": 0.0}, "content makes no use of --share; leave"),
         (
             "template",
-            {"template": "boxed", "max_new_tokens": 3, "skip_bad_prompts": True},
-            "template makes no use of --max-new-tokens, --skip-bad-prompts",
+            {"template": "boxed", "max_completion_length": 3, "on_error": "skip"},
+            "template makes no use of --max-completion-length, --on-error",
         ),
-        ("mixed", {"other": "b.jsonl", "n": 2, "rollouts": 4}, "makes no use of --rollouts"),
+        (
+            "mixed",
+            {"other": "b.jsonl", "n_prompts": 2, "num_generations": 4},
+            "makes no use of --num-generations",
+        ),
         ("content", {"out": Path("chosen.parquet")}, r"chosen\.parquet: expected a \.jsonl file"),
         ("content", {"out": Path("absent/a.jsonl")}, "in a directory that exists"),
     ],

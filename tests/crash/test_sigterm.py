@@ -130,7 +130,15 @@ def test_train_as_a_process(tmp_path):
 
 
 def test_a_cold_start_as_a_process(tmp_path):
-    command = ["cold-start", "--out", "cold", "--n", "8", "--max-new-tokens", "40"]
+    command = [
+        "cold-start",
+        "--out",
+        "cold",
+        "--num-generations",
+        "8",
+        "--max-completion-length",
+        "40",
+    ]
     command += [*models_and_prompts(tmp_path), "--set", "max_steps=100000"]
     metrics = tmp_path / "cold" / "metrics.jsonl"
     error = terminated(command, tmp_path, lambda: metrics.exists() and metrics.stat().st_size)

@@ -85,7 +85,7 @@ def trainer_of(student, folder, callbacks, tokenizer=True, **more):
 
 
 def watch(folder, teacher, every=2, **more):
-    settings = {"k": 4, "n": 1, "max_new_tokens": 5, "every": every} | more
+    settings = {"k": 4, "num_generations": 1, "max_completion_length": 5, "every": every} | more
     return ProbeCallback(teacher, PROMPTS, folder / "run", **settings)
 
 
@@ -189,7 +189,12 @@ def test_names_are_resolved_when_training_begins(tmp_path):
     save(teacher, tmp_path / "teacher")
     prompts = tmp_path / "prompts.jsonl"
     callback = ProbeCallback(
-        str(tmp_path / "teacher"), prompts, tmp_path / "run", k=4, n=1, max_new_tokens=3
+        str(tmp_path / "teacher"),
+        prompts,
+        tmp_path / "run",
+        k=4,
+        num_generations=1,
+        max_completion_length=3,
     )
     prompts.write_text('{"prompt": "7 8"}\n{"prompt": "9"}\n')
     random_state = torch.get_rng_state()
@@ -213,7 +218,12 @@ def test_names_are_resolved_when_training_begins(tmp_path):
 )
 def test_what_cannot_be_probed_stops_training(change, error, message, tmp_path):
     student, teacher = models()
-    arguments = {"teacher": teacher, "prompts": PROMPTS, "n": 1, "max_new_tokens": 3} | change
+    arguments = {
+        "teacher": teacher,
+        "prompts": PROMPTS,
+        "num_generations": 1,
+        "max_completion_length": 3,
+    } | change
     callback = ProbeCallback(run_dir=tmp_path / "run", **arguments)
     with pytest.raises(error, match=message):
         trainer_of(student, tmp_path, [callback]).train()
@@ -274,7 +284,13 @@ def test_mixed_precision_is_that_of_training(tmp_path, caplog):
 
 
 def test_settings_out_of_range():
-    for bad in ({"k": 0}, {"n": 0}, {"max_new_tokens": 0}, {"temperature": 0}, {"seed": -1}):
+    for bad in (
+        {"k": 0},
+        {"num_generations": 0},
+        {"max_completion_length": 0},
+        {"temperature": 0},
+        {"seed": -1},
+    ):
         with pytest.raises(ConfigError, match=f"{next(iter(bad))} = "):
             ProbeCallback("teacher", PROMPTS, "run", **bad)
 
@@ -353,8 +369,8 @@ def test_adapters_count(tmp_path):
         PROMPTS,
         tmp_path / "plain",
         k=4,
-        n=1,
-        max_new_tokens=5,
+        num_generations=1,
+        max_completion_length=5,
     )
     np.testing.assert_allclose(run.load(0).entropy, plain.load(0).entropy, rtol=1e-5)
     assert abs(run.load(4).entropy.mean() - run.load(0).entropy.mean()) > 1e-3
@@ -404,7 +420,7 @@ def saved(tmp_path):
     return folder
 
 
-SMALL = {"k": 4, "n": 1, "max_new_tokens": 4}
+SMALL = {"k": 4, "num_generations": 1, "max_completion_length": 4}
 
 
 def test_checkpoints_become_a_run(saved, tmp_path):
@@ -443,7 +459,7 @@ def test_probing_checkpoints_resumes(saved, tmp_path):
     at_once = probe_checkpoints(saved, teacher, PROMPTS, tmp_path / "once", **SMALL)
     assert all(at_once.load(step).identical(run.load(step)) for step in at_once.steps)
     with pytest.raises(ConfigError, match="n: 1 before, 2 now"):
-        probe_checkpoints(saved, *arguments, **SMALL | {"n": 2})
+        probe_checkpoints(saved, *arguments, **SMALL | {"num_generations": 2})
     with pytest.raises(StoreError, match="run of something else: teacher"):
         probe_checkpoints(saved, models()[0], *arguments[1:], **SMALL)
 
@@ -481,12 +497,12 @@ def test_the_command(saved, tmp_path, capsys):
     prompts = tmp_path / "prompts.jsonl"
     prompts.write_text('{"prompt": "7 8"}\n{"prompt": "9"}\n')
     command = ["probe", str(saved), "--teacher", str(teacher), "--prompts", str(prompts)]
-    command += ["--run-dir", str(tmp_path / "run"), "--limit", "1", "--max-new-tokens", "4"]
-    assert main([*command, "--k", "4", "--n", "2", "--json"]) == 0
+    command += ["--run-dir", str(tmp_path / "run"), "--limit", "1", "--max-completion-length", "4"]
+    assert main([*command, "--k", "4", "--num-generations", "2", "--json"]) == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["steps"] == [3, 20, 100]
     assert 0 <= answer["overlap_ratio"] <= 1
     assert open_run(tmp_path / "run").load(3).sizes["rollout"] == 2
-    assert main([*command, "--k", "4", "--n", "2"]) == 0
+    assert main([*command, "--k", "4", "--num-generations", "2"]) == 0
     assert "overlap_ratio" in capsys.readouterr().out
     assert main([*command, "--k", "5"]) == 1

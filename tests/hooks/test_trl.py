@@ -79,7 +79,7 @@ def generalised(student, teacher, folder, callbacks):
     return gkd.GKDTrainer(
         student,
         teacher,
-        args=options(gkd.GKDConfig, folder, max_new_tokens=5, max_length=32, lmbda=0.5),
+        args=options(gkd.GKDConfig, folder, max_completion_length=5, max_length=32, lmbda=0.5),
         train_dataset=conversations(),
         processing_class=tiny_tokenizer(),
         callbacks=callbacks,
@@ -162,7 +162,14 @@ def test_training_is_the_same_and_the_run_is_whole(build, tmp_path):
     alone.train()
     student, teacher = models()
     callback = Checked(
-        teacher, PROMPTS, tmp_path / "run", 4, 2, n=2, max_new_tokens=5, grader=random_grader
+        teacher,
+        PROMPTS,
+        tmp_path / "run",
+        4,
+        2,
+        num_generations=2,
+        max_completion_length=5,
+        grader=random_grader,
     )
     watched = build(student, teacher, tmp_path, [callback])
     watched.train()
@@ -222,7 +229,9 @@ def test_training_is_the_same_however_it_is_set_up(change, tmp_path):
     alone = distillation(student, teacher, tmp_path, [], **change())
     alone.train()
     student, teacher = models()
-    callback = Checked(teacher, PROMPTS, tmp_path / "run", k=4, every=2, n=2, max_new_tokens=5)
+    callback = Checked(
+        teacher, PROMPTS, tmp_path / "run", k=4, every=2, num_generations=2, max_completion_length=5
+    )
     watched = distillation(student, teacher, tmp_path, [callback], **change())
     watched.train()
     assert len(history(alone)) == 4
@@ -238,7 +247,9 @@ def test_a_run_does_not_depend_on_the_side_of_padding(tmp_path):
     for side in ("left", "right"):
         folder = tmp_path / side
         student, teacher = models()
-        callback = ProbeCallback(teacher, PROMPTS, folder / "run", k=4, n=2, max_new_tokens=5)
+        callback = ProbeCallback(
+            teacher, PROMPTS, folder / "run", k=4, num_generations=2, max_completion_length=5
+        )
         trainer = distillation(student, teacher, folder, [callback], max_steps=1, **padded(side))
         trainer.train()
         assert trainer.processing_class.padding_side == side
@@ -249,7 +260,15 @@ def test_a_run_does_not_depend_on_the_side_of_padding(tmp_path):
 def test_a_resumed_distillation_continues_run_and_losses(tmp_path):
     def trainer():
         student, teacher = models()
-        callback = Checked(teacher, PROMPTS, tmp_path / "run", k=4, every=1, n=1, max_new_tokens=5)
+        callback = Checked(
+            teacher,
+            PROMPTS,
+            tmp_path / "run",
+            k=4,
+            every=1,
+            num_generations=1,
+            max_completion_length=5,
+        )
         saving = {"save_strategy": "steps", "save_steps": 2}
         return distillation(student, teacher, tmp_path, [callback], **saving)
 
@@ -298,7 +317,9 @@ def test_attached_it_reaches_the_trackers_and_leaves_their_logs_alone(tmp_path):
     student, teacher = models()
     tracker = Tracker()  # ahead of the callback, as transformers' own are
     watched = distillation(student, teacher, tmp_path, [tracker], logging_steps=2)
-    callback = Checked(teacher, PROMPTS, tmp_path / "run", k=4, every=1, n=1, max_new_tokens=5)
+    callback = Checked(
+        teacher, PROMPTS, tmp_path / "run", k=4, every=1, num_generations=1, max_completion_length=5
+    )
     callback.attach(watched)
     watched.train()
     ours = [step for step, logs in tracker.seen if "opd/overlap_ratio" in logs]
@@ -316,7 +337,8 @@ from opdprobe.testing import tiny_model, tiny_tokenizer
 student, teacher = tiny_model(seed=0), tiny_model(seed=1)
 data = Dataset.from_dict({"prompt": [f"{i} {i + 1}" for i in range(8)]})
 args = DistillationConfig("out", max_steps=6, report_to="none", logging_steps=1, bf16=False)
-probe = ProbeCallback(teacher, [Prompt("a", text="7 8")], "run", every=2, n=16, max_new_tokens=44)
+lengths = {"num_generations": 16, "max_completion_length": 44}
+probe = ProbeCallback(teacher, [Prompt("a", text="7 8")], "run", every=2, **lengths)
 more = {"train_dataset": data, "processing_class": tiny_tokenizer(), "callbacks": [probe]}
 trainer = DistillationTrainer(student, teacher, args=args, **more)
 trainer.train()
@@ -354,7 +376,11 @@ def test_the_trainers_own_records_survive_ten_lines(tmp_path):
         student,
         teacher,
         tmp_path,
-        [ProbeCallback(teacher, PROMPTS, tmp_path / "run", k=4, n=1, max_new_tokens=5)],
+        [
+            ProbeCallback(
+                teacher, PROMPTS, tmp_path / "run", k=4, num_generations=1, max_completion_length=5
+            )
+        ],
         save_strategy="steps",
         save_steps=4,
     )

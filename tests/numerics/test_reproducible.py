@@ -173,18 +173,18 @@ def test_equal_models_are_equal_exactly(name, dtype):
     assert ds.opd.overlap_ratio().item() == 1
 
 
-def scored(dtype, max_tokens):
+def scored(dtype, micro_batch_tokens):
     models = [tiny_model(seed=seed).to(DTYPES[dtype]) for seed in (0, 1)]
     pair = Pair(*models, tiny_tokenizer())
     with torch.no_grad():
-        parts = pair.scored(ROLLOUTS, k=5, temperature=0.7, max_tokens=max_tokens)
+        parts = pair.scored(ROLLOUTS, k=5, temperature=0.7, micro_batch_tokens=micro_batch_tokens)
         return models, in_rollout_order([(part.batch.state, part.scores) for part in parts])
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("max_tokens", [1, 7])
-def test_micro_batches_change_nothing(dtype, max_tokens):
-    (_, got), (_, want) = scored(dtype, max_tokens), scored(dtype, 10_000)
+@pytest.mark.parametrize("micro_batch_tokens", [1, 7])
+def test_micro_batches_change_nothing(dtype, micro_batch_tokens):
+    (_, got), (_, want) = scored(dtype, micro_batch_tokens), scored(dtype, 10_000)
     assert_same_scores(got, want, dtype)  # the body's products round differently as well
 
 

@@ -26,7 +26,7 @@ from opdprobe.testing import tiny_model, tiny_tokenizer
 from opdprobe.train.config import OPDConfig
 
 PROMPTS = [Prompt(str(i), text=f"{i} {i + 1}", answer="1") for i in range(6)]
-SMALL = {"tokenizer": tiny_tokenizer(), "n": 2, "k": 4, "max_new_tokens": 6}
+SMALL = {"tokenizer": tiny_tokenizer(), "num_generations": 2, "k": 4, "max_completion_length": 6}
 
 
 def sharp(seed, vocab_size=64):
@@ -128,7 +128,7 @@ def test_the_rule(changes, word, reason):
         (NO_BETTER, "lineage"),
         (NOTHING_SHARED, "keep the learning rate low"),
         ({"tail": 4000}, "From 4000 student tokens"),
-        ({"truncated": 0.9}, "--max-new-tokens"),
+        ({"truncated": 0.9}, "--max-completion-length"),
         ({"repetitive": 0.4}, "40% of the student's responses repeat"),
     ],
 )
@@ -180,7 +180,13 @@ def pair():
 
 @pytest.fixture
 def step(pair):
-    return probe(pair, encode_prompts(pair.tokenizer, PROMPTS), n=2, k=4, max_new_tokens=6)
+    return probe(
+        pair,
+        encode_prompts(pair.tokenizer, PROMPTS),
+        num_generations=2,
+        k=4,
+        max_completion_length=6,
+    )
 
 
 def test_cosines_of_gradients(pair, step, monkeypatch):
@@ -204,7 +210,7 @@ def test_cosines_of_gradients(pair, step, monkeypatch):
         for b in range(3):
             want = torch.cosine_similarity(own[a], own[b], dim=0).item()
             assert got[a, b] == pytest.approx(want, abs=1e-4)
-    one_by_one = gradient_cosines(pair, step, groups=3, config=config, max_tokens=1)
+    one_by_one = gradient_cosines(pair, step, groups=3, config=config, micro_batch_tokens=1)
     np.testing.assert_allclose(one_by_one, got, atol=1e-4)
     # A sample of coordinates tells nearly the same.
     n = sum(p.numel() for p in pair.student.parameters())
@@ -361,7 +367,7 @@ def test_a_teacher_that_is_the_student_is_it_without_its_adapter(inside):
         weight.requires_grad_("lora_A" in name)
     trained = [weight.requires_grad for weight in student.parameters()]
     teacher = student.get_base_model() if inside else student
-    settings = SMALL | {"max_new_tokens": 12, "grader": even, "depths": [0, 2]}
+    settings = SMALL | {"max_completion_length": 12, "grader": even, "depths": [0, 2]}
     got, want = (
         preflight(*models, PROMPTS, templates={"other": "{question} ?"}, **settings)
         for models in ((student, teacher), (apart, alone))
@@ -444,9 +450,7 @@ def test_bad_prompts_and_other_vocabularies():
     long = [*PROMPTS, Prompt("long", text="1 " * 40)]
     with pytest.raises(PromptError, match="more than max_length 20"):
         preflight(sharp(0), sharp(1), long, max_prompt_length=20, **SMALL)
-    result = preflight(
-        sharp(0), sharp(1), long, max_prompt_length=20, skip_bad_prompts=True, **SMALL
-    )
+    result = preflight(sharp(0), sharp(1), long, max_prompt_length=20, on_error="skip", **SMALL)
     assert result.settings["n_prompts"] == 6
     with pytest.raises(VocabularyError, match="differ at 10"):
         preflight(sharp(0), sharp(1, 74), PROMPTS, teacher_tokenizer=tiny_tokenizer(74), **SMALL)
@@ -457,7 +461,7 @@ def test_bad_prompts_and_other_vocabularies():
 COMMAND = [
     "preflight", "--student", "zoo:rl-small", "--teacher", "zoo:sft-small",
     "--prompts", "zoo:medium",
-    "--n-prompts", "8", "--n", "2",
+    "--n-prompts", "8", "--num-generations", "2",
 ]  # fmt: skip
 
 

@@ -29,7 +29,7 @@ def at_states_of(pair, n_hidden=10_000):
     rollouts = sampled(pair.student, pair, prompts, Sampling(12, width=pair.width), 8)
     own = [PROMPTS[i] for i in rollouts.prompt_index]
     found = recorded(
-        pair, rollouts, own, None, k=8, temperature=1.0, max_tokens=512, n_hidden=n_hidden
+        pair, rollouts, own, None, k=8, temperature=1.0, micro_batch_tokens=512, n_hidden=n_hidden
     )
     return rollouts, *found
 

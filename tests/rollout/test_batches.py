@@ -18,7 +18,7 @@ ROLLOUTS = Rollouts(
 )
 
 
-def shapes(lengths, max_tokens=10_000):
+def shapes(lengths, micro_batch_tokens=10_000):
     """Shapes of the batches of rollouts whose inputs are of these lengths."""
     rollouts = Rollouts(
         prompt_ids=[[7]] * len(lengths),
@@ -26,7 +26,10 @@ def shapes(lengths, max_tokens=10_000):
         finished=[True] * len(lengths),
         prompt_index=list(range(len(lengths))),
     )
-    return [tuple(b.input_ids.shape) for b in batches(rollouts, max_tokens=max_tokens, pad_id=0)]
+    return [
+        tuple(b.input_ids.shape)
+        for b in batches(rollouts, micro_batch_tokens=micro_batch_tokens, pad_id=0)
+    ]
 
 
 def test_batches_end_where_padding_would_cost_more_than_another():
@@ -35,25 +38,25 @@ def test_batches_end_where_padding_would_cost_more_than_another():
 
 
 @given(st.lists(st.integers(1, 20), min_size=1, max_size=7), st.integers(1, 60), st.integers(0, 30))
-def test_no_other_cut_costs_less(lengths, max_tokens, cost):
+def test_no_other_cut_costs_less(lengths, micro_batch_tokens, cost):
     lengths.sort(reverse=True)
 
     def price(sizes):
         ends = list(itertools.accumulate(sizes, initial=0))
         tokens = [n * lengths[first] for n, first in zip(sizes, ends[:-1], strict=True)]
-        allowed = all(t <= max_tokens or n == 1 for t, n in zip(tokens, sizes, strict=True))
+        allowed = all(t <= micro_batch_tokens or n == 1 for t, n in zip(tokens, sizes, strict=True))
         return sum(tokens) + cost * len(sizes) if allowed else float("inf")
 
     n = len(lengths)
     cuts = itertools.chain.from_iterable(itertools.combinations(range(1, n), r) for r in range(n))
     best = min(price([b - a for a, b in itertools.pairwise([0, *cut, n])]) for cut in cuts)
-    found = module._sizes(lengths, max_tokens, cost)
+    found = module._sizes(lengths, micro_batch_tokens, cost)
     assert sum(found) == n
     assert price(found) == best
 
 
 def test_batches_hold_every_state_once_and_keep_to_the_limit():
-    found = list(batches(ROLLOUTS, max_tokens=8, pad_id=0))
+    found = list(batches(ROLLOUTS, micro_batch_tokens=8, pad_id=0))
     assert torch.cat([b.state for b in found]).sort().values.tolist() == list(range(9))
     flat = [token for response in ROLLOUTS.response_ids for token in response]
     whole = [p + r for p, r in zip(ROLLOUTS.prompt_ids, ROLLOUTS.response_ids, strict=True)]
@@ -72,4 +75,4 @@ def test_batches_hold_every_state_once_and_keep_to_the_limit():
 
 
 def test_batches_of_empty_responses_are_none():
-    assert list(batches(Rollouts([[1]], [[]], [False], [0]), max_tokens=8, pad_id=0)) == []
+    assert list(batches(Rollouts([[1]], [[]], [False], [0]), micro_batch_tokens=8, pad_id=0)) == []

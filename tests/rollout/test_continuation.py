@@ -22,9 +22,16 @@ def sharp(seed):
     return model
 
 
-def rollouts_of(model, max_new_tokens=8):
+def rollouts_of(model, max_completion_length=8):
     ids = [TOKENIZER(p.text).input_ids for p in PROMPTS]
-    return sample(model, ids, max_new_tokens=max_new_tokens, eos_ids=[EOS], pad_id=0, temperature=0)
+    return sample(
+        model,
+        ids,
+        max_completion_length=max_completion_length,
+        eos_ids=[EOS],
+        pad_id=0,
+        temperature=0,
+    )
 
 
 def graded(rollouts, correct):
@@ -99,7 +106,7 @@ def test_each_rollout_has_its_own_cut_and_batches_change_nothing():
     rollouts, teacher = rollouts_of(sharp(0)), sharp(1)
     step = graded(rollouts, [1.0, 1.0, 1.0])
     one, many = Recorder(), Recorder()
-    single = Sampling(8, temperature=0, max_tokens=1)
+    single = Sampling(8, temperature=0, micro_batch_tokens=1)
     got = continued(step, teacher, TOKENIZER, PROMPTS, one, single, cut=[1, 2, 3])
     want = continued(step, teacher, TOKENIZER, PROMPTS, many, GREEDY, cut=[1, 2, 3])
     np.testing.assert_array_equal(got, want)

@@ -23,7 +23,9 @@ def models():
 
 def look(pair, **settings):
     encoded = encode_prompts(pair.tokenizer, PROMPTS)
-    return probe(pair, encoded, **{"n": 2, "k": 4, "max_new_tokens": 5} | settings)
+    return probe(
+        pair, encoded, **{"num_generations": 2, "k": 4, "max_completion_length": 5} | settings
+    )
 
 
 @pytest.fixture
@@ -66,7 +68,7 @@ def test_the_rollouts_do_not_depend_on_the_teacher(pair):
 
 
 def test_micro_batches_change_nothing(pair):
-    whole, cut = look(pair), look(pair, max_tokens=1)
+    whole, cut = look(pair), look(pair, micro_batch_tokens=1)
     np.testing.assert_array_equal(whole.token_id, cut.token_id)
     np.testing.assert_allclose(whole.logp, cut.logp, atol=1e-5)
 
@@ -87,9 +89,9 @@ def test_it_sees_what_the_trainer_records(tmp_path):
     got = probe(
         Pair(*models(), tiny_tokenizer()),
         prompts,
-        n=2,
+        num_generations=2,
         k=4,
-        max_new_tokens=5,
+        max_completion_length=5,
         temperature=0.8,
         seed=5,
     )

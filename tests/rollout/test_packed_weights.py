@@ -90,7 +90,7 @@ def test_a_forward_that_somebody_else_put_there_stays():
 @needs_onednn
 def test_rollouts_are_the_same_with_and_without(monkeypatch):
     model = tiny_model(vocab_size=4096, hidden_size=64)  # its head is large enough
-    arguments = {"n": 4, "max_new_tokens": 12, "eos_ids": [2], "pad_id": 0}
+    arguments = {"num_generations": 4, "max_completion_length": 12, "eos_ids": [2], "pad_id": 0}
     packed_heads = []
     model.lm_head.register_forward_hook(
         lambda module, *_: packed_heads.append("forward" in vars(module))

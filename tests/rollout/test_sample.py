@@ -95,7 +95,7 @@ def test_a_row_that_is_not_finite_draws_no_token(temperature, bad):
 
 def test_what_a_rollout_draws_does_not_depend_on_when_others_end():
     model = tiny_model(64)
-    ask = dict(n=3, max_new_tokens=12, pad_id=0)
+    ask = dict(num_generations=3, max_completion_length=12, pad_id=0)
     whole = sample(model, [[5, 6], [7, 8]], eos_ids=[], generator=generator(), **ask)
     cut = sample(model, [[5, 6], [7, 8]], eos_ids=range(32), generator=generator(), **ask)
     assert 0 < sum(map(len, cut.response_ids)) < sum(map(len, whole.response_ids))
@@ -176,7 +176,14 @@ def test_greedy_rollouts_equal_generate_row_by_row(make_model, eos, prompts, mon
     monkeypatch.setattr(rollout, "_LEAST_SPARED", 1)
     model = make_model()
     got = sample(
-        model, prompts, n=2, max_new_tokens=12, eos_ids=eos, pad_id=0, temperature=0, top_p=1.0
+        model,
+        prompts,
+        num_generations=2,
+        max_completion_length=12,
+        eos_ids=eos,
+        pad_id=0,
+        temperature=0,
+        top_p=1.0,
     )
     want = []
     for prompt in prompts:
@@ -212,7 +219,15 @@ def test_what_all_prompts_begin_with_passes_through_once(prompts, seen, monkeypa
         lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)),
         with_kwargs=True,
     )
-    sample(model, prompts, n=2, max_new_tokens=1, eos_ids=[], pad_id=0, generator=generator())
+    sample(
+        model,
+        prompts,
+        num_generations=2,
+        max_completion_length=1,
+        eos_ids=[],
+        pad_id=0,
+        generator=generator(),
+    )
     assert shapes == seen
 
 
@@ -232,8 +247,8 @@ def test_logits_do_not_depend_on_companions(beginning, monkeypatch):
     got = sample(
         model,
         [beginning + prompt for prompt in PROMPTS],
-        n=4,
-        max_new_tokens=10,
+        num_generations=4,
+        max_completion_length=10,
         eos_ids=range(0, 64, 4),
         pad_id=0,
         generator=generator(),
@@ -250,7 +265,13 @@ def test_logits_do_not_depend_on_companions(beginning, monkeypatch):
 
 def test_layout_of_the_result():
     got = sample(
-        tiny_model(), PROMPTS, n=3, max_new_tokens=4, eos_ids=[], pad_id=0, generator=generator()
+        tiny_model(),
+        PROMPTS,
+        num_generations=3,
+        max_completion_length=4,
+        eos_ids=[],
+        pad_id=0,
+        generator=generator(),
     )
     assert got.prompt_index == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert got.prompt_ids == [PROMPTS[i] for i in got.prompt_index]
@@ -264,8 +285,8 @@ def test_a_response_ends_with_its_end_token():
     got = sample(
         tiny_model(),
         PROMPTS,
-        n=8,
-        max_new_tokens=9,
+        num_generations=8,
+        max_completion_length=9,
         eos_ids=range(32),
         pad_id=0,
         generator=generator(),
@@ -281,8 +302,8 @@ def test_only_the_first_width_tokens_are_sampled():
     got = sample(
         model,
         PROMPTS,
-        n=20,
-        max_new_tokens=5,
+        num_generations=20,
+        max_completion_length=5,
         eos_ids=[],
         pad_id=0,
         generator=generator(),
@@ -296,8 +317,8 @@ def test_the_generator_decides_and_the_global_one_is_left_alone():
         return sample(
             tiny_model(),
             PROMPTS,
-            n=2,
-            max_new_tokens=6,
+            num_generations=2,
+            max_completion_length=6,
             eos_ids=[2],
             pad_id=0,
             generator=generator(seed),
@@ -321,7 +342,7 @@ def test_each_module_keeps_its_mode():
     model = tiny_model().train()
     model.model.norm.eval()
     modes = [module.training for module in model.modules()]
-    arguments = {"max_new_tokens": 2, "eos_ids": [2], "pad_id": 0}
+    arguments = {"max_completion_length": 2, "eos_ids": [2], "pad_id": 0}
     sample(model, PROMPTS, **arguments)
     assert [module.training for module in model.modules()] == modes
     model.lm_head.weight.data.fill_(torch.nan)
@@ -337,7 +358,13 @@ def test_non_finite_logits_name_the_prompt_and_position(bad, temperature):
     model.lm_head.weight.data[4] = bad
     with pytest.raises(NonFiniteError, match=r"LlamaForCausalLM .* prompt 0, response position 0"):
         sample(
-            model, PROMPTS, n=2, max_new_tokens=2, eos_ids=[2], pad_id=0, temperature=temperature
+            model,
+            PROMPTS,
+            num_generations=2,
+            max_completion_length=2,
+            eos_ids=[2],
+            pad_id=0,
+            temperature=temperature,
         )
 
 
@@ -392,7 +419,15 @@ def test_a_model_that_keeps_tensors_of_its_forward_pass_can_be_trained_after_sam
     )
     torch.manual_seed(0)
     model = LlamaForCausalLM(config).eval()
-    sample(model, [[3, 4, 5]], n=2, max_new_tokens=12, eos_ids=[], pad_id=0, generator=generator())
+    sample(
+        model,
+        [[3, 4, 5]],
+        num_generations=2,
+        max_completion_length=12,
+        eos_ids=[],
+        pad_id=0,
+        generator=generator(),
+    )
     for length in (4, 20):
         model(torch.arange(length)[None]).logits.sum().backward()
         assert all(p.grad.isfinite().all() for p in model.parameters())

@@ -36,9 +36,11 @@ def pair():
     return Pair(sharpened(0, 64), sharpened(1, 80), tiny_tokenizer(60))
 
 
-def scored(pair, rollouts=ROLLOUTS, *, k=K, temperature=TEMPERATURE, max_tokens=10_000):
+def scored(pair, rollouts=ROLLOUTS, *, k=K, temperature=TEMPERATURE, micro_batch_tokens=10_000):
     with torch.no_grad():
-        parts = pair.scored(rollouts, k=k, temperature=temperature, max_tokens=max_tokens)
+        parts = pair.scored(
+            rollouts, k=k, temperature=temperature, micro_batch_tokens=micro_batch_tokens
+        )
         return in_rollout_order([(part.batch.state, part.scores) for part in parts])
 
 
@@ -82,9 +84,9 @@ def test_tiles_change_nothing(pair, monkeypatch, rows, columns):
     close(scored(pair), want)
 
 
-@pytest.mark.parametrize("max_tokens", [1, 8, 13])
-def test_micro_batches_change_nothing(pair, max_tokens):
-    close(scored(pair, max_tokens=max_tokens), scored(pair))
+@pytest.mark.parametrize("micro_batch_tokens", [1, 8, 13])
+def test_micro_batches_change_nothing(pair, micro_batch_tokens):
+    close(scored(pair, micro_batch_tokens=micro_batch_tokens), scored(pair))
 
 
 def test_the_order_of_rollouts_changes_nothing(pair):

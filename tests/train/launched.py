@@ -110,8 +110,8 @@ def probed(run_dir, folder):
         CONFTEST["PROMPTS"][:5],
         folder,
         k=4,
-        n=2,
-        max_new_tokens=6,
+        num_generations=2,
+        max_completion_length=6,
         grader=grade,
     )
 

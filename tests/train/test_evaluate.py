@@ -20,7 +20,7 @@ def scores(model=None, tokenizer=None, grader=None, **settings):
         tokenizer,
         encode_prompts(tokenizer, PROMPTS),
         grader or (lambda response, prompt: len(set(response.split())) / 6),
-        **{"n": 4, "max_new_tokens": 6} | settings,
+        **{"num_generations": 4, "max_completion_length": 6} | settings,
     )
 
 

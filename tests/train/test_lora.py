@@ -331,7 +331,7 @@ def test_checkpointed_layers_compute_twice_and_give_the_same_gradients(
     want = gradients(plain, first)
     calls, modes = counted(saving)
     got = gradients(saving, second)
-    n_batches = len(list(second.pair.scored(rollouts_of(), k=4, max_tokens=20)))
+    n_batches = len(list(second.pair.scored(rollouts_of(), k=4, micro_batch_tokens=20)))
     del calls[-n_batches * len(saving.model.layers) :]
     assert len(calls) == 2 * n_batches * len(saving.model.layers)
     assert modes == {False}

@@ -59,10 +59,12 @@ def models(tie=False):
     return student, teacher
 
 
-def production(student, teacher, cfg, *, max_tokens=10_000, scale=1.0):
+def production(student, teacher, cfg, *, micro_batch_tokens=10_000, scale=1.0):
     """Give the sum over all states, and leave its gradient on the student."""
     pair, total = Pair(student, teacher, tiny_tokenizer()), 0.0
-    parts = pair.scored(ROLLOUTS, k=K, temperature=cfg.temperature, max_tokens=max_tokens)
+    parts = pair.scored(
+        ROLLOUTS, k=K, temperature=cfg.temperature, micro_batch_tokens=micro_batch_tokens
+    )
     for part in parts:
         loss = distillation_loss(part, pair, cfg)
         (scale * loss).backward()
@@ -165,7 +167,7 @@ def test_value_and_gradient_of_the_whole_model(settings, monkeypatch):
     cfg = config(**settings)
     student, teacher = models()
     reference = copy.deepcopy(student)
-    total = production(student, teacher, cfg, max_tokens=8)
+    total = production(student, teacher, cfg, micro_batch_tokens=8)
     want = oracle(reference, teacher, cfg)
     want.backward()
     assert total == pytest.approx(want.item(), rel=1e-5)

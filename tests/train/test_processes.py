@@ -242,8 +242,8 @@ def test_a_part_of_the_prompts_draws_what_it_would_among_all(sharpened, top_p):
         return sample(
             model,
             prompts[share],
-            n=3,
-            max_new_tokens=12,
+            num_generations=3,
+            max_completion_length=12,
             eos_ids=[2, 3, 4, 5],
             pad_id=0,
             top_p=top_p,

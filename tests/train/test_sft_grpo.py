@@ -47,7 +47,7 @@ def test_sft_learns_to_copy(optimizer):
     assert metrics[0]["loss"] == pytest.approx(np.log(64), abs=0.1)
     assert metrics[-1]["loss"] < 0.1
     prompts, responses = zip(*COPY, strict=True)
-    answers = sample(model, prompts, max_new_tokens=3, eos_ids=[2], pad_id=0, temperature=0)
+    answers = sample(model, prompts, max_completion_length=3, eos_ids=[2], pad_id=0, temperature=0)
     assert answers.response_ids == list(responses)
 
 
@@ -230,8 +230,8 @@ def rollouts_of_step_zero(model, tokenizer, config):
     return sample(
         model,
         [p.ids for p in encode_prompts(tokenizer, PROMPTS)],
-        n=config.num_generations,
-        max_new_tokens=config.max_completion_length,
+        num_generations=config.num_generations,
+        max_completion_length=config.max_completion_length,
         eos_ids=eos_ids(model, tokenizer),
         pad_id=0,
         generator=step_generator(config.seed, 0, "cpu"),

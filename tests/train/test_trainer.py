@@ -295,7 +295,12 @@ def test_no_tensor_spans_batch_time_and_vocabulary(
     )
     prompts = trainer._prompts_at(0)
     rollouts = sample(
-        trainer.student, [p.ids for p in prompts], n=2, max_new_tokens=8, eos_ids=[], pad_id=0
+        trainer.student,
+        [p.ids for p in prompts],
+        num_generations=2,
+        max_completion_length=8,
+        eos_ids=[],
+        pad_id=0,
     )
     with LargestTensor() as seen:
         trainer._score_and_backward(rollouts)
@@ -379,7 +384,7 @@ def test_bad_prompts_stop_the_run_unless_they_may_be_skipped(tmp_path, trainer_i
     settings = {"max_prompt_length": 2, "max_steps": None, "batch_size": 1}
     with pytest.raises(PromptError, match=r"row 0 .*: 3 tokens, more than max_length 2"):
         trainer_in(tmp_path, settings=settings)
-    trainer = trainer_in(tmp_path, settings=settings, skip_bad_prompts=True)
+    trainer = trainer_in(tmp_path, settings=settings, on_error="skip")
     assert [p.prompt.id for p in trainer.prompts] == ["1", "2", "4", "5"]
     assert trainer.n_steps == 4
 

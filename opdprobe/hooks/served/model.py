@@ -124,17 +124,22 @@ class ServedModel:
             )
 
     def sample(
-        self, prompts: Sequence[Sequence[int]], *, n: int, max_new_tokens: int, seed: Sequence[int]
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        num_generations: int,
+        max_completion_length: int,
+        seed: Sequence[int],
     ) -> Rollouts:
-        """Sample `n` responses a prompt, from the model's distribution as it is.
+        """Sample `num_generations` responses per prompt, from the model's distribution as it is.
 
         Parameters
         ----------
         prompts
             Token ids of each prompt.
-        n
-            Rollouts a prompt.
-        max_new_tokens
+        num_generations
+            Rollouts per prompt.
+        max_completion_length
             Longest response, in tokens.
         seed
             Of the random numbers. How far a server repeats itself is up to it.
@@ -153,8 +158,8 @@ class ServedModel:
         def ask(index: int) -> list[tuple[list[int], bool]]:
             answer = self._complete(
                 prompts[index],
-                n=n,
-                max_tokens=max_new_tokens,
+                n=num_generations,
+                max_tokens=max_completion_length,
                 # vLLM counts on from it, response by response.
                 seed=int(np.random.SeedSequence([*seed, index]).generate_state(1)[0]),
                 return_token_ids=True,
@@ -173,26 +178,31 @@ class ServedModel:
                     f"{self} gives no token ids with its responses (return_token_ids), and their "
                     "text does not determine them; vLLM gives them from 0.10.2 on."
                 )
-            if len(found) != n or any(reason not in ("stop", "length") for _, reason in found):
+            if len(found) != num_generations or any(
+                reason not in ("stop", "length") for _, reason in found
+            ):
                 ends = ", ".join(str(reason) for _, reason in found) or "none"
                 raise ModelError(
                     f"{self} gave {len(found)} responses to prompt {index}, whose ends are: {ends}."
-                    f" Expected {n}, each with stop or length; see the server's log."
+                    f" Expected {num_generations}, each with stop or length; see the server's log."
                 )
-            if cut := [len(t) for t, why in found if why == "length" and len(t) < max_new_tokens]:
+            if cut := [
+                len(t) for t, why in found if why == "length" and len(t) < max_completion_length
+            ]:
                 raise ModelError(
-                    f"{self} cut a response to prompt {index} after {cut[0]} of {max_new_tokens} "
-                    "tokens, where its context ends: ask for shorter responses."
+                    f"{self} cut a response to prompt {index} after {cut[0]} of "
+                    f"{max_completion_length} tokens, where its context ends: ask for shorter "
+                    "responses."
                 )
             return [(tokens, reason == "stop") for tokens, reason in found]
 
         answers = self.connection.side_by_side(ask, range(len(prompts)))
         rows = [row for some in answers for row in some]
         return Rollouts(
-            prompt_ids=[list(ids) for ids in prompts for _ in range(n)],
+            prompt_ids=[list(ids) for ids in prompts for _ in range(num_generations)],
             response_ids=[tokens for tokens, _ in rows],
             finished=[stopped for _, stopped in rows],
-            prompt_index=[i for i in range(len(prompts)) for _ in range(n)],
+            prompt_index=[i for i in range(len(prompts)) for _ in range(num_generations)],
         )
 
     def tell(self, rollouts: Rollouts, *, k: int, width: int) -> Told:

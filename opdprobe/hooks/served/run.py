@@ -35,8 +35,8 @@ def probe_served(
     run_dir: str | Path,
     *,
     k: int = 16,
-    n: int = 4,
-    max_new_tokens: int = 512,
+    num_generations: int = 4,
+    max_completion_length: int = 512,
     grader: Grader | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     seed: int = 0,
@@ -56,7 +56,7 @@ def probe_served(
         A served model, which is step 0; or saved checkpoints, as for `opdprobe.probe_checkpoints`.
     teacher
         A served model; or, beside a served student, a local one.
-    prompts, run_dir, k, n, max_new_tokens, grader, seed, on_progress
+    prompts, run_dir, k, num_generations, max_completion_length, grader, seed, on_progress
         As for `opdprobe.probe_checkpoints`. Sampling and scores are at temperature 1: servers
         do not scale their log-probabilities.
     tokenizer
@@ -88,7 +88,9 @@ def probe_served(
     """
     if not isinstance(student, ServedModel) and not isinstance(teacher, ServedModel):
         raise ConfigError("neither model is served; probe_checkpoints is for local ones.")
-    config = ProbeConfig(k=k, n=n, max_new_tokens=max_new_tokens, seed=seed)
+    config = ProbeConfig(
+        k=k, num_generations=num_generations, max_completion_length=max_completion_length, seed=seed
+    )
     found: Mapping[int, ServedModel | Path]
     found = {0: student} if isinstance(student, ServedModel) else find_checkpoints(student)
     first = next(iter(found.values()))
@@ -143,7 +145,10 @@ def _step(
 ) -> xr.Dataset:
     """Sample the student, lay out what both models say, as `opdprobe.rollout.once.probe` does."""
     ids = [prompt.ids for prompt in encoded]
-    settings: dict[str, Any] = {"n": config.n, "max_new_tokens": config.max_new_tokens}
+    settings: dict[str, Any] = {
+        "num_generations": config.num_generations,
+        "max_completion_length": config.max_completion_length,
+    }
     models = {"student": student, "teacher": teacher}
     with undisturbed(*(m for m in models.values() if isinstance(m, PreTrainedModel))):
         if isinstance(student, ServedModel):
@@ -189,7 +194,7 @@ def _check_served(
     """See before any sampling that a server splits text as the tokenizer does, and tells enough."""
     # One token to spare: a server continues what it scores.
     longest = max(len(prompt.ids) for prompt in encoded)
-    model.check_length(longest + config.max_new_tokens + 1)
+    model.check_length(longest + config.max_completion_length + 1)
     text = "\n".join(str(tokenizer.decode(list(prompt.ids))) for prompt in encoded[:_COMPARED])
     theirs, ours = model.tokenize(text), tokenizer(text, add_special_tokens=False).input_ids
     if theirs is None:

@@ -37,7 +37,7 @@ def score_served(
     rollouts: Rollouts,
     *,
     k: int,
-    max_tokens: int = 16384,
+    micro_batch_tokens: int = 16384,
 ) -> Scores:
     """Score states with two models, of which one or both are behind a server.
 
@@ -51,7 +51,7 @@ def score_served(
         Whose states are scored.
     k
         Tokens kept for either model.
-    max_tokens
+    micro_batch_tokens
         Most tokens in a micro-batch of a local model, padding included.
 
     Returns
@@ -82,7 +82,7 @@ def score_served(
         other = MODELS[1 - MODELS.index(role)]
         if not isinstance(model, ServedModel):
             ids = torch.from_numpy(told[other].token_id)
-            views[role] = _local_view(model, tokenizer, rollouts, ids, k, max_tokens)
+            views[role] = _local_view(model, tokenizer, rollouts, ids, k, micro_batch_tokens)
     for role in told:
         other = MODELS[1 - MODELS.index(role)]
         ids = views[other].token_id if other in views else torch.from_numpy(told[other].token_id)
@@ -126,7 +126,7 @@ def _local_view(
     rollouts: Rollouts,
     other_ids: Tensor,
     k: int,
-    max_tokens: int,
+    micro_batch_tokens: int,
 ) -> _View:
     """Score one model, at its own top-k and at the other's."""
     width = vocabulary_width(tokenizer)
@@ -138,7 +138,9 @@ def _local_view(
     body, head = split_head(model, width=width)
     order, parts = [], []
     pad_id = padding_id(tokenizer)
-    for batch in batches(rollouts, max_tokens=max_tokens, pad_id=pad_id, device=model.device):
+    for batch in batches(
+        rollouts, micro_batch_tokens=micro_batch_tokens, pad_id=pad_id, device=model.device
+    ):
         hidden = batch.hidden(body)
         others = other_ids[batch.state].to(model.device)
         order.append(batch.state)

@@ -148,12 +148,23 @@ def _member(name: str) -> Member:
 
 
 def measure(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, n_problems: int = 128, n: int = 4
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    n_problems: int = 128,
+    num_generations: int = 4,
 ) -> float:
     """Measure avg@n at temperature 0.7, top-p 0.95, averaged over the benchmarks."""
     held_out = [p for name in BENCHMARKS for p in problems(n_problems, split=name)]
     prompts = encode_prompts(tokenizer, held_out)
-    scores = evaluate(model, tokenizer, prompts, grader, n=n, max_new_tokens=MAX_COMPLETION_LENGTH)
+    scores = evaluate(
+        model,
+        tokenizer,
+        prompts,
+        grader,
+        num_generations=num_generations,
+        max_completion_length=MAX_COMPLETION_LENGTH,
+    )
     return float(scores.mean())
 
 
@@ -197,8 +208,8 @@ def build(
             prompts=problems(8192, split="train"),
             config=recipe,
             out_dir=work_dir / name,
-            n=2,
-            max_new_tokens=MAX_COMPLETION_LENGTH,
+            num_generations=2,
+            max_completion_length=MAX_COMPLETION_LENGTH,
         )
         yield {"step": made.n_steps - 1}
     elif isinstance(recipe, SFTConfig):

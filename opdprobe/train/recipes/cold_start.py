@@ -28,7 +28,7 @@ from opdprobe.models.load import identity, load_model, load_tokenizer
 from opdprobe.models.save import saving
 from opdprobe.models.vocabulary import tokenizer_hash
 from opdprobe.rollout.pair import Pair
-from opdprobe.rollout.prompts import EncodedPrompt, Prompt, encode_prompts
+from opdprobe.rollout.prompts import EncodedPrompt, OnError, Prompt, encode_prompts
 from opdprobe.rollout.sample import eos_ids
 from opdprobe.store.claim import differences, refuse_other_files
 from opdprobe.store.files import explain_unwritable, read_entries, write_directory, write_text
@@ -78,15 +78,15 @@ def cold_start(
     prompts: Sequence[Prompt],
     config: SFTConfig,
     out_dir: str | Path,
-    n: int = 1,
-    max_new_tokens: int = 12288,
+    num_generations: int = 1,
+    max_completion_length: int = 12288,
     temperature: float = 0.7,
     top_p: float = 0.95,
     batch_size: int = 64,
     seed: int = 0,
     max_prompt_length: int = 1024,
     teacher_tokenizer: PreTrainedTokenizerBase | None = None,
-    skip_bad_prompts: bool = False,
+    on_error: OnError = "raise",
     on_progress: Progress | None = None,
 ) -> ColdStart:
     """Fine-tune a student on its teacher's responses, before on-policy distillation (§5.1).
@@ -110,14 +110,15 @@ def cold_start(
     out_dir : str or Path
         Absent, empty, or of this very cold start. Ends with the student in ``model``, every
         response in ``examples.jsonl`` and the losses in ``metrics.jsonl``.
-    n, max_new_tokens, temperature, top_p, batch_size, seed
+    num_generations, max_completion_length, temperature, top_p, batch_size, seed
         How the teacher is sampled; see `TeacherSampling`.
     max_prompt_length : int
         Longest prompt, in tokens.
     teacher_tokenizer : PreTrainedTokenizerBase, optional
         Compared with `tokenizer` if given; read from `teacher` if that is a path.
-    skip_bad_prompts : bool
-        Leave out empty and over-long prompts, with a note in the log, rather than stop.
+    on_error : {"raise", "skip"}
+        What a prompt that cannot be used does (empty, over-long): stop with an error, or be left
+        out with a note in the log.
     on_progress : callable, optional
         Called with (stage, done, all); stages are "teacher responses" and "SFT step".
 
@@ -147,7 +148,9 @@ def cold_start(
     >>> trainer = OPDTrainer(made.path, "my/teacher", prompts=prompts,      # doctest: +SKIP
     ...                      config=OPDConfig(), run_dir="runs/warm")
     """
-    sampling = TeacherSampling(n, max_new_tokens, temperature, top_p, batch_size, seed)
+    sampling = TeacherSampling(
+        num_generations, max_completion_length, temperature, top_p, batch_size, seed
+    )
     out_dir = Path(out_dir)
     if not isinstance(student, PreTrainedModel):
         tokenizer = tokenizer or load_tokenizer(student)
@@ -163,7 +166,7 @@ def cold_start(
         tokenizer,
         prompts,
         max_length=max_prompt_length,
-        on_error="skip" if skip_bad_prompts else "raise",
+        on_error=on_error,
     )
     _claim(out_dir, _settings(pair, encoded, sampling, config))
     with sigterm_noted() as stopping:
@@ -200,12 +203,12 @@ def _carry_out(
     if not counts[KEPT]:
         raise ConfigError(
             f"none of the teacher's {len(responses)} responses can be used: {counts[TRUNCATED]} "
-            f"do not end within max_new_tokens = {sampling.max_new_tokens}, "
+            f"do not end within max_completion_length = {sampling.max_completion_length}, "
             f"{counts[REPETITIVE]} repeat "
             f"themselves. {out_dir / _EXAMPLES} has them; sample into another directory."
         )
     examples: list[Example] = [
-        (list(encoded[i // sampling.n].ids), response.response_ids)
+        (list(encoded[i // sampling.num_generations].ids), response.response_ids)
         for i, response in enumerate(responses)
         if response.outcome == KEPT
     ]

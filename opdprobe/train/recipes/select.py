@@ -59,7 +59,12 @@ def _reworded(prompt: Prompt, wording: str) -> Prompt:
 
 
 def mixed(
-    aligned: Sequence[Prompt], other: Sequence[Prompt], *, n: int, share: float, seed: int = 0
+    aligned: Sequence[Prompt],
+    other: Sequence[Prompt],
+    *,
+    n_prompts: int,
+    share: float,
+    seed: int = 0,
 ) -> list[Prompt]:
     """Mix teacher-aligned prompts with others, which keep the student's entropy up (§5.2).
 
@@ -67,8 +72,8 @@ def mixed(
     ----------
     aligned, other : sequence of Prompt
         Prompts that the teacher was post-trained on, and prompts that it was not.
-    n : int
-        Prompts in all.
+    n_prompts : int
+        Prompts chosen, from both sets together.
     share : float
         Share of other prompts, in [0, 1]; their number is rounded.
     seed : int
@@ -82,28 +87,29 @@ def mixed(
     Raises
     ------
     ConfigError
-        `n` or `share` is out of range, or a set has too few prompts.
+        `n_prompts` or `share` is out of range, or a set has too few prompts.
 
     Examples
     --------
     >>> known = [Prompt(str(i), text=f"{i} + {i}?") for i in range(10)]
     >>> new = [Prompt(str(i), text=f"{i} * {i}?") for i in range(10)]
-    >>> [prompt.text for prompt in mixed(known, new, n=5, share=0.4)]
+    >>> [prompt.text for prompt in mixed(known, new, n_prompts=5, share=0.4)]
     ['8 + 8?', '6 * 6?', '1 * 1?', '7 + 7?', '9 + 9?']
     """
-    if n < 1:
-        raise ConfigError(f"n = {n}; expected 1 or more prompts.")
+    if n_prompts < 1:
+        raise ConfigError(f"n_prompts = {n_prompts}; expected 1 or more prompts.")
     if not 0 <= share <= 1:
         raise ConfigError(f"share = {share}; expected a number in [0, 1].")
-    n_other = round(n * share)
-    for name, prompts, wanted in (("aligned", aligned, n - n_other), ("other", other, n_other)):
+    n_other = round(n_prompts * share)
+    n_aligned = n_prompts - n_other
+    for name, prompts, wanted in (("aligned", aligned, n_aligned), ("other", other, n_other)):
         if wanted > len(prompts):
             raise ConfigError(
-                f"{wanted} {name} prompts are wanted, but there are {len(prompts)}: lower n "
-                f"(now {n}) or change share (now {share})."
+                f"{wanted} {name} prompts are wanted, but there are {len(prompts)}: lower "
+                f"n_prompts (now {n_prompts}) or change share (now {share})."
             )
     rng = random.Random(f"mixed/{seed}")
-    chosen = rng.sample(aligned, n - n_other)
+    chosen = rng.sample(aligned, n_aligned)
     taken = {prompt.id for prompt in (*aligned, *other)}
     shared = {prompt.id for prompt in aligned}
     for prompt in rng.sample(other, n_other):
@@ -129,11 +135,11 @@ def max_divergence(
     pair: Pair,
     prompts: Sequence[Prompt],
     *,
-    n: int,
-    rollouts: int = 2,
-    max_new_tokens: int,
+    n_prompts: int,
+    num_generations: int = 2,
+    max_completion_length: int,
     max_length: int = 1024,
-    max_tokens: int = 16384,
+    micro_batch_tokens: int = 16384,
     on_error: OnError = "raise",
     seed: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
@@ -149,15 +155,15 @@ def max_divergence(
         Student and teacher.
     prompts : sequence of Prompt
         Candidates.
-    n : int
+    n_prompts : int
         Prompts chosen.
-    rollouts : int
-        Student responses a prompt, at temperature 1 and top-p 1 (Table 2).
-    max_new_tokens : int
+    num_generations : int
+        Student responses per prompt, at temperature 1 and top-p 1 (Table 2).
+    max_completion_length : int
         Longest response. Divergence changes along a response: choose what training will use.
     max_length, on_error
         Longest prompt, in tokens, and what one that cannot be used does; see `encode_prompts`.
-    max_tokens : int
+    micro_batch_tokens : int
         Most tokens scored at once, padding included.
     seed : int
         Of the rollouts.
@@ -167,26 +173,32 @@ def max_divergence(
     Returns
     -------
     chosen : list of Prompt
-        The `n` with the largest divergence, largest first.
-    divergence : ndarray (n,)
+        The `n_prompts` with the largest divergence, largest first.
+    divergence : ndarray (n_prompts,)
         Mean reverse KL(student‖teacher) over all states of a prompt's rollouts, full vocabulary,
         in nats, at least 0. A long rollout counts as often as it has states.
 
     Raises
     ------
     ConfigError
-        A number is below 1, or `n` is above the number of usable prompts.
+        A number is below 1, or `n_prompts` is above the number of usable prompts.
     PromptError
         A prompt cannot be used.
     NonFiniteError
         A model's logits are NaN or infinite.
     """
-    for name, value in (("n", n), ("rollouts", rollouts), ("max_new_tokens", max_new_tokens)):
+    for name, value in (
+        ("n_prompts", n_prompts),
+        ("num_generations", num_generations),
+        ("max_completion_length", max_completion_length),
+    ):
         if value < 1:
             raise ConfigError(f"{name} = {value}; expected 1 or more.")
     encoded = encode_prompts(pair.tokenizer, prompts, max_length=max_length, on_error=on_error)
-    if n > len(encoded):
-        raise ConfigError(f"{n} prompts are wanted, but {len(encoded)} can be used: lower n.")
+    if n_prompts > len(encoded):
+        raise ConfigError(
+            f"{n_prompts} prompts are wanted, but {len(encoded)} can be used: lower n_prompts."
+        )
     means: list[float] = []
     for chunk, start in enumerate(range(0, len(encoded), _CHUNK)):
         if on_progress:
@@ -195,18 +207,19 @@ def max_divergence(
         ds = probe(
             pair,
             some,
-            n=rollouts,
+            num_generations=num_generations,
             k=1,
-            max_new_tokens=max_new_tokens,
+            max_completion_length=max_completion_length,
             step=chunk,
             seed=seed,
-            max_tokens=max_tokens,
+            micro_batch_tokens=micro_batch_tokens,
         )
-        owner = ds["rollout"].values // rollouts  # a prompt's rollouts stand next to each other
+        # A prompt's rollouts stand next to each other.
+        owner = ds["rollout"].values // num_generations
         total = np.bincount(owner, ds["reverse_kl"].values.astype(np.float64), len(some))
         means += (total / np.bincount(owner, minlength=len(some))).tolist()
     if on_progress:
         on_progress(len(encoded), len(encoded))
     divergence = np.array(means)
-    order = np.argsort(-divergence, kind="stable")[:n]
+    order = np.argsort(-divergence, kind="stable")[:n_prompts]
     return [encoded[i].prompt for i in order], divergence[order]

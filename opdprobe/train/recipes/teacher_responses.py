@@ -29,9 +29,9 @@ class TeacherSampling(Config):
 
     Parameters
     ----------
-    n
-        Responses a prompt; the paper does not say.
-    max_new_tokens
+    num_generations
+        Responses per prompt; the paper does not say.
+    max_completion_length
         Longest response: 12,288.
     temperature, top_p
         0.7 and 0.95; a temperature of 0 takes the most probable token.
@@ -41,14 +41,14 @@ class TeacherSampling(Config):
         Of the responses.
     """
 
-    n: int = 1
-    max_new_tokens: int = 12288
+    num_generations: int = 1
+    max_completion_length: int = 12288
     temperature: float = 0.7
     top_p: float = 0.95
     batch_size: int = 64
     seed: int = 0
 
-    _positive: ClassVar = ("n", "max_new_tokens", "top_p", "batch_size")
+    _positive: ClassVar = ("num_generations", "max_completion_length", "top_p", "batch_size")
     _not_negative: ClassVar = ("temperature", "seed")
 
     def __post_init__(self) -> None:
@@ -116,7 +116,7 @@ def teacher_examples(
     Returns
     -------
     list of TeacherResponse
-        In the order of `prompts`, a prompt's `sampling.n` next to each other.
+        In the order of `prompts`; the responses to a prompt stand next to each other.
 
     Raises
     ------
@@ -127,7 +127,8 @@ def teacher_examples(
     SystemExit
         `stopping` said so; the next call goes on from there.
     """
-    n, size, total = sampling.n, sampling.batch_size, len(prompts) * sampling.n
+    n, size = sampling.num_generations, sampling.batch_size
+    total = len(prompts) * n
     done = _whole_batches(path, size * n, total)
     for start in range(len(done) // n, len(prompts), size):
         if on_progress:
@@ -136,8 +137,8 @@ def teacher_examples(
         rollouts = sample(
             teacher,
             [prompt.ids for prompt in some],
-            n=n,
-            max_new_tokens=sampling.max_new_tokens,
+            num_generations=n,
+            max_completion_length=sampling.max_completion_length,
             eos_ids=eos_ids(teacher, tokenizer),
             pad_id=padding_id(tokenizer),
             temperature=sampling.temperature,

@@ -55,8 +55,8 @@ def compare_scores(told, logp, rollouts, tolerance):
 
 def compare_samples(served, model, width, prompt, n):
     """Draw next tokens and compare their frequencies with the model's; say whether they fit."""
-    drawn = served.sample([prompt], n=n, max_new_tokens=1, seed=[0])
-    again = served.sample([prompt], n=n, max_new_tokens=1, seed=[0])
+    drawn = served.sample([prompt], num_generations=n, max_completion_length=1, seed=[0])
+    again = served.sample([prompt], num_generations=n, max_completion_length=1, seed=[0])
     p = np.exp(local_logp(model, Rollouts([prompt], [[0]], [False], [0]), width))[0]
     seen = np.bincount([ids[0] for ids in drawn.response_ids], minlength=width)
     often = n * p > 5
@@ -73,7 +73,7 @@ def main():
     parser.add_argument("--prompts", default="zoo:train", help="zoo:SPLIT or a file")
     parser.add_argument("--limit", type=int, default=16, help="prompts")
     parser.add_argument("--k", type=int, default=16)
-    parser.add_argument("--max-new-tokens", type=int, default=64)
+    parser.add_argument("--max-completion-length", type=int, default=64)
     parser.add_argument("--tolerance", type=float, default=1e-4, help="nats")
     arguments = parser.parse_args()
 
@@ -84,12 +84,14 @@ def main():
     ids = [prompt.ids for prompt in encode_prompts(tokenizer, prompts)]
     width = vocabulary_width(tokenizer)
 
-    rollouts = served.sample(ids, n=2, max_new_tokens=arguments.max_new_tokens, seed=[0])
+    rollouts = served.sample(
+        ids, num_generations=2, max_completion_length=arguments.max_completion_length, seed=[0]
+    )
     stops = eos_ids(model, tokenizer)
     ends = [
         finished == (response[-1] in stops)
         and not set(response[:-1]) & set(stops)
-        and (finished or len(response) == arguments.max_new_tokens)
+        and (finished or len(response) == arguments.max_completion_length)
         for response, finished in zip(rollouts.response_ids, rollouts.finished, strict=True)
     ]
     print(

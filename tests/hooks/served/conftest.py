@@ -119,7 +119,7 @@ class Handler(BaseHTTPRequestHandler):
             rollouts = sample(
                 model,
                 [ids],
-                max_new_tokens=max_tokens,
+                max_completion_length=max_tokens,
                 eos_ids=[EOS],
                 pad_id=0,
                 # What the served model's generation_config.json says, unless asked otherwise.

@@ -27,7 +27,7 @@ def test_rollouts_come_from_the_distribution_itself(serve, models):
     student = models["student"]
     served = ServedModel(serve({"student": student}).address(), QUICK)
     n = 200
-    drawn = served.sample([[7, 8]], n=n, max_new_tokens=1, seed=[0])
+    drawn = served.sample([[7, 8]], num_generations=n, max_completion_length=1, seed=[0])
     with torch.no_grad():
         p = student(torch.tensor([[7, 8]])).logits[0, -1].softmax(-1).numpy()
     seen = np.bincount([row[0] for row in drawn.response_ids], minlength=WIDTH)
@@ -38,16 +38,16 @@ def test_rollouts_come_from_the_distribution_itself(serve, models):
 
 def test_rollouts_are_laid_out_as_those_of_a_local_model(serve):
     served = ServedModel(serve().address("student"), QUICK)
-    got = served.sample(ROWS, n=2, max_new_tokens=6, seed=[1, 0])
+    got = served.sample(ROWS, num_generations=2, max_completion_length=6, seed=[1, 0])
     assert got.prompt_ids == [row for row in ROWS for _ in range(2)]
     assert got.prompt_index == [0, 0, 1, 1, 2, 2]
     for response, finished in zip(got.response_ids, got.finished, strict=True):
         assert finished == (response[-1] == EOS)
         assert EOS not in response[:-1]
         assert 1 <= len(response) <= 6
-    assert served.sample(ROWS, n=2, max_new_tokens=6, seed=[1, 0]) == got
-    assert served.sample(ROWS, n=2, max_new_tokens=6, seed=[1, 1]) != got
-    twice = served.sample([[7, 8], [7, 8]], n=1, max_new_tokens=6, seed=[1])
+    assert served.sample(ROWS, num_generations=2, max_completion_length=6, seed=[1, 0]) == got
+    assert served.sample(ROWS, num_generations=2, max_completion_length=6, seed=[1, 1]) != got
+    twice = served.sample([[7, 8], [7, 8]], num_generations=1, max_completion_length=6, seed=[1])
     assert twice.response_ids[0] != twice.response_ids[1]
 
 
@@ -103,7 +103,7 @@ def test_a_server_that_stays_broken_is_given_up(serve):
     before = len(server.asked)
     server.faults = [BROKEN] * 9
     with pytest.raises(ModelError, match="answered 500: Internal Server Error"):
-        model.sample([[7]], n=1, max_new_tokens=1, seed=[0])
+        model.sample([[7]], num_generations=1, max_completion_length=1, seed=[0])
     assert len(server.asked) - before == 3
 
 
@@ -123,7 +123,7 @@ def test_a_slow_server_is_not_asked_again(serve):
     server.faults = [lambda: answered.wait(10)] * 2
     server.handle_error = lambda request, client_address: None  # nobody listens any more
     with pytest.raises(ModelError, match=r"no answer within 0.2 s; .* shorter responses"):
-        model.sample([[7]], n=1, max_new_tokens=1, seed=[0])
+        model.sample([[7]], num_generations=1, max_completion_length=1, seed=[0])
     answered.set()
     assert len(server.asked) - before == 1
 
@@ -196,7 +196,7 @@ def test_responses_of_another_form(serve, alter, message):
     model = ServedModel(server.address("teacher"), QUICK)
     server.alter = alter
     with pytest.raises(ModelError, match=message):
-        model.sample([[7]], n=1, max_new_tokens=1, seed=[0])
+        model.sample([[7]], num_generations=1, max_completion_length=1, seed=[0])
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,7 @@ def test_a_refusal_shows_what_the_server_said(serve, fault, message):
     model = ServedModel(server.address("teacher"), QUICK)
     server.faults = [fault]
     with pytest.raises(ModelError, match=message):
-        model.sample([[7]], n=1, max_new_tokens=1, seed=[0])
+        model.sample([[7]], num_generations=1, max_completion_length=1, seed=[0])
 
 
 def test_a_text_longer_than_the_server_holds(serve):
@@ -222,11 +222,11 @@ def test_a_text_longer_than_the_server_holds(serve):
     assert model.context == CONTEXT
     before = len(server.asked)
     with pytest.raises(ModelError, match=r"holds 100 tokens, and .* needs 101 \(one"):
-        model.sample([[7]], n=1, max_new_tokens=100, seed=[0])
+        model.sample([[7]], num_generations=1, max_completion_length=100, seed=[0])
     with pytest.raises(ModelError, match=r"holds 100 tokens, and .* needs 101 \(one"):
         model.tell(Rollouts([[7] * 50], [[9] * 50], [True], [0]), k=4, width=WIDTH)
     assert len(server.asked) == before
-    assert len(model.sample([[7]], n=1, max_new_tokens=99, seed=[0])) == 1
+    assert len(model.sample([[7]], num_generations=1, max_completion_length=99, seed=[0])) == 1
 
 
 def test_a_response_that_the_server_cuts_unasked(serve, models):
@@ -237,7 +237,7 @@ def test_a_response_that_the_server_cuts_unasked(serve, models):
     model = ServedModel(server.address(), QUICK)
     assert model.context is None
     with pytest.raises(ModelError, match=r"cut a response to prompt 1 after 3 of 4 tokens"):
-        model.sample([[7] * 96, [7] * 97], n=40, max_new_tokens=4, seed=[0])
+        model.sample([[7] * 96, [7] * 97], num_generations=40, max_completion_length=4, seed=[0])
     with pytest.raises(ModelError, match="answered 400: max_tokens must be at least 1, got 0"):
         model.tell(Rollouts([[7] * 50], [[9] * 50], [True], [0]), k=4, width=WIDTH)
     with pytest.raises(ModelError, match=r"answered 400: .* maximum context length is 100 tokens"):
@@ -251,7 +251,7 @@ def test_a_response_that_the_server_cuts_unasked(serve, models):
 def test_a_prompt_that_no_model_has(serve, prompt, message):
     model = ServedModel(serve().address("student"), QUICK)
     with pytest.raises(ModelError, match=f"answered 400: .*{message}"):
-        model.sample([prompt], n=1, max_new_tokens=2, seed=[0])
+        model.sample([prompt], num_generations=1, max_completion_length=2, seed=[0])
 
 
 @pytest.mark.parametrize(
@@ -281,7 +281,7 @@ def test_requests_go_side_by_side_and_no_more_than_allowed(serve):
     model = ServedModel(server.address("teacher"), Connection(timeout=20, workers=2))
     together = threading.Barrier(2, timeout=10)  # breaks, and with it the test, if one waits alone
     server.faults = [together.wait] * 8
-    got = model.sample([[7]] * 8, n=1, max_new_tokens=1, seed=[0])
+    got = model.sample([[7]] * 8, num_generations=1, max_completion_length=1, seed=[0])
     assert len(got) == 8
     assert server.most == 2
 
@@ -293,5 +293,5 @@ def test_an_error_stops_what_has_not_begun(serve):
     # The second may be under way by the time the first's error is seen.
     server.faults = [(400, b"no", {}), lambda: time.sleep(0.5)]
     with pytest.raises(ModelError, match="answered 400: no"):
-        model.sample([[7]] * 50, n=1, max_new_tokens=1, seed=[0])
+        model.sample([[7]] * 50, num_generations=1, max_completion_length=1, seed=[0])
     assert len(server.asked) - before <= 2

@@ -29,8 +29,8 @@ def rollouts():
     return sample(
         tiny_model(seed=0),
         [[7, 8], [9], [10, 11, 12, 13]],
-        n=3,
-        max_new_tokens=8,
+        num_generations=3,
+        max_completion_length=8,
         eos_ids=[2],
         pad_id=0,
         generator=torch.Generator().manual_seed(3),
@@ -73,7 +73,7 @@ def test_scores_are_the_local_ones_where_they_are_known(serve, models, rollouts,
 def test_micro_batches_of_the_local_model_change_nothing(serve, models, rollouts):
     mixed = {"student": models["student"], "teacher": ServedModel(serve().address("teacher"))}
     whole = score_served(mixed, tiny_tokenizer(), rollouts, k=4)
-    cut = score_served(mixed, tiny_tokenizer(), rollouts, k=4, max_tokens=1)
+    cut = score_served(mixed, tiny_tokenizer(), rollouts, k=4, micro_batch_tokens=1)
     np.testing.assert_allclose(whole.logp, cut.logp, atol=1e-5)
     np.testing.assert_array_equal(whole.token_id, cut.token_id)
 
@@ -83,7 +83,7 @@ def test_micro_batches_of_the_local_model_change_nothing(serve, models, rollouts
 
 def test_a_run_with_a_served_teacher(serve, checkpoint, tmp_path):
     server = serve(tokenizer=tiny_tokenizer())
-    settings = {"k": 4, "n": 6, "max_new_tokens": 6, "seed": 5}
+    settings = {"k": 4, "num_generations": 6, "max_completion_length": 6, "seed": 5}
     local = probe_checkpoints(
         checkpoint["student"], checkpoint["teacher"], PROMPTS, tmp_path / "local", **settings
     )
@@ -134,7 +134,7 @@ def test_a_run_with_a_served_teacher(serve, checkpoint, tmp_path):
 def test_a_continued_run_asks_for_nothing_it_has(serve, checkpoint, tmp_path):
     server = serve()
     teacher = ServedModel(server.address("teacher"), QUICK)
-    settings = {"k": 4, "n": 1, "max_new_tokens": 4}
+    settings = {"k": 4, "num_generations": 1, "max_completion_length": 4}
     folders = []
     for step in (500, 1000):
         folders.append(tmp_path / f"checkpoint-{step}")
@@ -159,7 +159,7 @@ def test_the_command_line_and_what_reads_its_run(serve, checkpoint, tmp_path, ca
     prompts.write_text("".join(json.dumps({"prompt": p.text}) + "\n" for p in PROMPTS))
     run_dir = str(tmp_path / "run")
     command = ["probe", server.address("student"), "--prompts", str(prompts), "--run-dir", run_dir]
-    command += ["--k", "4", "--n", "6", "--max-new-tokens", "5", "--json"]
+    command += ["--k", "4", "--num-generations", "6", "--max-completion-length", "5", "--json"]
     command += (
         ["--teacher", server.address("teacher"), "--tokenizer", str(checkpoint["teacher"])]
         if both
@@ -187,7 +187,7 @@ def test_a_served_student_is_probed_alone(capsys):
 def test_more_than_the_server_gives_is_said_before_anything_is_sampled(serve, checkpoint, tmp_path):
     server = serve()
     mixed = {m: ServedModel(server.address(m), QUICK) for m in MODELS}
-    settings = {"max_new_tokens": 8, "tokenizer": tiny_tokenizer()}
+    settings = {"max_completion_length": 8, "tokenizer": tiny_tokenizer()}
     with pytest.raises(ConfigError, match=r"at most 20 .* k = 21: use k = 20 .* --max-logprobs 21"):
         probe_served(*mixed.values(), PROMPTS, tmp_path / "run", k=21, **settings)
     alone = Rollouts([[7]], [[8]], [True], [0])
@@ -200,10 +200,15 @@ def test_more_than_the_server_gives_is_said_before_anything_is_sampled(serve, ch
 def test_too_short_a_context_is_said_before_anything_is_sampled(serve, checkpoint, tmp_path):
     server = serve()
     teacher = ServedModel(server.address("teacher"), QUICK)
-    settings = {"k": 2, "n": 1}
+    settings = {"k": 2, "num_generations": 1}
     with pytest.raises(ModelError, match=r"holds 100 tokens, and .* needs 101 .one to spare"):
         probe_served(
-            checkpoint["student"], teacher, PROMPTS, tmp_path / "run", **settings, max_new_tokens=96
+            checkpoint["student"],
+            teacher,
+            PROMPTS,
+            tmp_path / "run",
+            **settings,
+            max_completion_length=96,
         )
     assert not (tmp_path / "run").exists()
     assert [path for path, _ in server.asked] == ["/v1/models"]
@@ -217,7 +222,13 @@ def test_a_key_goes_with_every_request_and_nowhere_else(serve, monkeypatch, chec
     server = serve()
     teacher = ServedModel(server.address("teacher"), QUICK)
     probe_served(
-        checkpoint["student"], teacher, PROMPTS[:1], tmp_path / "run", k=2, n=1, max_new_tokens=2
+        checkpoint["student"],
+        teacher,
+        PROMPTS[:1],
+        tmp_path / "run",
+        k=2,
+        num_generations=1,
+        max_completion_length=2,
     )
     assert {headers["Authorization"] for headers in server.headers} == {"Bearer a-key"}
     files = [path for path in (tmp_path / "run").rglob("*") if path.is_file()]
@@ -229,7 +240,7 @@ def test_another_vocabulary(serve, checkpoint, tmp_path, caplog):
     other = tiny_tokenizer(12)  # knows the numbers to 5
     server = serve(tokenizer=other)
     arguments = (checkpoint["student"], ServedModel(server.address("teacher"), QUICK), PROMPTS)
-    settings = {"k": 2, "n": 1, "max_new_tokens": 2}
+    settings = {"k": 2, "num_generations": 1, "max_completion_length": 2}
     with pytest.raises(VocabularyError, match=r"token 0 is \[3\] there and \[13\] here"):
         probe_served(*arguments, tmp_path / "run", **settings)
     server.tokenizer = None

@@ -37,7 +37,7 @@ def tiny_zoo(tmp_path, monkeypatch):
     """A zoo of two tiny members, none of them built."""
     monkeypatch.setattr(zoo, "MEMBERS", TINY)
     monkeypatch.setattr(zoo, "ZOO", tmp_path / "zoo")
-    monkeypatch.setattr(zoo, "measure", partial(zoo.measure, n_problems=4, n=1))
+    monkeypatch.setattr(zoo, "measure", partial(zoo.measure, n_problems=4, num_generations=1))
     return tmp_path / "work"
 
 

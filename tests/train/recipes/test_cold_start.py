@@ -27,7 +27,7 @@ from opdprobe.train.sft import sft, shuffled
 TOKENIZER = tiny_tokenizer()
 PROMPTS = [Prompt(f"p{i}", text=f"{i} {i + 1}") for i in range(7)]
 ENCODED = encode_prompts(TOKENIZER, PROMPTS)
-SAMPLING = TeacherSampling(n=2, max_new_tokens=40, batch_size=3)
+SAMPLING = TeacherSampling(num_generations=2, max_completion_length=40, batch_size=3)
 CONFIG = SFTConfig(learning_rate=1e-2, batch_size=2, num_train_epochs=2, save_steps=3)
 
 
@@ -48,8 +48,8 @@ def start(out_dir, model=None, **changes):
         "tokenizer": TOKENIZER,
         "prompts": PROMPTS,
         "config": CONFIG,
-        "n": 2,
-        "max_new_tokens": 40,
+        "num_generations": 2,
+        "max_completion_length": 40,
         "batch_size": 3,
     }
     taught_by = changes.pop("teacher", None) or teacher()
@@ -94,8 +94,8 @@ def test_responses_are_the_teachers_in_batches_of_their_own(tmp_path):
         rollouts = sample(
             teacher(),
             [prompt.ids for prompt in ENCODED[first : first + 3]],
-            n=2,
-            max_new_tokens=40,
+            num_generations=2,
+            max_completion_length=40,
             eos_ids=[2],
             pad_id=0,
             temperature=0.7,
@@ -159,7 +159,7 @@ def test_sampling_goes_on_after_the_last_whole_batch(tmp_path, monkeypatch, torn
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"n": 0}, "n = 0; expected a number above 0"),
+        ({"num_generations": 0}, "num_generations = 0; expected a number above 0"),
         ({"temperature": -1.0}, r"temperature = -1\.0; expected 0 or more"),
         ({"top_p": 1.5}, r"top_p = 1\.5; expected at most 1"),
         ({"batch_size": 2.5}, "batch_size = 2.5 is of type float"),
@@ -297,7 +297,7 @@ def test_a_full_disk_leaves_no_model_and_the_call_can_be_repeated(finished, tmp_
     ("changes", "reason"),
     [
         ({"seed": 1}, r"sampling\.seed: 0 before, 1 now"),
-        ({"n": 1}, r"sampling\.n: 2 before, 1 now"),
+        ({"num_generations": 1}, r"sampling\.num_generations: 2 before, 1 now"),
         ({"config": replace(CONFIG, batch_size=4)}, r"sft\.batch_size: 2 before, 4 now"),
         ({"prompts": PROMPTS[:6]}, r"prompts\.count: 7 before, 6 now; prompts\.hash: "),
         ({"teacher": tiny_model(seed=2)}, r"teacher\.weight_hash: '"),
@@ -345,7 +345,7 @@ def test_bad_prompts_can_be_left_out(tmp_path):
     with pytest.raises(PromptError, match=r"row 7 \(id 'long'\)"):
         start(tmp_path / "start", prompts=prompts, max_prompt_length=9)
     assert not (tmp_path / "start").exists()
-    made = start(tmp_path / "start", prompts=prompts, max_prompt_length=9, skip_bad_prompts=True)
+    made = start(tmp_path / "start", prompts=prompts, max_prompt_length=9, on_error="skip")
     assert sum(made.counts.values()) == 14
 
 
@@ -353,7 +353,7 @@ def test_when_nothing_can_be_used_it_says_why(tmp_path):
     with pytest.raises(
         ConfigError, match="none of the teacher's 14 responses can be used: 14 do not end within"
     ):
-        start(tmp_path / "start", max_new_tokens=1, temperature=0.0)
+        start(tmp_path / "start", max_completion_length=1, temperature=0.0)
     assert len(lines(tmp_path / "start" / "examples.jsonl")) == 14
 
 

@@ -62,16 +62,16 @@ def test_a_template_without_a_question():
 @given(st.integers(1, 12), st.floats(0, 1), st.integers(0, 3))
 def test_a_mixture_has_the_share_and_no_prompt_twice(n, share, seed):
     aligned, other = numbered(12, "old"), numbered(12, "new")
-    got = mixed(aligned, other, n=n, share=share, seed=seed)
+    got = mixed(aligned, other, n_prompts=n, share=share, seed=seed)
     counts = Counter(prompt.question.split()[0] for prompt in got)
     assert counts["new"] == round(n * share)
     assert counts.total() == n == len({p.question for p in got}) == len({p.id for p in got})
-    assert got == mixed(aligned, other, n=n, share=share, seed=seed)
+    assert got == mixed(aligned, other, n_prompts=n, share=share, seed=seed)
 
 
 def test_the_order_and_the_choice_are_random():
     aligned, other = numbered(40, "old"), numbered(40, "new")
-    got, again = (mixed(aligned, other, n=40, share=0.5, seed=seed) for seed in (0, 1))
+    got, again = (mixed(aligned, other, n_prompts=40, share=0.5, seed=seed) for seed in (0, 1))
     assert got != again
     kinds = [prompt.question.split()[0] for prompt in got]
     assert sum(a != b for a, b in pairwise(kinds)) > 1  # not in two blocks
@@ -83,7 +83,7 @@ def test_ids_that_clash_are_renamed_and_survive_saving(tmp_path):
 
     aligned = prompts_from_rows([row("a", 1), row("b", 2)])
     other = prompts_from_rows([row("c", 1), row("d", 3), row("e", "other-1")])
-    got = mixed(aligned, other, n=5, share=0.6)
+    got = mixed(aligned, other, n_prompts=5, share=0.6)
     by_text = {prompt.text: prompt for prompt in got}
     assert {text: prompt.id for text, prompt in by_text.items()} == {
         "a": "1",
@@ -100,16 +100,16 @@ def test_ids_that_clash_are_renamed_and_survive_saving(tmp_path):
 @pytest.mark.parametrize(
     ("n", "share", "reason"),
     [
-        (0, 0.5, "n = 0; expected 1 or more"),
+        (0, 0.5, "n_prompts = 0; expected 1 or more"),
         (2, 1.1, r"share = 1.1; expected a number in \[0, 1\]"),
         (2, float("nan"), "share = nan"),
-        (6, 0.5, r"3 aligned prompts are wanted, but there are 2: lower n \(now 6\)"),
+        (6, 0.5, r"3 aligned prompts are wanted, but there are 2: lower n_prompts \(now 6\)"),
         (4, 1.0, "4 other prompts are wanted, but there are 3"),
     ],
 )
 def test_what_cannot_be_mixed(n, share, reason):
     with pytest.raises(ConfigError, match=reason):
-        mixed(numbered(2, "old"), numbered(3, "new"), n=n, share=share)
+        mixed(numbered(2, "old"), numbered(3, "new"), n_prompts=n, share=share)
 
 
 # max_divergence
@@ -131,8 +131,8 @@ def mean_kl(pair, prompts, chunk, seed):
     rollouts = sample(
         pair.student,
         [p.ids for p in encode_prompts(TOKENIZER, prompts)],
-        n=2,
-        max_new_tokens=6,
+        num_generations=2,
+        max_completion_length=6,
         eos_ids=[2],
         pad_id=0,
         generator=step_generator(seed, chunk, "cpu"),
@@ -162,9 +162,9 @@ def test_the_largest_mean_divergence_comes_first(pair, monkeypatch, chunk):
     chosen, divergence = max_divergence(
         pair,
         CANDIDATES,
-        n=4,
-        max_new_tokens=6,
-        max_tokens=20,  # several micro-batches
+        n_prompts=4,
+        max_completion_length=6,
+        micro_batch_tokens=20,  # several micro-batches
         seed=3,
         on_progress=lambda done, total: seen.append((done, total)),
     )
@@ -175,7 +175,7 @@ def test_the_largest_mean_divergence_comes_first(pair, monkeypatch, chunk):
 
 def test_a_teacher_equal_to_the_student_leaves_the_order_alone(pair):
     same = Pair(pair.student, pair.student, TOKENIZER)
-    chosen, divergence = max_divergence(same, CANDIDATES, n=3, max_new_tokens=3)
+    chosen, divergence = max_divergence(same, CANDIDATES, n_prompts=3, max_completion_length=3)
     assert [prompt.id for prompt in chosen] == ["p0", "p1", "p2"]
     assert divergence.tolist() == [0, 0, 0]
 
@@ -183,23 +183,25 @@ def test_a_teacher_equal_to_the_student_leaves_the_order_alone(pair):
 @pytest.mark.parametrize(
     ("settings", "reason"),
     [
-        ({"n": 0}, "n = 0; expected 1 or more"),
-        ({"n": 6}, "6 prompts are wanted, but 5 can be used: lower n"),
-        ({"rollouts": 0}, "rollouts = 0; expected 1 or more"),
-        ({"max_new_tokens": 0}, "max_new_tokens = 0; expected 1 or more"),
+        ({"n_prompts": 0}, "n_prompts = 0; expected 1 or more"),
+        ({"n_prompts": 6}, "6 prompts are wanted, but 5 can be used: lower n_prompts"),
+        ({"num_generations": 0}, "num_generations = 0; expected 1 or more"),
+        ({"max_completion_length": 0}, "max_completion_length = 0; expected 1 or more"),
     ],
 )
 def test_what_cannot_be_chosen(pair, settings, reason):
     with pytest.raises(ConfigError, match=reason):
-        max_divergence(pair, CANDIDATES, **({"n": 1, "max_new_tokens": 3} | settings))
+        max_divergence(
+            pair, CANDIDATES, **({"n_prompts": 1, "max_completion_length": 3} | settings)
+        )
 
 
 def test_prompts_that_cannot_be_used(pair):
-    settings = {"max_new_tokens": 3, "max_length": 2}
+    settings = {"max_completion_length": 3, "max_length": 2}
     some = [*CANDIDATES, Prompt("long", text="1 2 3")]
     with pytest.raises(PromptError, match=r"row 5 \(id 'long'\)"):
-        max_divergence(pair, some, n=5, **settings)
-    chosen, _ = max_divergence(pair, some, n=5, on_error="skip", **settings)
+        max_divergence(pair, some, n_prompts=5, **settings)
+    chosen, _ = max_divergence(pair, some, n_prompts=5, on_error="skip", **settings)
     assert {prompt.id for prompt in chosen} == {prompt.id for prompt in CANDIDATES}
     with pytest.raises(ConfigError, match="6 prompts are wanted, but 5 can be used"):
-        max_divergence(pair, some, n=6, on_error="skip", **settings)
+        max_divergence(pair, some, n_prompts=6, on_error="skip", **settings)
