@@ -1,6 +1,5 @@
 """The sums by rollout that analyses take, and their file."""
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from opdprobe.probes.bootstrap import Estimate
 from opdprobe.probes.evaluate import Probe
 from opdprobe.probes.rollout_sums import RolloutSums, rollout_sums
 from opdprobe.store import Run
+from opdprobe.store.files import write_whole
 
 PROBES: dict[str, Probe] = {
     name: name
@@ -45,9 +45,7 @@ def save(sums: RolloutSums, path: Path) -> None:
     for name in sums.total:
         arrays[f"total/{name}"], arrays[f"n/{name}"] = sums.total[name], sums.n[name]
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp.npz")
-    np.savez(temporary, **arrays)
-    os.replace(temporary, path)
+    write_whole(path, lambda file: np.savez(file, **arrays))
 
 
 def load(path: Path) -> RolloutSums:

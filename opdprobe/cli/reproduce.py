@@ -16,9 +16,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import figures
-from analyses.experiments import EXPERIMENTS, FIGURES, needed
+from analyses.experiments import EXPERIMENTS
 from analyses.page import write_report
 from analyses.presets import Preset, lacking
+from analyses.registry import FIGURES, needed
 from analyses.results import Results, load
 from opdprobe.cli import jobs
 from opdprobe.errors import OPDProbeError
@@ -52,7 +53,12 @@ def plan(preset: Preset, folder: Path, figure_names: Sequence[str]) -> list[Task
             f"analysis of {figure}",
             jobs.analyse,
             (figure, preset, folder),
-            before | {jobs.run_name(n, seed) for n in FIGURES[figure] for seed in preset.seeds},
+            before
+            | {
+                jobs.run_name(name, seed)
+                for name in FIGURES[figure].experiments
+                for seed in preset.seeds
+            },
         )
         for figure in figure_names
     ]

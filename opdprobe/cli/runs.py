@@ -95,22 +95,22 @@ def reproduce(arguments: argparse.Namespace) -> None:
 def figures(arguments: argparse.Namespace) -> None:
     """Draw figures and list their claims, or check that both are up to date."""
     import figures
-    from analyses.claims import check_claims, write_claims
+    from analyses.pages import check_pages, write_pages
 
     results = arguments.results or figures.COMMITTED
     out = arguments.out or (
         arguments.results.parent / "figures" if arguments.results else Path("docs/figures")
     )
-    claims = out.parent / "claims.md"
     if arguments.check:
         figures.check(results, out, arguments.name or None)
-        check_claims(claims, results)
-        console.print(f"{out} and {claims} are up to date.", soft_wrap=True)
+        check_pages(out, results)
+        console.print(f"{out} and the pages beside it are up to date.", soft_wrap=True)
         return
-    for path in figures.make(results, out, arguments.name or None):
+    for path in [
+        *figures.make(results, out, arguments.name or None),
+        *write_pages(out, results),
+    ]:
         console.print(str(path), soft_wrap=True)
-    write_claims(claims, results)
-    console.print(str(claims), soft_wrap=True)
 
 
 def train(arguments: argparse.Namespace) -> None:

@@ -19,7 +19,7 @@ from opdprobe.report.run_panels import report_panels
 from opdprobe.report.token_text import visible
 from opdprobe.report.view import model_name, run_labels, short_name, write_view
 from opdprobe.store import Run
-from opdprobe.store.step import write_whole
+from opdprobe.store.files import write_text
 from opdprobe.train.config import OPDConfig
 
 
@@ -101,7 +101,7 @@ def write_run_report(
         linked = [[finding.step for finding in some] for some in findings]
         write_view(view_path, runs, keep=linked)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda file: file.write(page.encode()))
+    write_text(path, page)
     return findings
 
 

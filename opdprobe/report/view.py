@@ -19,7 +19,8 @@ from opdprobe.errors import ConfigError, StoreError
 from opdprobe.report.token_text import TokenTexts
 from opdprobe.report.view_data import VIEWED, level_bounds, pack_json, pack_step
 from opdprobe.store import Run
-from opdprobe.store.step import read_counts, write_whole
+from opdprobe.store.files import write_text
+from opdprobe.store.step import read_counts
 
 _SCRIPTS = ("view_data.js", "view_draw.js", "view.js")
 _FEWEST_STEPS = 12  # where a page is too large, steps go first, down to so many; then rollouts
@@ -317,4 +318,4 @@ def _csp_hash(text: str) -> str:
 
 def _replace(path: Path, page: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda file: file.write(page.encode()))
+    write_text(path, page)

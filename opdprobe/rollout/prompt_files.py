@@ -22,8 +22,8 @@ from opdprobe.rollout.prompts import (
     report_faults,
     strip_instruction,
 )
+from opdprobe.store.files import write_text
 from opdprobe.store.safe_text import parse_json
-from opdprobe.store.step import explain_unwritable, write_whole
 
 __all__ = [
     "BOXED_TEMPLATE",
@@ -218,8 +218,7 @@ def save_prompts(prompts: Iterable[Prompt], path: str | Path) -> None:
     if not lines:
         raise PromptError(f"{path}: no prompts to write; expected at least one")
     text = "".join(line + "\n" for line in lines)
-    with explain_unwritable(f"writing {path}"):
-        write_whole(path, lambda file: file.write(text.encode()))
+    write_text(path, text)
 
 
 def _to_line(prompt: Prompt) -> str:

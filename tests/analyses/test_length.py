@@ -10,8 +10,9 @@ from scipy import stats
 
 from analyses import length
 from analyses.evidence import Evidence
-from analyses.experiments import FIGURES, LENGTHS
+from analyses.experiments import LENGTHS
 from analyses.presets import PRESETS
+from analyses.registry import FIGURES
 from analyses.results import load, save
 from opdprobe.store import RunWriter, open_run
 from opdprobe.testing import synthetic_step
@@ -86,7 +87,7 @@ def make(tmp_path_factory):
             models=PRESETS["quick"].models,
             runs={
                 name: [write_run(folder / f"{name}-{s}", name, s, **settings) for s in seeds]
-                for name in FIGURES["fig11"]
+                for name in FIGURES["fig11"].experiments
             },
             scores={"student": {"easy": np.zeros(40), "hard": np.zeros(40)}},
             continuations={"probe_success": [continuation(s, gain_at=gain_at) for s in seeds]},

@@ -8,7 +8,8 @@ import pytest
 from scipy import stats
 
 from analyses import alignment, cold_start, content, overview, scale, selection, teachers, template
-from analyses.experiments import EXPERIMENTS, FIGURES
+from analyses.experiments import EXPERIMENTS
+from analyses.registry import FIGURES
 from analyses.results import load, save
 
 ANALYSES = {
@@ -35,7 +36,7 @@ WHOLE = (
 
 @pytest.fixture(scope="module")
 def evidence(make_evidence):
-    used = {name for figure in ANALYSES for name in FIGURES[figure]}
+    used = {name for figure in ANALYSES for name in FIGURES[figure].experiments}
     return make_evidence({name: 12 if name in WHOLE else 1 for name in sorted(used)})
 
 
@@ -255,7 +256,7 @@ def test_results_are_labelled_and_survive_the_file(results, tmp_path):
         assert [claim.id for claim in back.claims] == [claim.id for claim in result.claims]
         assert result.figure == figure
         assert all(claim.id.startswith(f"{figure}.") for claim in result.claims)
-        assert set(result.meta.runs) == set(FIGURES[figure])
+        assert set(result.meta.runs) == set(FIGURES[figure].experiments)
         assert len({panel.name for panel in result.panels}) == len(result.panels)
         for panel in result.panels:
             assert panel.x_label

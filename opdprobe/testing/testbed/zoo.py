@@ -6,9 +6,7 @@ so that nothing else in the library knows whether it runs on the testbed or on Q
 
 import hashlib
 import json
-import os
 import random
-import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -17,8 +15,9 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from opdprobe.models.load import load_model, load_tokenizer
+from opdprobe.models.save import saving
 from opdprobe.rollout.prompts import EncodedPrompt, encode_prompts
-from opdprobe.store.step import TEMPORARY
+from opdprobe.store.files import write_directory
 from opdprobe.testing.testbed import members
 from opdprobe.testing.testbed.members import (
     MAX_COMPLETION_LENGTH,
@@ -196,33 +195,26 @@ def check(name: str, *, tolerance: float = 0.03) -> dict[str, float | str]:
 
 def _publish(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Put a member into the zoo, whole and measured or not at all."""
-    target, temporary, old = (
-        members.ZOO / f"{prefix}{name}" for prefix in ("", TEMPORARY, ".tmp-old-")
-    )
-    for left in (temporary, old):  # of a process that was killed here
-        shutil.rmtree(left, ignore_errors=True)
-    model.bfloat16().save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
-    shipped = load_model(temporary, dtype=torch.float32)
     member = members.MEMBERS[name]
-    entry = {
-        "analog": member.analog,
-        "parent": member.parent,
-        "parameters": sum(p.numel() for p in shipped.parameters()),
-        "sha256": _digest(temporary),
-        "accuracy": round(measure(shipped, tokenizer), 4),
-        "teacher": member.teacher,
-        "corpus": None
-        if member.teacher or isinstance(member.recipe, GRPOConfig)
-        else member.corpus,
-        "recipe": {"type": type(member.recipe).__name__, **member.recipe.to_dict()},
-    }
-    # One file a member, so that two may be built at the same time.
-    (temporary / RECORD).write_text(json.dumps(entry, indent=2) + "\n")
-    if target.exists():
-        os.replace(target, old)  # at no time does half of one bear its name
-    os.replace(temporary, target)
-    shutil.rmtree(old, ignore_errors=True)
+    with write_directory(members.ZOO / name) as directory:
+        with saving():
+            model.bfloat16().save_pretrained(directory)
+            tokenizer.save_pretrained(directory)
+        shipped = load_model(directory, dtype=torch.float32)
+        entry = {
+            "analog": member.analog,
+            "parent": member.parent,
+            "parameters": sum(p.numel() for p in shipped.parameters()),
+            "sha256": _digest(directory),
+            "accuracy": round(measure(shipped, tokenizer), 4),
+            "teacher": member.teacher,
+            "corpus": None
+            if member.teacher or isinstance(member.recipe, GRPOConfig)
+            else member.corpus,
+            "recipe": {"type": type(member.recipe).__name__, **member.recipe.to_dict()},
+        }
+        # One file a member, so that two may be built at the same time.
+        (directory / RECORD).write_text(json.dumps(entry, indent=2) + "\n")
 
 
 def _new_model(tokenizer: PreTrainedTokenizerBase, *, hidden_size: int, layers: int):
