@@ -11,6 +11,7 @@ from rich.console import ConsoleRenderable
 from rich.logging import RichHandler
 
 from opdprobe import __version__
+from opdprobe.cli import demo as demo_command
 from opdprobe.cli import recipes as recipe_commands
 from opdprobe.cli import reports as report_command
 from opdprobe.cli import runs as commands
@@ -60,7 +61,12 @@ def _goes_on(arguments: argparse.Namespace) -> bool:
         return not arguments.no_resume
     if arguments.run is commands.zoo:
         return arguments.action == "build"
-    return arguments.run in (commands.reproduce, commands.probe, recipe_commands.cold_start)
+    return arguments.run in (
+        demo_command.demo,
+        commands.reproduce,
+        commands.probe,
+        recipe_commands.cold_start,
+    )
 
 
 class _Handler(RichHandler):
@@ -83,6 +89,10 @@ def _parser() -> argparse.ArgumentParser:
         sub = subparsers.add_parser(name, help=help, description=help)
         sub.set_defaults(run=run)
         return sub
+
+    sub = command("demo", demo_command.demo, "a first run: one success and one failure, compared")
+    sub.add_argument("--out", type=Path, default=Path("out"), help="default: %(default)s")
+    sub.add_argument("--workers", type=_positive, default=2, help="processes side by side")
 
     sub = command("reproduce", commands.reproduce, "run a preset, draw its figures, report")
     sub.add_argument("--preset", choices=["quick", "full", "paper"], default="quick")
