@@ -48,7 +48,7 @@ test-oldest: .venv-oldest/.installed
 	  --deselect 'tests/rollout/test_sample.py::test_greedy_rollouts_equal_generate_row_by_row[gpt2-eos1'
 
 test-install: export OMP_NUM_THREADS := 1
-test-install: .venv/.installed
+test-install: .venv/.installed-dev
 	@$(BIN)/python tests/install/check_install.py
 
 .venv-oldest/.installed: pyproject.toml constraints-oldest.txt
