@@ -61,7 +61,8 @@ class Environment:
         self.cwd.mkdir()
 
     def install(self, *arguments: object) -> None:
-        options = ["--quiet", "-c", ROOT / "constraints.txt"]
+        # Most of torch is never imported: do not compile it.
+        options = ["--quiet", "--no-compile", "-c", ROOT / "constraints.txt"]
         command = [*PIP, "--python", self.python, "install", *options, *arguments]
         subprocess.run(command, check=True)
 

@@ -1,6 +1,7 @@
 """Writing a run: zarr's own encoding, a step on a thread, one process at a time."""
 
 import errno
+import gc
 import json
 import os
 import subprocess
@@ -8,6 +9,7 @@ import sys
 import threading
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from unittest.mock import Mock
 
 import numpy as np
@@ -228,6 +230,21 @@ def test_one_process_writes_a_run_at_a_time_and_a_killed_one_lets_go(tmp_path):
         finally:
             other.kill()
     writer(tmp_path, resume=True).write_step(0, synthetic_step(0))
+
+
+def test_a_writer_made_by_a_thread_that_has_ended_lets_go(tmp_path):
+    with ThreadPoolExecutor(1) as thread:
+        made = thread.submit(writer, tmp_path).result()
+    made.write_step(0, synthetic_step(0))
+    del made
+    gc.collect()
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    ) as other:
+        try:
+            assert other.stdout.readline() == "held\n"
+        finally:
+            other.kill()
 
 
 def test_a_process_may_go_on_with_a_run_that_it_has_open(tmp_path):
