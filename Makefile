@@ -6,13 +6,14 @@
 #   make lint      lint and type-check only
 #   make benchmarks    all tables of docs/performance.md, about 40 minutes
 #   make test-oldest   test with the oldest dependencies that pyproject.toml allows, in .venv-oldest
+#   make test-install  build the wheel and install it into fresh environments, without and with torch
 #   make clean     remove .venv, .venv-oldest and all caches; runs and results stay
 # Another interpreter: make demo PYTHON=python3.12 (after make clean, if .venv is there already).
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-oldest benchmarks docs figures lint clean
+.PHONY: demo test test-oldest test-install benchmarks docs figures lint clean
 .DEFAULT_GOAL := demo
 
 demo: .venv/.installed
@@ -41,10 +42,14 @@ test-oldest: .venv-oldest/.installed
 	@.venv-oldest/bin/python -m pytest -n 2 \
 	  --deselect 'tests/rollout/test_sample.py::test_greedy_rollouts_equal_generate_row_by_row[gpt2-eos1'
 
+test-install: export OMP_NUM_THREADS := 1
+test-install: .venv/.installed
+	@$(BIN)/python tests/install/check_install.py
+
 .venv-oldest/.installed: pyproject.toml constraints-oldest.txt
 	@test -x .venv-oldest/bin/pip || $(PYTHON) -m venv .venv-oldest
 	@.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check \
-	  -c constraints-oldest.txt -e '.[math,gguf]' peft pytest pytest-xdist hypothesis
+	  -c constraints-oldest.txt -e '.[train,math,gguf]' peft seaborn pytest pytest-xdist hypothesis
 	@touch $@
 
 # Without the variable, pyright asks the network for its newest release.

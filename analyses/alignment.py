@@ -56,9 +56,9 @@ def _panels(evidence: Evidence, *runs: str) -> list[Panel]:
     rl, large = (EXPERIMENTS[name].teacher for name in runs)
     return [
         accuracy_panel(evidence, labels, {rl: "RL'd teacher", large: "larger teacher"}),
-        curve_panel(evidence, "overlap_ratio", labels, title="Overlap ratio"),
-        curve_panel(evidence, "overlap_token_advantage", labels, title="Overlap-token advantage"),
-        curve_panel(evidence, "entropy_gap", labels, title="Entropy gap"),
+        curve_panel(evidence, "overlap_ratio", labels),
+        curve_panel(evidence, "overlap_token_advantage", labels),
+        curve_panel(evidence, "entropy_gap", labels),
     ]
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 
 from analyses.evidence import Evidence
-from opdprobe.report.estimate import Estimate, combine
+from opdprobe.probes.bootstrap import Estimate
+from opdprobe.report.estimate import combine
 from opdprobe.report.panel import Panel, Series
 
 

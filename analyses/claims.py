@@ -2,16 +2,13 @@
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.table import Table
 from rich.text import Text
 
 from analyses.reasons import REASONS
-from analyses.results import Claim, Results, load
-from opdprobe.errors import OPDProbeError
+from analyses.results import Claim, Results
 from opdprobe.report.estimate import number
-from opdprobe.store.step import write_whole
 
 # Presets whose models are the testbed's: what it lacks explains nothing about anybody else's.
 _TESTBED = ("quick", "full")
@@ -155,30 +152,3 @@ def _pilots(results: Sequence[Results]) -> list[str]:
         "seed 0, which is one of the seeds here; [the notebook](lab-notebook.md) says how.",
         "",
     ]
-
-
-def write_claims(path: Path, results_dir: Path) -> None:
-    """Write the page of all claims that a directory of results holds, whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    text = claims_markdown(_load_all(results_dir))
-    write_whole(path, lambda file: file.write(text.encode()))
-
-
-def check_claims(path: Path, results_dir: Path) -> None:
-    """Compare the page with what the results give; write nothing.
-
-    Raises
-    ------
-    OPDProbeError
-        It is missing or differs.
-    """
-    want = claims_markdown(_load_all(results_dir))
-    if not path.exists() or path.read_text(encoding="utf-8") != want:
-        raise OPDProbeError(
-            f"{path} is missing, or not what the results in {results_dir} give; write it again "
-            "with `opdprobe figures`."
-        )
-
-
-def _load_all(results_dir: Path) -> list[Results]:
-    return [load(path) for path in sorted(Path(results_dir).glob("*.json"))]

@@ -1,5 +1,7 @@
 """Figures 8, 21: does SFT on the teacher's rollouts, before OPD, help (§5.1, App. C.2)?"""
 
+from dataclasses import replace
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -16,7 +18,7 @@ from analyses.evidence import (
     ratios,
 )
 from analyses.results import Results
-from opdprobe.report.estimate import Estimate, resample
+from opdprobe.probes.bootstrap import Estimate, resample
 from opdprobe.store.schema import MODELS
 
 RUNS = {"cold_start": "cold start", "no_cold_start": "no cold start"}
@@ -39,8 +41,8 @@ def analyse(evidence: Evidence) -> Results:
         meta=evidence.meta(list(RUNS)),
         panels=[
             accuracy_panel(evidence, RUNS, {"cold_teacher": "teacher"}),
-            curve_panel(evidence, "overlap_ratio", RUNS, title="Overlap ratio"),
-            curve_panel(evidence, "entropy_gap", RUNS, title="Entropy gap"),
+            curve_panel(evidence, "overlap_ratio", RUNS),
+            curve_panel(evidence, "entropy_gap", RUNS),
         ],
         claims=[
             at_least(
@@ -104,10 +106,8 @@ def mass(evidence: Evidence) -> Results:
         "low and unstable.",
         meta=evidence.meta(list(RUNS)),
         panels=[
-            curve_panel(
-                evidence,
-                f"{model}_overlap_mass",
-                RUNS,
+            replace(
+                curve_panel(evidence, f"{model}_overlap_mass", RUNS),
                 title=f"{model.capitalize()} mass",
             )
             for model in MODELS

@@ -32,9 +32,9 @@ def analyse(evidence: Evidence) -> Results:
         meta=evidence.meta(list(RUNS)),
         panels=[
             accuracy_panel(evidence, RUNS, {"rl_base_large": "teacher"}),
-            curve_panel(evidence, "overlap_ratio", RUNS, title="Overlap ratio"),
-            curve_panel(evidence, "student_overlap_mass", RUNS, title="Student overlap mass"),
-            curve_panel(evidence, "student_entropy", RUNS, title="Student entropy"),
+            curve_panel(evidence, "overlap_ratio", RUNS),
+            curve_panel(evidence, "student_overlap_mass", RUNS),
+            curve_panel(evidence, "student_entropy", RUNS),
         ],
         claims=[
             at_least(

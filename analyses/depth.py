@@ -8,8 +8,10 @@ from analyses.evidence import FIRST, Evidence, claim, ratios
 from analyses.results import Claim, Results
 from analyses.sums import window
 from opdprobe.probes import heat_map
-from opdprobe.report.estimate import Estimate, exact, ratio, spearman
-from opdprobe.report.panel import Heat, Panel, axis_label
+from opdprobe.probes.bootstrap import Estimate, ratio
+from opdprobe.probes.quantities import axis_label
+from opdprobe.report.estimate import exact, spearman
+from opdprobe.report.panel import Heat, Panel
 
 RUN = "length_6"
 N_ROWS = 20

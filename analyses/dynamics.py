@@ -6,20 +6,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analyses.evidence import Evidence, metric_series
-from opdprobe.report.estimate import Estimate, combine, exact
+from opdprobe.probes.bootstrap import Estimate
+from opdprobe.probes.quantities import scalar
+from opdprobe.report.estimate import combine, exact
 from opdprobe.report.panel import Panel, Series
 
-LOGGED = {
-    "overlap_ratio": ("Overlap ratio", "overlap ratio"),
-    "student_entropy": ("Student entropy", "student entropy [nats]"),
-    "grad_norm": ("Gradient norm", "gradient norm"),
-}
+LOGGED = ("overlap_ratio", "student_entropy", "grad_norm")
 
 
 def dynamics_panels(
     evidence: Evidence,
     experiments: Mapping[str, str],
-    quantities: Mapping[str, tuple[str, str]] = LOGGED,
+    quantities: Sequence[str] = LOGGED,
 ) -> list[Panel]:
     """Logged scalars by training step: overlap ratio, student entropy and gradient norm.
 
@@ -30,21 +28,21 @@ def dynamics_panels(
     experiments
         Experiment to legend label; an experiment's name is also its plotting role.
     quantities
-        Name in ``Run.metrics`` to title and axis label.
+        Names in ``Run.metrics``.
     """
     return [
         Panel(
             name=name,
-            title=title,
+            title=scalar(name).title,
             x_label="training step",
-            y_label=label,
+            y_label=scalar(name).label,
             kind="line",
             series=[
                 metric_series(evidence.runs[run], name, role=run, label=legend)
                 for run, legend in experiments.items()
             ],
         )
-        for name, (title, label) in quantities.items()
+        for name in quantities
     ]
 
 

@@ -12,20 +12,14 @@ from scipy.special import stdtrit
 
 from analyses.experiments import EXPERIMENTS
 from analyses.results import Claim, Meta
-from analyses.sums import Sums, add_up
+from analyses.sums import add_up
 from opdprobe import __version__
 from opdprobe.probes import gap_recovery_rate
+from opdprobe.probes.bootstrap import LEVEL, Estimate, ratio, resample
+from opdprobe.probes.quantities import scalar
+from opdprobe.probes.rollout_sums import RolloutSums
 from opdprobe.report.course import EDGE
-from opdprobe.report.estimate import (
-    LEVEL,
-    MIN_SEEDS,
-    N_BOOT,
-    Estimate,
-    combine,
-    interval_name,
-    ratio,
-    resample,
-)
+from opdprobe.report.estimate import MIN_SEEDS, combine, interval_name
 from opdprobe.report.panel import Panel, Reference, Series
 from opdprobe.store import Run
 
@@ -59,9 +53,9 @@ class Evidence:
     runs: dict[str, list[Run]]
     scores: dict[str, dict[str, NDArray[np.float64]]]
     continuations: dict[str, list[xr.Dataset]] = field(default_factory=dict)
-    sums: dict[Path, Sums] = field(default_factory=dict)
+    sums: dict[Path, RolloutSums] = field(default_factory=dict)
 
-    def sums_of(self, run: Run) -> Sums:
+    def sums_of(self, run: Run) -> RolloutSums:
         """Sums of a run's probes by rollout; added up when first asked for."""
         if run.path not in self.sums:
             self.sums[run.path] = add_up(run)
@@ -110,16 +104,11 @@ class Evidence:
 
         Probes are those of `analyses.sums.PROBES`.
         """
-        found = []
-        for run in self.runs[experiment]:
-            sums = self.sums_of(run)
-            rows = sums.rows(steps)
-            found.append(resample(sums.total[probe][rows], sums.n[probe][rows]))
-        return found
+        return [self.sums_of(run).mean(probe, steps) for run in self.runs[experiment]]
 
     def by_step(self, experiment: str, probe: str) -> list[NDArray[np.float64]]:
         """A probe's mean at each recorded step, one array a seed."""
-        return [means(self.sums_of(run), probe) for run in self.runs[experiment]]
+        return [self.sums_of(run).means(probe) for run in self.runs[experiment]]
 
     def change(self, experiment: str, probe: str) -> list[Estimate]:
         """A probe's mean over the last recorded steps minus that over the first."""
@@ -228,22 +217,13 @@ def accuracy_panel(
     )
 
 
-def means(sums: Sums, probe: str) -> NDArray[np.float64]:
-    """Mean of a probe at each step."""
-    starts = sums.first[:-1]
-    return ratio(np.add.reduceat(sums.total[probe], starts), np.add.reduceat(sums.n[probe], starts))
-
-
-def curve_panel(
-    evidence: Evidence, probe: str, experiments: Mapping[str, str], *, title: str
-) -> Panel:
-    """Draw a probe's mean over states by training step, one line an experiment."""
-    sums = evidence.sums_of(evidence.runs[next(iter(experiments))][0])
+def curve_panel(evidence: Evidence, probe: str, experiments: Mapping[str, str]) -> Panel:
+    """Draw a quantity's mean over states by training step, one line per experiment."""
     return Panel(
         name=probe,
-        title=title,
+        title=scalar(probe).title,
         x_label="training step",
-        y_label=sums.label[probe],
+        y_label=scalar(probe).label,
         kind="line",
         series=[
             curve_series(evidence, name, probe, role=name, label=label)
@@ -257,31 +237,14 @@ def curve_series(
 ) -> Series:
     """A probe by step: one run with its bootstrap band, or the mean of seeds with a t-interval."""
     every = [evidence.sums_of(run) for run in evidence.runs[experiment]]
-    value = np.array([means(sums, probe) for sums in every])
+    value = np.array([sums.means(probe) for sums in every])
     if len(every) >= MIN_SEEDS:
         low, high = _seed_interval(value)
     else:
-        bands = [_band(sums, probe) for sums in every]
+        bands = [sums.band(probe) for sums in every]
         low, high = np.mean(bands, axis=0)
     x = every[0].steps.tolist()
     return Series(role, label, x=x, y=value.mean(0).tolist(), low=low.tolist(), high=high.tolist())
-
-
-def _band(sums: Sums, probe: str) -> NDArray[np.float64]:
-    """Ends of the bootstrap interval at each step, as `opdprobe.curve` draws it."""
-    ends = np.full((2, len(sums.steps)), np.nan)
-    for i, step in enumerate(sums.steps.tolist()):
-        rows = sums.rows(slice(i, i + 1))
-        there = sums.length[rows] > 0
-        total, n = sums.total[probe][rows][there], sums.n[probe][rows][there]
-        if np.count_nonzero(n) < 2:  # one rollout drawn again and again shows no spread
-            continue
-        share = np.full(n.size, 1 / n.size)
-        drawn = np.random.default_rng([0, step]).multinomial(n.size, share, size=N_BOOT)
-        ends[:, i] = np.nanquantile(
-            ratio(drawn @ total, drawn @ n), [(1 - LEVEL) / 2, (1 + LEVEL) / 2]
-        )
-    return ends
 
 
 def metric_series(runs: Sequence[Run], name: str, *, role: str, label: str) -> Series:

@@ -1,14 +1,11 @@
-"""What is run for which figure, and on which models: the plan behind `opdprobe reproduce`.
+"""What is run, and on which models: the plan behind `opdprobe reproduce`.
 
 An experiment names *roles*; a preset says which model, which prompts play each role. The same code
 therefore runs on the testbed (quick, full), on the paper's models (paper) and on anybody's own.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
-
-from opdprobe.errors import OPDProbeError
 
 MODEL_ROLES = {
     "student": "the student before RL (paper: DeepSeek-R1-Distill-Qwen-1.5B)",
@@ -150,62 +147,3 @@ EXPERIMENTS = {
         "student", "rl_student", select="max_divergence", max_completion_length=1.5
     ),
 }
-
-FIGURES = {
-    "fig01": ("success", "failure", "large_same", "large_rl", "reverse_small", "reverse_large"),
-    "fig02": ("base_rl", "base_post"),
-    "fig03": ("base_rl", "base_post"),
-    "fig04": ("large_same", "large_rl", "post_same", "post_rl"),
-    "fig05": ("reverse_small", "reverse_large"),
-    "fig06": ("success", "failure"),
-    "fig07": ("baseline", "support_overlap", "support_non_overlap"),
-    "fig08": ("cold_start", "no_cold_start"),
-    "fig09": ("baseline", "template_original"),
-    "fig10": ("base_rl", "content_other"),
-    "fig11": (*LENGTHS, "probe_success"),
-    "fig12": tuple(LENGTHS),
-    "fig13": ("length_6",),
-    "fig14": ("probe_success", "probe_failure"),
-    "fig15": ("baseline", "sampled", "k1_pg", "k4", "k64", "k4_pg", "k16_pg", "k64_pg"),
-    "fig16": ("baseline", "sampled", "k1_pg", "k4", "k64"),
-    "fig17": ("base_rl", "base_post"),
-    "fig18": ("success", "failure"),
-    "fig19": ("success", "failure"),
-    "fig20": ("large_success", "large_failure"),
-    "fig21": ("cold_start", "no_cold_start"),
-    "fig22": ("baseline", "template_original"),
-    "fig23": ("length_6",),
-    "selection": (
-        "select_none",
-        "select_template",
-        "template_original",
-        "select_mixed",
-        "select_divergence",
-        "baseline",
-    ),
-}
-
-
-def roles_of(figure: str) -> tuple[set[str], set[str]]:
-    """Roles of the models and of the prompts that a figure's experiments need."""
-    experiments = [EXPERIMENTS[name] for name in FIGURES[figure]]
-    return (
-        {role for e in experiments for role in (e.student, e.teacher)},
-        {role for e in experiments for role in e.prompt_roles},
-    )
-
-
-def needed(figures: Sequence[str] | None) -> list[str]:
-    """List the experiments that some figures need; all figures by default.
-
-    Raises
-    ------
-    OPDProbeError
-        If a figure is unknown; lists those there are.
-    """
-    chosen = list(FIGURES) if figures is None else figures
-    unknown = sorted(set(chosen) - set(FIGURES))
-    if unknown:
-        raise OPDProbeError(f"no figure {', '.join(unknown)}; there are {', '.join(FIGURES)}.")
-    names = {name for figure in chosen for name in FIGURES[figure]}
-    return [name for name in EXPERIMENTS if name in names]

@@ -3,12 +3,13 @@
 from analyses.dynamics import dynamics_panels
 from analyses.evidence import Evidence, claim, curve_panel
 from analyses.results import Results
+from opdprobe.probes.bootstrap import Estimate, ratio, resample
+from opdprobe.probes.quantities import scalar
 from opdprobe.report.course import EDGE
-from opdprobe.report.estimate import Estimate, ratio, resample
 from opdprobe.store import Run
 
 RUNS = {"success": "success", "failure": "failure"}
-LOGGED = {"loss": ("Loss", "loss [nats]"), "grad_norm": ("Gradient norm", "gradient norm")}
+LOGGED = ("loss", "grad_norm")
 
 
 def analyse(evidence: Evidence) -> Results:
@@ -31,13 +32,13 @@ def analyse(evidence: Evidence) -> Results:
         meta=evidence.meta(list(RUNS)),
         panels=[
             *panels,
-            curve_panel(evidence, "extreme_advantage_gap", RUNS, title="Extreme-advantage gap"),
+            curve_panel(evidence, "extreme_advantage_gap", RUNS),
         ],
         claims=[
             *(
                 claim(
                     f"fig19.{name}",
-                    f"the failing run starts with the smaller {title.lower()}",
+                    f"the failing run starts with the smaller {scalar(name).long_name}",
                     paper="small",
                     ours=start[name],
                     test="mean of the first 5 steps, failure / success < 1, whole interval",
@@ -45,7 +46,7 @@ def analyse(evidence: Evidence) -> Results:
                     whole_interval=True,
                     opposite=lambda low, high: low > 1,
                 )
-                for name, (title, _) in LOGGED.items()
+                for name in LOGGED
             ),
             claim(
                 "fig19.gap",

@@ -5,9 +5,11 @@ import xarray as xr
 
 from analyses.dynamics import dynamics_panels, last_quarter, late_fall, logged, points
 from analyses.evidence import LAST, Evidence, above, at_least, claim, differences, ratios
-from analyses.experiments import FIGURES, LENGTHS
+from analyses.experiments import LENGTHS
+from analyses.registry import FIGURES
 from analyses.results import Results
-from opdprobe.report.estimate import Estimate, combine, exact, ranked, resample
+from opdprobe.probes.bootstrap import Estimate, resample
+from opdprobe.report.estimate import combine, exact, ranked
 from opdprobe.report.panel import Panel, Reference
 
 SHORTEST, *_, LONGEST = LENGTHS
@@ -32,7 +34,7 @@ def analyse(evidence: Evidence) -> Results:
         section="6.1",
         claim="There is a sweet spot of the response length; what the teacher gains by going on "
         "from a student's prefix shrinks as the prefix grows.",
-        meta=evidence.meta(FIGURES["fig11"]),
+        meta=evidence.meta(FIGURES["fig11"].experiments),
         panels=[_accuracy_panel(evidence, final), _gain_panel(gains)],
         claims=[
             at_least(

@@ -44,7 +44,7 @@ def analyse(evidence: Evidence) -> Results:
                 {"student": "pre-RL student", "large": "larger model"},
                 title="Reverse distillation",
             ),
-            curve_panel(evidence, "overlap_ratio", OVERLAP, title="Overlap ratio"),
+            curve_panel(evidence, "overlap_ratio", OVERLAP),
         ],
         claims=[
             above(

@@ -10,7 +10,7 @@ from PIL import Image
 
 from analyses.claims import counts, finding, verdict
 from opdprobe.errors import OPDProbeError
-from opdprobe.store.step import write_whole
+from opdprobe.store.files import write_text
 
 if TYPE_CHECKING:
     from analyses.results import Results
@@ -53,7 +53,7 @@ def write_report(path: Path, results: "Sequence[Results]", figure_dir: Path, *, 
     )
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda file: file.write(page.encode()))
+    write_text(path, page)
 
 
 def _image(path: Path) -> dict[str, Any]:

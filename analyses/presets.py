@@ -4,7 +4,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from analyses.experiments import MODEL_ROLES, PROMPT_ROLES, roles_of
+from analyses.experiments import MODEL_ROLES, PROMPT_ROLES
+from analyses.registry import roles_of
 from opdprobe.errors import ConfigError, shown
 from opdprobe.store.safe_text import parse_yaml
 from opdprobe.train.config import OPDConfig

@@ -6,7 +6,6 @@ are written as ``null`` and as ``"inf"`` or ``"-inf"``.
 
 import json
 import math
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -15,6 +14,7 @@ from typing import Any, Literal
 
 from opdprobe.errors import OPDProbeError
 from opdprobe.report.panel import Heat, Panel, PanelError, Reference, Series
+from opdprobe.store.files import write_text
 
 FORMAT = "opdprobe-results"
 FORMAT_VERSION = 2
@@ -199,9 +199,7 @@ def save(results: Results, path: Path) -> None:
     content["meta"]["runs"] = [{"name": n, **run} for n, run in content["meta"]["runs"].items()]
     text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text + "\n", encoding="utf-8")
-    os.replace(temporary, path)
+    write_text(path, text + "\n")
 
 
 def load(path: Path) -> Results:

@@ -5,7 +5,7 @@ import numpy as np
 from analyses.evidence import Evidence, claim
 from analyses.results import Results
 from opdprobe.probes import reward_auroc
-from opdprobe.report.estimate import N_BOOT, Estimate
+from opdprobe.probes.bootstrap import Estimate, resample_statistic
 from opdprobe.report.panel import Panel, Series
 from opdprobe.store import Run
 
@@ -49,10 +49,8 @@ def _rewards(run: Run) -> tuple[np.ndarray, np.ndarray]:
 
 def _auroc(run: Run) -> Estimate:
     reward, correct = _rewards(run)
-    rows = np.random.default_rng(0).integers(0, len(reward), (N_BOOT, len(reward)))
-    return Estimate(
-        reward_auroc(reward, correct),
-        np.array([reward_auroc(reward[i], correct[i]) for i in rows]),
+    return resample_statistic(
+        lambda rows: reward_auroc(reward[rows], correct[rows]), np.arange(len(reward))
     )
 
 

@@ -48,7 +48,7 @@ def analyse(evidence: Evidence) -> Results:
         meta=evidence.meta(list(RUNS)),
         panels=[
             accuracy_panel(evidence, RUNS, {"rl_student": "teacher"}),
-            curve_panel(evidence, "overlap_ratio", RUNS, title="Overlap ratio"),
+            curve_panel(evidence, "overlap_ratio", RUNS),
         ],
         claims=[
             *(

@@ -10,7 +10,7 @@ from analyses.evidence import (
     differences,
     ratios,
 )
-from analyses.experiments import FIGURES
+from analyses.registry import FIGURES
 from analyses.results import Results
 from opdprobe.report.estimate import ranked
 from opdprobe.report.panel import Panel
@@ -36,7 +36,7 @@ POLICY_GRADIENT = {0: "sampled", 1: "k1_pg", 2: "k4_pg", 3: "k16_pg", 4: "k64_pg
 
 def analyse(evidence: Evidence) -> Results:
     """Accuracy for a sampled token and for top-k lists of several sizes, by both estimators."""
-    final = {name: evidence.accuracy(name) for name in FIGURES["fig15"]}
+    final = {name: evidence.accuracy(name) for name in FIGURES["fig15"].experiments}
     order = ranked({name: final[name] for name in DIRECT.values()})
     worst, best = order[0], order[-1]
     return Results(
@@ -45,7 +45,7 @@ def analyse(evidence: Evidence) -> Results:
         section="6.3",
         claim="Only k = 1 is clearly worse: a few tokens do as well as many, and as the sampled "
         "token.",
-        meta=evidence.meta(FIGURES["fig15"]),
+        meta=evidence.meta(FIGURES["fig15"].experiments),
         panels=[
             accuracy_panel(evidence, RUNS | ALSO, {}),
             Panel(
@@ -107,7 +107,7 @@ def dynamics(evidence: Evidence) -> Results:
         title="Dynamics by support size",
         section="6.3",
         claim="k = 1 is unstable: entropy and gradient norm show spikes.",
-        meta=evidence.meta(FIGURES["fig16"]),
+        meta=evidence.meta(FIGURES["fig16"].experiments),
         panels=dynamics_panels(evidence, RUNS),
         claims=[
             claim(

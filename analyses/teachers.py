@@ -39,7 +39,7 @@ def analyse(evidence: Evidence) -> Results:
         meta=evidence.meta(list(RUNS)),
         panels=[
             accuracy_panel(evidence, RUNS, TEACHERS),
-            curve_panel(evidence, "overlap_ratio", RUNS, title="Overlap ratio"),
+            curve_panel(evidence, "overlap_ratio", RUNS),
         ],
         claims=[
             at_least(

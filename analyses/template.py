@@ -27,7 +27,7 @@ def analyse(evidence: Evidence) -> Results:
         meta=evidence.meta(list(RUNS)),
         panels=[
             accuracy_panel(evidence, RUNS, REFERENCES),
-            curve_panel(evidence, "overlap_ratio", RUNS, title="Overlap ratio"),
+            curve_panel(evidence, "overlap_ratio", RUNS),
         ],
         claims=[
             at_least(

@@ -4,69 +4,19 @@ The same results give the same bytes, on one release of Matplotlib. A PNG carrie
 ``Description``.
 """
 
-import os
 from collections.abc import Iterator, Sequence
+from importlib import import_module
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
+from analyses.registry import FIGURES
 from analyses.results import Results, ResultsError, load
-from figures import (
-    fig01,
-    fig02,
-    fig03,
-    fig04,
-    fig05,
-    fig06,
-    fig07,
-    fig08,
-    fig09,
-    fig10,
-    fig11,
-    fig12,
-    fig13,
-    fig14,
-    fig15,
-    fig16,
-    fig17,
-    fig18,
-    fig19,
-    fig20,
-    fig21,
-    fig22,
-    fig23,
-    selection,
-)
 from opdprobe.report.style import FigureError, style
+from opdprobe.store.files import write_whole
 
 COMMITTED = Path(__file__).with_name("results")
 """Results of the preset *full* that come with the package."""
-
-FIGURES = {
-    "fig01": fig01,
-    "fig02": fig02,
-    "fig03": fig03,
-    "fig04": fig04,
-    "fig05": fig05,
-    "fig06": fig06,
-    "fig07": fig07,
-    "fig08": fig08,
-    "fig09": fig09,
-    "fig10": fig10,
-    "fig11": fig11,
-    "fig12": fig12,
-    "fig13": fig13,
-    "fig14": fig14,
-    "fig15": fig15,
-    "fig16": fig16,
-    "fig17": fig17,
-    "fig18": fig18,
-    "fig19": fig19,
-    "fig20": fig20,
-    "fig21": fig21,
-    "fig22": fig22,
-    "fig23": fig23,
-    "selection": selection,
-}
 
 
 def figure_names() -> list[str]:
@@ -110,9 +60,7 @@ def make(results_dir: Path, out_dir: Path, names: Sequence[str] | None = None) -
     for name, content in list(_files(Path(results_dir), names)):
         path = Path(out_dir, name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
+        write_whole(path, lambda file, content=content: file.write(content))
         written.append(path)
     return written
 
@@ -156,10 +104,14 @@ def _files(results_dir: Path, names: Sequence[str] | None) -> Iterator[tuple[str
     for name in names:
         yield from _images(name, load(results_dir / f"{name}.json"))
     captions = [
-        f"## {name}\n\n{FIGURES[name].caption(load(results_dir / f'{name}.json'))}\n"
+        f"## {name}\n\n{_module(name).caption(load(results_dir / f'{name}.json'))}\n"
         for name in there
     ]
     yield "captions.md", "\n".join(captions).encode()
+
+
+def _module(name: str) -> Any:
+    return import_module(f"figures.{name}")
 
 
 def _images(name: str, results: Results) -> Iterator[tuple[str, bytes]]:
@@ -168,9 +120,9 @@ def _images(name: str, results: Results) -> Iterator[tuple[str, bytes]]:
     # None leaves out the date and the program, which would change the bytes.
     metadata = {
         "pdf": {"CreationDate": None, "Producer": None, "Creator": None, "Title": results.title},
-        "png": {"Software": None, "Description": FIGURES[name].caption(results)},
+        "png": {"Software": None, "Description": _module(name).caption(results)},
     }
-    figure = FIGURES[name].draw(results)
+    figure = _module(name).draw(results)
     with style():
         for extension, entries in metadata.items():
             buffer = BytesIO()

@@ -1,7 +1,7 @@
 """opdprobe: token-level analysis of on-policy distillation.
 
-Probes, stores and curves need numpy and xarray only; what needs torch is imported when first asked
-for, so that a recorded run can be read where torch is not installed.
+``pip install opdprobe`` installs what reads, analyses and draws a recorded run. What samples or
+trains needs ``opdprobe[train]``, and is imported on first use.
 """
 
 import sys
@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from opdprobe.errors import (
     ConfigError,
+    MissingExtraError,
     ModelError,
     NonFiniteError,
     OPDProbeError,
     PromptError,
     StoreError,
     VocabularyError,
+    needs_train_extra,
 )
 from opdprobe.probes import (
     accessor,  # noqa: F401  # registers ds.opd
@@ -68,6 +70,7 @@ __all__ = [
     "SCHEMA_VERSION",
     "Callback",
     "ConfigError",
+    "MissingExtraError",
     "ModelError",
     "NonFiniteError",
     "OPDConfig",
@@ -107,7 +110,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        return getattr(import_module(_LAZY[name]), name)
+        with needs_train_extra(f"opdprobe.{name}"):
+            return getattr(import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'opdprobe' has no attribute {name!r}")
 
 

@@ -6,6 +6,11 @@ Each message says what came, what was expected and what to do. The command line 
 
 import reprlib
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_TRAIN_EXTRA = {"accelerate", "pyarrow", "safetensors", "tokenizers", "torch", "transformers"}
+"""What ``opdprobe[train]`` installs and opdprobe alone does not."""
 
 # Control and format characters (among them those that turn the direction of writing), halves of
 # surrogate pairs, and line breaks that are none in a terminal.
@@ -89,3 +94,41 @@ class PromptError(OPDProbeError, ValueError):
 
 class ConfigError(OPDProbeError, ValueError):
     """A setting is out of range, or two settings contradict each other."""
+
+
+class MissingExtraError(OPDProbeError, ImportError):
+    """A package is needed that only ``opdprobe[train]`` installs."""
+
+
+@contextmanager
+def needs_train_extra(what: str) -> Iterator[None]:
+    """Name the extra to install if the block fails to import one of its packages.
+
+    Parameters
+    ----------
+    what : str
+        What needs the package: the subject of the message.
+
+    Raises
+    ------
+    MissingExtraError
+        A package of the extra is not installed. The failure to import any other module is raised
+        as it is.
+
+    Examples
+    --------
+    >>> with needs_train_extra("opdprobe.OPDTrainer"):
+    ...     raise ModuleNotFoundError("No module named 'torch'", name="torch")
+    Traceback (most recent call last):
+    ...
+    opdprobe.errors.MissingExtraError: opdprobe.OPDTrainer needs torch, which is not installed:
+    pip install 'opdprobe[train]'
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if error.name not in _TRAIN_EXTRA:
+            raise
+        raise MissingExtraError(
+            f"{what} needs {error.name}, which is not installed: pip install 'opdprobe[train]'"
+        ) from error

@@ -5,8 +5,7 @@ already.
 """
 
 import json
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,59 +13,16 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from analyses import (
-    alignment,
-    cold_start,
-    content,
-    depth,
-    gradients,
-    length,
-    mass,
-    overview,
-    reverse,
-    reward,
-    scale,
-    selection,
-    sums,
-    supports,
-    sweep,
-    teachers,
-    template,
-)
+from analyses import sums
 from analyses.evidence import Evidence
-from analyses.experiments import EXPERIMENTS, FIGURES, Experiment
+from analyses.experiments import EXPERIMENTS, Experiment
 from analyses.presets import Preset
-from analyses.results import Results, save
+from analyses.registry import FIGURES
+from analyses.results import save
 from opdprobe.errors import OPDProbeError
 from opdprobe.store import RunWriter, open_run
+from opdprobe.store.files import write_text, write_whole
 from opdprobe.train.pool import Report
-
-ANALYSES: dict[str, Callable[[Evidence], Results]] = {
-    "fig01": overview.analyse,
-    "fig02": teachers.analyse,
-    "fig03": teachers.own_accuracy,
-    "fig04": scale.analyse,
-    "fig05": reverse.analyse,
-    "fig06": alignment.analyse,
-    "fig07": supports.analyse,
-    "fig08": cold_start.analyse,
-    "fig09": template.analyse,
-    "fig10": content.analyse,
-    "fig11": length.analyse,
-    "fig12": length.dynamics,
-    "fig13": depth.student,
-    "fig14": reward.analyse,
-    "fig15": sweep.analyse,
-    "fig16": sweep.dynamics,
-    "fig17": teachers.by_benchmark,
-    "fig18": mass.analyse,
-    "fig19": gradients.analyse,
-    "fig20": alignment.larger_student,
-    "fig21": cold_start.mass,
-    "fig22": template.by_benchmark,
-    "fig23": depth.teacher,
-    "selection": selection.analyse,
-}
 
 
 def train(name: str, seed: int, preset: Preset, folder: Path, report: Report) -> None:
@@ -200,10 +156,8 @@ def probe(name: str, seed: int, preset: Preset, folder: Path, report: Report) ->
         Sampling(config.max_completion_length, seed=seed, width=pair.width),
         depths=preset.depths,
     )
-    temporary = gains.with_suffix(".tmp.npz")
-    temporary.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(temporary, depth=found["depth"], teacher=found["teacher"], student=found["student"])
-    os.replace(temporary, gains)
+    arrays: dict[str, Any] = {name: found[name].values for name in ("depth", "teacher", "student")}
+    write_whole(gains, lambda file: np.savez(file, **arrays))
 
 
 def score(role: str, preset: Preset, folder: Path, report: Report) -> None:
@@ -249,15 +203,15 @@ def score(role: str, preset: Preset, folder: Path, report: Report) -> None:
         )
     report(len(preset.benchmarks), len(preset.benchmarks))
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps({"settings": settings, "scores": scores}))
-    os.replace(temporary, path)
+    write_text(path, json.dumps({"settings": settings, "scores": scores}))
 
 
 def analyse(figure: str, preset: Preset, folder: Path, report: Report) -> None:
     """Turn a figure's runs into its results file."""
     report(0, 1)
-    save(ANALYSES[figure](evidence(preset, folder, FIGURES[figure])), results_path(folder, figure))
+    made = FIGURES[figure]
+    results = made.analyse(evidence(preset, folder, made.experiments))
+    save(results, results_path(folder, figure))
     report(1, 1)
 
 

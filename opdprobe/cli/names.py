@@ -9,9 +9,9 @@ from pathlib import Path
 from opdprobe.rollout.grade import Grader, grade_math
 from opdprobe.rollout.prompt_files import load_prompts
 from opdprobe.rollout.prompts import Prompt
+from opdprobe.testing.testbed.members import zoo_path
 from opdprobe.testing.testbed.problems import DATA_SOURCE, problems
 from opdprobe.testing.testbed.problems import grader as testbed_grader
-from opdprobe.testing.testbed.zoo import zoo_path
 
 
 def resolve_model(name: str) -> str | Path:

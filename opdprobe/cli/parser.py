@@ -16,7 +16,7 @@ from opdprobe.cli import reports as report_command
 from opdprobe.cli import runs as run_commands
 from opdprobe.cli.recipes import DIVERGENCE_GENERATIONS, DIVERGENCE_LENGTH
 from opdprobe.cli.runs import errors
-from opdprobe.errors import OPDProbeError, printable
+from opdprobe.errors import OPDProbeError, needs_train_extra, printable
 
 _MODEL = "directory, hub id, GGUF file or zoo:NAME"
 _PROMPTS = "the prompts: parquet or JSON-lines file, or zoo:SPLIT"
@@ -42,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         handlers=[_Handler(console=errors, show_path=False, show_time=False)],
     )
     try:
-        arguments.run(arguments)
+        with needs_train_extra(f"opdprobe {arguments.command}"):
+            arguments.run(arguments)
     except OPDProbeError as error:
         errors.print(f"[bold red]error:[/] {type(error).__name__}:", highlight=False, end=" ")
         errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
@@ -104,7 +105,7 @@ def _command(
     commands: Any, name: str, run: Any, help: str, *shared: argparse.ArgumentParser
 ) -> argparse.ArgumentParser:
     sub = commands.add_parser(name, help=help, description=help, parents=shared)
-    sub.set_defaults(run=run)
+    sub.set_defaults(run=run, command=name)
     return sub
 
 

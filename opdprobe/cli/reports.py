@@ -42,11 +42,9 @@ def report(arguments: argparse.Namespace) -> None:
 
 def figures_of(arguments: argparse.Namespace) -> None:
     """Draw the curves of one run, or of two in the same axes; or else the paper's figures."""
-    import figures
-
     names = arguments.name
-    known = figures.figure_names()
-    runs = [Path(name) for name in names if name not in known and Path(name).is_dir()]
+    # Look for runs before importing `figures`, which may be a file of the user's own here.
+    runs = [Path(name) for name in names if Path(name).is_dir()]
     if not runs:
         commands.figures(arguments)
         return

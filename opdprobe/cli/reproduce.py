@@ -12,12 +12,14 @@ Every step is resumable: a run continues from its last checkpoint, a finished on
 """
 
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 
 import figures
-from analyses.experiments import EXPERIMENTS, FIGURES, needed
+from analyses.experiments import EXPERIMENTS
 from analyses.page import write_report
 from analyses.presets import Preset, lacking
+from analyses.registry import FIGURES, needed
 from analyses.results import Results, load
 from opdprobe.cli import jobs
 from opdprobe.errors import OPDProbeError
@@ -51,7 +53,12 @@ def plan(preset: Preset, folder: Path, figure_names: Sequence[str]) -> list[Task
             f"analysis of {figure}",
             jobs.analyse,
             (figure, preset, folder),
-            before | {jobs.run_name(n, seed) for n in FIGURES[figure] for seed in preset.seeds},
+            before
+            | {
+                jobs.run_name(name, seed)
+                for name in FIGURES[figure].experiments
+                for seed in preset.seeds
+            },
         )
         for figure in figure_names
     ]
@@ -127,6 +134,8 @@ def reproduce(
         process that was killed.
     """
     chosen, _ = drawable(preset, figure_names)
+    if find_spec("torch") is None:  # said here, since the processes would only die
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
     work(plan(preset, folder, chosen), workers=workers, on_progress=on_progress)
     results = [load(jobs.results_path(folder, figure)) for figure in chosen]
     figures.make(folder / "results", folder / "figures", chosen)

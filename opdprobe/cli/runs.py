@@ -95,22 +95,22 @@ def reproduce(arguments: argparse.Namespace) -> None:
 def figures(arguments: argparse.Namespace) -> None:
     """Draw figures and list their claims, or check that both are up to date."""
     import figures
-    from analyses.claims import check_claims, write_claims
+    from analyses.pages import check_pages, write_pages
 
     results = arguments.results or figures.COMMITTED
     out = arguments.out or (
         arguments.results.parent / "figures" if arguments.results else Path("docs/figures")
     )
-    claims = out.parent / "claims.md"
     if arguments.check:
         figures.check(results, out, arguments.name or None)
-        check_claims(claims, results)
-        console.print(f"{out} and {claims} are up to date.", soft_wrap=True)
+        check_pages(out, results)
+        console.print(f"{out} and the pages beside it are up to date.", soft_wrap=True)
         return
-    for path in figures.make(results, out, arguments.name or None):
+    for path in [
+        *figures.make(results, out, arguments.name or None),
+        *write_pages(out, results),
+    ]:
         console.print(str(path), soft_wrap=True)
-    write_claims(claims, results)
-    console.print(str(claims), soft_wrap=True)
 
 
 def train(arguments: argparse.Namespace) -> None:
@@ -194,7 +194,7 @@ def preflight(arguments: argparse.Namespace) -> None:
             grader=grader,
             templates=templates,
             n_prompts=arguments.n_prompts,
-            num_generations=arguments.n,
+            num_generations=arguments.num_generations,
             k=arguments.k,
             max_completion_length=arguments.max_completion_length,
             temperature=arguments.temperature,
@@ -418,18 +418,23 @@ def view(arguments: argparse.Namespace) -> None:
 
 def zoo(arguments: argparse.Namespace) -> None:
     """List, build or check the testbed's models."""
-    import transformers
+    from opdprobe.testing.testbed import members
 
-    from opdprobe.testing.testbed import zoo
+    names = arguments.name or list(members.MEMBERS)
+    if unknown := sorted(set(names) - set(members.MEMBERS)):
+        raise members.ZooError(f"no {', '.join(unknown)}; there are {', '.join(members.MEMBERS)}.")
+    if arguments.action != "list":
+        import transformers
 
-    transformers.utils.logging.disable_progress_bar()
-    names = arguments.name or list(zoo.MEMBERS)
-    if unknown := sorted(set(names) - set(zoo.MEMBERS)):
-        raise zoo.ZooError(f"no {', '.join(unknown)}; there are {', '.join(zoo.MEMBERS)}.")
+        transformers.utils.logging.disable_progress_bar()
     if arguments.action == "build":
+        from opdprobe.testing.testbed.zoo import build_all
+
         with progress() as show:
-            zoo.build_all(names, arguments.work_dir, workers=arguments.workers, on_progress=show)
+            build_all(names, arguments.work_dir, workers=arguments.workers, on_progress=show)
     if arguments.action == "check":
+        from opdprobe.testing.testbed import zoo
+
         for name in names:
             found = zoo.check(name)
             console.print(f"{name}: accuracy {found['accuracy']:.3f}, weights as recorded")
@@ -438,7 +443,7 @@ def zoo(arguments: argparse.Namespace) -> None:
     for column in ("model", "stands for", "made from", "parameters", "accuracy"):
         table.add_column(column)
     for name in names:
-        member, built = zoo.MEMBERS[name], zoo.manifest().get(name)
+        member, built = members.MEMBERS[name], members.manifest().get(name)
         table.add_row(
             name,
             member.analog,

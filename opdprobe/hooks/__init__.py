@@ -10,8 +10,11 @@ A hook leaves the same store as `opdprobe.OPDTrainer`, and the training as it wo
 =====================  ========================================================================
 """
 
-from opdprobe.hooks.checkpoints import find_checkpoints, probe_checkpoints
-from opdprobe.hooks.plain_loop import Capture, capture
-from opdprobe.hooks.trainer_callback import ProbeCallback
+from opdprobe.errors import needs_train_extra
+
+with needs_train_extra("opdprobe.hooks"):
+    from opdprobe.hooks.checkpoints import find_checkpoints, probe_checkpoints
+    from opdprobe.hooks.plain_loop import Capture, capture
+    from opdprobe.hooks.trainer_callback import ProbeCallback
 
 __all__ = ["Capture", "ProbeCallback", "capture", "find_checkpoints", "probe_checkpoints"]

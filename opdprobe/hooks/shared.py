@@ -19,11 +19,13 @@ from opdprobe.errors import ConfigError
 from opdprobe.models.adapters import causal_lm
 from opdprobe.models.head import evaluating
 from opdprobe.models.load import load_model, load_tokenizer
+from opdprobe.models.save import saving
 from opdprobe.models.vocabulary import tokenizer_hash
 from opdprobe.rollout.pair import Pair
 from opdprobe.rollout.prompt_files import load_prompts
 from opdprobe.rollout.prompts import EncodedPrompt, Prompt, encode_prompts
 from opdprobe.store import open_run
+from opdprobe.store.files import write_directory
 from opdprobe.train.config import Config
 
 logger = logging.getLogger("opdprobe")
@@ -169,9 +171,8 @@ def keep_tokenizer(run_dir: str | Path, tokenizer: PreTrainedTokenizerBase) -> N
     """
     folder = Path(run_dir) / "tokenizer"
     if not folder.exists():
-        temporary = folder.with_name("tokenizer.tmp")
-        tokenizer.save_pretrained(temporary)
-        temporary.rename(folder)
+        with write_directory(folder) as directory, saving():
+            tokenizer.save_pretrained(directory)
 
 
 def run_attrs(

@@ -3,6 +3,9 @@
 `preflight` measures, `opdprobe.preflight.verdict` judges; ``opdprobe preflight`` does both.
 """
 
-from opdprobe.preflight.procedure import Preflight, preflight
+from opdprobe.errors import needs_train_extra
+
+with needs_train_extra("opdprobe.preflight"):
+    from opdprobe.preflight.procedure import Preflight, preflight
 
 __all__ = ["Preflight", "preflight"]

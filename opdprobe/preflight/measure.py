@@ -8,9 +8,10 @@ import xarray as xr
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opdprobe.models.head import evaluating
-from opdprobe.preflight.estimates import Number, state_mean
+from opdprobe.preflight.estimates import Number, state_means
 from opdprobe.preflight.readout import States
-from opdprobe.probes import curve
+from opdprobe.probes import curves
+from opdprobe.probes.quantities import MAIN, QUANTITIES
 from opdprobe.rollout.batches import batches
 from opdprobe.rollout.continuation import Sampling, token_rows
 from opdprobe.rollout.grade import Grader, grade_rollouts
@@ -24,16 +25,7 @@ from opdprobe.train.recipes.repetition import REPETITIVE, compression
 
 _NOISE_ROLLOUTS = 8
 
-PROBES = {
-    "overlap_ratio": lambda ds: ds.opd.overlap_ratio(),
-    "student_overlap_mass": lambda ds: ds.opd.overlap_mass("student"),
-    "teacher_overlap_mass": lambda ds: ds.opd.overlap_mass("teacher"),
-    "overlap_token_advantage": lambda ds: ds.opd.overlap_token_advantage(),
-    "entropy_gap": lambda ds: ds.opd.entropy_gap(),
-    "student_entropy": lambda ds: ds.opd.entropy("student"),
-    "teacher_entropy": lambda ds: ds.opd.entropy("teacher"),
-    "reverse_kl": lambda ds: ds.opd.reverse_kl(),
-}
+STATE_QUANTITIES = (*MAIN, "student_entropy", "teacher_entropy")
 """What is measured at the student's states, by the names of ``Run.metrics``."""
 
 
@@ -163,20 +155,20 @@ def rollout_dataset(
 
 
 def means(step: xr.Dataset) -> dict[str, Number]:
-    """Every quantity of `PROBES`, averaged over states."""
-    return {name: state_mean(step, probe) for name, probe in PROBES.items()}
+    """Every quantity of `STATE_QUANTITIES`, averaged over states."""
+    return state_means(step, STATE_QUANTITIES)
 
 
 def by_position(step: xr.Dataset, bins: int = 8) -> list[dict[str, float]]:
-    """Every quantity of `PROBES` by output position; a row a range, ``stop`` exclusive."""
-    found = {name: curve(step, probe, by="position", bins=bins) for name, probe in PROBES.items()}
-    first = found["overlap_ratio"]
+    """The same quantities by output position; a row per range, ``stop`` exclusive."""
+    found = curves(step, STATE_QUANTITIES, by="position", bins=bins)
+    first = found.isel(probe=0)
     return [
         {
             "start": int(first["position_start"].values[i]),
             "stop": int(first["position_stop"].values[i]),
             "states": int(first["n"].values[i]),
-            **{name: float(c["value"].values[i]) for name, c in found.items()},
+            **dict(zip(STATE_QUANTITIES, found["value"].values[:, i].tolist(), strict=True)),
         }
         for i in range(first.sizes["position"])
     ]
@@ -217,7 +209,7 @@ def noise_floor(pair: Pair, rollouts: Rollouts, k: int, temperature: float) -> d
     own = [Prompt(str(i), text="-") for i in rows]
     step = record_dataset(0, some, scores, own)
     wanted = ("overlap_ratio", "overlap_token_advantage", "entropy_gap", "reverse_kl")
-    return {name: float(PROBES[name](step).mean()) for name in wanted}
+    return {name: float(QUANTITIES[name].compute(step).mean()) for name in wanted}
 
 
 def texts(tokenizer: PreTrainedTokenizerBase, step: xr.Dataset) -> dict[str, float]:

@@ -11,27 +11,9 @@ from rich.text import Text
 from opdprobe.preflight import Preflight
 from opdprobe.preflight.estimates import Number
 from opdprobe.preflight.verdict import HARMFUL, LIKELY, UNLIKELY
+from opdprobe.probes.quantities import scalar
 
 _STYLES = {LIKELY: "bold green", UNLIKELY: "bold yellow", HARMFUL: "bold red"}
-_LABELS = {
-    "overlap_ratio": "overlap ratio",
-    "student_overlap_mass": "student's mass on the overlap",
-    "teacher_overlap_mass": "teacher's mass on the overlap",
-    "overlap_token_advantage": "overlap-token advantage [nats]",
-    "entropy_gap": "entropy gap [nats]",
-    "student_entropy": "student's entropy [nats]",
-    "teacher_entropy": "teacher's entropy [nats]",
-    "reverse_kl": "reverse KL [nats]",
-}
-_SHORT = {
-    "overlap_ratio": "overlap",
-    "student_overlap_mass": "mass",
-    "overlap_token_advantage": "advantage",
-    "entropy_gap": "entropy gap",
-    "reverse_kl": "reverse KL",
-    "accuracy": "accuracy",
-    "finished": "finished",
-}
 _POSITIONS = ("overlap_ratio", "overlap_token_advantage", "entropy_gap", "reverse_kl")
 _TEMPLATES = ("overlap_ratio", "student_overlap_mass", "reverse_kl", "accuracy", "finished")
 
@@ -69,7 +51,7 @@ def _states(result: Preflight) -> Table:
     for name, number in result.states.items():
         noise = result.noise.get(name)
         shown = "" if noise is None else f"{noise:.2g}"
-        table.add_row(_LABELS[name], *_cells(number), shown)
+        table.add_row(scalar(name).label, *_cells(number), shown)
     table.add_row("share of it a refitted readout takes away", *_cells(result.learnt), "")
     return table
 
@@ -97,7 +79,7 @@ def _answers(result: Preflight) -> RenderableType:
 
 
 def _positions(result: Preflight) -> Table:
-    table = _table("by output position", *(_SHORT[name] for name in _POSITIONS))
+    table = _table("by output position", *(_heading(name) for name in _POSITIONS))
     for row in result.by_position:
         first, last = row["start"], row["stop"] - 1
         table.add_row(f"{first}–{last}", *(f"{row[name]:.3g}" for name in _POSITIONS))
@@ -105,10 +87,14 @@ def _positions(result: Preflight) -> Table:
 
 
 def _templates(templates: Mapping[str, Mapping[str, Number]]) -> Table:
-    table = _table("prompt template", *(_SHORT[name] for name in _TEMPLATES))
+    table = _table("prompt template", *(_heading(name) for name in _TEMPLATES))
     for template, numbers in templates.items():
         table.add_row(template, *(_cells(numbers[name])[0] for name in _TEMPLATES))
     return table
+
+
+def _heading(name: str) -> str:
+    return name if name in ("accuracy", "finished") else scalar(name).long_name
 
 
 def _table(*columns: str) -> Table:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from opdprobe import probes
 from opdprobe.errors import ConfigError, StoreError
 from opdprobe.probes.divergence import overlap_statistics
+from opdprobe.probes.quantities import QUANTITIES
 from opdprobe.probes.sets import mask_share
 from opdprobe.store.schema import MODELS
 
@@ -57,12 +58,12 @@ class OPDAccessor:
     def overlap_ratio(self) -> xr.DataArray:
         """Share of the top-k that both models have in common (Eq. 6)."""
         ratio = _apply(mask_share, self.overlap_mask(), core=True)
-        return _label(ratio, "overlap_ratio", "1", "overlap ratio")
+        return _named(ratio, "overlap_ratio")
 
     def overlap_mass(self, model: str = "student") -> xr.DataArray:
         """Raw probability that `model` puts on the shared tokens (Eq. 9, 10)."""
         mass = _apply(probes.overlap_mass, self._logp(model), self.overlap_mask(), core=True)
-        return _label(mass, "overlap_mass", "1", f"{model} overlap mass")
+        return _named(mass, f"{model}_overlap_mass").rename("overlap_mass")
 
     def topk_mass(self, model: str = "student", support: str = "student") -> xr.DataArray:
         """Raw probability that `model` puts on the top-k list of `support`."""
@@ -88,9 +89,10 @@ class OPDAccessor:
         return self._advantage(advantage, definition)
 
     def _advantage(self, advantage: xr.DataArray, definition: str = "paper") -> xr.DataArray:
-        suffix = "" if definition == "paper" else f" ({definition})"
-        name = "overlap_token_advantage"
-        return _label(advantage, name, "nats", f"overlap-token advantage{suffix}")
+        advantage = _named(advantage, "overlap_token_advantage")
+        if definition != "paper":
+            advantage.attrs["long_name"] += f" ({definition})"
+        return advantage
 
     def overlap_statistics(self) -> xr.Dataset:
         """Compute both overlap masses and the advantage in one go, three times as fast.
@@ -108,9 +110,7 @@ class OPDAccessor:
             sizes={"statistic": 3},
         )
         masses = {
-            f"{model}_overlap_mass": _label(
-                found.isel(statistic=i), f"{model}_overlap_mass", "1", f"{model} overlap mass"
-            )
+            f"{model}_overlap_mass": _named(found.isel(statistic=i), f"{model}_overlap_mass")
             for i, model in enumerate(MODELS)
         }
         advantage = self._advantage(found.isel(statistic=2))
@@ -120,16 +120,16 @@ class OPDAccessor:
         """Difference in probability at the shared token with the largest advantage (App. B.2)."""
         logps = self._logp("student"), self._logp("teacher")
         gap = _apply(probes.extreme_advantage_gap, *logps, self.overlap_mask(), core=True)
-        return _label(gap, "extreme_advantage_gap", "1", "extreme-advantage gap")
+        return _named(gap, "extreme_advantage_gap")
 
     def entropy(self, model: str = "student") -> xr.DataArray:
         """Entropy of `model` over the full vocabulary."""
-        return _label(self._entropy(model).astype(float), "entropy", "nats", f"{model} entropy")
+        return _named(self._entropy(model).astype(float), f"{model}_entropy").rename("entropy")
 
     def entropy_gap(self) -> xr.DataArray:
         """Absolute difference of the two models' entropies (Eq. 8)."""
         gap = _apply(probes.entropy_gap, self._entropy("student"), self._entropy("teacher"))
-        return _label(gap, "entropy_gap", "nats", "entropy gap")
+        return _named(gap, "entropy_gap")
 
     def topk_entropy(self, model: str = "student") -> xr.DataArray:
         """Entropy of `model`'s own top-k list renormalised to 1 (not the paper's entropy)."""
@@ -138,13 +138,13 @@ class OPDAccessor:
 
     def reverse_kl(self) -> xr.DataArray:
         """KL(p‖q) of student from teacher over the full vocabulary (Eq. 4), as stored."""
-        return _label(self._get("reverse_kl").astype(float), "reverse_kl", "nats", "reverse KL")
+        return _named(self._get("reverse_kl").astype(float), "reverse_kl")
 
     def sampled_reward(self) -> xr.DataArray:
         """Compute log q(y) - log p(y) at the token the student drew: minus the loss of Eq. 3."""
         student, teacher = self._sampled("student"), self._sampled("teacher")
         reward = teacher.astype(float) - student.astype(float)
-        return _label(reward, "sampled_reward", "nats", "sampled-token reward")
+        return _named(reward, "sampled_reward")
 
     def sequence_mean_reward(self) -> xr.DataArray:
         """Mean of `sampled_reward` over each rollout (§6.2), one value a rollout.
@@ -225,3 +225,8 @@ def _label(array: xr.DataArray, name: str, units: str, long_name: str) -> xr.Dat
     array = array.rename(name)
     array.attrs = {"units": units, "long_name": long_name}
     return array
+
+
+def _named(array: xr.DataArray, name: str) -> xr.DataArray:
+    """Label what the table of quantities has a row for."""
+    return _label(array, name, QUANTITIES[name].name.units, QUANTITIES[name].name.long_name)

@@ -9,6 +9,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from opdprobe.errors import ConfigError
+from opdprobe.probes.bootstrap import draw_units, percentile_interval
 from opdprobe.probes.evaluate import (
     Probe,
     check_bins,
@@ -18,21 +19,12 @@ from opdprobe.probes.evaluate import (
     position_edges,
     step_coord,
 )
+from opdprobe.probes.quantities import MAIN
 from opdprobe.probes.rollout_sums import Map, StepSums, step_sums
 from opdprobe.store.stream import batches, pieces
 
 if TYPE_CHECKING:
     from opdprobe.store import Run
-
-MAIN = (
-    "overlap_ratio",
-    "overlap_token_advantage",
-    "entropy_gap",
-    "student_overlap_mass",
-    "teacher_overlap_mass",
-    "reverse_kl",
-)
-"""What a run is judged by: both signatures of the paper (§4.1) and the masses (App. B.1)."""
 
 
 def curve(
@@ -234,7 +226,6 @@ def curves(
 
 
 def _resample(
-    attrs: list[dict[str, Any]],
     steps: Iterator[StepSums],
     *,
     by: str,
@@ -243,11 +234,13 @@ def _resample(
     seed: int,
 ) -> tuple[list[dict[str, Any]], list[int], dict[str, NDArray[Any]]]:
     """Turn a batch into a summary of its steps; by position, into the sum of their replicates."""
+    attrs: list[dict[str, Any]] = []
     numbers: list[int] = []
     drawn: list[dict[str, NDArray[Any]]] = []
     for sums in steps:
+        attrs = sums.attrs
         numbers.append(sums.step)
-        found = _replicates(sums, np.random.default_rng([seed, sums.step]), n_boot)
+        found = _replicates(sums, seed, n_boot)
         if by == "position" and drawn:
             for name, array in found.items():
                 drawn[0][name] += array
@@ -259,7 +252,7 @@ def _resample(
     return attrs, numbers, _summary(joined, ci)
 
 
-def _replicates(sums: StepSums, rng: np.random.Generator, n_boot: int) -> dict[str, NDArray[Any]]:
+def _replicates(sums: StepSums, seed: int, n_boot: int) -> dict[str, NDArray[Any]]:
     """Add one step's rollouts up, as they are and drawn anew; the last axis is the point.
 
     A replicate costs one weighted sum of rollouts and never touches the states. All probes share
@@ -267,11 +260,7 @@ def _replicates(sums: StepSums, rng: np.random.Generator, n_boot: int) -> dict[s
     """
     there = sums.length > 0
     total, n = sums.total[:, there], sums.n[:, there]
-    n_rollout = int(there.sum())
-    drawn = np.zeros((n_boot, 0))
-    if n_rollout:
-        share = np.full(n_rollout, 1 / n_rollout)
-        drawn = rng.multinomial(n_rollout, share, size=n_boot).astype(float)
+    drawn = draw_units(int(there.sum()), [seed, sums.step], n_boot)
     with np.errstate(invalid="ignore"):  # 0 draws of an infinite sum: NaN, as `curve` documents
         return {
             "n": n.sum(axis=1),
@@ -288,18 +277,11 @@ def _summary(sums: dict[str, NDArray[Any]], ci: float) -> dict[str, NDArray[Any]
     """Turn sums into means and percentile intervals."""
     low, high = np.full((2, *sums["n"].shape), np.nan)
     several = sums["n_rollouts"] >= 2  # one rollout drawn again and again shows no spread
-    with np.errstate(invalid="ignore"):  # 0/0 where nothing was seen; inf - inf in a quantile
+    with np.errstate(invalid="ignore"):  # 0/0 where nothing was seen
         value = sums["total"] / sums["n"]
         if several.any():
             replicates = np.moveaxis(sums["boot_total"] / sums["boot_n"], 1, -1)[several]
-            bounds = np.empty((2, len(replicates)))
-            patchy = np.isnan(replicates).any(axis=1)
-            # nanquantile is several times slower.
-            for some, quantile in ((patchy, np.nanquantile), (~patchy, np.quantile)):
-                if some.any():
-                    tails = [(1 - ci) / 2, (1 + ci) / 2]
-                    bounds[:, some] = quantile(replicates[some], tails, axis=1)
-            low[several], high[several] = bounds
+            low[several], high[several] = percentile_interval(replicates, ci)
     return {
         "value": value,
         "low": low,

@@ -1,15 +1,18 @@
 """Sums of probes by rollout, in one pass: all that a mean over states and its interval need."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from functools import partial, reduce
+from itertools import groupby
+from operator import add, attrgetter
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
 from opdprobe.errors import StoreError
+from opdprobe.probes.bootstrap import Estimate, draw_units, percentile_interval, ratio, resample
 from opdprobe.probes.evaluate import Probe, by_step, evaluate_all, probe_attrs
 from opdprobe.store.stream import batches, pieces
 
@@ -34,6 +37,8 @@ class StepSums:
         Sum over the states that have a value. One range without `edges`: all positions.
     n, n_missing : ndarray of int (P, rollouts, ranges)
         How many those are, and how many have none.
+    attrs : list of dict
+        ``units`` and ``long_name`` of each probe, as far as it has them.
     """
 
     step: int
@@ -41,6 +46,7 @@ class StepSums:
     total: NDArray[np.float64]
     n: NDArray[np.int64]
     n_missing: NDArray[np.int64]
+    attrs: list[dict[str, Any]]
 
     def __add__(self, other: "StepSums") -> "StepSums":
         return StepSums(
@@ -49,13 +55,14 @@ class StepSums:
             self.total + other.total,
             self.n + other.n,
             self.n_missing + other.n_missing,
+            self.attrs,
         )
 
 
 def step_sums(
     source: "Run | xr.Dataset",
     probes: Sequence[Probe],
-    then: Callable[[list[dict[str, Any]], Iterator[StepSums]], Any],
+    then: Callable[[Iterator[StepSums]], Any],
     *,
     edges: NDArray[Any] | None = None,
     map: Map = map,
@@ -69,8 +76,7 @@ def step_sums(
     probes : sequence of str or callable
         As in `opdprobe.probes.curve`. A function sees one step at a time.
     then : callable
-        What to make of a batch of steps: takes each probe's attributes and the steps' sums, in
-        order. A step is in one batch.
+        What to make of a batch of steps: takes the steps' sums, in order. A step is in one batch.
     edges : ndarray, optional
         Edges of ranges of positions.
     map : callable
@@ -81,78 +87,69 @@ def step_sums(
     Any
         What `then` returned, batch by batch.
     """
-    work = partial(_add_up, probes=tuple(probes), then=then, edges=edges)
+    work: dict[str, Any] = {"probes": tuple(probes), "then": then, "edges": edges}
     if isinstance(source, xr.Dataset):
-        yield from map(work, list(by_step(source)))
+        yield from map(partial(_add_up, read=_read_dataset, **work), by_step(source))
     else:
         # Tables of rollouts are of one step, so a function that may want them gets one step.
         joined = all(isinstance(probe, str) for probe in probes)
-        yield from map(work, [(source, steps) for steps in batches(source, joined=joined)])
+        read = partial(_read_run, source)
+        yield from map(partial(_add_up, read=read, **work), batches(source, joined=joined))
 
 
 def _add_up(
-    batch: "tuple[int | Run, xr.Dataset | list[int]]",
+    batch: Any,
     *,
+    read: "Callable[[Any], Iterator[_States]]",
     probes: Sequence[Probe],
-    then: Callable[[list[dict[str, Any]], Iterator[StepSums]], Any],
+    then: Callable[[Iterator[StepSums]], Any],
     edges: NDArray[Any] | None,
 ) -> Any:
-    found = _parts(batch, probes, edges)
-    attrs, first = next(found)
-
-    def steps() -> Iterator[StepSums]:
-        current = first
-        for _, part in found:
-            if part.step == current.step:
-                current += part
-            else:
-                yield current
-                current = part
-        yield current
-
-    return then(attrs, steps())
+    parts = (part for states in read(batch) for part in _sums_of_parts(states, probes, edges))
+    # The parts of a large step come one after the other.
+    return then(reduce(add, same) for _, same in groupby(parts, key=attrgetter("step")))
 
 
-def _parts(
-    batch: "tuple[int | Run, xr.Dataset | list[int]]",
-    probes: Sequence[Probe],
-    edges: NDArray[Any] | None,
-) -> Iterator[tuple[list[dict[str, Any]], StepSums]]:
-    """Sum up each part of a step by itself."""
-    for states, rollout, parts in _read(batch):
-        quantities = evaluate_all(probes, states)
-        attrs = [probe_attrs(quantity) for quantity in quantities]
-        values = np.array(quantities, np.float64)  # (probe, state)
-        point, width = None, 1
-        if edges is not None:
-            point = np.searchsorted(edges, states["position"].values, side="right") - 1
-            width = len(edges) - 1
-        start = 0
-        for step, n_rollout, n_state in parts:
-            here = slice(start, start := start + n_state)
-            if rollout[here].max(initial=-1) >= n_rollout:
-                raise StoreError(
-                    f"step {step} has a state of rollout {rollout[here].max()}, but {n_rollout} "
-                    "rollouts: it is not a step that opdprobe wrote"
-                )
-            places = None if point is None else point[here]
-            yield (
-                attrs,
-                _sum_up(step, values[:, here], rollout[here], n_rollout, places, width),
+class _States(NamedTuple):
+    """States that are read together: of one step, of a part of one, or of several small ones."""
+
+    states: xr.Dataset
+    rollout: NDArray[np.integer]  # row of each state's rollout in its step
+    parts: list[tuple[int, int, int]]  # step, its number of rollouts, its number of states here
+
+
+def _read_dataset(batch: tuple[int, xr.Dataset]) -> Iterator[_States]:
+    step, states = batch
+    ids, rollout = np.unique(states["rollout"].values, return_inverse=True)
+    yield _States(states, rollout, [(step, ids.size, states.sizes["state"])])
+
+
+def _read_run(run: "Run", steps: Sequence[int]) -> Iterator[_States]:
+    for piece in pieces(run, steps):
+        yield _States(piece.states, piece.states["rollout"].values, piece.parts)
+
+
+def _sums_of_parts(
+    read: _States, probes: Sequence[Probe], edges: NDArray[Any] | None
+) -> Iterator[StepSums]:
+    quantities = evaluate_all(probes, read.states)
+    attrs = [probe_attrs(quantity) for quantity in quantities]
+    values = np.array(quantities, np.float64)  # (probe, state)
+    point, width = None, 1
+    if edges is not None:
+        point = np.searchsorted(edges, read.states["position"].values, side="right") - 1
+        width = len(edges) - 1
+    start = 0
+    for step, n_rollout, n_state in read.parts:
+        here = slice(start, start := start + n_state)
+        rollout = read.rollout[here]
+        if rollout.max(initial=-1) >= n_rollout:
+            raise StoreError(
+                f"step {step} has a state of rollout {rollout.max()}, but {n_rollout} rollouts: "
+                "it is not a step that opdprobe wrote"
             )
-
-
-def _read(
-    batch: "tuple[int | Run, xr.Dataset | list[int]]",
-) -> Iterator[tuple[xr.Dataset, NDArray[np.integer], list[tuple[int, int, int]]]]:
-    """States, the rollout of each, and whose they are: (step, its rollouts, its states here)."""
-    source, what = batch
-    if isinstance(what, xr.Dataset):
-        ids, rollout = np.unique(what["rollout"].values, return_inverse=True)
-        yield what, rollout, [(cast(int, source), ids.size, what.sizes["state"])]
-    else:
-        for piece in pieces(cast("Run", source), what):
-            yield piece.states, piece.states["rollout"].values, piece.parts
+        places = None if point is None else point[here]
+        yield _sum_up(step, values[:, here], rollout, n_rollout, places, width, attrs)
 
 
 def _sum_up(
@@ -162,6 +159,7 @@ def _sum_up(
     n_rollout: int,
     point: NDArray[np.intp] | None,
     width: int,
+    attrs: list[dict[str, Any]],
 ) -> StepSums:
     """Sum values by rollout and point; points outside 0…width-1 are left out."""
     length = np.bincount(rollout, minlength=n_rollout)
@@ -184,4 +182,95 @@ def _sum_up(
             n[i] = every
     shape = (len(values), n_rollout, width)
     n_missing = every.reshape(shape[1:]) - n.reshape(shape)
-    return StepSums(step, length, total.reshape(shape), n.reshape(shape), n_missing)
+    return StepSums(step, length, total.reshape(shape), n.reshape(shape), n_missing, attrs)
+
+
+@dataclass(frozen=True)
+class RolloutSums:
+    """Sums of named quantities over the states of each rollout: what means and intervals need.
+
+    Parameters
+    ----------
+    steps : ndarray (steps,)
+        Recorded steps.
+    first : ndarray (steps + 1,)
+        Row of each step's first rollout; the last entry is the number of rows.
+    length : ndarray (rows,)
+        States of each rollout.
+    total, n : dict of str to ndarray (rows,)
+        By quantity: sum over the states that have a value, and how many those are. A quantity of
+        the rollout itself has its value in `total` and 1 in `n`, or 0 in both.
+    """
+
+    steps: NDArray[np.int64]
+    first: NDArray[np.int64]
+    length: NDArray[np.int64]
+    total: dict[str, NDArray[np.float64]]
+    n: dict[str, NDArray[np.int64]]
+
+    def rows(self, where: slice) -> slice:
+        """Rows of some of the steps, by their place in `steps`."""
+        start, stop, _ = where.indices(len(self.steps))
+        return slice(int(self.first[start]), int(self.first[stop]))
+
+    def mean(self, name: str, where: slice = slice(None)) -> Estimate:
+        """Estimate a mean over all states of some steps; the bootstrap draws rollouts."""
+        return resample(*self._units(name, where))
+
+    def means(self, name: str) -> NDArray[np.float64]:
+        """Mean over the states of each step; NaN where none has a value."""
+        # Not reduceat, which gives an empty step the next one's first row.
+        total, n = (
+            np.array([column[self.rows(slice(i, i + 1))].sum() for i in range(len(self.steps))])
+            for column in (self.total[name], self.n[name])
+        )
+        return np.atleast_1d(ratio(total, n))
+
+    def band(self, name: str) -> NDArray[np.float64]:
+        """Ends of the interval at each step, as `opdprobe.curve` draws it; (2, steps)."""
+        ends = np.full((2, len(self.steps)), np.nan)
+        for i, step in enumerate(self.steps.tolist()):
+            total, n = self._units(name, slice(i, i + 1))
+            if np.count_nonzero(n) >= 2:  # one rollout drawn again and again shows no spread
+                drawn = draw_units(n.size, [0, step])
+                with np.errstate(invalid="ignore"):  # 0 draws of an infinite sum
+                    ends[:, i] = percentile_interval(ratio(drawn @ total, drawn @ n))
+        return ends
+
+    def _units(self, name: str, where: slice) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Sums and counts of the rollouts that are drawn: those without a state are no units."""
+        rows = self.rows(where)
+        total, n = self.total[name][rows], self.n[name][rows]
+        there = (self.length[rows] > 0) | (n > 0)
+        return total[there], n[there].astype(float)
+
+
+def rollout_sums(sources: "Iterable[Run | xr.Dataset]", probes: Mapping[str, Probe]) -> RolloutSums:
+    """Evaluate probes at every state in one pass, a piece at a time in memory.
+
+    Parameters
+    ----------
+    sources
+        A run, or steps in memory, in order.
+    probes
+        By name, as in `opdprobe.probes.curve`.
+    """
+    parts = [
+        part
+        for source in sources
+        for batch in step_sums(source, [*probes.values()], list)
+        for part in batch
+    ]
+
+    def columns(of: Callable[[StepSums], NDArray[Any]], dtype: type) -> dict[str, NDArray[Any]]:
+        none = np.zeros((len(probes), 0), dtype)
+        joined = np.concatenate([none, *(of(part)[..., 0] for part in parts)], axis=1)
+        return dict(zip(probes, joined, strict=True))
+
+    return RolloutSums(
+        np.array([part.step for part in parts], np.int64),
+        np.cumsum([0, *(part.length.size for part in parts)]),
+        np.concatenate([np.zeros(0, np.int64), *(part.length for part in parts)]),
+        columns(lambda part: part.total, np.float64),
+        columns(lambda part: part.n, np.int64),
+    )

@@ -1,67 +1,15 @@
 """Point estimates with intervals: bootstrap within a run, Student's t over seeds."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-N_BOOT = 1000
-LEVEL = 0.95
+from opdprobe.probes.bootstrap import LEVEL, N_BOOT, Estimate, percentile_interval, ratio
+
 # From this many seeds on, an interval is over seeds; below it, over what was sampled in the runs.
 MIN_SEEDS = 3
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A statistic of one seed's runs and its bootstrap distribution.
-
-    Parameters
-    ----------
-    value
-        The statistic.
-    samples : ndarray (N_BOOT,)
-        The statistic of resampled problems or rollouts.
-    """
-
-    value: float
-    samples: NDArray[np.float64]
-
-    def map(self, *others: "Estimate", by: Callable[..., NDArray]) -> "Estimate":
-        """Apply a function of several estimates, to values and samples alike."""
-        every = (self, *others)
-        return Estimate(
-            float(by(*(np.float64(e.value) for e in every))), by(*(e.samples for e in every))
-        )
-
-
-def ratio(numerator: NDArray | float, denominator: NDArray | float) -> NDArray[np.float64]:
-    """Divide; NaN, not infinity, where there is nothing to divide by."""
-    denominator = np.asarray(denominator, np.float64)
-    return (numerator / np.where(denominator == 0, np.nan, denominator))[()]
-
-
-def resample(values: NDArray, weights: NDArray | None = None, *, seed: int = 0) -> Estimate:
-    """Estimate a mean over independent units.
-
-    Parameters
-    ----------
-    values : ndarray (n,)
-        One value a unit (a problem, a rollout). With `weights`, sums over what is in the unit.
-    weights : ndarray (n,), optional
-        How much is in each unit; the mean is ``values.sum() / weights.sum()``, NaN for nothing.
-    seed
-        The same seed and n draw the same units, so that two estimates over the same problems are
-        resampled together.
-    """
-    values = np.asarray(values, np.float64)
-    weights = np.ones(len(values)) if weights is None else np.asarray(weights, np.float64)
-    rows = np.random.default_rng(seed).integers(0, len(values), (N_BOOT, len(values)))
-    return Estimate(
-        float(ratio(values.sum(), weights.sum())),
-        ratio(values[rows].sum(1), weights[rows].sum(1)),
-    )
 
 
 def exact(value: float) -> Estimate:
@@ -113,10 +61,7 @@ def combine(estimates: Sequence[Estimate]) -> tuple[float, float, float]:
     if len(values) >= MIN_SEEDS:
         half = stdtrit(len(values) - 1, (1 + LEVEL) / 2) * values.std(ddof=1) / len(values) ** 0.5
         return mean, float(mean - half), float(mean + half)
-    tail = 100 * (1 - LEVEL) / 2
-    samples = np.mean([e.samples for e in estimates], axis=0)
-    samples = samples[~np.isnan(samples)]
-    low, high = np.percentile(samples, [tail, 100 - tail]) if samples.size else (np.nan, np.nan)
+    low, high = percentile_interval(np.mean([e.samples for e in estimates], axis=0))
     return mean, float(low), float(high)
 
 

@@ -5,8 +5,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from opdprobe.report.course import Course, title_of
-from opdprobe.report.estimate import Estimate, combine, exact, number, ratio, resample
+from opdprobe.probes.bootstrap import Estimate, ratio, resample
+from opdprobe.probes.quantities import scalar
+from opdprobe.report.course import Course
+from opdprobe.report.estimate import combine, exact, number
 from opdprobe.store.schema import MODELS
 
 # Resampling fewer says too little of how much their mean may be off.
@@ -24,7 +26,7 @@ class Evidence:
     Parameters
     ----------
     quantity
-        Key of `opdprobe.report.course.QUANTITIES`, a metric, or ``accuracy``.
+        Key of `opdprobe.probes.quantities.QUANTITIES`, a metric, or ``accuracy``.
     text
         The number in words, with its interval and steps.
     value, low, high
@@ -104,7 +106,7 @@ def level(found: Course, name: str, where: slice) -> Evidence:
     found
         A run's course.
     name
-        Key of `opdprobe.report.course.QUANTITIES`.
+        Key of `opdprobe.probes.quantities.QUANTITIES`.
     where
         Places in the course's steps, such as `Course.first`.
     """
@@ -190,7 +192,8 @@ def look(found: Course, name: str, where: slice, sign: int, by: str) -> dict[str
 def _mean(found: Course, name: str, where: slice) -> Estimate:
     """Estimate a mean; without an interval, and so without a say, where rollouts are few."""
     estimate = found.mean(name, where)
-    few = sum(map(len, found.counts[where])) < MIN_ROLLOUTS
+    rows = found.sums.rows(where)
+    few = rows.stop - rows.start < MIN_ROLLOUTS
     return exact(estimate.value) if few else estimate
 
 
@@ -233,7 +236,7 @@ def shown(value: float, low: float, high: float) -> str:
 
 def lower(name: str) -> str:
     """Name a quantity inside a sentence."""
-    return "accuracy" if name == "accuracy" else title_of(name).lower().replace("kl", "KL")
+    return "accuracy" if name == "accuracy" else scalar(name).long_name
 
 
 def _steps(steps: list[int], where: slice) -> tuple[int, int]:

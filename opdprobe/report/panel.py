@@ -230,8 +230,3 @@ class Panel:
                     f"panel {self.name!r} has x {', '.join(outside)} in {series.label}, but "
                     f"{len(places)} ticks; give whole numbers from 0 to {places[-1]}."
                 )
-
-
-def axis_label(long_name: str, units: str) -> str:
-    """Compose an axis label from a variable's attributes."""
-    return long_name if units == "1" else f"{long_name} [{units}]"

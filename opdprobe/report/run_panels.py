@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from opdprobe.probes import heat_map
+from opdprobe.probes.bootstrap import resample
 from opdprobe.report.course import RUN_ROLES, Course, course_panels
-from opdprobe.report.estimate import combine, resample
+from opdprobe.report.estimate import combine
 from opdprobe.report.panel import Heat, Panel, Series
 from opdprobe.store import Run
 

@@ -9,7 +9,8 @@ from urllib.parse import quote, urlencode
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from opdprobe.errors import ConfigError
-from opdprobe.report.course import QUANTITIES, Course, course
+from opdprobe.probes.quantities import QUANTITIES, axis_label
+from opdprobe.report.course import Course, course
 from opdprobe.report.diagnosis import TUNED, diagnose
 from opdprobe.report.estimate import interval_name
 from opdprobe.report.finding import Finding, interval, shown
@@ -18,7 +19,7 @@ from opdprobe.report.run_panels import report_panels
 from opdprobe.report.token_text import visible
 from opdprobe.report.view import model_name, run_labels, short_name, write_view
 from opdprobe.store import Run
-from opdprobe.store.step import write_whole
+from opdprobe.store.files import write_text
 from opdprobe.train.config import OPDConfig
 
 
@@ -100,24 +101,22 @@ def write_run_report(
         linked = [[finding.step for finding in some] for some in findings]
         write_view(view_path, runs, keep=linked)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda file: file.write(page.encode()))
+    write_text(path, page)
     return findings
 
 
 def _facts(runs: Sequence[Run], courses: Sequence[Course]) -> list[tuple[str, list[str]]]:
     """What each run is: rows of a heading and one text a run."""
     rows: dict[str, list[str]] = {}
-    overlap = list(QUANTITIES).index("overlap_ratio")  # every state has one
     for run, found in zip(runs, courses, strict=True):
         steps = found.steps
-        n_rollouts = sum(map(len, found.sums))
-        n_states = int(sum(counts[:, overlap].sum() for counts in found.counts))
+        length = found.sums.length
         facts = {
             "Student": short_name(model_name(run, "student")) or "unknown",
             "Teacher": short_name(model_name(run, "teacher")) or "unknown",
             "Recorded": f"{len(steps)} step{'s' * (len(steps) != 1)}, {steps[0]} to {steps[-1]}",
-            "Rollouts": f"{n_rollouts:,}",
-            "States": f"{n_states:,}",
+            "Rollouts": f"{length.size:,}",
+            "States": f"{length.sum():,}",
             "Benchmarks": ", ".join(run.benchmarks) or "none",
         }
         for name, text in facts.items():
@@ -170,9 +169,8 @@ def _numbers(courses: Sequence[Course]) -> list[tuple[str, list[tuple[str, str]]
     rows = []
     for name, quantity in QUANTITIES.items():
         if any(found.has(name) for found in courses):
-            unit = "" if quantity.units == "1" else f" [{quantity.units}]"
             pairs = [
                 (mean(found, name, found.first), mean(found, name, found.last)) for found in courses
             ]
-            rows.append((quantity.title + unit, pairs))
+            rows.append((axis_label(quantity.title, quantity.name.units), pairs))
     return rows

@@ -41,7 +41,7 @@ def low_overlap(found: Course) -> Finding | None:
         (start,),
         "A cold start, SFT on the teacher's rollouts, raises it (§5.1); so do prompts in "
         "the teacher's template (§5.2).",
-        **look(found, "overlap_ratio", found.first, -1, "overlap"),
+        **look(found, "overlap_ratio", found.first, -1, "overlap_ratio"),
     )
 
 
@@ -179,5 +179,5 @@ def blind_loss(found: Course) -> Finding | None:
         "97 to 99 % within (App. B.1).",
         tuple(levels),
         "Raise k, or use objective='full' or tail='bucket'.",
-        **look(found, "student_overlap_mass", found.last, -1, "overlap"),
+        **look(found, "student_overlap_mass", found.last, -1, "overlap_ratio"),
     )

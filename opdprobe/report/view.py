@@ -10,7 +10,6 @@ import hashlib
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -18,9 +17,10 @@ from markupsafe import Markup
 
 from opdprobe.errors import ConfigError, StoreError
 from opdprobe.report.token_text import TokenTexts
-from opdprobe.report.view_data import QUANTITIES, level_bounds, pack_json, pack_step
+from opdprobe.report.view_data import VIEWED, level_bounds, pack_json, pack_step
 from opdprobe.store import Run
-from opdprobe.store.step import read_counts, write_whole
+from opdprobe.store.files import write_text
+from opdprobe.store.step import read_counts
 
 _SCRIPTS = ("view_data.js", "view_draw.js", "view.js")
 _FEWEST_STEPS = 12  # where a page is too large, steps go first, down to so many; then rollouts
@@ -254,7 +254,7 @@ def _page(
     notices: list[str],
 ) -> str:
     described, blocks, values = [], [], []
-    attrs: dict[str, dict[str, Any]] = {}
+    recorded: set[str] = set()
     for run, label, text, steps in zip(runs, labels, texts, kept, strict=True):
         packed, used = [], set()
         for step in steps:
@@ -264,11 +264,7 @@ def _page(
             blocks.append(one.block)
             values.append(one.values)
             used.update(one.ids.tolist())
-            attrs |= {
-                q.name: q.compute(ds.isel(state=slice(0))).attrs
-                for q in QUANTITIES
-                if q.name not in attrs and q.needs in ds
-            }
+            recorded |= {name for name, q in VIEWED.items() if q.needs in ds}
         shown = {token: text[token] for token in sorted(used)}
         described.append(
             {
@@ -285,13 +281,13 @@ def _page(
     every = np.concatenate(values, axis=1)
     quantities = [
         {
-            "name": q.name,
+            "name": name,
             "worse": q.worse,
             "two_sided": q.two_sided,
             "bounds": level_bounds(q, every[row]),
-            **attrs.get(q.name, {}),
+            **(q.name._asdict() if name in recorded else {}),
         }
-        for row, q in enumerate(QUANTITIES)
+        for row, (name, q) in enumerate(VIEWED.items())
     ]
     index = {"runs": described, "quantities": quantities, "notices": notices}
     return _render(labels, pack_json(index), blocks)
@@ -322,4 +318,4 @@ def _csp_hash(text: str) -> str:
 
 def _replace(path: Path, page: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_whole(path, lambda file: file.write(page.encode()))
+    write_text(path, page)

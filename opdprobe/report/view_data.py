@@ -4,14 +4,13 @@ import base64
 import gzip
 import json
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-import opdprobe.probes.accessor  # noqa: F401  # registers ds.opd
+from opdprobe.probes.quantities import QUANTITIES, Quantity
 from opdprobe.report.token_text import visible
 
 LOGP_UNIT = 1e-3  # nats a step of the 16-bit log-probabilities: a probability to 0.05 %
@@ -21,38 +20,18 @@ _UNKNOWN = 65_535  # NaN
 _LEVELS = (0.5, 0.75, 0.9, 0.97, 0.99)
 
 
-class Quantity(NamedTuple):
-    """A number that a token can be coloured by.
-
-    Attributes
-    ----------
-    name : str
-        Key in the page and in its address.
-    worse : int
-        +1 if a high value is the bad one, -1 if a low one is.
-    compute : callable
-        From a step to one value a state, with ``units`` and ``long_name``.
-    needs : str
-        The step's variable without which there is no such number.
-    two_sided : bool
-        Whether values of both signs have colours.
-    """
-
-    name: str
-    worse: int
-    compute: Callable[[xr.Dataset], xr.DataArray]
-    needs: str
-    two_sided: bool = False
-
-
-QUANTITIES = (
-    Quantity("reverse_kl", 1, lambda ds: ds.opd.reverse_kl(), "reverse_kl"),
-    Quantity("advantage", -1, lambda ds: ds.opd.overlap_token_advantage(), "logp"),
-    Quantity("overlap", -1, lambda ds: ds.opd.overlap_ratio(), "match"),
-    Quantity("student_entropy", 1, lambda ds: ds.opd.entropy("student"), "entropy"),
-    Quantity("teacher_entropy", 1, lambda ds: ds.opd.entropy("teacher"), "entropy"),
-    Quantity("reward", -1, lambda ds: ds.opd.sampled_reward(), "sampled_logp", two_sided=True),
-)
+VIEWED: dict[str, Quantity] = {
+    name: QUANTITIES[name]
+    for name in (
+        "reverse_kl",
+        "overlap_token_advantage",
+        "overlap_ratio",
+        "student_entropy",
+        "teacher_entropy",
+        "sampled_reward",
+    )
+}
+"""What a token can be coloured by, in the order of the page."""
 
 
 class PackedStep(NamedTuple):
@@ -122,9 +101,8 @@ def pack_step(ds: xr.Dataset, rollouts: int) -> PackedStep:
         prompt = ds["prompt_ids"].values[: n_prompt.sum()]
     sampled = ds["sampled_logp"] if "sampled_logp" in ds else xr.full_like(ds["entropy"], np.nan)
     token_id = ds["token_id"].values
-    values = np.array(
-        [q.compute(ds).values if q.needs in ds else np.full(n, np.nan) for q in QUANTITIES], "<f4"
-    )
+    known = [q.compute(ds).values if q.needs in ds else None for q in VIEWED.values()]
+    values = np.array([np.full(n, np.nan) if row is None else row for row in known], "<f4")
     arrays = [
         values,
         *(ids.astype("<i4") for ids in (positions, token_id, prompt, response)),
@@ -173,10 +151,10 @@ def level_bounds(quantity: Quantity, values: NDArray[np.floating]) -> list[float
 
     Examples
     --------
-    >>> kl, *_, reward = QUANTITIES
+    >>> kl, _, overlap, *_, reward = VIEWED.values()
     >>> level_bounds(kl, np.arange(1001.0))
     [500.0, 750.0, 900.0, 970.0, 990.0]
-    >>> level_bounds(QUANTITIES[2], np.full(8, 0.875)), level_bounds(kl, np.array([np.nan]))
+    >>> level_bounds(overlap, np.full(8, 0.875)), level_bounds(kl, np.array([np.nan]))
     ([0.87], [])
     >>> level_bounds(reward, np.array([-4.0, 4.0]))
     [4.0]

@@ -9,10 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from opdprobe.errors import ConfigError, PromptError, shown
+from opdprobe.errors import ConfigError, PromptError, needs_train_extra, shown
 from opdprobe.rollout.prompts import (
     BOX,
     BOXED_TEMPLATE,
@@ -25,8 +22,8 @@ from opdprobe.rollout.prompts import (
     report_faults,
     strip_instruction,
 )
+from opdprobe.store.files import write_text
 from opdprobe.store.safe_text import parse_json
-from opdprobe.store.step import explain_unwritable, write_whole
 
 __all__ = [
     "BOXED_TEMPLATE",
@@ -73,6 +70,8 @@ def load_prompts(
         The file is missing, unreadable or empty; else as in `prompts_from_rows`.
     ConfigError
         `limit` is below 1.
+    MissingExtraError
+        The file is a .parquet, and pyarrow (``opdprobe[train]``) is not installed.
 
     Examples
     --------
@@ -219,8 +218,7 @@ def save_prompts(prompts: Iterable[Prompt], path: str | Path) -> None:
     if not lines:
         raise PromptError(f"{path}: no prompts to write; expected at least one")
     text = "".join(line + "\n" for line in lines)
-    with explain_unwritable(f"writing {path}"):
-        write_whole(path, lambda file: file.write(text.encode()))
+    write_text(path, text)
 
 
 def _to_line(prompt: Prompt) -> str:
@@ -311,6 +309,9 @@ def _nested(row: Mapping[str, Any], column: str, key: str, plain: str) -> Any:
 
 
 def _read_parquet(path: Path, limit: int | None) -> list[dict[str, Any]]:
+    with needs_train_extra(f"reading {path}"):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
     try:
         # The file's own columns: a folder called split=train would add one.
         with pq.ParquetFile(path) as file:

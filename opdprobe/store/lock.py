@@ -1,31 +1,22 @@
 """One process writes a run at a time."""
 
-import fcntl
-import weakref
 from pathlib import Path
+from weakref import WeakValueDictionary
+
+from filelock import FileLock, Timeout
 
 from opdprobe.errors import StoreError
 
 LOCK = ".lock"
 
-
-class _Lock:
-    """An open, locked file; the system takes the lock back however the process ends."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = open(path, "a")  # noqa: SIM115  # held until the last writer lets go
-        weakref.finalize(self, self._file.close)
-        fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
-
-_held: weakref.WeakValueDictionary[Path, _Lock] = weakref.WeakValueDictionary()
+_held: WeakValueDictionary[Path, FileLock] = WeakValueDictionary()
 
 
 def lock_run(run_dir: Path) -> object:
     """Keep other processes from writing a run for as long as the result is referred to.
 
     Within a process, writers share the lock: what one left behind in a traceback does not keep
-    the next from continuing.
+    the next from continuing. The system takes the lock back however the process ends.
 
     Parameters
     ----------
@@ -45,11 +36,14 @@ def lock_run(run_dir: Path) -> object:
     path = run_dir.resolve() / LOCK
     lock = _held.get(path)
     if lock is None:
+        # By default a lock belongs to a thread; this one belongs to the process.
+        lock = FileLock(path, timeout=0, thread_local=False)
         try:
-            lock = _held[path] = _Lock(path)
-        except BlockingIOError:
+            lock.acquire()
+        except Timeout:
             raise StoreError(
                 f"{run_dir} is being written by another process: wait for it, stop it, or choose "
                 "another directory"
             ) from None
+        _held[path] = lock
     return lock

@@ -1,17 +1,17 @@
 """Read a run: its settings, its metrics, one step, or all steps as one lazy dataset."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import dask.array as da
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
 from opdprobe.errors import StoreError, shown
-from opdprobe.store.safe_text import is_number, parse_json, parse_yaml
+from opdprobe.store.files import read_entries
+from opdprobe.store.safe_text import parse_json, parse_yaml
 from opdprobe.store.schema import SCHEMA_VERSION, check_version, variable_attrs
 from opdprobe.store.step import read_block, read_counts, read_step
 from opdprobe.store.step_parts import step_files
@@ -224,6 +224,8 @@ class Run:
     def _concatenate(
         self, dim: Literal["state", "rollout"], steps: Iterable[int] | None
     ) -> xr.Dataset:
+        import dask.array as da  # takes half as long to import as everything else
+
         chosen = self.steps if steps is None else sorted(set(steps))
         if not chosen:
             raise StoreError(f"{self.path} has no recorded step to read")
@@ -289,58 +291,6 @@ def _locate(path: str | Path) -> Path:
         return UPath(path)  # pyright: ignore[reportReturnType]  # has what a Path has, for reading
     except (ImportError, ValueError) as error:
         raise StoreError(f"{path} cannot be reached: {error}") from error
-
-
-def read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read a file of JSON lines, each a dict; half a last line is left out."""
-    return _parsed(path, _object)
-
-
-def read_entries(path: Path) -> list[dict[str, Any]]:
-    """Read a file of metrics or evaluations, each a dict with ``step``; likewise."""
-    return _parsed(path, _entry)
-
-
-def _parsed(path: Path, check: Callable[[Any], dict[str, Any]]) -> list[dict[str, Any]]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return []
-    except UnicodeDecodeError as error:
-        raise StoreError(f"{path} is not UTF-8 text ({error}); restore the file") from error
-    lines = []
-    # What follows the last line break is not yet whole.
-    for number, line in enumerate(text.split("\n")[:-1], start=1):
-        try:
-            lines.append(check(parse_json(line)))
-        except ValueError as error:
-            raise StoreError(f"{path}, line {number}: {error}; remove the line") from error
-    return lines
-
-
-def _object(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError(f"{shown(value)} is no object")
-    return value
-
-
-def _entry(entry: Any) -> dict[str, Any]:
-    """Check that a line is an evaluation, or of numbers."""
-    step = _object(entry).get("step")
-    if not isinstance(step, int) or abs(step) >= 2**63:
-        raise ValueError(f"the step is {shown(step)}, expected a whole number")
-    if "benchmark" in entry:
-        ids, scores = entry.get("prompt_id"), entry.get("score")
-        if not (isinstance(ids, list) and isinstance(scores, list) and len(ids) == len(scores)):
-            raise ValueError("expected one score for each prompt_id")
-        texts, numbers = [entry["benchmark"], *ids], scores
-    else:
-        texts, numbers = [], [value for name, value in entry.items() if name != "step"]
-    if bad := [text for text in texts if not isinstance(text, str)]:
-        raise ValueError(f"{shown(bad[0])} is no name")
-    if bad := [number for number in numbers if not is_number(number)]:
-        raise ValueError(f"{shown(bad[0])} is no number")
-    return entry
 
 
 def _rows(ds: xr.Dataset, ids: str, lengths: str) -> list[NDArray[np.int32]]:

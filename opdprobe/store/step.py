@@ -10,24 +10,21 @@ verifies the checksum of all that is read and closes the file again, so that a r
 steps holds no file open.
 """
 
-import errno
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
 from opdprobe.errors import StoreError
+from opdprobe.store.files import write_whole
 from opdprobe.store.schema import REQUIRED, VARIABLES, Step
 from opdprobe.store.step_decode import torn
 from opdprobe.store.step_encode import step_members, write_zip
 from opdprobe.store.step_parts import open_files
 
-TEMPORARY = ".tmp-"
 _KEPT_BITS = 12
 _COUNTS = ("n_state", "n_rollout")  # attributes on disk, so that a reader can plan without data
 _OF_XARRAY = ("coordinates", "dtype")  # what xarray notes for itself among a variable's attributes
@@ -199,52 +196,3 @@ def estimate_bytes(n_states: int, k: int) -> int:
     # Ids and log-probs cost 12 bytes a state and rank, the rest 25 a state; the constant is the
     # metadata of some 20 arrays.
     return 24_000 + n_states * (25 + 12 * k)
-
-
-@contextmanager
-def explain_unwritable(doing: str) -> Iterator[None]:
-    """Turn a full disk, or one that may not be written, into a StoreError that says while what."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise StoreError(
-                f"disk full while {doing} ({error}): nothing half-written is left; "
-                "free some space and resume the run"
-            ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            raise StoreError(
-                f"not allowed to write while {doing} ({error}): change the directory's "
-                "permissions, or choose another one"
-            ) from error
-        raise
-
-
-def write_whole(path: Path, fill: Callable[[BinaryIO], object]) -> None:
-    """Write a file so that it is there whole or not at all, also after a crash.
-
-    Parameters
-    ----------
-    path : pathlib.Path
-        The file; replaced where it exists.
-    fill : callable
-        Writes the content to an open binary file.
-    """
-    if path.is_dir():
-        raise StoreError(f"{path} is a directory; expected the name of a file to write.")
-    temporary = path.with_name(f"{TEMPORARY}{path.name}")
-    temporary.unlink(missing_ok=True)
-    try:
-        # "x": a link that somebody put there would lead the writing elsewhere.
-        with open(temporary, "xb") as file:
-            fill(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)  # makes the rename itself durable
-    finally:
-        os.close(directory)

@@ -17,7 +17,8 @@ from opdprobe.store.checksums import (
     checkpoint_files,
     read_checksums,
 )
-from opdprobe.store.run import open_run, read_entries
+from opdprobe.store.files import read_entries
+from opdprobe.store.run import open_run
 from opdprobe.store.safe_text import parse_json, parse_yaml
 from opdprobe.store.schema import validate
 from opdprobe.store.step import read_step

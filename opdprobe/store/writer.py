@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -16,15 +15,18 @@ import xarray as xr
 import yaml
 
 from opdprobe.errors import ConfigError, StoreError
-from opdprobe.store.lock import LOCK, lock_run
-from opdprobe.store.run import open_run, read_entries
-from opdprobe.store.schema import SCHEMA_VERSION, VARIABLES, Step, validate
-from opdprobe.store.step import (
-    TEMPORARY,
+from opdprobe.store.claim import differences, refuse_other_files
+from opdprobe.store.files import (
     explain_unwritable,
-    write_step_file,
-    write_whole,
+    put_on_disk,
+    read_entries,
+    remove_temporaries,
+    write_text,
 )
+from opdprobe.store.lock import LOCK, lock_run
+from opdprobe.store.run import open_run
+from opdprobe.store.schema import SCHEMA_VERSION, VARIABLES, Step, to_step
+from opdprobe.store.step import write_step_file
 from opdprobe.store.step_parts import Part, list_files, step_path
 
 _LIBRARIES = ("opdprobe", "numpy", "xarray", "zarr", "torch", "transformers")
@@ -98,7 +100,8 @@ class RunWriter:
             return
         config_text = _to_yaml(config)
         root = json.loads(json.dumps(dict(attrs)))  # tuples become lists, as they do on disk
-        self._refuse_other_files()
+        # run.json is written last.
+        refuse_other_files(self.path, "run.json", "run", beginnings=("config.yaml", "steps", LOCK))
         with explain_unwritable(f"opening {self.path}"):
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = lock_run(self.path)
@@ -107,30 +110,13 @@ class RunWriter:
         else:
             self._create(root, config_text)
 
-    def _refuse_other_files(self) -> None:
-        """Stop before anything is touched that is no run, nor the beginning of one."""
-        if self.path.exists() and not self.path.is_dir():
-            raise StoreError(f"{self.path} is a file, expected a directory: choose another path")
-        if not self.path.exists() or (self.path / "run.json").exists():
-            return
-        # run.json is written last and makes the directory a run. The other names are what a writer
-        # killed before that leaves.
-        for entry in sorted(self.path.iterdir()):
-            ours = entry.name in ("config.yaml", "steps", LOCK)
-            if not ours and not entry.name.startswith(TEMPORARY):
-                raise StoreError(
-                    f"{self.path} is not empty ({entry.name} is in it) and not a run: "
-                    "choose a new or an empty directory"
-                )
-
     def _create(self, attrs: dict[str, Any], config_text: str) -> None:
         self._steps_dir.mkdir(exist_ok=True)
         self._remove_temporaries()
         attrs |= {"schema_version": SCHEMA_VERSION, "versions": _versions(), "commit": _commit()}
         text = json.dumps(attrs, indent=2) + "\n"
-        with explain_unwritable(f"creating {self.path}"):
-            write_whole(self.path / "config.yaml", lambda file: file.write(config_text.encode()))
-            write_whole(self.path / "run.json", lambda file: file.write(text.encode()))
+        write_text(self.path / "config.yaml", config_text)
+        write_text(self.path / "run.json", text)
 
     def _continue(self, attrs: dict[str, Any], config: dict[str, Any], resume: bool) -> None:
         run = open_run(self.path)
@@ -139,11 +125,11 @@ class RunWriter:
                 f"{self.path} holds a run already ({len(run.steps)} recorded steps): "
                 "resume it, or choose another directory"
             )
-        if changes := _differences(run.attrs, attrs, ignore=_MAY_CHANGE):
+        if changes := differences(run.attrs, attrs, ignore=_MAY_CHANGE):
             raise StoreError(
                 f"{self.path} is the run of something else: {changes}; choose another directory"
             )
-        if changes := _differences(run.config, config):
+        if changes := differences(run.config, config):
             raise ConfigError(
                 f"{self.path} was begun with another config: {changes}; "
                 "restore it, or choose another directory"
@@ -155,12 +141,8 @@ class RunWriter:
             self._form = _form(run.load(run.steps[-1]))
 
     def _remove_temporaries(self) -> None:
-        for directory in (self.path, self._steps_dir):
-            for left_over in directory.glob(f"{TEMPORARY}*"):
-                left_over.unlink()
-        # Checkpoints that were being written, or deleted.
-        for left_over in (self.path / "checkpoints").glob(f"{TEMPORARY}*"):
-            shutil.rmtree(left_over, ignore_errors=True)
+        for directory in (self.path, self._steps_dir, self.path / "checkpoints"):
+            remove_temporaries(directory)
 
     def write_step(self, step: int, ds: xr.Dataset) -> Path:
         """Write one step, whole or not at all.
@@ -186,36 +168,31 @@ class RunWriter:
             The dataset is no valid step, or has other variables than the steps before; this writer
             wrote the step already; or the disk is full (nothing half-written is left).
         """
-        ds = ds.compute()
-        validate(ds)
-        return self._write(step, ds)
+        return self._write(step, to_step(ds))
 
-    def _write(self, step: int, ds: xr.Dataset | Step) -> Path:
+    def _write(self, step: int, made: Step) -> Path:
         if step in self._written:
             raise StoreError(f"step {step} was written already: a step does not change")
-        if unknown := sorted(str(name) for name in set(ds.variables) - set(VARIABLES)):
+        if unknown := sorted(str(name) for name in set(made.variables) - set(VARIABLES)):
             raise StoreError(f"{unknown[0]} is no variable of the schema: ds.drop_vars({unknown})")
-        steps = ds.variables["step"].values
+        steps = made["step"].values
         if (steps != step).any():
             found = np.unique(steps).tolist()
             raise StoreError(f"step is {found} in the dataset, expected {step} throughout")
-        form = _form(ds)
+        form = _form(made)
         if self._form not in (None, form):
-            changes = _differences(self._form or {}, form)
+            changes = differences(self._form or {}, form)
             raise StoreError(
                 f"step {step} is unlike the run's steps before: {changes}; "
                 "all steps of a run have the same variables and k"
             )
         path = step_path(self.path, step, self._part)
-        with explain_unwritable(f"writing step {step} of {self.path}"):
-            write_step_file(path, ds)
+        write_step_file(path, made)
         self._form = form
         self._written.add(step)
         return path
 
-    def submit_step(
-        self, step: int, ds: xr.Dataset | Callable[[], Step], *, checked: bool = False
-    ) -> None:
+    def submit_step(self, step: int, ds: xr.Dataset | Callable[[], Step]) -> None:
         """Write one step on a thread, while the caller goes on.
 
         One step is written at a time: this waits until the one before is on disk.
@@ -225,11 +202,9 @@ class RunWriter:
         step
             As for `write_step`.
         ds : xarray.Dataset or callable
-            As for `write_step`, or what makes the step, called on the thread. The arrays must not
+            As for `write_step`, or what makes a `opdprobe.store.schema.Step`, called on the thread.
+            A Step is not checked again, which would be a third of the cost. The arrays must not
             change any more.
-        checked : bool
-            The step is in memory and known to pass `opdprobe.validate`, as `step_dataset`
-            makes it. Checking it once more would be a third of the cost.
 
         Raises
         ------
@@ -239,10 +214,7 @@ class RunWriter:
         self.flush()
 
         def write() -> Path:
-            made = ds() if callable(ds) else ds
-            if checked:
-                return self._write(step, made)
-            return self.write_step(step, made.to_dataset() if isinstance(made, Step) else made)
+            return self._write(step, ds() if callable(ds) else to_step(ds))
 
         self._pending.append(self._thread.submit(write))
 
@@ -373,10 +345,8 @@ class RunWriter:
     def _rewrite_lines(self, last_step: float) -> None:
         for path in (self._metrics_file, self._evaluations_file):
             kept = [line for line in read_entries(path) if line["step"] <= last_step]
-            text = "".join(json.dumps(line) + "\n" for line in kept).encode()
             if path.exists():
-                with explain_unwritable(f"rewriting {path}"):
-                    write_whole(path, lambda file, text=text: file.write(text))
+                write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
 
 
 def _metrics_line(step: int, metrics: Mapping[str, float]) -> dict[str, Any]:
@@ -385,8 +355,8 @@ def _metrics_line(step: int, metrics: Mapping[str, float]) -> dict[str, Any]:
 
 
 def _put_on_disk(path: Path) -> None:
-    with explain_unwritable(f"writing to {path}"), open(path, "ab") as file:
-        os.fsync(file.fileno())
+    with explain_unwritable(f"writing to {path}"):
+        put_on_disk(path)
 
 
 def _versions() -> dict[str, str]:
@@ -427,26 +397,3 @@ def _form(ds: xr.Dataset | Step) -> dict[str, Any]:
     """Describe what all steps of a run share: which variables there are, and k."""
     names = sorted(str(name) for name in ds.variables)
     return {name: "present" for name in names} | {"k": ds.variables["logp"].shape[-1]}
-
-
-def _differences(
-    old: Mapping[str, Any], new: Mapping[str, Any], ignore: tuple[str, ...] = ()
-) -> str:
-    """List what differs between two nested mappings, key by key: "a.b: 1 before, 2 now"."""
-    before = {key: repr(value) for key, value in _flatten(old).items()}
-    now = {key: repr(value) for key, value in _flatten(new).items()}
-    return "; ".join(
-        f"{key}: {before.get(key, 'absent')} before, {now.get(key, 'absent')} now"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and key.split(".")[0] not in ignore
-    )
-
-
-def _flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        if isinstance(value, Mapping) and value:
-            flat |= _flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
+from opdprobe.errors import needs_train_extra
 from opdprobe.store import Run, RunWriter, open_run
 from opdprobe.store.schema import step_dataset
 
@@ -160,8 +161,9 @@ def tiny_model(
     transformers.LlamaForCausalLM
         In float32, in evaluation mode; ids of pad, bos and eos are those of `tiny_tokenizer`.
     """
-    import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    with needs_train_extra("opdprobe.testing.tiny_model"):
+        import torch
+        from transformers import LlamaConfig, LlamaForCausalLM
 
     # Not Qwen2: AutoTokenizer gives a saved Qwen2 directory a pre-tokeniser of its own.
     config = LlamaConfig(
@@ -195,8 +197,9 @@ def tiny_tokenizer(vocab_size: int = 64) -> "PreTrainedTokenizerFast":
     transformers.PreTrainedTokenizerFast
         Splits at white space; its length is `vocab_size`.
     """
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
+    with needs_train_extra("opdprobe.testing.tiny_tokenizer"):
+        from tokenizers import Tokenizer, models, pre_tokenizers
+        from transformers import PreTrainedTokenizerFast
 
     words = (*_SPECIAL, *(str(number) for number in range(vocab_size - len(_SPECIAL))))
     tokenizer = Tokenizer(

@@ -4,9 +4,7 @@ A checkpoint is an ordinary Hugging Face directory (safetensors, tokenizer) plus
 and ``checksums.json``; of a model under PEFT adapters it is that of the adapter alone.
 """
 
-import os
 import pickle
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,9 @@ from transformers import PreTrainedTokenizerBase
 from opdprobe.errors import StoreError
 from opdprobe.models.adapters import gathered_weights, load_weights, save_weights
 from opdprobe.models.processes import Processes
+from opdprobe.models.save import saving
 from opdprobe.store.checksums import check_checkpoint, write_checksums
+from opdprobe.store.files import remove_directory, remove_temporaries, write_directory
 from opdprobe.train.optim import Optimization
 
 
@@ -74,35 +74,21 @@ def save_checkpoint(
         The disk is full or cannot be written; the checkpoint before is still there.
     """
     parent = run_dir / "checkpoints"
-    temporary, final = parent / f".tmp-{step:06d}", parent / f"{step:06d}"
+    final = parent / f"{step:06d}"
     weights = gathered_weights(model)
     state = {"optimization": optimization.state_dict(), "rng": torch.get_rng_state()}
     if processes is not None and not processes.is_main:
         return Checkpoint(final, step)
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-        for left in parent.glob(".tmp-*"):
-            shutil.rmtree(left)
-        save_weights(model, temporary, weights)
-        _save_tokenizer(tokenizer, temporary)
-        torch.save(state, temporary / "optimizer.pt")
-        write_checksums(temporary, run_dir)
-        for file in (*temporary.rglob("*"), temporary):
-            _fsync(file)
-        if final.exists():
-            _remove(final)
-        os.replace(temporary, final)
-        _fsync(parent)
-    # On a full disk safetensors raises an error of its own and torch.save a RuntimeError.
-    except (OSError, RuntimeError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise StoreError(
-            f"could not write the checkpoint {final} ({error}); nothing of it is left. Make room "
-            "and resume the run."
-        ) from error
+    remove_temporaries(parent)
+    with write_directory(final) as directory:
+        with saving():
+            save_weights(model, directory, weights)
+            tokenizer.save_pretrained(directory)
+            torch.save(state, directory / "optimizer.pt")
+        write_checksums(directory, run_dir)
     for old in parent.iterdir():
         if old.name.isdecimal() and old != final:
-            _remove(old)
+            remove_directory(old)
     return Checkpoint(final, step)
 
 
@@ -139,27 +125,3 @@ def _unreadable(checkpoint: Checkpoint, why: object) -> StoreError:
         f"the checkpoint {checkpoint.path} cannot be read ({why}): it is torn, or of another model "
         "or optimiser. Delete it to start the run anew."
     )
-
-
-def _save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    try:
-        tokenizer.save_pretrained(folder)
-    except Exception as error:
-        if type(error) is Exception:  # all that its Rust part raises on a full disk
-            raise OSError(str(error)) from error
-        raise
-
-
-def _remove(path: Path) -> None:
-    """Delete a checkpoint; at no time does half of one bear its name."""
-    doomed = path.with_name(f".tmp-old-{path.name}")
-    os.replace(path, doomed)
-    shutil.rmtree(doomed)
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -146,3 +146,14 @@ def evidence(make_evidence) -> Evidence:
 @pytest.fixture(scope="session")
 def five_seeds(make_evidence) -> Evidence:
     return make_evidence({"success": 3, "failure": 3}, seeds=range(5))
+
+
+@pytest.fixture(scope="session")
+def drawn_rows() -> Callable[[int, int], np.ndarray]:
+    """Write out which of n units each replicate of the bootstrap draws."""
+
+    def rows(n: int, n_boot: int) -> np.ndarray:
+        counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), n_boot)
+        return np.array([np.repeat(np.arange(n), times) for times in counts])
+
+    return rows

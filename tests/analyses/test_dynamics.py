@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analyses.dynamics import largest_rise, last_quarter, late_fall, points, spike
-from opdprobe.report.estimate import exact, resample
+from opdprobe.probes.bootstrap import resample
+from opdprobe.report.estimate import exact
 
 values = st.lists(st.floats(-5, 5), min_size=1, max_size=30)
 

@@ -18,7 +18,7 @@ from analyses.evidence import (
     ratios,
 )
 from opdprobe.probes import curve
-from opdprobe.report.estimate import N_BOOT, Estimate, resample
+from opdprobe.probes.bootstrap import N_BOOT, Estimate, resample
 
 NAN = float("nan")
 
@@ -61,13 +61,13 @@ def test_a_benchmark_has_its_own_accuracy_and_recovery(evidence, benchmark):
     ("name", "teacher"),
     [("success", "rl_student"), ("failure", "large"), ("reverse_small", "student")],
 )
-def test_recovery_is_the_share_of_the_gap_on_the_same_problems(evidence, name, teacher):
+def test_recovery_is_the_share_of_the_gap_on_the_same_problems(evidence, name, teacher, drawn_rows):
     (run,) = evidence.runs[name]
     before, after, best = scores(run, 0), scores(run, -1), role_scores(evidence, teacher)
     (estimate,) = evidence.recovery(name)
     want = (after.mean() - before.mean()) / (best.mean() - before.mean())
     assert estimate.value == pytest.approx(want)
-    rows = np.random.default_rng(0).integers(0, len(best), (N_BOOT, len(best)))
+    rows = drawn_rows(len(best), N_BOOT)
     samples = [
         (after[i].mean() - before[i].mean()) / (best[i].mean() - before[i].mean()) for i in rows
     ]
@@ -160,21 +160,21 @@ def test_accuracy_panel_of_five_seeds_has_students_interval(five_seeds):
 
 
 def test_curve_panel_is_the_curve_of_one_run(evidence):
-    panel = curve_panel(evidence, "overlap_token_advantage", {"failure": "F"}, title="T")
+    panel = curve_panel(evidence, "overlap_token_advantage", {"failure": "F"})
     want = curve(evidence.runs["failure"][0], "overlap_token_advantage", n_boot=N_BOOT)
     (series,) = panel.series
     assert list(series.x) == list(range(12))
     for name, got in (("value", series.y), ("low", series.low), ("high", series.high)):
         np.testing.assert_allclose(got, want[name])
     assert panel.y_label == "overlap-token advantage [nats]"
-    ratio = curve_panel(evidence, "overlap_ratio", {"failure": "F"}, title="T")
+    ratio = curve_panel(evidence, "overlap_ratio", {"failure": "F"})
     assert ratio.y_label == "overlap ratio"
-    mass = curve_panel(evidence, "teacher_overlap_mass", {"failure": "F"}, title="T")
+    mass = curve_panel(evidence, "teacher_overlap_mass", {"failure": "F"})
     assert mass.y_label == "teacher overlap mass"
 
 
 def test_curve_panel_of_five_seeds_is_their_mean_with_students_interval(five_seeds):
-    (series,) = curve_panel(five_seeds, "reverse_kl", {"success": "S"}, title="T").series
+    (series,) = curve_panel(five_seeds, "reverse_kl", {"success": "S"}).series
     values = np.array([curve(run, "reverse_kl")["value"] for run in five_seeds.runs["success"]])
     low, high = stats.t.interval(0.95, 4, loc=values.mean(0), scale=stats.sem(values))
     np.testing.assert_allclose(series.y, values.mean(0))

@@ -10,8 +10,9 @@ from scipy import stats
 
 from analyses import length
 from analyses.evidence import Evidence
-from analyses.experiments import FIGURES, LENGTHS
+from analyses.experiments import LENGTHS
 from analyses.presets import PRESETS
+from analyses.registry import FIGURES
 from analyses.results import load, save
 from opdprobe.store import RunWriter, open_run
 from opdprobe.testing import synthetic_step
@@ -86,7 +87,7 @@ def make(tmp_path_factory):
             models=PRESETS["quick"].models,
             runs={
                 name: [write_run(folder / f"{name}-{s}", name, s, **settings) for s in seeds]
-                for name in FIGURES["fig11"]
+                for name in FIGURES["fig11"].experiments
             },
             scores={"student": {"easy": np.zeros(40), "hard": np.zeros(40)}},
             continuations={"probe_success": [continuation(s, gain_at=gain_at) for s in seeds]},
@@ -205,13 +206,13 @@ def test_accuracy_panel(like):
     assert panel.y_label == "accuracy (avg@4)"
 
 
-def test_gain_panel_leaves_out_depths_that_few_rollouts_reach(like):
+def test_gain_panel_leaves_out_depths_that_few_rollouts_reach(like, drawn_rows):
     panel = length.analyse(like).panels[1]
     (series,) = panel.series
     assert list(panel.ticks) == ["0", "2", "4"]
     (ds,) = like.continuations["probe_success"]
     assert list(series.y) == pytest.approx([gain(ds, depth) for depth in (0, 2, 4)])
-    rows = np.random.default_rng(0).integers(0, N_ROLLOUTS, (1000, N_ROLLOUTS))
+    rows = drawn_rows(N_ROLLOUTS, 1000)
     means = np.nanmean(ds["gain"].sel(depth=4).values[rows], axis=1)
     assert (series.low[2], series.high[2]) == pytest.approx(np.percentile(means, [2.5, 97.5]))
 

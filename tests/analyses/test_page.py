@@ -15,8 +15,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from rich.console import Console
 
-from analyses.claims import check_claims, claims_markdown, claims_table, write_claims
+from analyses.claims import claims_markdown, claims_table
 from analyses.page import ReportError, write_report
+from analyses.pages import check_pages, write_pages
 from analyses.results import Claim, Meta, Results, save
 from opdprobe.errors import OPDProbeError
 
@@ -211,14 +212,19 @@ def test_a_bar_in_a_test_does_not_end_its_cell():
     assert len(re.findall(r"(?<!\\)\|", row)) == 6
 
 
-def test_the_page_is_written_from_a_directory_and_checked(tmp_path):
-    path = tmp_path / "docs/claims.md"
-    save(results("fig06", ["shown"]), tmp_path / "results/fig06.json")
+def test_the_pages_are_written_from_a_directory_and_checked(tmp_path):
+    figures, from_ = tmp_path / "docs/figures", tmp_path / "results"
+    save(results("fig06", ["shown"]), from_ / "fig06.json")
     with pytest.raises(OPDProbeError, match=r"claims\.md is missing, or not what the results"):
-        check_claims(path, tmp_path / "results")
-    write_claims(path, tmp_path / "results")
-    check_claims(path, tmp_path / "results")
-    assert "Main claims: 1 of 1 shown" in path.read_text(encoding="utf-8")
-    save(results("fig06", ["opposite"]), tmp_path / "results/fig06.json")
+        check_pages(figures, from_)
+    claims, gallery = write_pages(figures, from_)
+    check_pages(figures, from_)
+    assert "Main claims: 1 of 1 shown" in claims.read_text(encoding="utf-8")
+    assert gallery.read_text(encoding="utf-8").splitlines()[4:] == [
+        "## [Figure 6 (§4.1): A title](claims.md#figure-6-41-a-title)",
+        "",
+        "![Figure 6 (§4.1): A title](figures/fig06.png)",
+    ]
+    save(results("fig06", ["opposite"]), from_ / "fig06.json")
     with pytest.raises(OPDProbeError, match=r"write it again with `opdprobe figures`"):
-        check_claims(path, tmp_path / "results")
+        check_pages(figures, from_)

@@ -3,8 +3,8 @@
 import pytest
 import yaml
 
-from analyses.experiments import FIGURES
 from analyses.presets import PRESETS, lacking, own_preset
+from analyses.registry import FIGURES
 from opdprobe.errors import ConfigError
 
 QUICK = PRESETS["quick"]

@@ -8,7 +8,8 @@ import pytest
 from scipy import stats
 
 from analyses import alignment, cold_start, content, overview, scale, selection, teachers, template
-from analyses.experiments import EXPERIMENTS, FIGURES
+from analyses.experiments import EXPERIMENTS
+from analyses.registry import FIGURES
 from analyses.results import load, save
 
 ANALYSES = {
@@ -35,7 +36,7 @@ WHOLE = (
 
 @pytest.fixture(scope="module")
 def evidence(make_evidence):
-    used = {name for figure in ANALYSES for name in FIGURES[figure]}
+    used = {name for figure in ANALYSES for name in FIGURES[figure].experiments}
     return make_evidence({name: 12 if name in WHOLE else 1 for name in sorted(used)})
 
 
@@ -255,7 +256,7 @@ def test_results_are_labelled_and_survive_the_file(results, tmp_path):
         assert [claim.id for claim in back.claims] == [claim.id for claim in result.claims]
         assert result.figure == figure
         assert all(claim.id.startswith(f"{figure}.") for claim in result.claims)
-        assert set(result.meta.runs) == set(FIGURES[figure])
+        assert set(result.meta.runs) == set(FIGURES[figure].experiments)
         assert len({panel.name for panel in result.panels}) == len(result.panels)
         for panel in result.panels:
             assert panel.x_label
@@ -353,10 +354,10 @@ def test_seeds_are_compared_pairwise(make_evidence):
         assert found[claim].high == pytest.approx(ratios.mean() + half, rel=1e-6)
 
 
-def test_the_deviation_of_drawn_steps():
+def test_the_deviation_of_drawn_steps(drawn_rows):
     values = np.random.default_rng(0).normal(5, 2, 30)
     estimate = cold_start._deviation(values)
     assert estimate.value == pytest.approx(values.std())
-    rows = np.random.default_rng(0).integers(0, 30, (len(estimate.samples), 30))
+    rows = drawn_rows(30, len(estimate.samples))
     np.testing.assert_allclose(estimate.samples, values[rows].std(axis=1))
     assert cold_start._deviation(np.full(7, 0.1)).value == 0

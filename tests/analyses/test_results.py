@@ -1,9 +1,9 @@
 """Results files: what goes in comes out, byte for byte, and bad files say what is wrong."""
 
 import json
+import os
 from dataclasses import asdict, replace
 from math import inf, nan
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analyses.results import Claim, Meta, Results, ResultsError, load, save
-from opdprobe.errors import OPDProbeError
+from opdprobe.errors import OPDProbeError, StoreError
 from opdprobe.report.panel import KINDS, Heat, Panel, PanelError, Reference, Series
 
 RUNS = {
@@ -256,10 +256,10 @@ def test_a_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
     path = saved(example(), tmp_path)
     before = path.read_bytes()
 
-    def full(self, *args, **kwargs):
+    def full(file):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(OSError, match="No space"):
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StoreError, match=r"disk full while writing .*No space"):
         save(replace(example(), title="another"), path)
     assert path.read_bytes() == before

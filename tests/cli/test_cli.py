@@ -20,7 +20,7 @@ from opdprobe.models.load import load_model, load_tokenizer, weight_hash
 from opdprobe.report.panel import Panel, Series
 from opdprobe.store import RunWriter
 from opdprobe.testing import synthetic_run, synthetic_step, tiny_model, tiny_tokenizer
-from opdprobe.testing.testbed import zoo
+from opdprobe.testing.testbed import members, zoo
 
 MODELS = ["--student", "zoo:sft-small", "--teacher", "zoo:rl-small"]
 SETTINGS = {"batch_size": 2, "max_completion_length": 8, "k": 4, "max_steps": 2, "eval_n": 1}
@@ -135,7 +135,7 @@ def test_only_what_goes_on_says_so(monkeypatch, capsys, arguments, goes_on):
 def test_dropped_layers_make_another_student(tmp_path):
     assert train(tmp_path / "run", *SET, "--drop-layers", "1-1", "--set", "max_steps=1") == 0
     attrs = open_run(tmp_path / "run").attrs
-    whole = weight_hash(load_model(zoo.zoo_path("sft-small"), dtype=torch.float32))
+    whole = weight_hash(load_model(members.zoo_path("sft-small"), dtype=torch.float32))
     assert attrs["student"]["weight_hash"] != whole
     assert load_model(tmp_path / "run/checkpoints/000001").config.num_hidden_layers == 1
 
@@ -329,8 +329,8 @@ def test_zoo_list_names_every_member(capsys, monkeypatch):
     assert main(["zoo", "list"]) == 0
     out = capsys.readouterr().out
     rows = {cells[1].strip(): cells for line in out.splitlines() if (cells := line.split("│"))[1:]}
-    assert list(rows) == list(zoo.MEMBERS)
-    for name, entry in zoo.manifest().items():
+    assert list(rows) == list(members.MEMBERS)
+    for name, entry in members.manifest().items():
         assert rows[name][5].strip() == f"{entry['accuracy']:.3f}"
 
 
@@ -351,9 +351,9 @@ def do_here(tasks, *, workers, on_progress):
 def test_zoo_build_trains_what_is_named(tmp_path, monkeypatch, capsys):
     from opdprobe.train.config import SFTConfig
 
-    member = zoo.Member("x", SFTConfig(max_steps=2), size={"hidden_size": 16, "layers": 1})
-    monkeypatch.setattr(zoo, "MEMBERS", {"tiny": member})
-    monkeypatch.setattr(zoo, "ZOO", tmp_path / "zoo")
+    member = members.Member("x", SFTConfig(max_steps=2), size={"hidden_size": 16, "layers": 1})
+    monkeypatch.setattr(members, "MEMBERS", {"tiny": member})
+    monkeypatch.setattr(members, "ZOO", tmp_path / "zoo")
     monkeypatch.setattr(zoo, "measure", lambda *_: 0.25)
     # A process of its own would not know of this member.
     monkeypatch.setattr(zoo, "work", do_here)

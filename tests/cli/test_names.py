@@ -8,8 +8,8 @@ from opdprobe.cli.names import resolve_model, resolve_prompts
 from opdprobe.errors import PromptError
 from opdprobe.rollout.grade import grade_math
 from opdprobe.rollout.prompt_files import save_prompts
+from opdprobe.testing.testbed.members import MEMBERS, ZooError
 from opdprobe.testing.testbed.problems import grader, problems
-from opdprobe.testing.testbed.zoo import MEMBERS, ZooError
 
 
 @pytest.mark.parametrize("name", list(MEMBERS))

@@ -9,9 +9,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-import figures
-from analyses.experiments import EXPERIMENTS, FIGURES, MODEL_ROLES, needed
+from analyses.experiments import EXPERIMENTS, MODEL_ROLES
 from analyses.presets import PRESETS
+from analyses.registry import FIGURES, needed
 from analyses.results import VERDICTS, load
 from opdprobe import open_run
 from opdprobe.cli import jobs, reproduce
@@ -93,7 +93,7 @@ def test_everything_is_there(killed_and_resumed):
         assert all(claim.id.startswith(f"{result.figure}.") for claim in result.claims)
         assert len({claim.id for claim in result.claims}) == len(result.claims)
         assert result.meta.preset == "quick"
-        assert result.meta.runs[FIGURES[result.figure][0]]["student"].startswith("zoo:")
+        assert result.meta.runs[FIGURES[result.figure].experiments[0]]["student"].startswith("zoo:")
     drawn = {path.name for path in (folder / "figures").iterdir()}
     assert drawn == {"captions.md", *(f"{f}.{kind}" for f in FIGURES for kind in ("pdf", "png"))}
     page = (folder / "report.html").read_text(encoding="utf-8")
@@ -252,7 +252,7 @@ def test_the_plan_has_every_run_once_seed_by_seed_and_the_longest_first():
 )
 def test_the_plan_does_what_a_figure_needs_and_analyses_it_last(figure, roles):
     *before, last = plan(TINY, None, [figure])
-    assert {t.label for t in before} == {f"{n}-s0" for n in FIGURES[figure]} | {
+    assert {t.label for t in before} == {f"{n}-s0" for n in FIGURES[figure].experiments} | {
         f"accuracy of {role}" for role in roles
     }
     assert last.function == jobs.analyse
@@ -260,7 +260,6 @@ def test_the_plan_does_what_a_figure_needs_and_analyses_it_last(figure, roles):
 
 
 def test_figures_analyses_and_experiments_fit_together():
-    assert list(FIGURES) == list(jobs.ANALYSES) == figures.figure_names()
     assert needed(None) == list(EXPERIMENTS)  # no experiment is for nothing
     assert needed(["fig14", "fig06"]) == ["success", "failure", "probe_success", "probe_failure"]
     with pytest.raises(OPDProbeError, match="no figure fig99; there are fig01, fig02,"):

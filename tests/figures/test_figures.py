@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
+from importlib import import_module
 from itertools import pairwise, zip_longest
 from math import nan
 from pathlib import Path
@@ -18,8 +19,8 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 import figures
+from analyses.registry import FIGURES
 from analyses.results import Claim, Meta, Results, ResultsError, save
-from figures.make import FIGURES
 from opdprobe.report import marks, style
 from opdprobe.report.panel import Heat, Panel, Reference, Series
 
@@ -231,6 +232,10 @@ def example(name):
     return Results(name, "A title", "4.1", "The claim.", meta, PANELS[name], auroc)
 
 
+def module(name):
+    return import_module(f"figures.{name}")
+
+
 @pytest.fixture(scope="module")
 def results_dir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("results")
@@ -255,7 +260,7 @@ def drawn_text(figure):
 @pytest.mark.parametrize("name", list(FIGURES))
 def test_a_figure_shows_every_panel_with_labels_and_one_legend(name):
     results = example(name)
-    figure = FIGURES[name].draw(results)
+    figure = module(name).draw(results)
     titles, labels, legends = drawn_text(figure)
     assert len(titles) == len(results.panels)
     for title, panel in zip(titles, results.panels, strict=True):
@@ -291,7 +296,7 @@ def assert_nothing_overlaps(figure):
 
 @pytest.mark.parametrize("name", list(FIGURES))
 def test_nothing_overlaps_or_is_cut_off(name):
-    assert_nothing_overlaps(FIGURES[name].draw(example(name)))
+    assert_nothing_overlaps(module(name).draw(example(name)))
 
 
 @pytest.mark.parametrize("n", [1, 2, 8])
@@ -303,7 +308,7 @@ def test_the_legend_takes_as_many_rows_as_its_labels_need(n, text):
     labels = [text.format(i) for i in range(n)]
     shown = lines("Overlap ratio", LENGTHS[:1] * n, labels=labels)
     for panels in ([shown], [shown, shown]):
-        figure = FIGURES["fig02"].draw(replace(example("fig02"), panels=panels))
+        figure = module("fig02").draw(replace(example("fig02"), panels=panels))
         assert_nothing_overlaps(figure)
         (legend,) = figure.legends
         width = sum(text.get_window_extent().width + 45 for text in legend.get_texts())
@@ -321,7 +326,7 @@ def test_categories_of_any_number_and_length_are_readable(ticks):
     ):
         for many in (1, 3):
             results = replace(example("fig03"), panels=[panel] * many)
-            figure = FIGURES["fig03"].draw(results)
+            figure = module("fig03").draw(results)
             assert_nothing_overlaps(figure)
             written = [t.get_text().replace("\n", " ") for t in figure.axes[0].get_xticklabels()]
             assert written == ticks
@@ -332,7 +337,7 @@ def test_categories_of_any_number_and_length_are_readable(ticks):
 )
 def test_benchmarks_of_any_number_are_laid_out_in_rows(n, rows, columns):
     results = example("fig17")
-    figure = FIGURES["fig17"].draw(replace(results, panels=[results.panels[0]] * n))
+    figure = module("fig17").draw(replace(results, panels=[results.panels[0]] * n))
     assert len(figure.axes) == n
     grid = figure.axes[0].get_gridspec()
     assert (grid.nrows, grid.ncols) == (rows, columns)
@@ -341,7 +346,7 @@ def test_benchmarks_of_any_number_are_laid_out_in_rows(n, rows, columns):
 
 @pytest.mark.parametrize("name", list(FIGURES))
 def test_a_caption_names_runs_seeds_sizes_and_the_interval(name):
-    text = FIGURES[name].caption(example(name))
+    text = module(name).caption(example(name))
     what = "Data selection" if name == "selection" else f"Figure {int(name[3:])}"
     assert text.startswith(f"{what} (§4.1). A title. The paper's claim: The claim.")
     for part in ("zoo:rl-small", "seed 0", "k = 16", "6,400 rollouts", "204,800 states"):
@@ -350,11 +355,11 @@ def test_a_caption_names_runs_seeds_sizes_and_the_interval(name):
 
 
 def test_caption_of_figure_14_counts_rollouts():
-    assert "(a) 310 correct, 202 incorrect; (b) 310" in FIGURES["fig14"].caption(example("fig14"))
+    assert "(a) 310 correct, 202 incorrect; (b) 310" in module("fig14").caption(example("fig14"))
 
 
 def test_figure_14_carries_the_auroc_of_each_teacher():
-    titles, _, _ = drawn_text(FIGURES["fig14"].draw(example("fig14")))
+    titles, _, _ = drawn_text(module("fig14").draw(example("fig14")))
     assert [title.split("\n")[1] for title in titles] == ["AUROC 0.71 [0.66, 0.76]"] * 2
 
 
@@ -362,7 +367,7 @@ def test_heat_maps_of_a_figure_share_one_colour_scale():
     low, high = (
         Panel("h", "h", "x", "y", "heatmap", [], heat=Heat([0], [1], [[z]], "z")) for z in (1, 3)
     )
-    figure = FIGURES["fig13"].draw(replace(example("fig13"), panels=[low, high]))
+    figure = module("fig13").draw(replace(example("fig13"), panels=[low, high]))
     assert [ax.collections[0].get_clim() for ax in plots(figure)] == [(1, 3), (1, 3)]
     assert_nothing_overlaps(figure)
 
@@ -370,7 +375,7 @@ def test_heat_maps_of_a_figure_share_one_colour_scale():
 @pytest.mark.parametrize("z", [nan, 0.5])
 def test_a_heat_map_of_one_number_or_of_none_is_drawn(z):
     panel = Panel("h", "h", "x", "y", "heatmap", [], heat=Heat([3], [1], [[z]], "z"))
-    figure = FIGURES["fig13"].draw(replace(example("fig13"), panels=[panel]))
+    figure = module("fig13").draw(replace(example("fig13"), panels=[panel]))
     assert_nothing_overlaps(figure)
     assert figure.axes[0].get_xlim() == (2.5, 3.5)
 
@@ -378,17 +383,17 @@ def test_a_heat_map_of_one_number_or_of_none_is_drawn(z):
 def test_axes_of_the_caller_are_filled_and_get_no_legend():
     own = Figure()
     axes = own.subplots(1, 2)
-    assert FIGURES["fig07"].draw(example("fig07"), axes) is own
+    assert module("fig07").draw(example("fig07"), axes) is own
     assert axes[1].get_ylabel() == "overlap ratio"
     assert not own.legends
     with pytest.raises(style.FigureError, match="fig07 has 2 panels, but there are 1 axes"):
-        FIGURES["fig07"].draw(example("fig07"), axes[:1])
+        module("fig07").draw(example("fig07"), axes[:1])
 
 
 def test_drawing_leaves_the_users_settings_alone():
     with mpl.rc_context({"lines.linewidth": 9, "font.size": 30}):
         before = dict(mpl.rcParams)
-        figure = FIGURES["fig05"].draw(example("fig05"))
+        figure = module("fig05").draw(example("fig05"))
         assert dict(mpl.rcParams) == before
     assert figure.axes[0].get_lines()[0].get_linewidth() == 1.3
 
@@ -439,7 +444,7 @@ def test_a_label_stands_in_the_legend_once_with_its_line_and_its_bar():
         Panel("b", "B", "x", "y", "bar", [one], ticks=["one"]),
         Panel("c", "C", "x", "y", "line", [replace(one, role="failure")]),
     ]
-    figure = FIGURES["fig04"].draw(replace(example("fig04"), panels=both))
+    figure = module("fig04").draw(replace(example("fig04"), panels=both))
     assert drawn_text(figure)[2] == ["after RL", "after RL"]  # two looks, two entries
     shown = figure.legends[0].legend_handles
     assert [type(handle).__name__ for handle in shown] == ["Line2D", "Line2D"]
@@ -460,7 +465,7 @@ def test_make_writes_pdf_png_and_captions(results_dir, tmp_path):
     captions = (out / "captions.md").read_text(encoding="utf-8")
     assert re.findall(r"^## (\w+)$", captions, re.M) == figures.figure_names()
     for name in figures.figure_names():
-        caption = FIGURES[name].caption(example(name))
+        caption = module(name).caption(example(name))
         assert caption in captions
         with Image.open(out / f"{name}.png") as image:
             assert image.info["Description"] == caption

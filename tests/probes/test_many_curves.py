@@ -126,9 +126,9 @@ def test_steps_that_do_not_belong_together_are_named(tmp_path):
 
 
 def test_sums_are_those_of_the_states(run):
-    (found,) = step_sums(run, ["entropy_gap"], lambda attrs, steps: (attrs, list(steps)))
-    assert found[0] == [{"units": "nats", "long_name": "entropy gap"}]
-    for sums in found[1]:
+    (found,) = step_sums(run, ["entropy_gap"], list)
+    for sums in found:
+        assert sums.attrs == [{"units": "nats", "long_name": "entropy gap"}]
         ds = run.load(sums.step)
         gap = ds.opd.entropy_gap().values
         assert sums.length.tolist() == LENGTHS

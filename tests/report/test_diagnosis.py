@@ -3,21 +3,23 @@
 import dataclasses
 import json
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
 import xarray as xr
 
 from opdprobe import curve
-from opdprobe.report.course import QUANTITIES, Course, by_rollout, course, course_panels
+from opdprobe.probes.rollout_sums import RolloutSums
+from opdprobe.report.course import Course, course, course_panels
 from opdprobe.report.diagnosis import _direction, diagnose
 from opdprobe.report.finding import Evidence, change, level
 from opdprobe.store import RunWriter, open_run
+from opdprobe.store.schema import MODELS
 from opdprobe.testing import synthetic_run, synthetic_step
 
 RISING = np.linspace(0.5, 0.95, 12)
 STEADY = np.full(12, 0.8)
-COLUMN = {name: i for i, name in enumerate(QUANTITIES)}
 ROOT = Path(__file__).parents[2]
 
 
@@ -35,11 +37,19 @@ def step(number, agreement, *, ended=1.0, n_rollouts=32, student=1.0, teacher=1.
 
 def course_of(steps, **changes) -> Course:
     """Give the course of a run of these steps."""
-    sums, counts = zip(*map(by_rollout, steps), strict=True)
-    made = Course(
-        "x", {"objective": "full"}, list(range(len(steps))), list(sums), list(counts), xr.Dataset()
-    )
+    with TemporaryDirectory() as folder:
+        writer = RunWriter(folder, attrs={}, config={"objective": "full"}, resume=False)
+        for i, ds in enumerate(steps):
+            writer.write_step(i, ds)
+        made = course(open_run(folder), label="x")
     return dataclasses.replace(made, **changes)
+
+
+def sums_of(steps, first, length, total=None, n=None):
+    """Give sums by rollout by hand."""
+    some = {} if total is None else {"reverse_kl": np.array(total, float)}
+    counts = {} if n is None else {"reverse_kl": np.array(n)}
+    return RolloutSums(np.array(steps), np.array(first), np.array(length), some, counts)
 
 
 def logged(**columns):
@@ -90,13 +100,14 @@ def test_a_model_whose_line_is_alone_is_named_in_the_title():
     for model, title in enumerate(("Teacher entropy", "Student entropy")):
         lacking = ds.copy(deep=True)
         lacking["entropy"][:, model] = np.nan
+        lacking.attrs["missing"] = [MODELS[model]]
         alone = {p.name: p for p in course_panels([course_of([lacking])])}["entropy"]
         assert (alone.title, len(alone.series)) == (title, 1)
         assert alone.y_label == f"{title.lower()} [nats]"
     some = course_of([ds])
-    some.counts[0][:, COLUMN["teacher_overlap_mass"]] = 0
+    some.sums.n["teacher_overlap_mass"][:] = 0
     alone = {p.name: p for p in course_panels([some])}["overlap_mass"]
-    assert alone.title == "Student mass on the overlap"
+    assert alone.title == "Student overlap mass"
 
 
 def test_means_over_steps_weigh_states_alike(tmp_path):
@@ -109,7 +120,7 @@ def test_means_over_steps_weigh_states_alike(tmp_path):
 
 @pytest.mark.parametrize(("n", "width"), [(1, 1), (2, 1), (6, 2), (15, 5), (40, 5)])
 def test_the_ends_of_a_run(n, width):
-    some = Course("x", {}, list(range(n)), [], [], metrics=xr.Dataset())
+    some = Course("x", {}, sums_of(range(n), [0] * (n + 1), []), metrics=xr.Dataset())
     assert some.steps[some.first] == list(range(width))
     assert some.steps[some.last] == list(range(n - width, n))
 
@@ -127,10 +138,9 @@ def test_a_run_without_what_is_optional():
 
 
 def test_the_extreme_rollout_is_no_fragment():
-    sums, counts = np.zeros((2, 3, len(QUANTITIES)))
-    sums[:, COLUMN["reverse_kl"]] = [9, 40, 20]  # of 1, 10 and 10 states: 9, 4 and 2
-    counts[:, COLUMN["reverse_kl"]] = [1, 10, 10]
-    some = Course("x", {}, [7], [sums], [counts], metrics=xr.Dataset())
+    # Means of 9, 4 and 2 over 1, 10 and 10 states.
+    sums = sums_of([7], [0, 3], [1, 10, 10], total=[9, 40, 20], n=[1, 10, 10])
+    some = Course("x", {}, sums, metrics=xr.Dataset())
     assert some.extreme("reverse_kl", slice(1), 1) == (7, 1)
     assert some.extreme("reverse_kl", slice(1), -1) == (7, 2)
     assert some.extreme("correct", slice(1), -1) == (7, 0)  # nothing known: the first
@@ -211,7 +221,8 @@ def test_stagnating(steady):
 def test_what_was_not_recorded_is_said_to_be_so(agreements, name):
     steps = [step(i, agreement) for i, agreement in enumerate(agreements)]
     for ds in steps:
-        ds["entropy"][:, 1] = np.nan  # as of a served teacher
+        ds["entropy"][:, 1] = np.nan
+        ds.attrs["missing"] = ["teacher"]  # a served one
     finding = found(course_of(steps))[name]
     assert " overlap ratio, overlap-token advantage: the " in finding.text
     assert finding.text.count("entropy gap") == 1
@@ -299,7 +310,7 @@ def test_low_overlap(rising):
     finding = found(rising)["low_overlap"]
     assert "cold start" in finding.advice.lower()
     assert finding.step in (0, 1, 2, 3)
-    assert finding.by == "overlap"
+    assert finding.by == "overlap_ratio"
     assert "low_overlap" not in found(course_of([step(0, 0.99), step(1, 0.99)]))
 
 

@@ -21,7 +21,7 @@ from opdprobe.cli.parser import main
 from opdprobe.errors import ConfigError, ModelError, StoreError
 from opdprobe.report.token_text import TokenText, TokenTexts, visible
 from opdprobe.report.view import write_view
-from opdprobe.report.view_data import QUANTITIES, level_bounds, pack_step
+from opdprobe.report.view_data import VIEWED, level_bounds, pack_step
 from opdprobe.store import RunWriter, open_run
 from opdprobe.testing import synthetic_run, synthetic_step
 
@@ -52,7 +52,7 @@ def arrays(data, header):
     """Read a block as the page does, straight from the layout that `PackedStep` documents."""
     n, k = header["n"], header["k"]
     shapes = [
-        ("values", "<f4", (len(QUANTITIES), n)),
+        ("values", "<f4", (len(VIEWED), n)),
         ("position", "<i4", (n,)),
         ("token_id", "<i4", (n, 2, k)),
         ("prompt", "<i4", (sum(header["n_prompt"]),)),
@@ -137,7 +137,7 @@ def test_a_step_without_texts_and_samples_shows_what_there_is():
     assert np.isnan(found["values"][5]).all()
 
 
-@given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1), st.sampled_from(QUANTITIES))
+@given(st.lists(st.floats(-1e6, 1e6, width=32), min_size=1), st.sampled_from([*VIEWED.values()]))
 def test_half_of_the_values_stay_plain(values, quantity):
     values = np.array(values, np.float32)
     bounds = level_bounds(quantity, values)

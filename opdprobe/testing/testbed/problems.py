@@ -1,18 +1,23 @@
 """Problems of the testbed as prompts, demonstrations as training examples, and their grader."""
 
+from __future__ import annotations
+
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from itertools import islice
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from opdprobe.errors import PromptError
 from opdprobe.rollout.prompts import Prompt
 from opdprobe.testing.testbed import world
 from opdprobe.train.config import SFTConfig
-from opdprobe.train.sft import Example
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from opdprobe.train.sft import Example
 
 N_TEST = 1024
 """Problems at the head of each benchmark that no other split and no demonstration contains."""

@@ -1,4 +1,4 @@
-"""The zoo: the testbed's shipped models, how they are made, and a check of both.
+"""Build the zoo, the testbed's shipped models, and check them.
 
 Every member is an ordinary Hugging Face directory (bfloat16 safetensors, tokenizer, chat template),
 so that nothing else in the library knows whether it runs on the testbed or on Qwen.
@@ -6,21 +6,27 @@ so that nothing else in the library knows whether it runs on the testbed or on Q
 
 import hashlib
 import json
-import os
 import random
-import shutil
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
-from opdprobe.errors import OPDProbeError
 from opdprobe.models.load import load_model, load_tokenizer
+from opdprobe.models.save import saving
 from opdprobe.rollout.prompts import EncodedPrompt, encode_prompts
-from opdprobe.store.step import TEMPORARY
+from opdprobe.store.files import write_directory
+from opdprobe.testing.testbed import members
+from opdprobe.testing.testbed.members import (
+    MAX_COMPLETION_LENGTH,
+    RECORD,
+    ZooError,
+    find_member,
+    manifest,
+    zoo_path,
+)
 from opdprobe.testing.testbed.problems import BENCHMARKS, demonstrations, grader, problems
 from opdprobe.testing.testbed.tokenizer import build_tokenizer
 from opdprobe.train.config import GRPOConfig, SFTConfig
@@ -30,122 +36,6 @@ from opdprobe.train.pool import Progress, Report, Task, work
 from opdprobe.train.recipes.cold_start import cold_start
 from opdprobe.train.sft import sft
 from opdprobe.train.sigterm import EXIT_CODE, sigterm_noted
-
-ZOO = Path(__file__).parent / "models"
-RECORD = "zoo.json"
-"""In a member's directory: how it was made, its hash and its accuracy."""
-
-MAX_COMPLETION_LENGTH = 64
-"""Longest response to a short problem, in tokens; the longest correct one has 46."""
-
-_SMALL = {"hidden_size": 64, "layers": 2}
-_LARGE = {"hidden_size": 128, "layers": 4}
-_EXTRA_LARGE = {"hidden_size": 160, "layers": 6}
-
-
-def _sft(max_steps: int, learning_rate: float, muon_learning_rate: float) -> SFTConfig:
-    return SFTConfig(
-        learning_rate=learning_rate,
-        batch_size=128,
-        max_steps=max_steps,
-        optimizer="muon",
-        muon_learning_rate=muon_learning_rate,
-        micro_batch_tokens=2048,
-        save_steps=100,
-    )
-
-
-def _grpo(max_steps: int, learning_rate: float) -> GRPOConfig:
-    return GRPOConfig(
-        learning_rate=learning_rate,
-        batch_size=32,
-        num_generations=8,
-        max_completion_length=MAX_COMPLETION_LENGTH,
-        max_steps=max_steps,
-        save_steps=50,
-    )
-
-
-# The larger the model, the smaller Muon's rate.
-_SFT_SMALL = _sft(1000, 4e-3, 2e-2)
-
-
-@dataclass(frozen=True)
-class Member:
-    """A model of the zoo.
-
-    Parameters
-    ----------
-    analog
-        The paper's model that it stands for.
-    recipe
-        How it was trained.
-    size
-        Width and depth, of a model trained from scratch.
-    parent
-        The member it was trained from, if any.
-    corpus
-        Key of `opdprobe.testing.testbed.world.CORPORA`: what supervised training sees.
-    teacher
-        Instead of a corpus: the member whose rollouts supervised training sees (§5.1).
-    """
-
-    analog: str
-    recipe: SFTConfig | GRPOConfig
-    size: dict[str, int] | None = None
-    parent: str | None = None
-    corpus: str = "sft"
-    teacher: str | None = None
-
-
-MEMBERS = {
-    "sft-small": Member("DeepSeek-R1-Distill-Qwen-1.5B", _SFT_SMALL, size=_SMALL),
-    "rl-small": Member("JustRL-DeepSeek-1.5B", _grpo(2000, 3e-4), parent="sft-small"),
-    # Stopped early, so that RL has something to gain.
-    "sft-large": Member("DeepSeek-R1-Distill-Qwen-7B", _sft(800, 2e-3, 7e-3), size=_LARGE),
-    "rl-large": Member("Skywork-OR1-Math-7B", _grpo(1500, 2e-4), parent="sft-large"),
-    "sft-extra-large": Member(
-        "DeepSeek-R1-Distill-Qwen-14B", _sft(1000, 1.5e-3, 5e-3), size=_EXTRA_LARGE
-    ),
-    "base-small": Member("Qwen3-1.7B-Base", _SFT_SMALL, size=_SMALL, corpus="pretraining"),
-    "base-large": Member(
-        "Qwen3-4B-Base", _sft(1400, 2e-3, 7e-3), size=_LARGE, corpus="pretraining"
-    ),
-    "base-large-rl": Member("Qwen3-4B-Base-GRPO", _grpo(300, 2e-4), parent="base-large"),
-    "post-small": Member("Qwen3-1.7B", _sft(400, 2e-3, 1e-2), parent="base-small", corpus="post"),
-    "post-large": Member("Qwen3-4B", _sft(500, 1e-3, 4e-3), parent="base-large", corpus="post"),
-    "post-large-rl": Member("Qwen3-4B-Non-Thinking-RL-Math", _grpo(300, 2e-4), parent="post-large"),
-    "cold-start-small": Member(
-        "Qwen3-1.7B-Base after a cold start",
-        replace(_sft(128, 2e-3, 1e-2), max_steps=None),
-        parent="base-small",
-        teacher="post-large-rl",
-    ),
-}
-
-
-class ZooError(OPDProbeError):
-    """A zoo model is unknown, missing, or not what the manifest says."""
-
-
-def zoo_path(name: str) -> Path:
-    """Directory of a shipped model.
-
-    Raises
-    ------
-    ZooError
-        If there is no such model.
-    """
-    _member(name)
-    if not (ZOO / name / "model.safetensors").exists():
-        raise ZooError(f"{name} is not built; run `opdprobe zoo build {name}`.")
-    return ZOO / name
-
-
-def _member(name: str) -> Member:
-    if name not in MEMBERS:
-        raise ZooError(f"no zoo model {name!r}; there are {', '.join(MEMBERS)}.")
-    return MEMBERS[name]
 
 
 def measure(
@@ -190,7 +80,7 @@ def build(
     SystemExit
         `stopping` said so.
     """
-    member = _member(name)
+    member = find_member(name)
     recipe = member.recipe
     if member.parent is None:
         tokenizer = build_tokenizer()
@@ -255,14 +145,14 @@ def build_all(
     """
     tasks = []
     for name in names:
-        member = _member(name)
+        member = find_member(name)
         before = {other for other in (member.parent, member.teacher) if other}
         tasks.append(Task(name, _build, (name, work_dir), frozenset(before)))
     work(tasks, workers=workers, on_progress=on_progress)
 
 
 def _build(name: str, work_dir: Path, report: Report) -> None:
-    total = MEMBERS[name].recipe.max_steps or 0
+    total = members.MEMBERS[name].recipe.max_steps or 0
     with sigterm_noted() as stopping:
         for metrics in build(name, work_dir, stopping):
             report(int(metrics["step"]) + 1, total)
@@ -303,39 +193,28 @@ def check(name: str, *, tolerance: float = 0.03) -> dict[str, float | str]:
     return {"sha256": digest, "accuracy": accuracy, "recorded": entry["accuracy"]}
 
 
-def manifest() -> dict[str, dict]:
-    """What is recorded of each built member: sha256, accuracy, parameters, recipe."""
-    paths = {name: ZOO / name / RECORD for name in MEMBERS}
-    return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
-
-
 def _publish(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Put a member into the zoo, whole and measured or not at all."""
-    target, temporary, old = (ZOO / f"{prefix}{name}" for prefix in ("", TEMPORARY, ".tmp-old-"))
-    for left in (temporary, old):  # of a process that was killed here
-        shutil.rmtree(left, ignore_errors=True)
-    model.bfloat16().save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
-    shipped = load_model(temporary, dtype=torch.float32)
-    member = MEMBERS[name]
-    entry = {
-        "analog": member.analog,
-        "parent": member.parent,
-        "parameters": sum(p.numel() for p in shipped.parameters()),
-        "sha256": _digest(temporary),
-        "accuracy": round(measure(shipped, tokenizer), 4),
-        "teacher": member.teacher,
-        "corpus": None
-        if member.teacher or isinstance(member.recipe, GRPOConfig)
-        else member.corpus,
-        "recipe": {"type": type(member.recipe).__name__, **member.recipe.to_dict()},
-    }
-    # One file a member, so that two may be built at the same time.
-    (temporary / RECORD).write_text(json.dumps(entry, indent=2) + "\n")
-    if target.exists():
-        os.replace(target, old)  # at no time does half of one bear its name
-    os.replace(temporary, target)
-    shutil.rmtree(old, ignore_errors=True)
+    member = members.MEMBERS[name]
+    with write_directory(members.ZOO / name) as directory:
+        with saving():
+            model.bfloat16().save_pretrained(directory)
+            tokenizer.save_pretrained(directory)
+        shipped = load_model(directory, dtype=torch.float32)
+        entry = {
+            "analog": member.analog,
+            "parent": member.parent,
+            "parameters": sum(p.numel() for p in shipped.parameters()),
+            "sha256": _digest(directory),
+            "accuracy": round(measure(shipped, tokenizer), 4),
+            "teacher": member.teacher,
+            "corpus": None
+            if member.teacher or isinstance(member.recipe, GRPOConfig)
+            else member.corpus,
+            "recipe": {"type": type(member.recipe).__name__, **member.recipe.to_dict()},
+        }
+        # One file a member, so that two may be built at the same time.
+        (directory / RECORD).write_text(json.dumps(entry, indent=2) + "\n")
 
 
 def _new_model(tokenizer: PreTrainedTokenizerBase, *, hidden_size: int, layers: int):

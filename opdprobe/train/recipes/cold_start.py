@@ -12,7 +12,6 @@ from the first step, a higher ceiling in the end (Fig. 8, Fig. 21).
 import hashlib
 import json
 import logging
-import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -22,17 +21,17 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opdprobe.errors import ConfigError, StoreError
 from opdprobe.models.load import identity, load_model, load_tokenizer
+from opdprobe.models.save import saving
 from opdprobe.models.vocabulary import tokenizer_hash
 from opdprobe.rollout.pair import Pair
 from opdprobe.rollout.prompts import EncodedPrompt, OnError, Prompt, encode_prompts
 from opdprobe.rollout.sample import eos_ids
-from opdprobe.store.run import read_entries
-from opdprobe.store.step import TEMPORARY, explain_unwritable, write_whole
+from opdprobe.store.claim import differences, refuse_other_files
+from opdprobe.store.files import explain_unwritable, read_entries, write_directory, write_text
 from opdprobe.train.checkpoint import latest_checkpoint
 from opdprobe.train.config import SFTConfig
 from opdprobe.train.recipes.teacher_responses import (
@@ -221,7 +220,9 @@ def _carry_out(
         _train(student, tokenizer, batch_at, n_steps, config, out_dir, on_progress, stopping)
     _share_ends(student, teacher, tokenizer)
     if not path.exists():
-        _save(student, tokenizer, path)
+        with write_directory(path) as directory, saving():
+            student.save_pretrained(directory)
+            tokenizer.save_pretrained(directory)
         shutil.rmtree(out_dir / "checkpoints", ignore_errors=True)
     return ColdStart(path, counts, n_steps)
 
@@ -247,34 +248,21 @@ def _settings(
 
 def _claim(out_dir: Path, settings: dict[str, Any]) -> None:
     """Make the directory this cold start's, or see that it is."""
+    refuse_other_files(out_dir, _SETTINGS, "cold start")
     file = out_dir / _SETTINGS
     if not file.exists():
-        if out_dir.exists() and not out_dir.is_dir():
-            raise StoreError(f"{out_dir} is a file, expected a directory: choose another path")
-        out_dir.mkdir(parents=True, exist_ok=True)
-        for entry in sorted(out_dir.iterdir()):
-            if not entry.name.startswith(TEMPORARY):  # of a process that was killed here
-                raise StoreError(
-                    f"{out_dir} is not empty ({entry.name} is in it) and no cold start: choose a "
-                    "new or an empty directory"
-                )
-        text = json.dumps(settings, indent=2) + "\n"
         with explain_unwritable(f"creating {out_dir}"):
-            write_whole(file, lambda handle: handle.write(text.encode()))
+            out_dir.mkdir(parents=True, exist_ok=True)
+        write_text(file, json.dumps(settings, indent=2) + "\n")
         return
     try:
         before = json.loads(file.read_text())
     except json.JSONDecodeError as error:
         raise StoreError(f"{file}: {error}; delete {out_dir} to start anew") from error
-    changes = [
-        f"{name}: {before.get(name)!r} before, {settings.get(name)!r} now"
-        for name in sorted(before.keys() | settings.keys())
-        if before.get(name) != settings.get(name)
-    ]
-    if changes:
+    if changes := differences(before, settings):
         raise ConfigError(
-            f"{out_dir} was begun with other settings: {'; '.join(changes)}; restore them, or "
-            "choose another directory"
+            f"{out_dir} was begun with other settings: {changes}; restore them, or choose another "
+            "directory"
         )
 
 
@@ -291,9 +279,7 @@ def _train(
     checkpoint = latest_checkpoint(out_dir)
     first, file = checkpoint.step if checkpoint else 0, out_dir / _METRICS
     kept = [line for line in read_entries(file) if line["step"] < first]
-    text = "".join(json.dumps(line) + "\n" for line in kept)
-    with explain_unwritable(f"rewriting {file}"):
-        write_whole(file, lambda handle: handle.write(text.encode()))
+    write_text(file, "".join(json.dumps(line) + "\n" for line in kept))
     gpus = [student.device.index or 0] if student.device.type == "cuda" else []
     # Dropout draws from torch's global random numbers: a fresh process has to draw the same.
     with torch.random.fork_rng(gpus), open(file, "a", buffering=1) as log:
@@ -312,23 +298,3 @@ def _share_ends(
     learnt = sorted({*known, *eos_ids(teacher, tokenizer)})
     if student.generation_config is not None and learnt != known:
         student.generation_config.eos_token_id = learnt
-
-
-def _save(student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
-    """Write a model directory, whole or not at all."""
-    temporary = path.with_name(f"{TEMPORARY}{path.name}")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        student.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        for file in temporary.iterdir():
-            with open(file, "rb") as handle:
-                os.fsync(handle.fileno())
-    # On a full disk safetensors raises an error of its own.
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise StoreError(
-            f"could not write {path} ({error}); nothing of it is left. Make room and repeat the "
-            "call: it goes on from the last checkpoint."
-        ) from error
-    os.replace(temporary, path)

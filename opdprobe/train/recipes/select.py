@@ -6,14 +6,16 @@ By *content* needs no function: it is the set of prompts that the teacher was po
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from opdprobe.errors import ConfigError
-from opdprobe.rollout.once import probe
-from opdprobe.rollout.pair import Pair
 from opdprobe.rollout.prompts import OnError, Prompt, encode_prompts, strip_instruction
+
+if TYPE_CHECKING:
+    from opdprobe.rollout.pair import Pair
 
 # Prompts sampled at once: bounds the memory. The random numbers go by it, so it is no option.
 _CHUNK = 64
@@ -132,7 +134,7 @@ def _renamed(prompt: Prompt, taken: set[str]) -> Prompt:
 
 
 def max_divergence(
-    pair: Pair,
+    pair: "Pair",
     prompts: Sequence[Prompt],
     *,
     n_prompts: int,
@@ -187,6 +189,8 @@ def max_divergence(
     NonFiniteError
         A model's logits are NaN or infinite.
     """
+    from opdprobe.rollout.once import probe
+
     for name, value in (
         ("n_prompts", n_prompts),
         ("num_generations", num_generations),

@@ -12,8 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from opdprobe.errors import ConfigError
 from opdprobe.rollout.prompts import EncodedPrompt
 from opdprobe.rollout.sample import eos_ids, padding_id, sample, step_generator
-from opdprobe.store.run import read_lines
-from opdprobe.store.step import explain_unwritable, write_whole
+from opdprobe.store.files import explain_unwritable, read_lines, write_text
 from opdprobe.train.config import Config
 from opdprobe.train.recipes.repetition import repeats
 from opdprobe.train.sigterm import stop
@@ -176,6 +175,5 @@ def _whole_batches(path: Path, size: int, total: int) -> list[TeacherResponse]:
         lines = lines[: len(lines) - len(lines) % size]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     if path.exists() and path.read_text() != text:
-        with explain_unwritable(f"rewriting {path}"):
-            write_whole(path, lambda file: file.write(text.encode()))
+        write_text(path, text)
     return [TeacherResponse(**line) for line in lines]

@@ -7,6 +7,7 @@ import pytest
 from opdprobe.errors import PromptError
 from opdprobe.rollout.prompts import Prompt, encode_prompts
 from opdprobe.testing.testbed import world
+from opdprobe.testing.testbed.members import MAX_COMPLETION_LENGTH
 from opdprobe.testing.testbed.problems import (
     BENCHMARKS,
     N_TEST,
@@ -17,7 +18,6 @@ from opdprobe.testing.testbed.problems import (
     problems,
 )
 from opdprobe.testing.testbed.tokenizer import build_tokenizer
-from opdprobe.testing.testbed.zoo import MAX_COMPLETION_LENGTH
 from opdprobe.train.config import SFTConfig
 
 TOKENIZER = build_tokenizer()

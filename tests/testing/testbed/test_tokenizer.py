@@ -7,8 +7,8 @@ from transformers import AutoTokenizer
 
 from opdprobe.models.vocabulary import tokenizer_hash
 from opdprobe.testing.testbed import world
+from opdprobe.testing.testbed.members import MEMBERS, zoo_path
 from opdprobe.testing.testbed.tokenizer import build_tokenizer
-from opdprobe.testing.testbed.zoo import MEMBERS, zoo_path
 
 BUILT = build_tokenizer()
 LOADED = {name: AutoTokenizer.from_pretrained(zoo_path(name)) for name in MEMBERS}

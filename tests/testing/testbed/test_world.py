@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opdprobe.testing.testbed import words, world
+from opdprobe.testing.testbed.members import MAX_COMPLETION_LENGTH
 from opdprobe.testing.testbed.problems import SPLITS
-from opdprobe.testing.testbed.zoo import MAX_COMPLETION_LENGTH
 
 OPERANDS = st.lists(st.integers(1, world.SHORT.largest), min_size=5, max_size=8)
 ACCENT = st.sampled_from(world.ACCENTS)

@@ -10,13 +10,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from opdprobe.testing.testbed import world, zoo
+from opdprobe.testing.testbed import members, world, zoo
+from opdprobe.testing.testbed.members import MEMBERS, Member, ZooError, manifest, zoo_path
 from opdprobe.testing.testbed.problems import problems
 from opdprobe.testing.testbed.tokenizer import build_tokenizer
-from opdprobe.testing.testbed.zoo import MEMBERS, Member, ZooError
 from opdprobe.train.config import GRPOConfig, SFTConfig
 
-SHIPPED = zoo.ZOO
+SHIPPED = members.ZOO
 SFT = SFTConfig(learning_rate=1e-2, batch_size=8, max_steps=5, optimizer="muon", save_steps=2)
 GRPO = GRPOConfig(
     learning_rate=1e-3,
@@ -35,19 +35,19 @@ TINY = {
 @pytest.fixture
 def tiny_zoo(tmp_path, monkeypatch):
     """A zoo of two tiny members, none of them built."""
-    monkeypatch.setattr(zoo, "MEMBERS", TINY)
-    monkeypatch.setattr(zoo, "ZOO", tmp_path / "zoo")
+    monkeypatch.setattr(members, "MEMBERS", TINY)
+    monkeypatch.setattr(members, "ZOO", tmp_path / "zoo")
     monkeypatch.setattr(zoo, "measure", partial(zoo.measure, n_problems=4, num_generations=1))
     return tmp_path / "work"
 
 
 @pytest.mark.parametrize("name", list(MEMBERS))
 def test_a_shipped_model_is_an_ordinary_directory(name):
-    path = zoo.zoo_path(name)
+    path = zoo_path(name)
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(path)
     assert model.config.vocab_size == len(tokenizer) == len(world.vocabulary())
-    assert model.num_parameters() == zoo.manifest()[name]["parameters"]
+    assert model.num_parameters() == manifest()[name]["parameters"]
     (prompt,) = problems(1, split="medium")
     inputs = tokenizer.apply_chat_template(
         list(prompt.messages), add_generation_prompt=True, return_tensors="pt", return_dict=True
@@ -61,19 +61,19 @@ def test_a_shipped_model_is_an_ordinary_directory(name):
 
 
 def test_every_member_is_recorded_as_it_is_and_as_it_is_made():
-    manifest = zoo.manifest()
-    assert list(manifest) == list(MEMBERS)
+    recorded = manifest()
+    assert list(recorded) == list(MEMBERS)
     for name, member in MEMBERS.items():
-        assert manifest[name]["sha256"] == zoo._digest(zoo.zoo_path(name))
-        assert manifest[name]["teacher"] == member.teacher
+        assert recorded[name]["sha256"] == zoo._digest(zoo_path(name))
+        assert recorded[name]["teacher"] == member.teacher
         recipe = {"type": type(member.recipe).__name__, **member.recipe.to_dict()}
-        assert manifest[name]["recipe"] == recipe
-        assert manifest[name]["parent"] == member.parent
+        assert recorded[name]["recipe"] == recipe
+        assert recorded[name]["parent"] == member.parent
 
 
 def test_the_members_stand_to_each_other_as_the_papers_models_do():
     """Larger models and RL'd ones are stronger than what they are larger than or come from."""
-    accuracy = {name: entry["accuracy"] for name, entry in zoo.manifest().items()}
+    accuracy = {name: entry["accuracy"] for name, entry in manifest().items()}
     assert accuracy["sft-large"] - accuracy["sft-small"] >= 0.15
     assert accuracy["rl-small"] - accuracy["sft-small"] >= 0.15
     assert accuracy["rl-large"] > accuracy["sft-large"]
@@ -90,28 +90,28 @@ def test_build_trains_publishes_and_records(tiny_zoo):
     assert steps == [0, 1, 2, 3, 4]
     steps = [metrics["step"] for metrics in zoo.build("tiny-rl", tiny_zoo)]
     assert steps == [0, 1, 2]
-    assert list(zoo.manifest()) == ["tiny", "tiny-rl"]
+    assert list(manifest()) == ["tiny", "tiny-rl"]
     for name, member in TINY.items():
-        entry = zoo.manifest()[name]
-        model = AutoModelForCausalLM.from_pretrained(zoo.zoo_path(name))
+        entry = manifest()[name]
+        model = AutoModelForCausalLM.from_pretrained(zoo_path(name))
         assert model.dtype == torch.bfloat16
         assert entry["parameters"] == model.num_parameters()
         assert entry["parent"] == member.parent
         assert zoo.check(name)["accuracy"] == pytest.approx(entry["accuracy"], abs=1e-4)
-    recipe = zoo.manifest()["tiny-rl"]["recipe"]
+    recipe = manifest()["tiny-rl"]["recipe"]
     assert recipe == {"type": "GRPOConfig", **GRPO.to_dict()}
 
 
 def test_an_interrupted_build_goes_on_and_ends_in_the_same_bytes(tiny_zoo, tmp_path):
     list(zoo.build("tiny", tmp_path / "unbroken"))
-    want = zoo.manifest()["tiny"]["sha256"]
+    want = manifest()["tiny"]["sha256"]
     broken = zoo.build("tiny", tiny_zoo)
     for _ in range(4):
         next(broken)
     del broken
-    assert zoo.manifest()["tiny"]["sha256"] == want  # nothing is published before the end
+    assert manifest()["tiny"]["sha256"] == want  # nothing is published before the end
     assert [metrics["step"] for metrics in zoo.build("tiny", tiny_zoo)] == [4]
-    assert zoo.manifest()["tiny"]["sha256"] == want
+    assert manifest()["tiny"]["sha256"] == want
 
 
 class Killed(BaseException):
@@ -131,12 +131,12 @@ def test_killed_while_it_is_published_the_member_before_is_whole(tiny_zoo, tmp_p
             with pytest.raises(Killed):
                 list(zoo.build("tiny", tiny_zoo))
         assert zoo.check("tiny") == want
-    shutil.rmtree(zoo.ZOO / "tiny")
+    shutil.rmtree(members.ZOO / "tiny")
     with pytest.raises(ZooError, match="tiny is not built"):
-        zoo.zoo_path("tiny")
+        zoo_path("tiny")
     list(zoo.build("tiny", tiny_zoo))
     assert zoo.check("tiny") == want
-    assert [path.name for path in zoo.ZOO.iterdir()] == ["tiny"]
+    assert [path.name for path in members.ZOO.iterdir()] == ["tiny"]
 
 
 @pytest.mark.skipif(
@@ -151,11 +151,11 @@ def test_sigterm_stops_a_build_in_good_order(tiny_zoo, tmp_path, monkeypatch, na
     for member in TINY:
         list(zoo.build(member, tmp_path / "unbroken"))
     want = zoo.check(name)
-    shutil.rmtree(zoo.ZOO / name)
+    shutil.rmtree(members.ZOO / name)
     with pytest.raises(SystemExit) as stopped:
         zoo._build(name, tiny_zoo, send)
     assert stopped.value.code == 143
-    assert not (zoo.ZOO / name).exists()
+    assert not (members.ZOO / name).exists()
     checkpoints = tiny_zoo / name / "checkpoints"
     assert [path.name for path in checkpoints.iterdir()] == ["000002"]
     # While it is published: that is finished first.
@@ -173,11 +173,11 @@ def test_a_parent_comes_first(tiny_zoo):
 
 def test_check_finds_other_bytes_and_another_accuracy(tiny_zoo):
     list(zoo.build("tiny", tiny_zoo))
-    record = zoo.ZOO / "tiny" / zoo.RECORD
+    record = members.ZOO / "tiny" / members.RECORD
     record.write_text(json.dumps({**json.loads(record.read_text()), "accuracy": 0.9}))
     with pytest.raises(ZooError, match=r"tiny: accuracy 0\.\d+, the manifest says 0\.900"):
         zoo.check("tiny")
-    weights = zoo.ZOO / "tiny" / "model.safetensors"
+    weights = members.ZOO / "tiny" / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
@@ -189,7 +189,7 @@ def test_check_finds_other_bytes_and_another_accuracy(tiny_zoo):
 
 
 def test_unknown_members_list_those_there_are(tiny_zoo):
-    for use in (zoo.zoo_path, zoo.check, lambda name: next(zoo.build(name, tiny_zoo))):
+    for use in (zoo_path, zoo.check, lambda name: next(zoo.build(name, tiny_zoo))):
         with pytest.raises(ZooError, match=r"no zoo model 'huge'; there are tiny, tiny-rl\."):
             use("huge")
 
@@ -206,7 +206,7 @@ def test_new_models_are_seeded_and_leave_the_random_state_alone():
 def test_members_are_built_after_those_they_are_made_from(monkeypatch):
     seen = []
     monkeypatch.setattr(zoo, "work", lambda tasks, **_: seen.extend(tasks))
-    zoo.build_all(list(MEMBERS), zoo.ZOO)
+    zoo.build_all(list(MEMBERS), members.ZOO)
     after = {task.label: task.after for task in seen}
     assert list(after) == list(MEMBERS)
     assert after["sft-small"] == set()
@@ -215,17 +215,17 @@ def test_members_are_built_after_those_they_are_made_from(monkeypatch):
 
 
 def test_a_cold_start_learns_from_its_teachers_rollouts(tiny_zoo, monkeypatch):
-    members = {
+    two = {
         "rl-small": MEMBERS["rl-small"],
         "cold": Member("after SFT", SFTConfig(batch_size=4), None, "rl-small", "sft", "rl-small"),
     }
-    shutil.copytree(SHIPPED / "rl-small", zoo.ZOO / "rl-small")
-    monkeypatch.setattr(zoo, "MEMBERS", members)
+    shutil.copytree(SHIPPED / "rl-small", members.ZOO / "rl-small")
+    monkeypatch.setattr(members, "MEMBERS", two)
     monkeypatch.setattr(zoo, "problems", lambda n, **split: problems(min(n, 4), **split))
     list(zoo.build("cold", tiny_zoo))
-    record = zoo.manifest()["cold"]
+    record = manifest()["cold"]
     assert (record["teacher"], record["corpus"]) == ("rl-small", None)
     # Two rollouts a problem, and all of them end: two steps of four examples each.
     examples = (tiny_zoo / "cold/examples.jsonl").read_text().splitlines()
     assert len(examples) == 8
-    assert record["sha256"] != zoo.manifest()["rl-small"]["sha256"]
+    assert record["sha256"] != manifest()["rl-small"]["sha256"]

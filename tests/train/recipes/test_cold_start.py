@@ -367,7 +367,9 @@ def test_another_vocabulary_is_refused(tmp_path):
 
 def test_directories_of_something_else_are_left_alone(tmp_path):
     (tmp_path / "thesis.tex").write_text("x")
-    with pytest.raises(StoreError, match=r"is not empty \(thesis.tex is in it\) and no cold start"):
+    with pytest.raises(
+        StoreError, match=r"is not empty \(thesis.tex is in it\) and not a cold start"
+    ):
         start(tmp_path)
     with pytest.raises(StoreError, match="is a file, expected a directory"):
         start(tmp_path / "thesis.tex")

@@ -1,0 +1,129 @@
+"""The bootstrap: whole units are drawn again, and every interval of the library comes from here."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+N_BOOT = 1000
+LEVEL = 0.95
+
+
+def draw_units(n: int, seed: int | Sequence[int], n_boot: int = N_BOOT) -> NDArray[np.float64]:
+    """Draw n units n times with replacement, over and over.
+
+    Parameters
+    ----------
+    n
+        Number of units: rollouts, prompts or problems.
+    seed
+        The same seed and `n` draw the same units, so that two estimates over the same units are
+        resampled together.
+    n_boot
+        Number of replicates.
+
+    Returns
+    -------
+    ndarray (n_boot, n)
+        How often each unit is drawn in each replicate.
+    """
+    if n == 0:
+        return np.zeros((n_boot, 0))
+    rng = np.random.default_rng(seed)
+    return rng.multinomial(n, np.full(n, 1 / n), size=n_boot).astype(float)
+
+
+def percentile_interval(samples: NDArray[np.float64], level: float = LEVEL) -> NDArray[np.float64]:
+    """Take the ends of the percentile interval over the last axis, NaN left out.
+
+    Returns
+    -------
+    ndarray (2, ...)
+        Low and high; NaN where all samples are NaN.
+    """
+    tails = [(1 - level) / 2, (1 + level) / 2]
+    rows = samples.reshape(-1, samples.shape[-1])
+    ends = np.full((2, len(rows)), np.nan)
+    n_known = (~np.isnan(rows)).sum(axis=1)
+    some, every = (n_known > 0) & (n_known < rows.shape[1]), n_known == rows.shape[1]
+    with np.errstate(invalid="ignore"):  # inf - inf between two samples
+        # nanquantile is several times slower.
+        for which, quantile in ((some, np.nanquantile), (every, np.quantile)):
+            if which.any():
+                ends[:, which] = quantile(rows[which], tails, axis=1)
+    return ends.reshape(2, *samples.shape[:-1])
+
+
+def ratio(numerator: NDArray | float, denominator: NDArray | float) -> NDArray[np.float64]:
+    """Divide; NaN, not infinity, where there is nothing to divide by."""
+    denominator = np.asarray(denominator, np.float64)
+    return (numerator / np.where(denominator == 0, np.nan, denominator))[()]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A statistic and its bootstrap distribution.
+
+    Parameters
+    ----------
+    value
+        The statistic.
+    samples : ndarray (N_BOOT,)
+        The statistic of resampled units.
+    """
+
+    value: float
+    samples: NDArray[np.float64]
+
+    def map(self, *others: "Estimate", by: Callable[..., NDArray]) -> "Estimate":
+        """Apply a function of several estimates, to values and samples alike."""
+        every = (self, *others)
+        return Estimate(
+            float(by(*(np.float64(e.value) for e in every))), by(*(e.samples for e in every))
+        )
+
+
+def resample(
+    values: NDArray, weights: NDArray | None = None, *, seed: int | Sequence[int] = 0
+) -> Estimate:
+    """Estimate a mean over independent units.
+
+    Parameters
+    ----------
+    values : ndarray (n,)
+        One value per unit (a problem, a rollout). With `weights`, the sum over what is in the unit.
+    weights : ndarray (n,), optional
+        How much is in each unit; the mean is ``values.sum() / weights.sum()``, NaN for nothing.
+    seed
+        As in `draw_units`.
+    """
+    values = np.asarray(values, np.float64)
+    weights = np.ones(len(values)) if weights is None else np.asarray(weights, np.float64)
+    drawn = draw_units(len(values), seed)
+    with np.errstate(invalid="ignore"):  # 0 draws of an infinite sum
+        return Estimate(
+            float(ratio(values.sum(), weights.sum())), ratio(drawn @ values, drawn @ weights)
+        )
+
+
+def resample_statistic(
+    statistic: Callable[[NDArray[np.intp]], float], units: NDArray[np.intp], n_boot: int = N_BOOT
+) -> Estimate:
+    """Estimate a statistic that is no mean.
+
+    Parameters
+    ----------
+    statistic
+        Takes row numbers, of which some may occur several times.
+    units : ndarray of int (rows,)
+        The unit of each row, from 0; a unit's rows are drawn together.
+    n_boot
+        Number of replicates.
+    """
+    rows = np.arange(len(units))
+    samples = [
+        statistic(np.repeat(rows, times[units].astype(np.intp)))
+        for times in draw_units(int(units.max(initial=-1)) + 1, 0, n_boot)
+    ]
+    return Estimate(statistic(rows), np.array(samples))

@@ -1,0 +1,157 @@
+"""The one table of a run's quantities: name, unit, what each needs, how each is computed.
+
+Curves, logged metrics, report, viewer, preflight and analyses read it; nothing else writes a
+quantity's title or unit down.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import xarray as xr
+
+Compute = Callable[[xr.Dataset], xr.DataArray]
+
+
+class Scalar(NamedTuple):
+    """What a number is called.
+
+    Attributes
+    ----------
+    long_name : str
+        Its name inside a sentence.
+    units : str
+        ``"nats"``, ``"tokens"``, or ``"1"`` for everything without a unit.
+    """
+
+    long_name: str
+    units: str
+
+    @property
+    def title(self) -> str:
+        """Its name as a heading."""
+        return self.long_name[0].upper() + self.long_name[1:]
+
+    @property
+    def label(self) -> str:
+        """Its name and unit, for an axis."""
+        return axis_label(self.long_name, self.units)
+
+
+class Quantity(NamedTuple):
+    """One quantity of a recorded step.
+
+    Attributes
+    ----------
+    name : Scalar
+        What it is called.
+    needs : str
+        The step's variable without which it cannot be computed.
+    compute : callable
+        From a step to one value per state, or one per rollout.
+    per : str
+        ``"state"`` or ``"rollout"``.
+    worse : int
+        In the viewer: +1 if a high value is the bad one, -1 if a low one is; 0: not offered there.
+    two_sided : bool
+        Whether the viewer colours values of both signs.
+    """
+
+    name: Scalar
+    needs: str
+    compute: Compute
+    per: str = "state"
+    worse: int = 0
+    two_sided: bool = False
+
+    @property
+    def title(self) -> str:
+        """Its name as a heading."""
+        return self.name.title
+
+
+def axis_label(long_name: str, units: str) -> str:
+    """Compose an axis label.
+
+    Examples
+    --------
+    >>> axis_label("entropy gap", "nats"), axis_label("overlap ratio", "1")
+    ('entropy gap [nats]', 'overlap ratio')
+    """
+    return long_name if units == "1" else f"{long_name} [{units}]"
+
+
+def _state(
+    long_name: str, units: str, needs: str, compute: Compute, worse: int = 0, **more: bool
+) -> Quantity:
+    return Quantity(Scalar(long_name, units), needs, compute, "state", worse, **more)
+
+
+def _rollout(long_name: str, units: str, variable: str) -> Quantity:
+    return Quantity(Scalar(long_name, units), variable, lambda ds: ds[variable], "rollout")
+
+
+QUANTITIES: Mapping[str, Quantity] = {
+    "overlap_ratio": _state(
+        "overlap ratio", "1", "match", lambda ds: ds.opd.overlap_ratio(), worse=-1
+    ),
+    "overlap_token_advantage": _state(
+        "overlap-token advantage",
+        "nats",
+        "logp",
+        lambda ds: ds.opd.overlap_token_advantage(),
+        worse=-1,
+    ),
+    "entropy_gap": _state("entropy gap", "nats", "entropy", lambda ds: ds.opd.entropy_gap()),
+    "student_overlap_mass": _state(
+        "student overlap mass", "1", "logp", lambda ds: ds.opd.overlap_mass("student")
+    ),
+    "teacher_overlap_mass": _state(
+        "teacher overlap mass", "1", "logp", lambda ds: ds.opd.overlap_mass("teacher")
+    ),
+    "student_entropy": _state(
+        "student entropy", "nats", "entropy", lambda ds: ds.opd.entropy("student"), worse=1
+    ),
+    "teacher_entropy": _state(
+        "teacher entropy", "nats", "entropy", lambda ds: ds.opd.entropy("teacher"), worse=1
+    ),
+    "reverse_kl": _state(
+        "reverse KL", "nats", "reverse_kl", lambda ds: ds.opd.reverse_kl(), worse=1
+    ),
+    "extreme_advantage_gap": _state(
+        "extreme-advantage gap", "1", "logp", lambda ds: ds.opd.extreme_advantage_gap()
+    ),
+    "sampled_reward": _state(
+        "sampled-token reward",
+        "nats",
+        "sampled_logp",
+        lambda ds: ds.opd.sampled_reward(),
+        worse=-1,
+        two_sided=True,
+    ),
+    "completion_length": _rollout("response length", "tokens", "length"),
+    "finished": _rollout("finished responses", "1", "finished"),
+    "correct": _rollout("correct responses", "1", "correct"),
+}
+"""Every quantity that a recorded step gives, by the name that ``Run.metrics`` has for it."""
+
+LOGGED: Mapping[str, Scalar] = {
+    "loss": Scalar("loss", "nats"),
+    "grad_norm": Scalar("gradient norm", "1"),
+    "empty_overlap": Scalar("states without a shared token", "1"),
+}
+"""Scalars that are logged and have no value per state."""
+
+MAIN = (
+    "overlap_ratio",
+    "overlap_token_advantage",
+    "entropy_gap",
+    "student_overlap_mass",
+    "teacher_overlap_mass",
+    "reverse_kl",
+)
+"""What a run is judged by: both signatures of the paper (§4.1) and the masses (App. B.1)."""
+
+
+def scalar(name: str) -> Scalar:
+    """Look up what a quantity or a logged scalar is called."""
+    return QUANTITIES[name].name if name in QUANTITIES else LOGGED[name]

@@ -1,0 +1,70 @@
+"""May this be written here? A directory belongs to one thing, with one set of settings."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from opdprobe.errors import StoreError
+from opdprobe.store.files import TEMPORARY
+
+
+def refuse_other_files(
+    directory: Path, marker: str, kind: str, *, beginnings: tuple[str, ...] = ()
+) -> None:
+    """Stop unless a directory is absent, empty, or what is to be written there; touches nothing.
+
+    Parameters
+    ----------
+    directory : pathlib.Path
+        Where something is to be written.
+    marker : str
+        The file that says what the directory is; the first to be complete.
+    kind : str
+        What the directory is with that file in it, such as "run"; for the message.
+    beginnings : tuple of str
+        Other names that a process leaves which is killed before the marker is written.
+
+    Raises
+    ------
+    StoreError
+        It is a file, or holds other files.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise StoreError(f"{directory} is a file, expected a directory: choose another path")
+    if not directory.exists() or (directory / marker).exists():
+        return
+    for entry in sorted(directory.iterdir()):
+        if entry.name not in beginnings and not entry.name.startswith(TEMPORARY):
+            raise StoreError(
+                f"{directory} is not empty ({entry.name} is in it) and not a {kind}: "
+                "choose a new or an empty directory"
+            )
+
+
+def differences(
+    old: Mapping[str, Any], new: Mapping[str, Any], ignore: tuple[str, ...] = ()
+) -> str:
+    """List what differs between two nested mappings, key by key.
+
+    Examples
+    --------
+    >>> differences({"a": {"b": 1}, "c": 0}, {"a": {"b": 2}, "c": 0})
+    'a.b: 1 before, 2 now'
+    """
+    before = {key: repr(value) for key, value in _flatten(old).items()}
+    now = {key: repr(value) for key, value in _flatten(new).items()}
+    return "; ".join(
+        f"{key}: {before.get(key, 'absent')} before, {now.get(key, 'absent')} now"
+        for key in sorted(before.keys() | now.keys())
+        if before.get(key) != now.get(key) and key.split(".")[0] not in ignore
+    )
+
+
+def _flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, Mapping) and value:
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,206 @@
+"""Files and directories that are there whole or not at all, and files of JSON lines.
+
+What is written has a temporary name until all of it is on disk, so that a crash leaves the old or
+the new, and no half. Temporary names begin with `TEMPORARY`.
+"""
+
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from opdprobe.errors import StoreError, shown
+from opdprobe.store.safe_text import is_number, parse_json
+
+TEMPORARY = ".tmp-"
+
+
+@contextmanager
+def explain_unwritable(doing: str) -> Iterator[None]:
+    """Turn a full disk, or one that may not be written, into a StoreError that says while what."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise StoreError(
+                f"disk full while {doing} ({error}): nothing half-written is left; "
+                "free some space and run this again"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise StoreError(
+                f"not allowed to write while {doing} ({error}): change the directory's "
+                "permissions, or choose another one"
+            ) from error
+        raise
+
+
+def write_whole(path: Path, fill: Callable[[BinaryIO], object]) -> None:
+    """Write a file so that it is there whole or not at all, also after a crash.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        The file; replaced where it exists. Its directory exists.
+    fill : callable
+        Writes the content to an open binary file.
+
+    Raises
+    ------
+    StoreError
+        The disk is full, `path` may not be written, or is a directory.
+    """
+    if path.is_dir():
+        raise StoreError(f"{path} is a directory; expected the name of a file to write.")
+    temporary = path.with_name(f"{TEMPORARY}{path.name}")
+    with explain_unwritable(f"writing {path}"):
+        temporary.unlink(missing_ok=True)
+        try:
+            # "x": a link that somebody put there would lead the writing elsewhere.
+            with open(temporary, "xb") as file:
+                fill(file)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        put_on_disk(path.parent)  # makes the rename itself durable
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file of UTF-8 text, as `write_whole` does."""
+    write_whole(path, lambda file: file.write(text.encode()))
+
+
+def put_on_disk(path: Path) -> None:
+    """Wait until a file's content, or a directory's list of names, is on disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def write_directory(path: Path) -> Iterator[Path]:
+    """Fill a directory so that it is there whole or not at all, also after a crash.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        The directory; replaced where it exists (for a moment, neither has the name). Directories
+        above it are made.
+
+    Yields
+    ------
+    pathlib.Path
+        An empty directory to fill in the block; it becomes `path` at the end of the block.
+
+    Raises
+    ------
+    StoreError
+        The block or this raised an OSError: the disk is full, or may not be written.
+    """
+    temporary, old = path.with_name(f"{TEMPORARY}{path.name}"), _old(path)
+    try:
+        for left in (temporary, old):  # by a process that was killed here
+            shutil.rmtree(left, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        yield temporary
+        for file in (*temporary.rglob("*"), temporary):
+            put_on_disk(file)
+        if path.exists():
+            os.replace(path, old)
+        os.replace(temporary, path)
+        put_on_disk(path.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise StoreError(
+            f"could not write {path} ({error}); nothing of it is left. Make room and run this again"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def remove_directory(path: Path) -> None:
+    """Delete a directory; at no time does half of it have its name."""
+    os.replace(path, _old(path))
+    shutil.rmtree(_old(path))
+
+
+def remove_temporaries(directory: Path) -> None:
+    """Delete what processes that were killed while they wrote into a directory left there."""
+    for left in directory.glob(f"{TEMPORARY}*"):
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink()
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """Read a file of JSON lines, each a dict; an incomplete last line is left out.
+
+    Returns
+    -------
+    list of dict
+        Empty where there is no such file.
+
+    Raises
+    ------
+    StoreError
+        The file is not UTF-8, or a line is no JSON object; names the line.
+    """
+    return _parsed(path, _object)
+
+
+def read_entries(path: Path) -> list[dict[str, Any]]:
+    """Read a file of metrics or evaluations, each a dict with ``step``; as `read_lines`."""
+    return _parsed(path, _entry)
+
+
+def _old(path: Path) -> Path:
+    return path.with_name(f"{TEMPORARY}old-{path.name}")
+
+
+def _parsed(path: Path, check: Callable[[Any], dict[str, Any]]) -> list[dict[str, Any]]:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return []
+    except UnicodeDecodeError as error:
+        raise StoreError(f"{path} is not UTF-8 text ({error}); restore the file") from error
+    lines = []
+    # What follows the last line break is not yet whole.
+    for number, line in enumerate(text.split("\n")[:-1], start=1):
+        try:
+            lines.append(check(parse_json(line)))
+        except ValueError as error:
+            raise StoreError(f"{path}, line {number}: {error}; remove the line") from error
+    return lines
+
+
+def _object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError(f"{shown(value)} is no object")
+    return value
+
+
+def _entry(entry: Any) -> dict[str, Any]:
+    """Check that a line is an evaluation, or of numbers."""
+    step = _object(entry).get("step")
+    if not isinstance(step, int) or abs(step) >= 2**63:
+        raise ValueError(f"the step is {shown(step)}, expected a whole number")
+    if "benchmark" in entry:
+        ids, scores = entry.get("prompt_id"), entry.get("score")
+        if not (isinstance(ids, list) and isinstance(scores, list) and len(ids) == len(scores)):
+            raise ValueError("expected one score for each prompt_id")
+        texts, numbers = [entry["benchmark"], *ids], scores
+    else:
+        texts, numbers = [], [value for name, value in entry.items() if name != "step"]
+    if bad := [text for text in texts if not isinstance(text, str)]:
+        raise ValueError(f"{shown(bad[0])} is no name")
+    if bad := [number for number in numbers if not is_number(number)]:
+        raise ValueError(f"{shown(bad[0])} is no number")
+    return entry

@@ -1,0 +1,122 @@
+"""Files and directories are written whole or not at all."""
+
+import errno
+import os
+
+import pytest
+
+from opdprobe.errors import StoreError
+from opdprobe.store.files import (
+    read_lines,
+    remove_directory,
+    remove_temporaries,
+    write_directory,
+    write_text,
+    write_whole,
+)
+
+
+def names(path):
+    return sorted(p.name for p in path.iterdir())
+
+
+def full(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_file_replaces_the_one_before(tmp_path):
+    file = tmp_path / "a.txt"
+    write_text(file, "old")
+    (tmp_path / ".tmp-a.txt").write_bytes(b"half")  # by a process that was killed
+    write_text(file, "né\n")
+    assert file.read_bytes() == "né\n".encode()
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_a_file_that_fails_midway_leaves_the_one_before(tmp_path):
+    file = tmp_path / "a.txt"
+    write_text(file, "old")
+
+    def fill(handle):
+        handle.write(b"half")
+        full()
+
+    with pytest.raises(StoreError, match=r"disk full while writing .*a\.txt .*free some space"):
+        write_whole(file, fill)
+    assert file.read_text() == "old"
+    assert names(tmp_path) == ["a.txt"]
+
+
+def test_a_file_does_not_replace_a_directory(tmp_path):
+    (tmp_path / "a").mkdir()
+    with pytest.raises(StoreError, match="is a directory; expected the name of a file"):
+        write_text(tmp_path / "a", "")
+
+
+def test_a_directory_replaces_the_one_before(tmp_path):
+    path = tmp_path / "above" / "model"
+    with write_directory(path) as directory:
+        (directory / "old.txt").write_text("whole")
+        assert not path.exists()
+    with write_directory(path) as directory:
+        (directory / "new.txt").write_text("whole")
+        assert names(path) == ["old.txt"]
+    assert names(path) == ["new.txt"]
+    assert names(path.parent) == ["model"]
+
+
+@pytest.mark.parametrize("fails", ["fill", "fsync", "replace"])
+def test_a_directory_that_fails_midway_leaves_the_one_before(tmp_path, monkeypatch, fails):
+    path = tmp_path / "model"
+    with write_directory(path) as directory:
+        (directory / "a.txt").write_text("old")
+
+    def replace_it():
+        with write_directory(path) as directory:
+            (directory / "a.txt").write_text("new")
+            if fails == "fill":
+                full()
+
+    with monkeypatch.context() as patch:
+        if fails != "fill":
+            patch.setattr(os, fails, full)
+        with pytest.raises(StoreError, match=r"could not write .*model \(.*No space.*Make room"):
+            replace_it()
+    assert (path / "a.txt").read_text() == "old"
+    assert names(tmp_path) == ["model"]
+
+
+def test_what_is_no_error_of_the_disk_passes_and_leaves_nothing(tmp_path):
+    with pytest.raises(ZeroDivisionError), write_directory(tmp_path / "model") as directory:
+        (directory / "a.txt").write_text(str(1 / 0))
+    assert names(tmp_path) == []
+
+
+def test_a_directory_is_deleted_under_another_name(tmp_path, monkeypatch):
+    (tmp_path / "model").mkdir()
+    seen = []
+    monkeypatch.setattr("shutil.rmtree", seen.append)
+    remove_directory(tmp_path / "model")
+    assert seen == [tmp_path / ".tmp-old-model"]
+    assert names(tmp_path) == [".tmp-old-model"]
+
+
+def test_temporaries_of_either_kind_are_removed(tmp_path):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / ".tmp-file").write_text("half")
+    (tmp_path / ".tmp-folder").mkdir()
+    (tmp_path / ".tmp-folder" / "file").write_text("half")
+    (tmp_path / ".tmp-link").symlink_to(tmp_path / "kept", target_is_directory=True)
+    remove_temporaries(tmp_path)
+    remove_temporaries(tmp_path / "absent")
+    assert names(tmp_path) == ["kept"]
+
+
+def test_an_incomplete_last_line_is_left_out(tmp_path):
+    file = tmp_path / "lines.jsonl"
+    assert read_lines(file) == []
+    file.write_text('{"a": 1}\n{"a": 2}\n{"a"')
+    assert read_lines(file) == [{"a": 1}, {"a": 2}]
+    file.write_text("[1]\n")
+    with pytest.raises(StoreError, match=r"lines\.jsonl, line 1: \[1\] is no object"):
+        read_lines(file)
