@@ -4,7 +4,6 @@ import json
 import os
 from dataclasses import asdict, replace
 from math import inf, nan
-from pathlib import Path
 from typing import Any
 
 import numpy as np
