@@ -23,7 +23,7 @@ from opdprobe import OPDConfig, Prompt
 from opdprobe.rollout.batches import batches
 from opdprobe.rollout.packed_weights import packed_weights
 from opdprobe.rollout.pair import Pair, Scored, in_rollout_order
-from opdprobe.rollout.rows import record_dataset, step_metrics
+from opdprobe.rollout.rows import record_step, step_metrics
 from opdprobe.rollout.sample import eos_ids, sample, step_generator
 from opdprobe.rollout.score import score
 from opdprobe.train.freed_memory import keep_freed_memory
@@ -119,7 +119,7 @@ def parts(name: str) -> dict[str, list[float]]:
         clock("optimiser", optimization.step)
         dataset = clock(
             "laying out the record",
-            lambda s=scored, r=rollouts, i=step: record_dataset(i, r, in_rollout_order(s), own),
+            lambda s=scored, r=rollouts, i=step: record_step(i, r, in_rollout_order(s), own),
         )
         clock("averages to log", lambda d=dataset: step_metrics(d))
         for what, seconds in spent.items():

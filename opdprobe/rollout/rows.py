@@ -13,17 +13,17 @@ from opdprobe.probes.divergence import overlap_statistics
 from opdprobe.rollout.prompts import Prompt
 from opdprobe.rollout.sample import Rollouts
 from opdprobe.rollout.score import Scores
-from opdprobe.store.schema import Step, step_dataset
+from opdprobe.store.schema import Step, build_step
 
 
-def record_dataset(
+def record_step(
     step: int,
     rollouts: Rollouts,
     scores: Scores,
     prompts: Sequence[Prompt],
     correct: Sequence[float] | None = None,
     missing: Sequence[str] = (),
-) -> xr.Dataset:
+) -> Step:
     """Lay out a step in the store's schema: one row a state, in rollout order.
 
     Parameters
@@ -43,35 +43,47 @@ def record_dataset(
 
     Returns
     -------
-    Dataset
+    Step
         See `opdprobe.store.schema`.
     """
     lengths = np.array([len(r) for r in rollouts.response_ids])
     response_ids = np.concatenate([np.asarray(r, np.int32) for r in rollouts.response_ids])
     first = np.repeat(np.cumsum(lengths) - lengths, lengths)
-    return step_dataset(
-        step=step,
-        token_id=scores.token_id.numpy(),
-        logp=scores.logp.numpy(),
-        entropy=scores.entropy.numpy(),
-        reverse_kl=scores.reverse_kl.numpy(),
-        sampled_logp=scores.sampled_logp.numpy(),
-        sampled_id=response_ids,
-        rollout=np.repeat(np.arange(len(lengths)), lengths),
-        position=np.arange(lengths.sum()) - first,
-        prompt_id=[p.id for p in prompts],
-        prompt_length=[len(p) for p in rollouts.prompt_ids],
-        length=lengths,
-        finished=rollouts.finished,
-        correct=np.full(len(lengths), np.nan) if correct is None else correct,
-        prompt_ids=np.concatenate([np.asarray(p, np.int32) for p in rollouts.prompt_ids]),
-        response_ids=response_ids,
-        attrs={"missing": list(missing)} if missing else None,
-    )
+    arrays = {
+        "step": step,
+        "token_id": scores.token_id.numpy(),
+        "logp": scores.logp.numpy(),
+        "entropy": scores.entropy.numpy(),
+        "reverse_kl": scores.reverse_kl.numpy(),
+        "sampled_logp": scores.sampled_logp.numpy(),
+        "sampled_id": response_ids,
+        "rollout": np.repeat(np.arange(len(lengths)), lengths),
+        "position": np.arange(lengths.sum()) - first,
+        "prompt_id": [p.id for p in prompts],
+        "prompt_length": [len(p) for p in rollouts.prompt_ids],
+        "length": lengths,
+        "finished": rollouts.finished,
+        "correct": np.full(len(lengths), np.nan) if correct is None else correct,
+        "prompt_ids": np.concatenate([np.asarray(p, np.int32) for p in rollouts.prompt_ids]),
+        "response_ids": response_ids,
+    }
+    return build_step(arrays, {"missing": list(missing)} if missing else None)
+
+
+def record_dataset(
+    step: int,
+    rollouts: Rollouts,
+    scores: Scores,
+    prompts: Sequence[Prompt],
+    correct: Sequence[float] | None = None,
+    missing: Sequence[str] = (),
+) -> xr.Dataset:
+    """Lay out a step as `record_step`, for somebody who wants a Dataset."""
+    return record_step(step, rollouts, scores, prompts, correct, missing).to_dataset()
 
 
 def thin(
-    dataset: xr.Dataset,
+    step: Step,
     *,
     fraction: float,
     max_positions: int | None,
@@ -82,7 +94,7 @@ def thin(
 
     Parameters
     ----------
-    dataset
+    step
         A whole step, or a part of one.
     fraction
         Share of the step's rollouts kept, at least one.
@@ -93,10 +105,9 @@ def thin(
     part
         ``(first, total)``: the rollouts are those from `first` on of the step's `total`.
     """
-    variables = dataset.variables
     if fraction == 1 and max_positions is None:
-        return Step(variables, dataset.attrs)
-    n = dataset.sizes["rollout"]
+        return step
+    variables, n = step.variables, step.sizes["rollout"]
     first, total = part or (0, n)
     keep = np.zeros(total, bool)
     size = max(1, round(total * fraction))
@@ -120,10 +131,12 @@ def thin(
         kept[str(name)] = xr.Variable(variable.dims, values, variable.attrs, fastpath=True)
     rollout = kept["rollout"].values  # a copy: its rows are among the kept ones now
     rollout[:] = (np.cumsum(keep) - 1)[rollout]
-    return Step(kept, dataset.attrs)
+    return Step(kept, step.attrs)
 
 
-def step_metrics(dataset: xr.Dataset, processes: Processes | None = None) -> dict[str, float]:
+def step_metrics(
+    dataset: xr.Dataset | Step, processes: Processes | None = None
+) -> dict[str, float]:
     """Average the paper's quantities over all states of a step (paper §2.3, App. B).
 
     Parameters

@@ -2,7 +2,8 @@
 
 A step is one `xarray.Dataset`. Its main dimension `state` is flat: one row for every recorded
 response position of every recorded rollout. `VARIABLES` is the only place where a name, a dtype,
-a unit or a long name is written down; `step_dataset` builds a step, `validate` checks one.
+a unit or a long name is written down; `step_dataset` builds a step, `validate` checks one. Inside
+opdprobe a step is a `Step`.
 
 A model behind a server tells its own top-k and the drawn token only. A step names such models in
 its attribute ``missing``, a list; NaN then stands for what was not told: that model's entropy, its
@@ -10,6 +11,7 @@ log-probabilities of tokens that only the other model lists, and the divergence.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,17 +77,35 @@ REQUIRED = tuple(name for name, variable in VARIABLES.items() if variable.requir
 _RAGGED = {"prompt_ids": "prompt_length", "response_ids": "length"}
 
 
-class Step(NamedTuple):
-    """A step's variables without a Dataset around them, which takes longer to make than to write.
+@dataclass(frozen=True)
+class Step:
+    """A valid step: what opdprobe itself hands on, until somebody wants a Dataset.
 
-    What only needs `variables` and `attrs` takes either.
+    Made by `build_step` and `to_step`, which check it. Without a Dataset around its variables,
+    which takes longer to make than to write.
+
+    Attributes
+    ----------
+    variables
+        Name to variable, in memory.
+    attrs
+        Attributes of the step.
     """
 
     variables: Mapping[Any, xr.Variable]
     attrs: Mapping[Any, Any]
 
+    def __getitem__(self, name: str) -> xr.Variable:
+        """Give a variable, as a Dataset does with its coordinates too."""
+        return self.variables[name]
+
+    @property
+    def sizes(self) -> dict[Any, int]:
+        """Length of each dimension."""
+        return {dim: n for v in self.variables.values() for dim, n in v.sizes.items()}
+
     def to_dataset(self) -> xr.Dataset:
-        """Put the Dataset around them."""
+        """Put a Dataset around the variables."""
         coords = {name: self.variables[name] for name in COORDS if name in self.variables}
         data = {name: v for name, v in self.variables.items() if name not in coords}
         return xr.Dataset(data, coords, self.attrs)
@@ -222,30 +242,52 @@ def step_dataset(
     (array([[-1,  0]], dtype=int8), 'nats')
     """
     given = {name: value for name, value in locals().items() if name in VARIABLES}
-    ids = np.asarray(token_id)
+    return build_step(given, attrs).to_dataset()
+
+
+def build_step(arrays: Mapping[str, ArrayLike | None], attrs: Mapping[str, Any] | None) -> Step:
+    """Build a step, as `step_dataset`, without a Dataset around it.
+
+    Parameters
+    ----------
+    arrays : mapping of str to array_like
+        What `step_dataset` takes by name; None where something is not known.
+    attrs : mapping, optional
+        More attributes of the step.
+    """
+    ids = np.asarray(arrays["token_id"])
     if ids.ndim != 3 or ids.shape[1] != len(MODELS):
         raise StoreError(f"token_id has shape {ids.shape}, expected (states, 2, k)")
-    given |= {"model": list(MODELS), "support": list(MODELS)}
-    given["token_id"] = ids = _cast("token_id", ids)
-    given["match"] = match_tokens(ids[:, 0], ids[:, 1])
-    given["step"] = np.broadcast_to(np.asarray(step), len(ids))
+    ids = _cast("token_id", ids)
+    given = {
+        **arrays,
+        "model": list(MODELS),
+        "support": list(MODELS),
+        "token_id": ids,
+        "match": match_tokens(ids[:, 0], ids[:, 1]),
+        "step": np.broadcast_to(np.asarray(arrays.get("step", 0)), len(ids)),
+    }
     variables: dict[str, xr.Variable] = {}
+    sizes: dict[str, int] = {}
     for name, variable in VARIABLES.items():
-        if given.get(name) is not None:
-            values = _cast(name, given[name])
-            if values.ndim != len(variable.dims):
+        if (array := given.get(name)) is None:
+            continue
+        values = _cast(name, array)
+        if values.ndim != len(variable.dims):
+            raise StoreError(
+                f"{name} has shape {values.shape}, expected one axis for each of {variable.dims}"
+            )
+        for dim, n in zip(variable.dims, values.shape, strict=True):
+            if sizes.setdefault(dim, n) != n:
+                shapes = {key: np.shape(a) for key, a in given.items() if a is not None}
                 raise StoreError(
-                    f"{name} has shape {values.shape}, expected one axis for each of "
-                    f"{variable.dims}"
+                    f"the arrays of a step disagree: {name} has {n} along {dim}, another variable "
+                    f"{sizes[dim]}; shapes: {shapes}"
                 )
-            variables[name] = xr.Variable(variable.dims, values, variable_attrs(name))
-    try:
-        ds = Step(variables, {"schema_version": SCHEMA_VERSION, **(attrs or {})}).to_dataset()
-    except ValueError as error:  # xarray names the dimension on which the lengths differ
-        shapes = {name: v.shape for name, v in variables.items()}
-        raise StoreError(f"the arrays of a step disagree: {error}; shapes: {shapes}") from error
-    _check_given(ds)
-    return ds
+        variables[name] = xr.Variable(variable.dims, values, variable_attrs(name))
+    step = Step(variables, {"schema_version": SCHEMA_VERSION, **(attrs or {})})
+    _check_given(step)
+    return step
 
 
 def variable_attrs(name: str) -> dict[str, str]:
@@ -336,39 +378,47 @@ def validate(ds: xr.Dataset) -> None:
     ...
     opdprobe.errors.StoreError: entropy is missing, expected dims ('state', 'model')
     """
-    values = _check_given(ds)
+    to_step(ds)
+
+
+def to_step(ds: xr.Dataset) -> Step:
+    """Take the Dataset off a step, which is checked and loaded; as `validate`."""
+    check_version(ds.attrs.get("schema_version"), "step")
+    for name in COORDS:
+        if name in ds.variables and name not in ds.coords:
+            raise StoreError(f"{name} is a data variable, expected a coordinate: ds.set_coords")
+    step = Step(ds.compute().variables, ds.attrs)
+    values = _check_given(step)
     ids, match = values["token_id"], values["match"]
     expected = match_tokens(ids[:, 0], ids[:, 1])
     _check("match", match, match != expected, "match_tokens(student ids, teacher ids)")
+    return step
 
 
-def _check_given(ds: xr.Dataset) -> dict[str, NDArray[Any]]:
-    """Check all but `match`, which `step_dataset` computes itself; gives the variables' arrays."""
-    check_version(ds.attrs.get("schema_version"), "step")
+def _check_given(step: Step) -> dict[str, NDArray[Any]]:
+    """Check all but `match`, which `build_step` computes itself; gives the variables' arrays."""
     for name, variable in VARIABLES.items():
-        _check_form(ds, name, variable)
-    values = {name: ds.variables[name].values for name in VARIABLES if name in ds.variables}
+        _check_form(step, name, variable)
+    values = {name: step[name].values for name in VARIABLES if name in step.variables}
     for name in ("model", "support"):
         if (labels := tuple(values[name].tolist())) != MODELS:
             raise StoreError(f"{name} is {labels}, expected {MODELS}")
-    _check_numbers(values, ds.attrs.get("missing", []))
+    _check_numbers(values, step.attrs.get("missing", []))
     _check_top_k(values["token_id"], values["logp"])
-    _check_rollouts(values, ds.sizes.get("rollout"))
+    _check_rollouts(values, step.sizes.get("rollout"))
     return values
 
 
-def _check_form(ds: xr.Dataset, name: str, variable: Variable) -> None:
-    if name not in ds.variables:
+def _check_form(step: Step, name: str, variable: Variable) -> None:
+    if name not in step.variables:
         if variable.required:
             raise StoreError(f"{name} is missing, expected dims {variable.dims}")
         return
-    if name in COORDS and name not in ds.coords:
-        raise StoreError(f"{name} is a data variable, expected a coordinate: ds.set_coords")
-    if ds.variables[name].dims != variable.dims:
-        raise StoreError(f"{name} has dims {ds.variables[name].dims}, expected {variable.dims}")
+    if step[name].dims != variable.dims:
+        raise StoreError(f"{name} has dims {step[name].dims}, expected {variable.dims}")
     kinds = "UOT" if variable.dtype == "str" else np.dtype(variable.dtype).kind
-    if ds.variables[name].dtype.kind not in kinds:
-        raise StoreError(f"{name} has dtype {ds.variables[name].dtype}, expected {variable.dtype}")
+    if step[name].dtype.kind not in kinds:
+        raise StoreError(f"{name} has dtype {step[name].dtype}, expected {variable.dtype}")
 
 
 def _check_numbers(arrays: Mapping[str, NDArray[Any]], missing: Any) -> None:

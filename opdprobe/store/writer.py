@@ -25,7 +25,7 @@ from opdprobe.store.files import (
 )
 from opdprobe.store.lock import LOCK, lock_run
 from opdprobe.store.run import open_run
-from opdprobe.store.schema import SCHEMA_VERSION, VARIABLES, Step, validate
+from opdprobe.store.schema import SCHEMA_VERSION, VARIABLES, Step, to_step
 from opdprobe.store.step import write_step_file
 from opdprobe.store.step_parts import Part, list_files, step_path
 
@@ -168,20 +168,18 @@ class RunWriter:
             The dataset is no valid step, or has other variables than the steps before; this writer
             wrote the step already; or the disk is full (nothing half-written is left).
         """
-        ds = ds.compute()
-        validate(ds)
-        return self._write(step, ds)
+        return self._write(step, to_step(ds))
 
-    def _write(self, step: int, ds: xr.Dataset | Step) -> Path:
+    def _write(self, step: int, made: Step) -> Path:
         if step in self._written:
             raise StoreError(f"step {step} was written already: a step does not change")
-        if unknown := sorted(str(name) for name in set(ds.variables) - set(VARIABLES)):
+        if unknown := sorted(str(name) for name in set(made.variables) - set(VARIABLES)):
             raise StoreError(f"{unknown[0]} is no variable of the schema: ds.drop_vars({unknown})")
-        steps = ds.variables["step"].values
+        steps = made["step"].values
         if (steps != step).any():
             found = np.unique(steps).tolist()
             raise StoreError(f"step is {found} in the dataset, expected {step} throughout")
-        form = _form(ds)
+        form = _form(made)
         if self._form not in (None, form):
             changes = differences(self._form or {}, form)
             raise StoreError(
@@ -189,14 +187,12 @@ class RunWriter:
                 "all steps of a run have the same variables and k"
             )
         path = step_path(self.path, step, self._part)
-        write_step_file(path, ds)
+        write_step_file(path, made)
         self._form = form
         self._written.add(step)
         return path
 
-    def submit_step(
-        self, step: int, ds: xr.Dataset | Callable[[], Step], *, checked: bool = False
-    ) -> None:
+    def submit_step(self, step: int, ds: xr.Dataset | Callable[[], Step]) -> None:
         """Write one step on a thread, while the caller goes on.
 
         One step is written at a time: this waits until the one before is on disk.
@@ -206,11 +202,9 @@ class RunWriter:
         step
             As for `write_step`.
         ds : xarray.Dataset or callable
-            As for `write_step`, or what makes the step, called on the thread. The arrays must not
+            As for `write_step`, or what makes a `opdprobe.store.schema.Step`, called on the thread.
+            A Step is not checked again, which would be a third of the cost. The arrays must not
             change any more.
-        checked : bool
-            The step is in memory and known to pass `opdprobe.validate`, as `step_dataset`
-            makes it. Checking it once more would be a third of the cost.
 
         Raises
         ------
@@ -220,10 +214,7 @@ class RunWriter:
         self.flush()
 
         def write() -> Path:
-            made = ds() if callable(ds) else ds
-            if checked:
-                return self._write(step, made)
-            return self.write_step(step, made.to_dataset() if isinstance(made, Step) else made)
+            return self._write(step, ds() if callable(ds) else to_step(ds))
 
         self._pending.append(self._thread.submit(write))
 

@@ -45,10 +45,11 @@ from opdprobe.models.vocabulary import tokenizer_hash
 from opdprobe.rollout.grade import Grader, grade_rollouts
 from opdprobe.rollout.pair import Pair, in_rollout_order
 from opdprobe.rollout.prompts import EncodedPrompt, OnError, Prompt, encode_prompts
-from opdprobe.rollout.rows import record_dataset, step_metrics, thin
+from opdprobe.rollout.rows import record_step, step_metrics, thin
 from opdprobe.rollout.sample import Rollouts, eos_ids, sample, step_generator
 from opdprobe.rollout.score import Scores
 from opdprobe.store import Run, RunWriter, estimate_bytes, open_run
+from opdprobe.store.schema import Step
 from opdprobe.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from opdprobe.train.config import OPDConfig
 from opdprobe.train.evaluate import evaluate
@@ -348,7 +349,7 @@ class OPDTrainer:
             if on_progress:
                 on_progress(step, self.n_steps)
             try:
-                metrics, dataset = self._step(step, writer)
+                metrics, recorded = self._step(step, writer)
             except NonFiniteError as error:
                 if str(error).startswith("step "):  # another process's
                     raise
@@ -361,7 +362,7 @@ class OPDTrainer:
             if due and done < self.n_steps:
                 self._save(done, writer)
             for callback in self.callbacks:
-                callback.on_step_end(self, step, metrics, dataset)
+                callback.on_step_end(self, step, metrics, recorded.to_dataset())
             if stop and done < self.n_steps:
                 logger.warning(
                     "%s: stopped by SIGTERM after %d of %d steps; the same command, or "
@@ -393,7 +394,7 @@ class OPDTrainer:
         )
         self.processes.wait()
 
-    def _step(self, step: int, writer: RunWriter) -> tuple[dict[str, float], xr.Dataset]:
+    def _step(self, step: int, writer: RunWriter) -> tuple[dict[str, float], Step]:
         """Do one step; metrics are those of the student before its update."""
         c = self.config
         metrics = self._evaluate(step, writer)
@@ -427,20 +428,19 @@ class OPDTrainer:
         self.processes.add_gradients(self.optimization.collect())
         norm = self.optimization.step()
         clock.append(time.perf_counter())
-        dataset = record_dataset(step, rollouts, scores, rollout_prompts, correct)
-        metrics |= step_metrics(dataset, self.processes)
+        recorded = record_step(step, rollouts, scores, rollout_prompts, correct)
+        metrics |= step_metrics(recorded, self.processes)
         if c.record_every and step % c.record_every == 0:
             writer.submit_step(
                 step,
                 partial(
                     thin,
-                    dataset,
+                    recorded,
                     fraction=c.record_fraction,
                     max_positions=c.record_max_positions,
                     seed=(c.seed, step),
                     part=(share.start * c.num_generations, total * c.num_generations),
                 ),
-                checked=True,
             )
         clock.append(time.perf_counter())
         seconds = np.diff(clock)
@@ -452,7 +452,7 @@ class OPDTrainer:
             "seconds_update": seconds[1],
             "seconds_record": seconds[2],
         }
-        return {name: float(value) for name, value in metrics.items()}, dataset
+        return {name: float(value) for name, value in metrics.items()}, recorded
 
     def _score_and_backward(self, rollouts: Rollouts) -> tuple[Scores, float]:
         """Score every state and add up the gradient of the mean loss, one micro-batch at a time."""

@@ -10,6 +10,7 @@ from opdprobe import Prompt, validate
 from opdprobe.rollout.rows import record_dataset, step_metrics, thin
 from opdprobe.rollout.sample import Rollouts
 from opdprobe.rollout.score import Scores
+from opdprobe.store.schema import to_step
 from opdprobe.testing import synthetic_step
 
 LENGTHS = [3, 1, 4]
@@ -64,10 +65,8 @@ def test_ungraded_rollouts_are_nan():
 
 
 def test_thinning_nothing_gives_the_step_itself():
-    ds = synthetic_step()
-    step = thin(ds, fraction=1, max_positions=None, seed=(0, 0))
-    assert step.to_dataset().identical(ds)
-    assert all(step.variables[name].values is ds[name].values for name in ds.data_vars)
+    step = to_step(synthetic_step())
+    assert thin(step, fraction=1, max_positions=None, seed=(0, 0)) is step
 
 
 @given(
@@ -79,7 +78,7 @@ def test_thinning_nothing_gives_the_step_itself():
 def test_thinning_keeps_whole_rollouts_and_first_positions(lengths, fraction, positions, seed):
     ds = synthetic_step(n_rollouts=len(lengths), length=lengths, k=4)
     settings = {"fraction": fraction, "max_positions": positions, "seed": (seed, 0)}
-    small = thin(ds, **settings).to_dataset()
+    small = thin(to_step(ds), **settings).to_dataset()
     validate(small)
     assert small.sizes["rollout"] == max(1, round(len(lengths) * fraction))
     kept = [int(name.removeprefix("prompt-")) for name in small.prompt_id.values]
@@ -95,7 +94,7 @@ def test_thinning_keeps_whole_rollouts_and_first_positions(lengths, fraction, po
         text = small.response_ids.values[end - lengths[old] : end]
         np.testing.assert_array_equal(text, want.sampled_id)
     assert small.sizes["prompt_token"] == small.prompt_length.sum()
-    assert small.identical(thin(ds, **settings).to_dataset())
+    assert small.identical(thin(to_step(ds), **settings).to_dataset())
 
 
 def test_metrics_are_means_over_all_states():

@@ -21,7 +21,7 @@ from opdprobe.rollout.rows import thin
 from opdprobe.store import step as step_file
 from opdprobe.store import step_decode as archive
 from opdprobe.store import step_encode as encode
-from opdprobe.store.schema import Step
+from opdprobe.store.schema import Step, to_step
 from opdprobe.testing import synthetic_step
 
 
@@ -186,14 +186,13 @@ def test_a_step_can_be_made_on_the_thread(tmp_path):
 
     def step():
         threads.append(threading.current_thread())
-        ds = synthetic_step(5)
-        return Step(ds.variables, ds.attrs)
+        return to_step(synthetic_step(5))
 
     out.submit_step(5, step)
     out.flush()
     assert threads != [threading.current_thread()]
     assert open_run(tmp_path).steps == [5]
-    out.submit_step(6, lambda: synthetic_step(length=[2, 3, 4]))
+    out.submit_step(6, lambda: to_step(synthetic_step(length=[2, 3, 4])))
     with pytest.raises(ValueError, match="shape"):
         out.flush()
     assert open_run(tmp_path).steps == [5]
@@ -203,24 +202,24 @@ def test_a_step_can_be_made_on_the_thread(tmp_path):
 def test_a_step_is_the_same_on_disk_whether_it_was_checked_before_or_is_checked_now(
     tmp_path, fraction
 ):
-    step = thin(synthetic_step(3, k=4), fraction=fraction, max_positions=5, seed=(0, 3))
+    step = thin(to_step(synthetic_step(3, k=4)), fraction=fraction, max_positions=5, seed=(0, 3))
     now = writer(tmp_path / "now").write_step(3, step.to_dataset())
     out = writer(tmp_path / "before")
-    out.submit_step(3, lambda: step, checked=True)
+    out.submit_step(3, lambda: step)
     out.flush()
     assert (out.path / "steps" / now.name).read_bytes() == now.read_bytes()
 
 
-@pytest.mark.parametrize("checked", [True, False])
-def test_only_a_step_known_to_be_valid_is_written_unchecked(tmp_path, checked):
+def test_a_dataset_is_checked_and_a_step_was_when_it_was_made(tmp_path):
+    bad = synthetic_step(0).assign(entropy=lambda ds: -ds["entropy"])
     out = writer(tmp_path)
-    out.submit_step(0, synthetic_step(0).assign(entropy=lambda ds: -ds["entropy"]), checked=checked)
-    if checked:
+    out.submit_step(0, bad)
+    with pytest.raises(StoreError, match=r"entropy is -.*expected finite and >= 0"):
         out.flush()
-        assert open_run(tmp_path).steps == [0]
-    else:
-        with pytest.raises(StoreError, match=r"entropy is -.*expected finite and >= 0"):
-            out.flush()
+    assert open_run(tmp_path).steps == []
+    out.submit_step(0, lambda: Step(bad.variables, bad.attrs))
+    out.flush()
+    assert open_run(tmp_path).steps == [0]
 
 
 HOLD = """

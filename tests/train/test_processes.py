@@ -23,6 +23,7 @@ from opdprobe.models.processes import Processes
 from opdprobe.models.sharding import load_parts, shard
 from opdprobe.rollout.rows import step_metrics, thin
 from opdprobe.rollout.sample import sample, step_generator
+from opdprobe.store.schema import to_step
 from opdprobe.testing import synthetic_step
 from opdprobe.train.launch import check_launch
 
@@ -262,7 +263,7 @@ def test_thinned_parts_are_the_parts_of_the_thinned_step(fraction):
     whole = synthetic_step(n_rollouts=7, length=[3, 0, 5, 2, 2, 8, 1])
     whole["prompt_id"] = "rollout", [f"{i}" for i in range(7)]
     settings = {"fraction": fraction, "max_positions": 4, "seed": (0, 3)}
-    want = thin(whole, **settings).variables["prompt_id"].values.tolist()
+    want = thin(to_step(whole), **settings).variables["prompt_id"].values.tolist()
     kept = []
     for rank in range(3):
         share = Processes(rank, 3).share(7)
@@ -274,7 +275,7 @@ def test_thinned_parts_are_the_parts_of_the_thinned_step(fraction):
             response_token=inside,
         )
         part = part.assign_coords(rollout=part["rollout"] - share.start)
-        thinned = thin(part, **settings, part=(share.start, 7)).to_dataset()
+        thinned = thin(to_step(part), **settings, part=(share.start, 7)).to_dataset()
         kept += thinned.prompt_id.values.tolist()
         assert thinned.rollout.max(initial=-1) < thinned.sizes["rollout"]
     assert kept == want
