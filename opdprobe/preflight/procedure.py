@@ -19,7 +19,6 @@ from transformers import PreTrainedTokenizerBase
 
 from opdprobe.errors import ConfigError
 from opdprobe.models.adapters import causal_lm, is_adapted, switched_off
-from opdprobe.models.load import load_model, load_tokenizer
 from opdprobe.preflight import measure
 from opdprobe.preflight.answers import Answers, accuracies, continuation, tried
 from opdprobe.preflight.estimates import Number, prompt_mean
@@ -207,15 +206,8 @@ def preflight(
     if seed < 0:
         raise ConfigError(f"seed = {seed}; expected 0 or more.")
     names = [_name(student), _name(teacher)]
-    if isinstance(student, str | Path):
-        tokenizer = tokenizer or load_tokenizer(student)
-        student = load_model(student)
-    if isinstance(teacher, str | Path):
-        teacher_tokenizer = teacher_tokenizer or load_tokenizer(teacher)
-        teacher = load_model(teacher)
-    if tokenizer is None:
-        raise ConfigError("pass tokenizer= along with a student that is already loaded.")
-    pair = Pair(student, teacher, tokenizer, teacher_tokenizer)
+    pair = Pair.load(student, teacher, tokenizer=tokenizer, teacher_tokenizer=teacher_tokenizer)
+    tokenizer = pair.tokenizer
     if k > pair.width:
         raise ConfigError(f"k = {k} is larger than the vocabulary of {pair.width}.")
     order = np.random.default_rng(seed).permutation(len(prompts))[:n_prompts]
@@ -238,8 +230,8 @@ def preflight(
         width=pair.width,
         micro_batch_tokens=8 * micro_batch_tokens,
     )
-    twofold = pair.teacher is pair.student and is_adapted(student)
-    as_teacher = partial(switched_off, student) if twofold else nullcontext
+    twofold = pair.teacher is pair.student and is_adapted(pair.outer_student)
+    as_teacher = partial(switched_off, pair.outer_student) if twofold else nullcontext
     clock = _Clock(4 + (grader is not None) + len(others), on_progress)
 
     with clock("sample"):
