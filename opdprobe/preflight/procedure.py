@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,6 @@ from transformers import PreTrainedTokenizerBase
 
 from opdprobe.errors import ConfigError
 from opdprobe.models.adapters import causal_lm, is_adapted, switched_off
-from opdprobe.models.load import load_model, load_tokenizer
 from opdprobe.preflight import measure
 from opdprobe.preflight.answers import Answers, accuracies, continuation, tried
 from opdprobe.preflight.estimates import Number, prompt_mean
@@ -208,15 +207,8 @@ def preflight(
     if seed < 0:
         raise ConfigError(f"seed = {seed}; expected 0 or more.")
     names = [_name(student), _name(teacher)]
-    if isinstance(student, str | Path):
-        tokenizer = tokenizer or load_tokenizer(student)
-        student = load_model(student)
-    if isinstance(teacher, str | Path):
-        teacher_tokenizer = teacher_tokenizer or load_tokenizer(teacher)
-        teacher = load_model(teacher)
-    if tokenizer is None:
-        raise ConfigError("pass tokenizer= along with a student that is already loaded.")
-    pair = Pair(student, teacher, tokenizer, teacher_tokenizer)
+    pair = Pair.load(student, teacher, tokenizer=tokenizer, teacher_tokenizer=teacher_tokenizer)
+    tokenizer = pair.tokenizer
     if k > pair.width:
         raise ConfigError(f"k = {k} is larger than the vocabulary of {pair.width}.")
     order = np.random.default_rng(seed).permutation(len(prompts))[:n_prompts]
@@ -239,9 +231,7 @@ def preflight(
         width=pair.width,
         micro_batch_tokens=8 * micro_batch_tokens,
     )
-    twofold = pair.teacher is pair.student and is_adapted(student)
-    as_teacher = partial(switched_off, student) if twofold else nullcontext
-    phases = _Phases(pair, as_teacher, grader, sampling, num_generations, k, micro_batch_tokens)
+    phases = _Phases(pair, grader, sampling, num_generations, k, micro_batch_tokens)
     clock = _Clock(4 + (grader is not None) + len(others), on_progress)
 
     with clock("sample"):
@@ -302,14 +292,9 @@ def preflight(
 
 @dataclass(frozen=True)
 class _Phases:
-    """What parts of a preflight share, and those parts.
-
-    ``as_teacher()`` switches the student's adapters off where the teacher is the student without
-    them.
-    """
+    """What parts of a preflight share, and those parts."""
 
     pair: Pair
-    as_teacher: Callable[[], AbstractContextManager[object]]
     grader: Grader | None
     sampling: Sampling
     num_generations: int
@@ -335,7 +320,7 @@ class _Phases:
         self, encoded: Sequence[EncodedPrompt], own: Sequence[Prompt]
     ) -> xr.Dataset:
         """Sample the teacher on the student's prompts, and grade it."""
-        with self.as_teacher():
+        with self._as_teacher():
             rollouts = measure.sampled(
                 self.pair.teacher, self.pair, encoded, self.sampling, self.num_generations
             )
@@ -355,7 +340,7 @@ class _Phases:
         assert self.grader is not None
         half = int(np.median(step["length"])) // 2
         at = sorted({half // 2, half} - {0}) if depths is None else depths
-        with self.as_teacher():
+        with self._as_teacher():
             gains, reach = continuation(self.pair, step, own, self.grader, self.sampling, at)
         gain = tried(
             self.pair, step, fitted, encoded, self.grader, self.sampling, self.num_generations
@@ -369,6 +354,12 @@ class _Phases:
         )
         own = [encoded[i].prompt for i in rollouts.prompt_index]
         return _wording(self.recorded(rollouts, own)[0])
+
+    def _as_teacher(self) -> AbstractContextManager[object]:
+        """Switch the student's adapters off, if the teacher is the student without them."""
+        student = self.pair.outer_student
+        twofold = self.pair.teacher is self.pair.student and is_adapted(student)
+        return switched_off(student) if twofold else nullcontext()
 
 
 def _wording(step: xr.Dataset) -> dict[str, Number]:
