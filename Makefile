@@ -1,30 +1,35 @@
-# Needs Python 3.11 or newer and make; everything else is installed into .venv on first use.
-#   make demo      reproduce every figure of the paper on the built-in testbed, with one seed
-#   make test      lint, type-check and test
-#   make docs      build the user guide into site/
-#   make figures   draw the figures and list the claims again from the published results
-#   make lint      lint and type-check only
+# Needs Python 3.11 or newer, make and a network connection. The first run of a target installs
+# what it needs into .venv.
+#   make demo       a first run: one success and one failure, drawn and compared; about 2 minutes
+#   make reproduce  every figure of the paper on the built-in testbed, with one seed; about 15 minutes
+#   make test       lint, type-check and test
+#   make docs       build the user guide into site/
+#   make figures    draw the figures and list the claims again from the published results
+#   make lint       lint and type-check only
 #   make benchmarks    all tables of docs/performance.md, about 40 minutes
 #   make test-oldest   test with the oldest dependencies that pyproject.toml allows, in .venv-oldest
 #   make test-install  build the wheel and install it into fresh environments, without and with torch
-#   make clean     remove .venv, .venv-oldest and all caches; runs and results stay
+#   make clean      remove .venv, .venv-oldest and all caches; runs and results stay
 # Another interpreter: make demo PYTHON=python3.12 (after make clean, if .venv is there already).
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-oldest test-install benchmarks docs figures lint clean
+.PHONY: demo reproduce test test-oldest test-install benchmarks docs figures lint clean
 .DEFAULT_GOAL := demo
 
-demo: .venv/.installed
+demo: .venv/.installed-train
+	@$(BIN)/opdprobe demo
+
+reproduce: .venv/.installed-train
 	@$(BIN)/opdprobe reproduce --preset quick
 
-figures: .venv/.installed
+figures: .venv/.installed-train
 	@$(BIN)/opdprobe figures
 
 # Without the variable, the theme prints an advertisement for its successor.
 docs: export NO_MKDOCS_2_WARNING := 1
-docs: .venv/.installed
+docs: .venv/.installed-dev
 	@$(BIN)/mkdocs build --strict
 
 # One thread a process: torch and the two test processes would fight over the cores otherwise.
@@ -32,7 +37,7 @@ test: export OMP_NUM_THREADS := 1
 test: lint
 	@$(BIN)/python -m pytest -n 2
 
-benchmarks: .venv/.installed
+benchmarks: .venv/.installed-dev
 	@for name in step_parts training_step head_loss sampling recording analysis; do \
 	  echo; echo "## $$name"; echo; $(BIN)/python benchmarks/$$name.py || exit 1; done
 
@@ -43,7 +48,7 @@ test-oldest: .venv-oldest/.installed
 	  --deselect 'tests/rollout/test_sample.py::test_greedy_rollouts_equal_generate_row_by_row[gpt2-eos1'
 
 test-install: export OMP_NUM_THREADS := 1
-test-install: .venv/.installed
+test-install: .venv/.installed-dev
 	@$(BIN)/python tests/install/check_install.py
 
 .venv-oldest/.installed: pyproject.toml constraints-oldest.txt
@@ -54,21 +59,31 @@ test-install: .venv/.installed
 
 # Without the variable, pyright asks the network for its newest release.
 lint: export PYRIGHT_PYTHON_IGNORE_WARNINGS := 1
-lint: .venv/.installed
+lint: .venv/.installed-dev
 	@$(BIN)/ruff check
 	@$(BIN)/ruff format --check
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/pyright
 
-.venv/.installed: pyproject.toml constraints.txt
+# Two tiers in one environment: what trains and reports, and what the tests need besides. pip is
+# heard only if it fails.
+define install
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 	  "opdprobe needs Python 3.11 or newer; $(PYTHON) is %d.%d. Name another one, for example: \
 	make PYTHON=python3.12" % sys.version_info[:2])'
-	@echo "Installing opdprobe and its dependencies into .venv; torch takes a while."
 	@test -x $(BIN)/pip || $(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-	  -c constraints.txt -e '.[dev]'
+	@echo "Installing opdprobe[$(1)] into .venv; torch takes a few minutes (.venv/install.log)."
+	@$(BIN)/python -m pip install --disable-pip-version-check \
+	  -c constraints.txt -e '.[$(1)]' > .venv/install.log 2>&1 || { cat .venv/install.log; exit 1; }
+endef
+
+.venv/.installed-train: pyproject.toml constraints.txt
+	$(call install,train)
 	@touch $@
+
+.venv/.installed-dev: pyproject.toml constraints.txt
+	$(call install,dev)
+	@touch .venv/.installed-train $@
 
 clean:
 	@rm -rf .venv .venv-oldest build dist site *.egg-info

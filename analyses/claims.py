@@ -52,38 +52,37 @@ def counts(results: Sequence[Results]) -> dict[str, int]:
     return {name: verdicts.count(name) for name in SIGNS}
 
 
-def claims_table(results: Sequence[Results]) -> Table:
-    """Tabulate all claims for the terminal.
+def figures_table(results: Sequence[Results]) -> Table:
+    """Count the verdicts of each figure, for the terminal.
 
     Parameters
     ----------
     results : sequence of analyses.results.Results
-        One a figure.
+        One per figure; the first claim of each is the figure's main one.
 
     Returns
     -------
     rich.table.Table
-        One row a claim; the counts of verdicts below.
+        One row per figure, and the counts of all verdicts below. Fits into 80 columns.
 
     Examples
     --------
-    >>> claims_table([]).caption
+    >>> figures_table([]).caption
     '0 shown, 0 not shown, 0 opposite'
     """
     caption = ", ".join(f"{n} {name}" for name, n in counts(results).items())
-    table = Table(caption=caption, caption_justify="left")
-    for column in ("verdict", "claim and its test", "paper", "ours"):
-        table.add_column(column, no_wrap=column == "verdict")
+    table = Table(box=None, caption=caption, caption_justify="left", pad_edge=False)
+    for column in ("figure", "title", "main claim", "claims shown"):
+        table.add_column(column, no_wrap=True)
     for result in results:
-        for claim in result.claims:
-            # Text, not str: brackets in a str would be read as markup.
-            table.add_row(
-                Text(verdict(claim), COLOURS[claim.verdict]),
-                Text(f"{result.figure}: {claim.claim}").append(f"\n{claim.test}", "dim"),
-                Text(claim.paper),
-                Text(finding(claim)),
-            )
-        table.add_section()
+        main = result.claims[0] if result.claims else None
+        n_shown = counts([result])["shown"]
+        table.add_row(
+            result.figure,
+            Text(result.title),
+            Text(verdict(main), COLOURS[main.verdict]) if main else "",
+            f"{n_shown} of {len(result.claims)}",
+        )
     return table
 
 

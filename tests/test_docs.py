@@ -1,6 +1,7 @@
 """The pages: they build without a warning, load nothing from elsewhere, and have every name."""
 
 import html
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -133,6 +134,37 @@ def commands():
 @pytest.mark.parametrize("words", list(commands()))
 def test_the_commands_of_the_guide_exist(words):
     assert callable(_parser().parse_args(words).run)
+
+
+@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
+def test_links_between_files_lead_somewhere(name):
+    links = re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / name).read_text())
+    missing = [link for link in links if "://" not in link and not (ROOT / link).exists()]
+    assert missing == []
+
+
+def architecture_rows():
+    """Cells of the tables of the architecture page, by the first."""
+    text = (DOCS / "architecture.md").read_text()
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")]
+    return {row[0]: row[1:] for row in rows}
+
+
+def test_the_architecture_page_has_every_room():
+    rooms = {row.strip("`") for row in architecture_rows() if re.fullmatch(r"`[a-z]+`", row)}
+    folders = {p.name for p in ROOT.glob("opdprobe/[a-z]*") if p.is_dir()}
+    assert rooms == {*folders, "errors", "analyses", "figures"}
+
+
+def test_what_the_architecture_page_names_exists():
+    steps = [row for number, row in architecture_rows().items() if number.isdecimal()]
+    assert len(steps) == 22
+    for what, where, *_ in steps:
+        names = re.findall(r"`(\w+\.[\w.]+)`", what + where)
+        assert names
+        for name in names:
+            package = "" if name.startswith(("analyses", "figures")) else "opdprobe."
+            assert pkgutil.resolve_name(package + name), name
 
 
 def test_the_gallery_has_every_figure():

@@ -11,6 +11,7 @@ from rich.console import ConsoleRenderable
 from rich.logging import RichHandler
 
 from opdprobe import __version__
+from opdprobe.cli import demo as demo_command
 from opdprobe.cli import recipes as recipe_commands
 from opdprobe.cli import reports as report_command
 from opdprobe.cli import runs as run_commands
@@ -65,7 +66,12 @@ def _goes_on(arguments: argparse.Namespace) -> bool:
         return not arguments.no_resume
     if arguments.run is run_commands.zoo:
         return arguments.action == "build"
-    return arguments.run in (run_commands.reproduce, run_commands.probe, recipe_commands.cold_start)
+    return arguments.run in (
+        demo_command.demo,
+        run_commands.reproduce,
+        run_commands.probe,
+        recipe_commands.cold_start,
+    )
 
 
 class _Handler(RichHandler):
@@ -84,6 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--verbose", action="store_true", help="log what is being done")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for declare in (
+        _demo,
         _reproduce,
         _figures,
         _train,
@@ -239,6 +246,18 @@ def _workers() -> argparse.ArgumentParser:
     return parent
 
 
+def _out_dir() -> argparse.ArgumentParser:
+    parent, options = _options()
+    options.add_argument(
+        "--out",
+        type=Path,
+        default=Path("out"),
+        metavar="DIR",
+        help="where everything is written (default: %(default)s)",
+    )
+    return parent
+
+
 def _run_dir() -> argparse.ArgumentParser:
     parent, options = _options()
     options.add_argument(
@@ -282,12 +301,24 @@ def _json(what: str) -> argparse.ArgumentParser:
 # One function per command.
 
 
+def _demo(commands: Any) -> None:
+    _command(
+        commands,
+        "demo",
+        demo_command.demo,
+        "a first run: one success and one failure, compared",
+        _out_dir(),
+        _workers(),
+    )
+
+
 def _reproduce(commands: Any) -> None:
     sub = _command(
         commands,
         "reproduce",
         run_commands.reproduce,
         "run a preset, draw its figures, write a report",
+        _out_dir(),
         _workers(),
         _json("the verdicts"),
     )
@@ -308,13 +339,6 @@ def _reproduce(commands: Any) -> None:
         type=Path,
         metavar="YAML",
         help="file that names your own models, prompts and benchmarks",
-    )
-    sub.add_argument(
-        "--out",
-        type=Path,
-        default=Path("out"),
-        metavar="DIR",
-        help="where everything is written (default: %(default)s)",
     )
 
 

@@ -2,13 +2,13 @@
 
 Every step is resumable: a run continues from its last checkpoint, a finished one is only opened.
 
-    OUT/PRESET/runs/EXPERIMENT-sSEED/    a recorded run each
-    OUT/PRESET/scores/ROLE.json          accuracy of each model, problem by problem
-                                         with its probes added up by rollout, and what the
-                                         teacher made of the student's prefixes
+    OUT/PRESET/runs/EXPERIMENT-sSEED/    one recorded run, with the sums of its probes by rollout;
+                                         for an untrained student also how well the teacher
+                                         continues its responses
+    OUT/PRESET/scores/ROLE.json          accuracy of one model, problem by problem
     OUT/PRESET/results/figNN.json        what the analyses found
     OUT/PRESET/figures/                  figNN.pdf, figNN.png, captions
-    OUT/PRESET/report.html
+    OUT/PRESET/report.html               every claim, with its figure
 """
 
 from collections.abc import Sequence
@@ -73,7 +73,7 @@ def _cost(name: str) -> float:
 
 
 def drawable(preset: Preset, figure_names: Sequence[str] | None) -> tuple[list[str], dict]:
-    """Tell the figures that a preset's roles allow from those that lack one.
+    """Separate the figures whose roles a preset fills from those with a role that it leaves open.
 
     Returns
     -------
@@ -94,9 +94,39 @@ def drawable(preset: Preset, figure_names: Sequence[str] | None) -> tuple[list[s
     if not names:
         roles = sorted({role for roles in left_out.values() for role in roles})
         raise OPDProbeError(
-            f"no figure can be drawn: {', '.join(chosen)} need the roles {', '.join(roles)} too."
+            f"no figure can be drawn: {', '.join(chosen)} need models or prompts for the roles "
+            f"{', '.join(roles)}."
         )
     return names, left_out
+
+
+def draw_figures(
+    preset: Preset,
+    folder: Path,
+    figure_names: Sequence[str],
+    *,
+    workers: int,
+    on_progress: Progress,
+) -> list[Results]:
+    """Train the runs behind some figures, analyse them and draw the figures.
+
+    Parameters
+    ----------
+    preset, folder, workers, on_progress
+        As in `reproduce`.
+    figure_names
+        Figures whose roles the preset fills.
+
+    Returns
+    -------
+    list of Results
+        One per figure, in the order of `figure_names`.
+    """
+    if find_spec("torch") is None:  # said here, since the processes would only die
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+    work(plan(preset, folder, figure_names), workers=workers, on_progress=on_progress)
+    figures.make(folder / "results", folder / "figures", figure_names)
+    return [load(jobs.results_path(folder, figure)) for figure in figure_names]
 
 
 def reproduce(
@@ -107,38 +137,34 @@ def reproduce(
     workers: int = 2,
     on_progress: Progress = lambda name, done, total: None,
 ) -> list[Results]:
-    """Carry out a preset, to its report.
+    """Carry out a preset and write its report.
 
     Parameters
     ----------
     preset
         One of `analyses.presets.PRESETS`, or `analyses.presets.own_preset`.
     folder
-        Where everything goes; its name is the preset's.
+        Where everything is written; its name becomes the preset's name.
     figure_names
-        Figures wanted; by default all that the preset's roles allow.
+        Figures to draw. Default: all whose roles the preset fills.
     workers
-        Processes, one thread each.
+        Number of processes, with one thread each.
     on_progress
-        Called whenever a job has moved on.
+        Called with a job's name, its steps done and its number of steps, whenever one advances.
 
     Returns
     -------
     list of Results
-        One a figure.
+        One per figure.
 
     Raises
     ------
     OPDProbeError
-        Unknown names, models that are missing, runs in `folder` made with other settings, a
-        process that was killed.
+        Unknown names, missing models, runs in `folder` made with other settings, or a process
+        that was killed.
     """
     chosen, _ = drawable(preset, figure_names)
-    if find_spec("torch") is None:  # said here, since the processes would only die
-        raise ModuleNotFoundError("No module named 'torch'", name="torch")
-    work(plan(preset, folder, chosen), workers=workers, on_progress=on_progress)
-    results = [load(jobs.results_path(folder, figure)) for figure in chosen]
-    figures.make(folder / "results", folder / "figures", chosen)
+    results = draw_figures(preset, folder, chosen, workers=workers, on_progress=on_progress)
     write_report(
         folder / "report.html",
         results,

@@ -33,8 +33,14 @@ errors = _Console(stderr=True)
 
 
 @contextmanager
-def progress():
-    """Bars with an estimate of what is left; silent where stderr is no terminal."""
+def progress(*, plain: bool = False):
+    """Show progress bars with the time left, if stderr is a terminal.
+
+    Parameters
+    ----------
+    plain
+        If stderr is not a terminal, print a line for each task that ends. Default: print nothing.
+    """
     bars = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -44,19 +50,23 @@ def progress():
         disable=not errors.is_terminal,
     )
     tasks: dict[str, Any] = {}
+    ended = set()
 
     def show(name: str, done: int, total: int) -> None:
         if name not in tasks:
             tasks[name] = bars.add_task(name, total=total)
         bars.update(tasks[name], completed=done, total=total)
+        if plain and done == total and name not in ended and not errors.is_terminal:
+            ended.add(name)
+            errors.print(f"{name}: done", soft_wrap=True)
 
     with bars:
         yield show
 
 
 def reproduce(arguments: argparse.Namespace) -> None:
-    """Run a preset, print its verdicts."""
-    from analyses.claims import claims_table
+    """Run a preset, print the verdicts by figure."""
+    from analyses.claims import figures_table
     from analyses.presets import PRESETS, own_preset
     from opdprobe.cli.reproduce import drawable, plan, reproduce
 
@@ -67,15 +77,17 @@ def reproduce(arguments: argparse.Namespace) -> None:
     names, left_out = drawable(preset, arguments.only)
     if not arguments.json:
         for figure, roles in left_out.items():
-            console.print(f"{figure} is left out: nobody plays {', '.join(roles)}.", soft_wrap=True)
+            console.print(
+                f"{figure} skipped: no model or prompt set for {', '.join(roles)}.", soft_wrap=True
+            )
         n_tasks = len(plan(preset, folder, names))
         console.print(
-            f"{n_tasks} runs, measurements and analyses on {arguments.workers} processes into "
-            f"{folder}; interrupted, the same command goes on where it was.",
+            f"{n_tasks} runs, measurements and analyses in {arguments.workers} processes; output "
+            f"in {folder}.\nIf interrupted, the same command resumes.",
             soft_wrap=True,
         )
     start = time.monotonic()
-    with progress() as show:
+    with progress(plain=True) as show:
         results = reproduce(
             preset, folder, figure_names=names, workers=arguments.workers, on_progress=show
         )
@@ -84,12 +96,10 @@ def reproduce(arguments: argparse.Namespace) -> None:
         report = {"report": str(folder / "report.html"), "claims": claims, "left_out": left_out}
         print(json.dumps(report))
         return
-    console.print(claims_table(results))
-    console.print(
-        f"{time.monotonic() - start:.0f} s. Figures: {folder / 'figures'}. "
-        f"Report: {folder / 'report.html'}",
-        soft_wrap=True,
-    )
+    console.print(figures_table(results))
+    console.print(f"figures  {folder / 'figures'}", soft_wrap=True)
+    console.print(f"claims   {folder / 'report.html'}", soft_wrap=True)
+    console.print(f"{time.monotonic() - start:.0f} s. Open the report in a browser.")
 
 
 def figures(arguments: argparse.Namespace) -> None:

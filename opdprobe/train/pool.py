@@ -161,7 +161,9 @@ def _start_worker(progress: Any) -> None:
 
     # The models are tiny: a second thread costs more than it gives.
     torch.set_num_threads(1)
+    # What it says while it loads a model would run into the bars of the process that waits.
     transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
 
 
 def _do(task: Task) -> None:

@@ -7,7 +7,6 @@ import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 from io import StringIO
-from math import nan
 from pathlib import Path
 
 import pytest
@@ -15,10 +14,11 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from rich.console import Console
 
-from analyses.claims import claims_markdown, claims_table
+from analyses.claims import claims_markdown, figures_table
 from analyses.page import ReportError, write_report
 from analyses.pages import check_pages, write_pages
-from analyses.results import Claim, Meta, Results, save
+from analyses.results import Claim, Meta, Results, load, save
+from figures import COMMITTED
 from opdprobe.errors import OPDProbeError
 
 ROOT = Path(__file__).parents[2]
@@ -158,17 +158,30 @@ def test_a_missing_figure_names_the_command(tmp_path):
     assert not (tmp_path / "new").exists()
 
 
-def test_the_terminal_shows_every_claim_and_reads_no_markup():
-    six = results("fig06", ["shown", "not shown", "opposite"])
-    claims = [*six.claims, Claim("fig06.x", "[red]loud[/]", "[/]", nan, nan, nan, "", "t", "shown")]
+def test_the_terminal_has_a_line_for_each_figure_and_reads_no_markup():
+    six, eight = (
+        results("fig06", ["shown", "not shown", "opposite"]),
+        results("fig08", ["opposite"]),
+    )
+    loud = Results(eight.figure, "[red]loud[/]", "5.1", "c", eight.meta, [], eight.claims)
+    none = Results("fig09", "t", "5.2", "c", six.meta, [], [])
     screen = StringIO()
-    console = Console(width=120, file=screen)
-    console.print(claims_table([Results(six.figure, six.title, "4.1", "c", six.meta, [], claims)]))
-    text = screen.getvalue()
-    for part in ("0.912 [0.85, 0.967] nats", "✓ shown", "– not shown", "✗ opposite", "n/a"):
-        assert part in text
-    assert "[red]loud[/]" in text
-    assert "2 shown, 1 not shown, 1 opposite" in text
+    Console(width=80, file=screen).print(figures_table([six, loud, none]))
+    head, *rows, caption = (line.split() for line in screen.getvalue().splitlines())
+    assert head == "figure title main claim claims shown".split()
+    assert rows[0] == ["fig06", *six.title.split(), "✓", "shown", "1", "of", "3"]
+    assert rows[1] == ["fig08", "[red]loud[/]", "✗", "opposite", "0", "of", "1"]
+    assert rows[2] == ["fig09", "t", "0", "of", "0"]
+    assert " ".join(caption) == "1 shown, 1 not shown, 2 opposite"
+
+
+def test_every_published_figure_fits_into_80_columns():
+    every = [load(path) for path in sorted(COMMITTED.glob("*.json"))]
+    screen = StringIO()
+    Console(width=80, file=screen).print(figures_table(every))
+    lines = screen.getvalue().splitlines()
+    assert len(lines) == len(every) + 2
+    assert all(result.title in line for result, line in zip(every, lines[1:-1], strict=True))
 
 
 def test_figures_and_report_run_without_torch():
