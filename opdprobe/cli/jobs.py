@@ -70,6 +70,7 @@ def _longest(experiment: Experiment, preset: Preset) -> int:
 def _prompts(experiment: Experiment, seed: int, preset: Preset):
     """Training prompts of an experiment and their grader, chosen as it says (§5.2)."""
     from opdprobe.cli.names import resolve_model, resolve_prompts
+    from opdprobe.rollout.pair import Pair
     from opdprobe.train.recipes.select import max_divergence, mixed
 
     prompts, grader = resolve_prompts(preset.prompts[experiment.prompts], preset.n_prompts)
@@ -79,7 +80,7 @@ def _prompts(experiment: Experiment, seed: int, preset: Preset):
     n = len(prompts) // 2
     if experiment.select == "mixed":
         return mixed(prompts, other, n_prompts=n, share=0.3, seed=seed), grader
-    pair = _pair(
+    pair = Pair.load(
         resolve_model(preset.models[experiment.student]),
         resolve_model(preset.models[experiment.teacher]),
     )
@@ -95,25 +96,17 @@ def _prompts(experiment: Experiment, seed: int, preset: Preset):
     return chosen, grader
 
 
-def _pair(student: str | Path, teacher: str | Path):
-    from opdprobe.models.load import load_model, load_tokenizer
-    from opdprobe.rollout.pair import Pair
-
-    return Pair(
-        load_model(student), load_model(teacher), load_tokenizer(student), load_tokenizer(teacher)
-    )
-
-
 def probe(name: str, seed: int, preset: Preset, folder: Path, report: Report) -> None:
     """Score an untrained student's rollouts once; let the teacher continue their prefixes."""
     from opdprobe.cli.names import resolve_model, resolve_prompts
     from opdprobe.models.load import identity
     from opdprobe.rollout.continuation import Sampling, continuation_gain
     from opdprobe.rollout.once import probe
+    from opdprobe.rollout.pair import Pair
     from opdprobe.rollout.prompts import encode_prompts
 
     experiment, config = EXPERIMENTS[name], preset.config
-    pair = _pair(
+    pair = Pair.load(
         resolve_model(preset.models[experiment.student]),
         resolve_model(preset.models[experiment.teacher]),
     )

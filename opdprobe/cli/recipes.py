@@ -141,19 +141,12 @@ def _most_divergent(arguments: argparse.Namespace, prompts: list[Prompt]) -> lis
     from accelerate import Accelerator
 
     from opdprobe.cli.names import resolve_model
-    from opdprobe.models.load import load_model, load_tokenizer
     from opdprobe.rollout.pair import Pair
     from opdprobe.train.recipes.select import max_divergence
 
     transformers.utils.logging.disable_progress_bar()
     student, teacher = map(resolve_model, (arguments.student, arguments.teacher))
-    device = Accelerator().device
-    pair = Pair(
-        load_model(student, device=device),
-        load_model(teacher, device=device),
-        load_tokenizer(student),
-        load_tokenizer(teacher),
-    )
+    pair = Pair.load(student, teacher, device=Accelerator().device)
     with progress() as show:
         chosen, divergence = max_divergence(
             pair,

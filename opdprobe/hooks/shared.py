@@ -18,7 +18,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from opdprobe.errors import ConfigError
 from opdprobe.models.adapters import causal_lm
 from opdprobe.models.head import evaluating
-from opdprobe.models.load import load_model, load_tokenizer
 from opdprobe.models.save import saving
 from opdprobe.models.vocabulary import tokenizer_hash
 from opdprobe.rollout.pair import Pair
@@ -128,18 +127,20 @@ def make_pair(
     VocabularyError
         The tokenizers differ; names the first differing token.
     """
-    if not isinstance(teacher, PreTrainedModel):
-        teacher_tokenizer = teacher_tokenizer or load_tokenizer(teacher)
-        teacher = load_model(teacher)
-    if teacher.device != student.device:
-        teacher.to(student.device)  # pyright: ignore[reportArgumentType]  # transformers' stub of `to`
-    template = getattr(teacher_tokenizer, "chat_template", None)
+    pair = Pair.load(
+        student,
+        teacher,
+        tokenizer=tokenizer,
+        teacher_tokenizer=teacher_tokenizer,
+        device=student.device,
+    )
+    template = getattr(pair.teacher_tokenizer, "chat_template", None)
     if template is not None and template != tokenizer.chat_template:
         logger.warning(
             "The teacher's chat template differs from the student's; both models see the "
             "prompts in the student's, as in on-policy distillation."
         )
-    return Pair(student, teacher, tokenizer, teacher_tokenizer)
+    return pair
 
 
 def read_prompts(prompts: Sequence[Prompt] | str | Path) -> Sequence[Prompt]:

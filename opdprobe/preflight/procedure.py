@@ -6,9 +6,9 @@
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,16 @@ from transformers import PreTrainedTokenizerBase
 
 from opdprobe.errors import ConfigError
 from opdprobe.models.adapters import causal_lm, is_adapted, switched_off
-from opdprobe.models.load import load_model, load_tokenizer
 from opdprobe.preflight import measure
 from opdprobe.preflight.answers import Answers, accuracies, continuation, tried
 from opdprobe.preflight.estimates import Number, prompt_mean
-from opdprobe.preflight.readout import MAX_STATES, readouts
+from opdprobe.preflight.readout import MAX_STATES, Readout, States, readouts
 from opdprobe.preflight.verdict import Evidence, Verdict, judge, obstacle
 from opdprobe.rollout.continuation import Sampling
 from opdprobe.rollout.grade import Grader
 from opdprobe.rollout.pair import Pair
-from opdprobe.rollout.prompts import OnError, Prompt, encode_prompts
+from opdprobe.rollout.prompts import EncodedPrompt, OnError, Prompt, encode_prompts
+from opdprobe.rollout.sample import Rollouts
 
 
 @dataclass(frozen=True)
@@ -207,15 +207,8 @@ def preflight(
     if seed < 0:
         raise ConfigError(f"seed = {seed}; expected 0 or more.")
     names = [_name(student), _name(teacher)]
-    if isinstance(student, str | Path):
-        tokenizer = tokenizer or load_tokenizer(student)
-        student = load_model(student)
-    if isinstance(teacher, str | Path):
-        teacher_tokenizer = teacher_tokenizer or load_tokenizer(teacher)
-        teacher = load_model(teacher)
-    if tokenizer is None:
-        raise ConfigError("pass tokenizer= along with a student that is already loaded.")
-    pair = Pair(student, teacher, tokenizer, teacher_tokenizer)
+    pair = Pair.load(student, teacher, tokenizer=tokenizer, teacher_tokenizer=teacher_tokenizer)
+    tokenizer = pair.tokenizer
     if k > pair.width:
         raise ConfigError(f"k = {k} is larger than the vocabulary of {pair.width}.")
     order = np.random.default_rng(seed).permutation(len(prompts))[:n_prompts]
@@ -238,20 +231,14 @@ def preflight(
         width=pair.width,
         micro_batch_tokens=8 * micro_batch_tokens,
     )
-    twofold = pair.teacher is pair.student and is_adapted(student)
-    as_teacher = partial(switched_off, student) if twofold else nullcontext
+    phases = _Phases(pair, grader, sampling, num_generations, k, micro_batch_tokens)
     clock = _Clock(4 + (grader is not None) + len(others), on_progress)
 
     with clock("sample"):
         rollouts = measure.sampled(pair.student, pair, encoded, sampling, num_generations)
     own = [encoded[i].prompt for i in rollouts.prompt_index]
-    scoring: dict[str, Any] = {
-        "k": k,
-        "temperature": temperature,
-        "micro_batch_tokens": micro_batch_tokens,
-    }
     with clock("score"):
-        step, states = measure.recorded(pair, rollouts, own, grader, **scoring, n_hidden=MAX_STATES)
+        step, states = phases.recorded(rollouts, own, n_hidden=MAX_STATES)
     with clock("noise floor"):
         noise = measure.noise_floor(pair, rollouts, k, temperature)
     with clock("readout"):
@@ -260,26 +247,16 @@ def preflight(
     found = Answers()
     if grader is not None:
         with clock("answers"):
-            with as_teacher():
-                theirs = measure.sampled(pair.teacher, pair, encoded, sampling, num_generations)
-            graded = measure.graded(tokenizer, theirs, own, grader)
-            teacher_step = measure.rollout_dataset(theirs, own, graded)
-            teacher_responses = measure.texts(tokenizer, teacher_step)
-            found = accuracies(step, teacher_step)
+            theirs = phases.teacher_rollouts(encoded, own)
+            teacher_responses = measure.texts(tokenizer, theirs)
+            found = accuracies(step, theirs)
             cut_off = responses["truncated"], teacher_responses["truncated"]
             if not obstacle(found.student, found.teacher, *cut_off):
-                half = int(np.median(step["length"])) // 2
-                at = sorted({half // 2, half} - {0}) if depths is None else depths
-                with as_teacher():
-                    gains, reach = continuation(pair, step, own, grader, sampling, at)
-                gain = tried(pair, step, fitted, encoded, grader, sampling, num_generations)
-                found = replace(found, gain=gain, continuation=gains, n_continued=reach)
+                found = phases.gains(found, step, own, encoded, fitted, depths)
     compared = {"as given": _wording(step)} if others else {}
     for name, wording in zip(templates or {}, others, strict=True):
         with clock(f"template {name}"):
-            some = measure.sampled(pair.student, pair, wording, sampling, num_generations)
-            its = [wording[i].prompt for i in some.prompt_index]
-            compared[name] = _wording(measure.recorded(pair, some, its, grader, **scoring)[0])
+            compared[name] = phases.template(wording)
     n_tokens = step.sizes["state"]
     return Preflight(
         settings={
@@ -311,6 +288,78 @@ def preflight(
         ),
         seconds=clock.seconds,
     )
+
+
+@dataclass(frozen=True)
+class _Phases:
+    """What parts of a preflight share, and those parts."""
+
+    pair: Pair
+    grader: Grader | None
+    sampling: Sampling
+    num_generations: int
+    k: int
+    micro_batch_tokens: int
+
+    def recorded(
+        self, rollouts: Rollouts, own: Sequence[Prompt], n_hidden: int = 0
+    ) -> tuple[xr.Dataset, States]:
+        """Score rollouts, whose prompts are `own`, with both models."""
+        return measure.recorded(
+            self.pair,
+            rollouts,
+            own,
+            self.grader,
+            k=self.k,
+            temperature=self.sampling.temperature,
+            micro_batch_tokens=self.micro_batch_tokens,
+            n_hidden=n_hidden,
+        )
+
+    def teacher_rollouts(
+        self, encoded: Sequence[EncodedPrompt], own: Sequence[Prompt]
+    ) -> xr.Dataset:
+        """Sample the teacher on the student's prompts, and grade it."""
+        with self._as_teacher():
+            rollouts = measure.sampled(
+                self.pair.teacher, self.pair, encoded, self.sampling, self.num_generations
+            )
+        graded = measure.graded(self.pair.tokenizer, rollouts, own, self.grader)
+        return measure.rollout_dataset(rollouts, own, graded)
+
+    def gains(
+        self,
+        found: Answers,
+        step: xr.Dataset,
+        own: Sequence[Prompt],
+        encoded: Sequence[EncodedPrompt],
+        fitted: Sequence[Readout],
+        depths: Sequence[int] | None,
+    ) -> Answers:
+        """Let the teacher go on from the student's prefixes, and try the refitted readouts."""
+        assert self.grader is not None
+        half = int(np.median(step["length"])) // 2
+        at = sorted({half // 2, half} - {0}) if depths is None else depths
+        with self._as_teacher():
+            gains, reach = continuation(self.pair, step, own, self.grader, self.sampling, at)
+        gain = tried(
+            self.pair, step, fitted, encoded, self.grader, self.sampling, self.num_generations
+        )
+        return replace(found, gain=gain, continuation=gains, n_continued=reach)
+
+    def template(self, encoded: Sequence[EncodedPrompt]) -> dict[str, Number]:
+        """Sample and score the student on its prompts in another wording."""
+        rollouts = measure.sampled(
+            self.pair.student, self.pair, encoded, self.sampling, self.num_generations
+        )
+        own = [encoded[i].prompt for i in rollouts.prompt_index]
+        return _wording(self.recorded(rollouts, own)[0])
+
+    def _as_teacher(self) -> AbstractContextManager[object]:
+        """Switch the student's adapters off, if the teacher is the student without them."""
+        student = self.pair.outer_student
+        twofold = self.pair.teacher is self.pair.student and is_adapted(student)
+        return switched_off(student) if twofold else nullcontext()
 
 
 def _wording(step: xr.Dataset) -> dict[str, Number]:

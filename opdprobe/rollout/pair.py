@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,8 +11,10 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from opdprobe.errors import ConfigError
 from opdprobe.models.adapters import causal_lm, is_adapted, without_adapters
 from opdprobe.models.head import split_head
+from opdprobe.models.load import load_model, load_tokenizer
 from opdprobe.models.vocabulary import shared_vocabulary, shared_width
 from opdprobe.rollout.batches import Batch, batches
 from opdprobe.rollout.sample import Rollouts, padding_id
@@ -57,6 +60,10 @@ class Pair:
     ----------
     student, teacher : PreTrainedModel
         The causal LMs; adapters are in their layers.
+    outer_student : torch.nn.Module
+        The student as it was given: with the PeftModel around it, if it has adapters.
+    tokenizer, teacher_tokenizer
+        As given.
 
     Raises
     ------
@@ -77,7 +84,8 @@ class Pair:
             shared_vocabulary(tokenizer, teacher_tokenizer)
         self.student = causal_lm(student)
         self.teacher = causal_lm(teacher)
-        self.tokenizer = tokenizer
+        self.outer_student = student
+        self.tokenizer, self.teacher_tokenizer = tokenizer, teacher_tokenizer
         self.width = shared_width(self.student, self.teacher, tokenizer)
         self.pad_id = padding_id(tokenizer)
         self.student_body, self.student_head = split_head(self.student, width=self.width)
@@ -85,6 +93,52 @@ class Pair:
             self.teacher_body, self.teacher_head = without_adapters(student, self.width)
         else:
             self.teacher_body, self.teacher_head = split_head(self.teacher, width=self.width)
+
+    @classmethod
+    def load(
+        cls,
+        student: nn.Module | str | Path,
+        teacher: nn.Module | str | Path,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        teacher_tokenizer: PreTrainedTokenizerBase | None = None,
+        device: torch.device | None = None,
+    ) -> "Pair":
+        """Load what is a name or path, and make a pair.
+
+        Parameters
+        ----------
+        student, teacher
+            A model, or a name or path of one.
+        tokenizer
+            The student's. Read from `student` if that is a name or path.
+        teacher_tokenizer
+            Compared with `tokenizer` if given. Read from `teacher` if that is a name or path.
+        device
+            Where both models go; by default they stay where they are.
+
+        Raises
+        ------
+        ModelError
+            A model or tokenizer does not load.
+        ConfigError
+            A student that is already loaded came without `tokenizer`.
+        VocabularyError
+            The tokenizers differ; names the first differing token.
+        """
+        if isinstance(student, str | Path):
+            tokenizer = tokenizer or load_tokenizer(student)
+            student = load_model(student)
+        if isinstance(teacher, str | Path):
+            teacher_tokenizer = teacher_tokenizer or load_tokenizer(teacher)
+            teacher = load_model(teacher)
+        if tokenizer is None:
+            raise ConfigError("pass tokenizer= along with a student that is already loaded.")
+        models: tuple[Any, Any] = student, teacher
+        for model in models:
+            if device is not None and causal_lm(model).device != device:
+                model.to(device)
+        return cls(student, teacher, tokenizer, teacher_tokenizer)
 
     def scored(
         self,

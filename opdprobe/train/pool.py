@@ -152,13 +152,13 @@ _progress: Any = None  # the worker's end of the queue
 
 
 def _start_worker(progress: Any) -> None:
+    keep_freed_memory()
     global _progress
     _progress = progress
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch
     import transformers
 
-    keep_freed_memory()
     # The models are tiny: a second thread costs more than it gives.
     torch.set_num_threads(1)
     # What it says while it loads a model would run into the bars of the process that waits.

@@ -32,13 +32,12 @@ from transformers import PreTrainedTokenizerBase
 from opdprobe.errors import ConfigError, NonFiniteError, StoreError
 from opdprobe.models.adapters import (
     base_weights,
-    causal_lm,
     check_trained,
     gathered_weights,
     is_adapted,
     save_weights,
 )
-from opdprobe.models.load import identity, load_model, load_tokenizer, weight_hash
+from opdprobe.models.load import identity, weight_hash
 from opdprobe.models.processes import Processes
 from opdprobe.models.sharding import rest, whole
 from opdprobe.models.vocabulary import tokenizer_hash
@@ -158,33 +157,29 @@ class OPDTrainer:
         self.processes = Processes.launched()
         self.accelerator = Accelerator(log_with=list(report_to) or None, project_dir=self.run_dir)
         check_launch(self.accelerator)
-        if isinstance(student, str | Path):
-            tokenizer = tokenizer or load_tokenizer(student)
-            student = load_model(student)
-        if isinstance(teacher, str | Path):
-            teacher_tokenizer = teacher_tokenizer or load_tokenizer(teacher)
-            teacher = load_model(teacher)
-        if tokenizer is None:
-            raise ConfigError("pass tokenizer= along with a student that is already loaded.")
-        self.tokenizer = tokenizer
         device = self.accelerator.device
+        self.pair = Pair.load(
+            student,
+            teacher,
+            tokenizer=tokenizer,
+            teacher_tokenizer=teacher_tokenizer,
+            device=None if self.processes.sharded else device,  # of those only parts will go there
+        )
+        self.tokenizer = tokenizer = self.pair.tokenizer
         # Evaluation mode throughout: with dropout, the distribution that is trained would not be
         # the one that sampled.
-        if not self.processes.sharded:  # of those only parts will go there
-            student, teacher = student.to(device), teacher.to(device)
-        self.student = student.eval()
-        self.teacher = teacher.eval()
-        if causal_lm(teacher) is not causal_lm(student):
+        self.student = self.pair.outer_student.eval()
+        self.teacher = self.pair.teacher.eval()
+        if self.teacher is not self.pair.student:
             self.teacher.requires_grad_(False)
-        elif not is_adapted(student):
+        elif not is_adapted(self.student):
             raise ConfigError(
-                f"student and teacher are one {type(student).__name__}, and training it would "
+                f"student and teacher are one {type(self.student).__name__}, and training it would "
                 "change both; load the teacher apart, or put an adapter on the student "
                 "(peft.get_peft_model) and pass that as both: the teacher is then the student "
                 "without it."
             )
         check_trained(self.student)
-        self.pair = Pair(self.student, self.teacher, tokenizer, teacher_tokenizer)
         if config.k > self.pair.width:
             raise ConfigError(f"k = {config.k} is larger than the vocabulary of {self.pair.width}.")
 

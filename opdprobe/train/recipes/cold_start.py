@@ -24,7 +24,7 @@ from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opdprobe.errors import ConfigError, StoreError
-from opdprobe.models.load import identity, load_model, load_tokenizer
+from opdprobe.models.load import identity, load_model
 from opdprobe.models.save import saving
 from opdprobe.models.vocabulary import tokenizer_hash
 from opdprobe.rollout.pair import Pair
@@ -152,18 +152,15 @@ def cold_start(
         num_generations, max_completion_length, temperature, top_p, batch_size, seed
     )
     out_dir = Path(out_dir)
-    if not isinstance(student, PreTrainedModel):
-        tokenizer = tokenizer or load_tokenizer(student)
-        student = load_model(student)
-    if not isinstance(teacher, PreTrainedModel):
-        teacher_tokenizer = teacher_tokenizer or load_tokenizer(teacher)
-        teacher = load_model(teacher)
-    if tokenizer is None:
-        raise ConfigError("pass tokenizer= along with a student that is already loaded.")
-    device: Any = Accelerator().device
-    pair = Pair(student.to(device), teacher.to(device), tokenizer, teacher_tokenizer)
+    pair = Pair.load(
+        student,
+        teacher,
+        tokenizer=tokenizer,
+        teacher_tokenizer=teacher_tokenizer,
+        device=Accelerator().device,
+    )
     encoded = encode_prompts(
-        tokenizer,
+        pair.tokenizer,
         prompts,
         max_length=max_prompt_length,
         on_error=on_error,
