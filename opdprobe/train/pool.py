@@ -140,13 +140,9 @@ _progress: Any = None  # the worker's end of the queue
 def _start_worker(progress: Any) -> None:
     global _progress
     _progress = progress
-    os.environ["OMP_NUM_THREADS"] = "1"
-    import torch
-    import transformers
-
-    # The models are tiny: a second thread costs more than it gives.
-    torch.set_num_threads(1)
-    transformers.utils.logging.disable_progress_bar()
+    # Read by torch and transformers when a task imports them: an analysis needs neither. The models
+    # are tiny: a second thread costs more than it gives.
+    os.environ |= {"OMP_NUM_THREADS": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 
 
 def _do(task: Task) -> None:
