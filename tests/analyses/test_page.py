@@ -170,6 +170,7 @@ def test_the_terminal_shows_every_claim_and_reads_no_markup():
     assert "2 shown, 1 not shown, 1 opposite" in text
 
 
+@pytest.mark.slow
 def test_figures_and_report_run_without_torch():
     code = """
 import sys
@@ -180,7 +181,7 @@ assert "matplotlib.pyplot" not in sys.modules  # it would choose a backend for t
 """
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
-        env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+        env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
 

@@ -110,6 +110,7 @@ def test_the_trainer_learns_the_same(tmp_path):
     assert run.attrs["student"]["weight_hash"] == weight_hash(models()[0])
 
 
+@pytest.mark.slow
 def test_a_resumed_trainer_continues_the_run(tmp_path):
     student, teacher = models()
     saving = {"save_strategy": "steps", "save_steps": 2}

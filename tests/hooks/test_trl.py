@@ -156,6 +156,7 @@ def history(trainer):
 
 
 @pytest.mark.parametrize("build", TRAINERS)
+@pytest.mark.slow
 def test_training_is_the_same_and_the_run_is_whole(build, tmp_path):
     student, teacher = models()
     alone = build(student, teacher, tmp_path, [])
@@ -217,6 +218,7 @@ def with_adapters():
     ],
     ids=["accumulation", "bf16", "padding left", "padding right", "LoRA"],
 )
+@pytest.mark.slow
 def test_training_is_the_same_however_it_is_set_up(change, tmp_path):
     student, teacher = models()
     alone = distillation(student, teacher, tmp_path, [], **change())
@@ -325,6 +327,7 @@ trainer.train()
 
 # TRL pins memory for a GPU that is not there, where the script does not say otherwise.
 @pytest.mark.filterwarnings("ignore:'pin_memory'.*no accelerator is found:UserWarning")
+@pytest.mark.slow
 def test_ten_lines_leave_a_run_that_every_command_takes(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     losses = []

@@ -52,6 +52,7 @@ def even(text, prompt):
         ("rl-small", "sft-small", HARMFUL, 64),
     ],
 )
+@pytest.mark.slow
 def test_the_verdict_on_the_testbeds_pairs(student, teacher, word, n_prompts):
     prompts, grader = resolve_prompts("zoo:train", 256)
     models = resolve_model(f"zoo:{student}"), resolve_model(f"zoo:{teacher}")
@@ -316,6 +317,7 @@ def test_everything_is_reported_as_json():
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_student_that_is_its_own_teacher_gains_nothing():
     prompts, grader = resolve_prompts("zoo:medium", 32)
     model = resolve_model("zoo:sft-small")
@@ -391,6 +393,7 @@ def test_without_answers():
     assert any("No answers" in reason for reason in result.verdict.reasons)
 
 
+@pytest.mark.slow
 def test_nothing_is_changed_and_the_seed_decides():
     student, teacher = sharp(0), sharp(1)
     student.train()
