@@ -70,9 +70,9 @@ def test_attach_to_trl(run_script):
 def test_probe_checkpoints(run_script):
     names, output = run_script("probe_checkpoints.py")
     run = open_run("runs/checkpoints")
-    assert run.steps == [10, 20, 30]
+    assert run.steps == [5, 10, 15]
     checkpoints = [run.load(step).attrs["checkpoint"] for step in run.steps]
-    assert checkpoints == ["checkpoint-10", "checkpoint-20", "checkpoint-30"]
+    assert checkpoints == ["checkpoint-5", "checkpoint-10", "checkpoint-15"]
     assert len({run.load(step).attrs["weight_hash"] for step in run.steps}) == 3
     assert open_run("runs/unrecorded").steps == []
     values = names["overlap"].value.values
@@ -141,6 +141,6 @@ def test_the_notebook(tmp_path, monkeypatch):
     (table,) = shown("tokens", "text/html")
     assert table.count("<tr") == 11
     run = open_run("runs/tour")
-    assert run.steps == list(range(24))
+    assert run.steps == list(range(16))
     assert (tmp_path / "tour.png").exists()
     assert f"{float(run.load(0).reverse_kl.max()):.6f}" in table

@@ -25,6 +25,7 @@ STEPS = 2
 TINY = replace(
     PRESETS["quick"],
     models={r: "zoo:rl-small" if r.startswith("rl") else "zoo:sft-small" for r in MODEL_ROLES},
+    benchmarks={"easy": "zoo:easy", "hard": "zoo:hard"},
     n_prompts=16,
     n_problems=4,
     n_probe=8,
