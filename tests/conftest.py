@@ -9,7 +9,7 @@ settings.load_profile("opdprobe")
 torch.set_num_threads(1)
 
 # Fixtures that take seconds: whatever needs one is slow.
-SLOW_FIXTURES = {"killed_and_resumed", "launches", "site"}
+SLOW_FIXTURES = {"cluster", "killed_and_resumed", "launches", "site"}
 
 
 def pytest_collection_modifyitems(items):

@@ -16,6 +16,8 @@ from opdprobe import RunWriter, StoreError
 from opdprobe.store.verify import verify_run
 from opdprobe.testing import synthetic_step
 
+pytestmark = pytest.mark.slow
+
 _PAGE = 4096
 
 

@@ -23,6 +23,8 @@ from figures.make import FIGURES
 from opdprobe.report import marks, style
 from opdprobe.report.panel import Heat, Panel, Reference, Series
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -462,7 +464,6 @@ def test_an_unknown_role_lists_those_there_are():
         marks.draw_lines(lines("Overlap ratio", ["succes"], labels=["s"]), Figure().subplots())
 
 
-@pytest.mark.slow
 def test_make_writes_pdf_png_and_captions(drawn):
     out, written = drawn
     names = [f"{n}.{e}" for n in SOME for e in ("pdf", "png")]
@@ -485,7 +486,6 @@ def test_make_writes_pdf_png_and_captions(drawn):
         assert b"/Type3" not in pdf
 
 
-@pytest.mark.slow
 def test_the_same_results_give_the_same_bytes_in_another_process(results_dir, drawn, tmp_path):
     code = f"import sys, figures; figures.make(*sys.argv[1:3], {SOME})"
     # No user's settings; but the list of fonts, which takes seconds to make.
@@ -500,7 +500,6 @@ def test_the_same_results_give_the_same_bytes_in_another_process(results_dir, dr
         assert path.read_bytes() == (tmp_path / path.name).read_bytes()
 
 
-@pytest.mark.slow
 def test_check_tells_what_is_not_up_to_date(results_dir, tmp_path):
     with pytest.raises(
         style.FigureError, match=r"fig05\.pdf, fig05\.png, captions\.md in .*missing"
@@ -521,7 +520,6 @@ def test_missing_results_name_the_command_and_nothing_is_written(results_dir, tm
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
 def test_by_default_all_figures_with_results_are_drawn(results_dir, tmp_path):
     some = tmp_path / "results"
     for name in ("selection", "fig03"):

@@ -19,7 +19,10 @@ datasets = pytest.importorskip("datasets")
 gkd = pytest.importorskip("trl.experimental.gkd")
 
 # TRL 1.16 still calls what transformers 5.23 has renamed.
-pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning"),
+]
 
 PROMPTS = [Prompt("a", text="7 8"), Prompt("b", messages=({"role": "user", "content": "9"},))]
 SAME = ("loss", "grad_norm", "learning_rate", "num_tokens", "entropy", "reward", "step")
@@ -156,7 +159,6 @@ def history(trainer):
 
 
 @pytest.mark.parametrize("build", TRAINERS)
-@pytest.mark.slow
 def test_training_is_the_same_and_the_run_is_whole(build, tmp_path):
     student, teacher = models()
     alone = build(student, teacher, tmp_path, [])
@@ -218,7 +220,6 @@ def with_adapters():
     ],
     ids=["accumulation", "bf16", "padding left", "padding right", "LoRA"],
 )
-@pytest.mark.slow
 def test_training_is_the_same_however_it_is_set_up(change, tmp_path):
     student, teacher = models()
     alone = distillation(student, teacher, tmp_path, [], **change())
@@ -327,7 +328,6 @@ trainer.train()
 
 # TRL pins memory for a GPU that is not there, where the script does not say otherwise.
 @pytest.mark.filterwarnings("ignore:'pin_memory'.*no accelerator is found:UserWarning")
-@pytest.mark.slow
 def test_ten_lines_leave_a_run_that_every_command_takes(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     losses = []

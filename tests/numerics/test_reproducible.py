@@ -21,6 +21,8 @@ from opdprobe.rollout.sample import Rollouts
 from opdprobe.testing import tiny_model, tiny_tokenizer
 from opdprobe.train.losses import distillation_loss
 
+pytestmark = pytest.mark.slow
+
 EOS = 2
 # A response that is the end-of-sequence token alone, one other token alone, and a longer one.
 ROLLOUTS = Rollouts(

@@ -25,6 +25,8 @@ from opdprobe.rollout.prompts import encode_prompts
 from opdprobe.testing import tiny_model, tiny_tokenizer
 from opdprobe.train.config import OPDConfig
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = [Prompt(str(i), text=f"{i} {i + 1}", answer="1") for i in range(6)]
 SMALL = {"tokenizer": tiny_tokenizer(), "n": 2, "k": 4, "max_new_tokens": 6}
 
@@ -52,7 +54,6 @@ def even(text, prompt):
         ("rl-small", "sft-small", HARMFUL, 64),
     ],
 )
-@pytest.mark.slow
 def test_the_verdict_on_the_testbeds_pairs(student, teacher, word, n_prompts):
     prompts, grader = resolve_prompts("zoo:train", 256)
     models = resolve_model(f"zoo:{student}"), resolve_model(f"zoo:{teacher}")
@@ -317,7 +318,6 @@ def test_everything_is_reported_as_json():
     }  # fmt: skip
 
 
-@pytest.mark.slow
 def test_a_student_that_is_its_own_teacher_gains_nothing():
     prompts, grader = resolve_prompts("zoo:medium", 32)
     model = resolve_model("zoo:sft-small")
@@ -393,7 +393,6 @@ def test_without_answers():
     assert any("No answers" in reason for reason in result.verdict.reasons)
 
 
-@pytest.mark.slow
 def test_nothing_is_changed_and_the_seed_decides():
     student, teacher = sharp(0), sharp(1)
     student.train()

@@ -27,6 +27,8 @@ from opdprobe.store import RunWriter, open_run
 from opdprobe.testing import synthetic_run, synthetic_step
 from opdprobe.train.config import OPDConfig
 
+pytestmark = pytest.mark.slow
+
 HOSTILE = "<script>alert(1)</script>\u202e&'\""
 
 
@@ -192,7 +194,6 @@ def test_images_are_drawn_one_a_panel(tmp_path):
             assert len(np.unique(np.asarray(opened.convert("L")))) > 2
 
 
-@pytest.mark.slow
 def test_equal_runs_give_equal_reports(tmp_path):
     run = written(tmp_path, n_rollouts=2)
     for folder in ("a", "b"):
@@ -311,7 +312,6 @@ def test_the_command_for_a_script(tmp_path, capsys):
     assert list(out.parent.iterdir()) == [out]
 
 
-@pytest.mark.slow
 def test_figures_takes_runs(tmp_path, capsys):
     one, two = (str(written(tmp_path, name=name).path) for name in ("one", "two"))
     assert main(["figures", one]) == 0
@@ -333,7 +333,6 @@ def test_figures_takes_runs(tmp_path, capsys):
     assert "is not a run" in capsys.readouterr().err
 
 
-@pytest.mark.slow
 def test_the_report_needs_no_torch(tmp_path):
     run = synthetic_run(tmp_path / "run", steps=[0])
     script = f"""

@@ -10,6 +10,8 @@ import pytest
 from opdprobe.errors import ConfigError, OPDProbeError
 from opdprobe.train.pool import Task, work
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def tasks(monkeypatch):
@@ -19,7 +21,6 @@ def tasks(monkeypatch):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.slow
 def test_tasks_wait_for_those_they_come_after(tmp_path, tasks, workers):
     needs = {"d": ("b", "c"), "c": ("a",), "b": (), "a": ()}
     todo = [
@@ -43,7 +44,6 @@ def test_what_a_task_raises_comes_through_and_nothing_else_is_started(tmp_path, 
     assert not (tmp_path / "later").exists()
 
 
-@pytest.mark.slow
 def test_a_failure_is_said_at_once_and_what_has_started_is_finished(tmp_path, tasks, caplog):
     """What has started ends when the log has said the failure, and not before."""
     todo = [
