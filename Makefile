@@ -3,6 +3,7 @@
 #   make demo       a first run: one success and one failure, drawn and compared; about 2 minutes
 #   make reproduce  every figure of the paper on the built-in testbed, with one seed; about 15 minutes
 #   make test       lint, type-check and test
+#   make test-fast  test without what is slow, in a minute and a half
 #   make docs       build the user guide into site/
 #   make figures    draw the figures and list the claims again from the published results
 #   make lint       lint and type-check only
@@ -14,8 +15,11 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+# A file's tests share what they need, so one process does them all. A process that a test has hung
+# is not started again: it would begin with that test.
+PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
-.PHONY: demo reproduce test test-oldest test-install benchmarks docs figures lint clean
+.PHONY: demo reproduce test test-fast test-oldest test-install benchmarks docs figures lint clean
 .DEFAULT_GOAL := demo
 
 demo: .venv/.installed-train
@@ -35,7 +39,11 @@ docs: .venv/.installed-dev
 # One thread a process: torch and the two test processes would fight over the cores otherwise.
 test: export OMP_NUM_THREADS := 1
 test: lint
-	@$(BIN)/python -m pytest -n 2
+	@$(BIN)/python $(PYTEST) --durations=15
+
+test-fast: export OMP_NUM_THREADS := 1
+test-fast: .venv/.installed-dev
+	@$(BIN)/python $(PYTEST) -m "not slow"
 
 benchmarks: .venv/.installed-dev
 	@for name in step_parts training_step head_loss sampling recording analysis; do \
@@ -44,7 +52,7 @@ benchmarks: .venv/.installed-dev
 # Left out: random weights of that torch, of which no row of the batch ends early.
 test-oldest: export OMP_NUM_THREADS := 1
 test-oldest: .venv-oldest/.installed
-	@.venv-oldest/bin/python -m pytest -n 2 \
+	@.venv-oldest/bin/python $(PYTEST) \
 	  --deselect 'tests/rollout/test_sample.py::test_greedy_rollouts_equal_generate_row_by_row[gpt2-eos1'
 
 test-install: export OMP_NUM_THREADS := 1
@@ -54,7 +62,8 @@ test-install: .venv/.installed-dev
 .venv-oldest/.installed: pyproject.toml constraints-oldest.txt
 	@test -x .venv-oldest/bin/pip || $(PYTHON) -m venv .venv-oldest
 	@.venv-oldest/bin/python -m pip install --quiet --disable-pip-version-check \
-	  -c constraints-oldest.txt -e '.[train,math,gguf]' peft seaborn pytest pytest-xdist hypothesis
+	  -c constraints-oldest.txt -e '.[train,math,gguf]' \
+	  peft seaborn pytest pytest-timeout pytest-xdist hypothesis
 	@touch $@
 
 # Without the variable, pyright asks the network for its newest release.

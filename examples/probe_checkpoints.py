@@ -10,12 +10,12 @@ student, teacher = resolve_model("zoo:sft-small"), resolve_model("zoo:rl-small")
 
 
 class Keep(Callback):
-    """Save every tenth student; stands for whatever training left checkpoints behind."""
+    """Save every fifth student; stands for whatever training left checkpoints behind."""
 
     def on_step_end(self, trainer, step, metrics, dataset):
-        """Save a Hugging Face directory, ``checkpoint-10``, …."""
+        """Save a Hugging Face directory, ``checkpoint-5``, …."""
         updates = step + 1
-        if updates % 10 == 0:
+        if updates % 5 == 0:
             trainer.save_student(CHECKPOINTS / f"checkpoint-{updates}")
 
 
@@ -24,7 +24,7 @@ OPDTrainer(
     teacher,
     prompts=resolve_prompts("zoo:train", 256)[0],
     config=OPDConfig(
-        max_steps=30,
+        max_steps=15,
         batch_size=16,
         max_completion_length=64,
         learning_rate=2e-4,

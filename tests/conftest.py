@@ -1,8 +1,18 @@
-"""What all tests share: no deadline for hypothesis, one thread for torch."""
+"""What all tests share: no deadline for hypothesis, one thread for torch, the mark of the slow."""
 
+import pytest
 import torch
 from hypothesis import settings
 
 settings.register_profile("opdprobe", deadline=None)
 settings.load_profile("opdprobe")
 torch.set_num_threads(1)
+
+# Fixtures that take seconds: whatever needs one is slow.
+SLOW_FIXTURES = {"cluster", "killed_and_resumed", "launches", "site"}
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.slow)

@@ -55,7 +55,7 @@ def site(tmp_path_factory):
     # Not --quiet: a warning that is not shown does not count as one.
     command = [sys.executable, "-m", "mkdocs", "build", "--strict"]
     command += ["-f", str(ROOT / "mkdocs.yml"), "-d", str(folder)]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
     return {path.relative_to(folder).as_posix(): Page(path) for path in folder.rglob("*.html")}
 

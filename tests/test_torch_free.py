@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 SCRIPT = """
 import sys
 for name in ("torch", "transformers", "tokenizers", "accelerate"):
@@ -30,9 +32,10 @@ validate(opdprobe.from_logits(logits, logits, k=4))
 """
 
 
+@pytest.mark.slow
 def test_the_store_and_the_probes_run_without_torch(tmp_path):
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", SCRIPT, tmp_path / "run"],
-        capture_output=True, text=True, check=False,
+        capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")

@@ -268,9 +268,9 @@ def _unknown_words(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:
     model = getattr(backend, "model", None)
     if type(model).__name__ != "WordLevel" or tokenizer.unk_token is not None:
         return []
-    known, split = tokenizer.get_vocab(), backend.pre_tokenizer
+    split = backend.pre_tokenizer
     words = [word for word, _ in split.pre_tokenize_str(text)] if split else [text]
-    return [word for word in dict.fromkeys(words) if word not in known]
+    return [word for word in dict.fromkeys(words) if backend.token_to_id(word) is None]
 
 
 def report_faults(

@@ -155,15 +155,14 @@ def _start_worker(progress: Any) -> None:
     keep_freed_memory()
     global _progress
     _progress = progress
-    os.environ["OMP_NUM_THREADS"] = "1"
-    import torch
-    import transformers
-
-    # The models are tiny: a second thread costs more than it gives.
-    torch.set_num_threads(1)
-    # What it says while it loads a model would run into the bars of the process that waits.
-    transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()
+    # Read by torch and transformers when a task imports them: an analysis needs neither. The models
+    # are tiny, so a second thread costs more than it gives. What transformers says while it loads a
+    # model would run into the bars of the process that waits.
+    os.environ |= {
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "TRANSFORMERS_VERBOSITY": "error",
+    }
 
 
 def _do(task: Task) -> None:

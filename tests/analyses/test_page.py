@@ -184,6 +184,7 @@ def test_every_published_figure_fits_into_80_columns():
     assert all(result.title in line for result, line in zip(every, lines[1:-1], strict=True))
 
 
+@pytest.mark.slow
 def test_figures_and_report_run_without_torch():
     code = """
 import sys
@@ -194,7 +195,7 @@ assert "matplotlib.pyplot" not in sys.modules  # it would choose a backend for t
 """
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],
-        env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False,
+        env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     assert (done.returncode, done.stderr) == (0, "")
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analyses.results import Claim, Meta, Results, ResultsError, load, save
-from opdprobe.errors import OPDProbeError, StoreError
+from opdprobe.errors import StoreError
 from opdprobe.report.panel import KINDS, Heat, Panel, PanelError, Reference, Series
 
 RUNS = {
@@ -176,10 +176,6 @@ def test_a_heading_tells_sections_from_appendices():
     assert replace(example(), figure="fig18", section="B.1").heading == "Figure 18 (App. B.1)"
     selection = replace(example(), figure="selection", section="5.2")
     assert selection.heading == "Data selection (§5.2)"
-
-
-def test_errors_are_the_librarys():
-    assert issubclass(ResultsError, OPDProbeError)
 
 
 def test_contradictions_are_refused():

@@ -334,6 +334,7 @@ def test_zoo_list_names_every_member(capsys, monkeypatch):
         assert rows[name][5].strip() == f"{entry['accuracy']:.3f}"
 
 
+@pytest.mark.slow
 def test_zoo_check_measures_what_is_named(capsys):
     """The bytes are those of the record, and so is the accuracy."""
     names = ["sft-small", "rl-small", "cold-start-small"]
@@ -418,10 +419,11 @@ def test_reproduce_refuses_an_unknown_figure(tmp_path, capsys):
 def process(*arguments, python=()):
     return subprocess.run(
         [sys.executable, "-W", "error", *python, *arguments],
-        capture_output=True, text=True, check=False,
+        capture_output=True, text=True, check=False, timeout=240,
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_train_as_a_process_warns_of_nothing(tmp_path):
     done = process(
         "-m", "opdprobe.cli.parser", "train", *MODELS, "--prompts", "zoo:train", "--limit", "4",
@@ -439,6 +441,7 @@ def test_failures_as_a_process_have_no_traceback(tmp_path):
     assert done.stderr == f"error: StoreError: {reason}\n"
 
 
+@pytest.mark.slow
 def test_inspect_and_figures_need_no_torch(tmp_path, run_dir):
     save(results(0.5), tmp_path / "fig05.json")
     code = f"""

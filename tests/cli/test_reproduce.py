@@ -21,11 +21,12 @@ from opdprobe.cli.parser import main
 from opdprobe.cli.reproduce import drawable, plan
 from opdprobe.errors import ConfigError, OPDProbeError
 
-STEPS = 3
+STEPS = 2
 # Every role is played by a small model: what is tested is the plan, not the players.
 TINY = replace(
     PRESETS["quick"],
     models={r: "zoo:rl-small" if r.startswith("rl") else "zoo:sft-small" for r in MODEL_ROLES},
+    benchmarks={"easy": "zoo:easy", "hard": "zoo:hard"},
     n_prompts=16,
     n_problems=4,
     n_probe=8,
@@ -34,7 +35,8 @@ TINY = replace(
         PRESETS["quick"].config,
         batch_size=4,
         num_generations=2,
-        max_completion_length=32,
+        max_completion_length=24,
+        eval_max_completion_length=32,
         max_steps=STEPS,
         eval_every=2,
         eval_n=2,
@@ -65,7 +67,7 @@ def times(folder, *patterns):
 
 @pytest.fixture(scope="module")
 def killed_and_resumed(tmp_path_factory):
-    """A reproduction of which a process was killed, and which was then taken up again."""
+    """A reproduction whose process was killed, and which this one then finished."""
     out, recorded, seen = tmp_path_factory.mktemp("out"), {}, []
 
     def kill(name, done, total):
@@ -76,11 +78,13 @@ def killed_and_resumed(tmp_path_factory):
             os.kill(int(multiprocessing.active_children()[0].pid or 0), signal.SIGKILL)
 
     with pytest.raises(OPDProbeError, match=r"a process was killed.*goes on where"):
-        reproduce.reproduce(TINY, out / "quick", workers=2, on_progress=kill)
+        reproduce.reproduce(TINY, out / "quick", workers=1, on_progress=kill)
     assert not (out / "quick/report.html").exists()
-    results = reproduce.reproduce(
-        TINY, out / "quick", workers=1, on_progress=lambda *state: seen.append(state)
-    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reproduce, "work", here)
+        results = reproduce.reproduce(
+            TINY, out / "quick", on_progress=lambda *state: seen.append(state)
+        )
     return out / "quick", results, recorded, seen
 
 
@@ -114,7 +118,10 @@ def test_a_killed_reproduction_went_on_where_it_was(killed_and_resumed):
     assert recorded == {path: path.stat().st_mtime_ns for path in recorded}
 
 
-def test_a_second_time_nothing_is_trained_or_measured(killed_and_resumed, inline, capsys):
+def test_a_second_time_nothing_is_trained_or_measured(
+    killed_and_resumed, inline, capsys, monkeypatch
+):
+    monkeypatch.setattr(figures, "make", lambda *_: [])  # drawn already
     folder, results, *_ = killed_and_resumed
     kept = ("runs/*/steps/*", "runs/*/checkpoints/*/*", "scores/*", "runs/*/*.npz")
     before = times(folder, *kept)
@@ -215,7 +222,7 @@ def test_training_that_is_cut_short_is_evaluated_at_full_length(killed_and_resum
     folder, *_ = killed_and_resumed
     for name, share in (("length_1", 0.03125), ("length_6", 2.5), ("success", 1)):
         config = open_run(folder / "runs" / f"{name}-s0").config
-        assert config["max_completion_length"] == round(share * 32)
+        assert config["max_completion_length"] == round(share * 24)
         assert config["eval_max_completion_length"] == TINY.config.eval_max_completion_length
 
 

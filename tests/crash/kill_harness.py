@@ -96,9 +96,13 @@ def kill(child: int, run_dir: Path, aim: str, moment: float, nth: int) -> bool:
     """
     pattern, _ = AIMS[aim]
     seen: set[str] = set()
+    until = time.monotonic() + _HUNG
     while pattern and len(seen) < nth:
         if ended(child, 0) is not None:
             return False
+        if time.monotonic() >= until:
+            os.kill(child, signal.SIGKILL)
+            raise AssertionError(f"no {aim} within {_HUNG:g} seconds")
         seen |= {path.name for path in run_dir.glob(pattern)}
     if ended(child, moment) is not None:
         return False

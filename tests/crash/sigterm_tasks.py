@@ -12,8 +12,12 @@ def steps(folder: Path, report) -> None:
     """Have the parent told to stop; go on as a trainer does until the parent says so."""
     with sigterm_noted() as stopping:
         os.kill(os.getppid(), signal.SIGTERM)
-        while not stopping():
+        for _ in range(6000):  # a minute at most
+            if stopping():
+                break
             time.sleep(0.01)
+        else:
+            raise AssertionError("nobody said to stop")
         (folder / "checkpoint").touch()
         raise SystemExit(EXIT_CODE)
 

@@ -4,6 +4,7 @@ import builtins
 import errno
 import io
 import os
+import shutil
 import subprocess
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,8 @@ from tiny_training import outcome, trainer
 from opdprobe import RunWriter, StoreError
 from opdprobe.store.verify import verify_run
 from opdprobe.testing import synthetic_step
+
+pytestmark = pytest.mark.slow
 
 _PAGE = 4096
 
@@ -32,12 +35,15 @@ def small_disk(tmp_path_factory):
     """A disk of a megabyte."""
     path = tmp_path_factory.mktemp("disk")
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", path], capture_output=True, text=True
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", path],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     if mounted.returncode != 0:
         pytest.skip(f"no disk can be mounted here: {mounted.stderr.strip()}")
     yield path
-    subprocess.run(["umount", "-l", path], check=True)
+    subprocess.run(["umount", "-l", path], check=True, timeout=60)
 
 
 def leave_free(disk, pages):
@@ -60,7 +66,7 @@ def assert_survives(disk, pages, unbroken):
         filler.unlink()
     trainer(run_dir).train()
     assert outcome(run_dir) == outcome(unbroken)
-    subprocess.run(["rm", "-r", run_dir], check=True)
+    shutil.rmtree(run_dir)
 
 
 # Pages of 4 kB, of which the run takes 108; every number of them has been tried.

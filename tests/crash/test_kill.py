@@ -10,16 +10,17 @@ from tiny_training import outcome
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="forks the processes that it kills")
+@pytest.mark.slow
 def test_killed_runs_become_the_unbroken_one():
     # A process of its own: this one has threads, which a fork would lose.
     done = subprocess.run(
-        [sys.executable, kill_harness.__file__, "--kills", "6", "--seed", "0"],
-        capture_output=True, text=True, check=False, timeout=300,
+        [sys.executable, kill_harness.__file__, "--kills", "4", "--seed", "0"],
+        capture_output=True, text=True, check=False, timeout=280,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     *kills, last = done.stdout.splitlines()
-    assert len(kills) == 6
-    assert last.startswith("6 of 6 survived, nothing lost")
+    assert len(kills) == 4  # one at each aim
+    assert last.startswith("4 of 4 survived, nothing lost")
 
 
 def test_the_harness_notices_what_is_lost(unbroken, tmp_path):

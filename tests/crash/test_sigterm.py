@@ -65,7 +65,7 @@ def test_a_handler_that_was_there_is_left_alone_in_other_threads(tmp_path):
         target=lambda: trainer(tmp_path, callbacks=(Look(),), max_steps=1).train()
     )
     thread.start()
-    thread.join()
+    thread.join(120)
     assert seen == [before]
 
 
@@ -107,15 +107,20 @@ def terminated(command, folder, begun):
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        while process.poll() is None and not begun():
-            time.sleep(0.01)
-        process.terminate()
-        _, error = process.communicate(timeout=120)
+        try:
+            until = time.monotonic() + 120
+            while process.poll() is None and not begun() and time.monotonic() < until:
+                time.sleep(0.01)
+            process.terminate()
+            _, error = process.communicate(timeout=120)
+        finally:
+            process.kill()
     assert process.returncode == 143
     # The message is cut into lines where the terminal ends.
     return " ".join(error.split())
 
 
+@pytest.mark.slow
 def test_train_as_a_process(tmp_path):
     models = models_and_prompts(tmp_path)
     settings = "k=4 batch_size=2 max_completion_length=8 max_steps=100000".split()
@@ -129,6 +134,7 @@ def test_train_as_a_process(tmp_path):
     assert len(list(steps.glob("0*"))) == int(checkpoint.name)
 
 
+@pytest.mark.slow
 def test_a_cold_start_as_a_process(tmp_path):
     command = [
         "cold-start",
@@ -149,6 +155,7 @@ def test_a_cold_start_as_a_process(tmp_path):
     assert not (tmp_path / "cold" / "model").exists()
 
 
+@pytest.mark.slow
 def test_processes_side_by_side_each_finish_their_step(tmp_path, monkeypatch, caplog):
     monkeypatch.syspath_prepend(str(Path(__file__).parent))  # spawned processes inherit the path
     tasks = importlib.import_module("sigterm_tasks")

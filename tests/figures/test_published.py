@@ -42,6 +42,7 @@ def test_the_results_are_small():
     version("matplotlib") != PINNED["matplotlib"],
     reason="another release of Matplotlib draws other bytes",
 )
+@pytest.mark.slow
 def test_the_figures_are_what_the_results_give():
     figures.check(figures.COMMITTED, ROOT / "docs/figures")
 

@@ -63,6 +63,7 @@ def test_the_corpus_is_small_and_of_every_fuzzer():
 
 @quick
 @given(kind=st.integers(4, 5), rows=st.lists(PROMPT, max_size=4))
+@pytest.mark.slow
 def test_any_json_lines_are_prompts_or_refused(kind, rows):
     text = "".join(json.dumps(row) + "\n" for row in rows)
     fuzz_prompts.one_input(bytes([kind]) + text.encode())

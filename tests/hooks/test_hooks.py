@@ -38,6 +38,8 @@ from opdprobe.report.token_text import TokenTexts
 from opdprobe.report.view import write_view
 from opdprobe.testing import tiny_model, tiny_tokenizer
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = [Prompt("a", text="7 8"), Prompt("b", text="9"), Prompt("c", text="10 11 12 13")]
 # PEFT 0.21 still calls what transformers 5.23 has renamed.
 OLD_NAMES = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")

@@ -19,7 +19,10 @@ datasets = pytest.importorskip("datasets")
 gkd = pytest.importorskip("trl.experimental.gkd")
 
 # TRL 1.16 still calls what transformers 5.23 has renamed.
-pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning"),
+]
 
 PROMPTS = [Prompt("a", text="7 8"), Prompt("b", messages=({"role": "user", "content": "9"},))]
 SAME = ("loss", "grad_norm", "learning_rate", "num_tokens", "entropy", "reward", "step")

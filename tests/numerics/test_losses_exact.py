@@ -20,6 +20,8 @@ from opdprobe.rollout.tiles import log_softmax as torch_log_softmax
 from opdprobe.train.full_vocabulary import full_divergence
 from opdprobe.train.losses import distillation_loss
 
+pytestmark = pytest.mark.slow
+
 WIDTH, K = 10, 3
 KINDS = ("reverse_kl", "forward_kl", "jsd")
 TAILS = ("renormalise", "bucket", "drop")

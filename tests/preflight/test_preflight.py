@@ -19,6 +19,8 @@ from opdprobe.preflight.estimates import Number, prompt_auroc, prompt_mean
 from opdprobe.preflight.verdict import HARMFUL, LIKELY, UNKNOWN, UNLIKELY, Evidence, judge
 from opdprobe.testing import tiny_model, tiny_tokenizer
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = [Prompt(str(i), text=f"{i} {i + 1}", answer="1") for i in range(6)]
 SMALL = {"tokenizer": tiny_tokenizer(), "num_generations": 2, "k": 4, "max_completion_length": 6}
 

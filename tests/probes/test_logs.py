@@ -136,5 +136,6 @@ def test_no_file_no_text_no_source(write, tmp_path):
 
 def test_torch_is_not_needed():
     script = "import sys; sys.modules['torch'] = None; import opdprobe.keys, opdprobe.probes.logs"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")

@@ -413,7 +413,7 @@ for name in ("torch", "transformers", "tokenizers"):
 from opdprobe.cli.parser import main
 sys.exit(main(["view", {str(run.path)!r}, "--out", {str(tmp_path / "view.html")!r}]))
 """
-    subprocess.run([sys.executable, "-W", "error", "-c", script], check=True)
+    subprocess.run([sys.executable, "-W", "error", "-c", script], check=True, timeout=120)
     assert index_of(tmp_path / "view.html")["runs"][0]["token_kind"][0] == "text"
 
 

@@ -84,7 +84,7 @@ def test_off_the_main_thread():
     cases = [(r"\boxed{142}", "142.00"), (r"\boxed{141}", "142.00")]
     thread = threading.Thread(target=lambda: found.extend(grade_math(*case) for case in cases))
     thread.start()
-    thread.join()
+    thread.join(60)
     assert found == [True, False]
 
 

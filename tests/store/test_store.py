@@ -115,7 +115,7 @@ def test_plain_xarray_reads_a_step_without_warnings(tmp_path):
     run = synthetic_run(tmp_path / "run_dir", steps=[120])
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", PLAIN_XARRAY],
-        cwd=tmp_path, capture_output=True, text=True, check=False,
+        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120,
     )  # fmt: skip
     assert done.stderr == ""
     total, *rest = done.stdout.split(maxsplit=1)
@@ -494,6 +494,16 @@ def write_until_killed():
 def steps_on_disk():
     return len(list(path.glob("steps/0*")))
 
+def wait_for(there):
+    until = time.monotonic() + 60
+    while not there():
+        if os.waitpid(child, os.WNOHANG) != (0, 0):
+            raise SystemExit("the writer ended before it was killed")
+        if time.monotonic() > until:
+            os.kill(child, signal.SIGKILL)
+            raise SystemExit("the writer wrote nothing for a minute")
+        time.sleep(0.0002)
+
 random.seed(0)
 for kill in range(10):
     before = steps_on_disk()
@@ -504,11 +514,9 @@ for kill in range(10):
         finally:
             traceback.print_exc()
             os._exit(1)
-    while steps_on_disk() == before:
-        time.sleep(0.001)
+    wait_for(lambda: steps_on_disk() != before)
     if kill % 2:
-        while not list(path.glob("steps/.tmp-*")):
-            pass
+        wait_for(lambda: list(path.glob("steps/.tmp-*")))
     else:
         time.sleep(random.uniform(0, 0.1))
     os.kill(child, signal.SIGKILL)
@@ -518,6 +526,7 @@ for kill in range(10):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks the writer that it kills")
+@pytest.mark.slow
 def test_a_killed_writer_leaves_whole_steps_and_never_disturbs_a_reader(tmp_path):
     path = tmp_path / "run"
     polls = 0

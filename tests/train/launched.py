@@ -1,12 +1,16 @@
 """Runs that `test_processes` trains in one process and, by torchrun, in two.
 
-The two have whole models each, or half of them each if accelerate was told to use FSDP.
+The two have whole models each, or half of them each if accelerate was told to use FSDP. Both are
+launched at once: what takes longest is to import the libraries.
 """
 
 import json
 import os
 import runpy
+import signal
 import sys
+import time
+import traceback
 from pathlib import Path
 
 import torch
@@ -198,5 +202,31 @@ def main(folder):
     (folder / f"noted-{rank}.json").write_text(json.dumps(noted))
 
 
+def forked(folder, environment):
+    """Do all in a copy of this process, which has no threads yet; says whether it ended well."""
+    child = os.fork()
+    if child == 0:
+        os.environ |= environment
+        status = 1
+        try:
+            main(folder)
+            status = 0
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    until = time.monotonic() + 130
+    while time.monotonic() < until:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return status == 0
+        time.sleep(0.01)
+    os.kill(child, signal.SIGKILL)
+    return False
+
+
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    launches = json.loads(sys.argv[2])
+    for name, environment in launches.items():
+        if not forked(Path(sys.argv[1], name), environment):
+            sys.exit(f"process {process()} of the launch with {name} failed.")

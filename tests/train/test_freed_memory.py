@@ -35,11 +35,13 @@ def faults(**environment):
         capture_output=True,
         text=True,
         check=True,
+        timeout=120,
     )
     return int(run.stdout)
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc is told")
+@pytest.mark.slow
 def test_tensors_of_a_step_take_the_pages_of_the_last():
     assert faults() < 1000  # of 150 tensors of 1024 pages each
     assert faults(MALLOC_MMAP_THRESHOLD_="131072") > 100_000  # a choice that it leaves alone

@@ -74,12 +74,19 @@ def test_a_teacher_that_is_the_student_is_it_without_its_adapter(
     assert got.attrs == want.attrs | {"versions": got.attrs["versions"]}
 
 
-def test_the_base_inside_the_student_is_the_same_teacher(tmp_path, trainer_in, sharpened):
+def test_the_base_inside_the_student_is_the_same_teacher(
+    tmp_path, trainer_in, sharpened, assert_same_runs
+):
     """Its layers are the student's, adapters and all, which is easily overlooked."""
-    base = sharpened(0)
-    student = adapted(base)
-    run = trainer_in(tmp_path, student=student, teacher=base, settings={"max_steps": 1}).train()
-    assert run.metrics.reverse_kl[0] > 0.01
+    base, settings = sharpened(0), {"max_steps": 1}
+    inside = trainer_in(
+        tmp_path / "inside", student=adapted(base), teacher=base, settings=settings
+    ).train()
+    apart = trainer_in(
+        tmp_path / "apart", student=adapted(sharpened(0)), teacher=sharpened(0), settings=settings
+    ).train()
+    assert_same_runs(inside, apart)
+    assert inside.metrics.reverse_kl[0] > 0.01  # and not the student against itself
 
 
 def test_an_adapter_on_the_head_takes_the_slow_path_to_the_same_losses(

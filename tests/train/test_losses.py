@@ -391,10 +391,13 @@ def test_renormalising_forgets_constants(a, mask, constant):
 
 
 @given(ROW, ROW, MASK, TAIL, KIND)
-def test_gradients_are_finite(a, b, mask, tail, kind):
+def test_gradients_are_finite_and_none_outside_the_mask(a, b, mask, tail, kind):
     leaf, mask = logp_of(a).requires_grad_(), torch.tensor([mask])
     divergence(restrict(leaf, mask, tail), restrict(logp_of(b), mask, tail), kind).backward()
     assert torch.isfinite(leaf.grad).all()
+    assert not leaf.grad[~mask].any()
+    if tail == "renormalise":
+        assert leaf.grad.sum().item() == pytest.approx(0, abs=1e-12)  # a constant is forgotten
 
 
 def test_scores_are_not_differentiated():

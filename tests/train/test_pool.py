@@ -10,6 +10,8 @@ import pytest
 from opdprobe.errors import ConfigError, OPDProbeError
 from opdprobe.train.pool import Task, work
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def tasks(monkeypatch):

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import runpy
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -51,21 +52,38 @@ def one(tmp_path_factory, launched):
     return folder
 
 
-@pytest.fixture(scope="module", params=[{}, FSDP], ids=["whole models", "sharded"])
-def two(request, tmp_path_factory, launched):
+def free_port():
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+LAUNCHES = {"whole models": {}, "sharded": FSDP}
+
+
+@pytest.fixture(scope="module")
+def launches(tmp_path_factory, launched):
     folder = tmp_path_factory.mktemp("two")
-    launched["stop_after_step_1"](folder / "begun by one")
-    environment = os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    environment |= request.param
+    environments = {}
+    for name, environment in LAUNCHES.items():
+        launched["stop_after_step_1"](folder / name / "begun by one")
+        # Not torchrun's store, where the second would find the addresses of the first.
+        own = {"TORCHELASTIC_USE_AGENT_STORE": "False", "MASTER_PORT": str(free_port())}
+        environments[name] = environment | own
     done = subprocess.run(
-        [sys.executable, *CALLS, str(SCRIPT), str(folder)],
+        [sys.executable, *CALLS, str(SCRIPT), str(folder), json.dumps(environments)],
         capture_output=True,
         text=True,
-        env=environment,
-        timeout=240,
+        env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
+        timeout=280,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return folder
+
+
+@pytest.fixture(scope="module", params=list(LAUNCHES))
+def two(request, launches):
+    return launches / request.param
 
 
 def noted(folder):

@@ -182,7 +182,7 @@ def serve():
     yield start
     for server, thread in started:
         server.shutdown()
-        thread.join()
+        thread.join(60)
         server.server_close()
 
 

@@ -38,6 +38,7 @@ def tiny_zoo(tmp_path, monkeypatch):
     monkeypatch.setattr(members, "MEMBERS", TINY)
     monkeypatch.setattr(members, "ZOO", tmp_path / "zoo")
     monkeypatch.setattr(zoo, "measure", partial(zoo.measure, n_problems=4, num_generations=1))
+    monkeypatch.setattr(zoo, "problems", lambda n, **split: problems(min(n, 64), **split))
     return tmp_path / "work"
 
 
