@@ -9,6 +9,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import figures
 from analyses.claims import verdict
 from analyses.experiments import EXPERIMENTS, MODEL_ROLES
 from analyses.presets import PRESETS
