@@ -458,7 +458,7 @@ def test_probing_checkpoints_resumes(saved, tmp_path):
     assert all(path.stat().st_mtime_ns == time for path, time in before.items())
     at_once = probe_checkpoints(saved, teacher, PROMPTS, tmp_path / "once", **SMALL)
     assert all(at_once.load(step).identical(run.load(step)) for step in at_once.steps)
-    with pytest.raises(ConfigError, match="n: 1 before, 2 now"):
+    with pytest.raises(ConfigError, match="num_generations: 1 before, 2 now"):
         probe_checkpoints(saved, *arguments, **SMALL | {"num_generations": 2})
     with pytest.raises(StoreError, match="run of something else: teacher"):
         probe_checkpoints(saved, models()[0], *arguments[1:], **SMALL)
