@@ -192,7 +192,7 @@ def preflight(arguments: argparse.Namespace) -> None:
             grader=grader,
             templates=templates,
             n_prompts=arguments.n_prompts,
-            num_generations=arguments.n,
+            num_generations=arguments.num_generations,
             k=arguments.k,
             max_completion_length=arguments.max_completion_length,
             temperature=arguments.temperature,
