@@ -17,7 +17,8 @@ import torch
 import training_step
 from transformers import GenerationConfig
 
-from opdprobe.rollout.sample import eos_ids, left_pad, padding_id, sample, step_generator
+from opdprobe.models.vocabulary import eos_ids, padding_id
+from opdprobe.rollout.sample import left_pad, sample, step_generator
 
 N = 4
 ROUNDS = {"tiny": 5, "tiny, long": 2, "zoo": 5, "large-vocabulary": 2, "smollm2": 1}

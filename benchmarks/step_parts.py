@@ -20,11 +20,12 @@ import torch
 import training_step
 
 from opdprobe import OPDConfig, Prompt
+from opdprobe.models.vocabulary import eos_ids
 from opdprobe.rollout.batches import batches
 from opdprobe.rollout.packed_weights import packed_weights
 from opdprobe.rollout.pair import Pair, Scored, in_rollout_order
 from opdprobe.rollout.rows import record_step, step_metrics
-from opdprobe.rollout.sample import eos_ids, sample, step_generator
+from opdprobe.rollout.sample import sample, step_generator
 from opdprobe.rollout.score import score
 from opdprobe.train.freed_memory import keep_freed_memory
 from opdprobe.train.losses import distillation_loss

@@ -26,10 +26,11 @@ from opdprobe.hooks.shared import (
     unwrap,
 )
 from opdprobe.models.load import identity
+from opdprobe.models.vocabulary import eos_ids
 from opdprobe.rollout.pair import Pair
 from opdprobe.rollout.prompts import Prompt
 from opdprobe.rollout.rows import record_dataset, step_metrics
-from opdprobe.rollout.sample import Rollouts, eos_ids
+from opdprobe.rollout.sample import Rollouts
 from opdprobe.rollout.score import Scores, score
 from opdprobe.store import RunWriter
 

@@ -1,4 +1,4 @@
-"""Do two models speak one vocabulary? Token by token, and logit by logit."""
+"""Do two models speak one vocabulary? Which tokens end a response, and which one is padding?"""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ import json
 import logging
 from collections.abc import Mapping
 from typing import Any
+from weakref import WeakSet
 
+import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opdprobe.errors import VocabularyError
 from opdprobe.models.head import logit_width
 
-__all__ = ["shared_vocabulary", "shared_width", "tokenizer_hash"]
+__all__ = ["eos_ids", "padding_id", "shared_vocabulary", "shared_width", "tokenizer_hash"]
 
 logger = logging.getLogger("opdprobe")
+
+_endless: WeakSet[PreTrainedModel] = WeakSet()  # models whose log entry is written
 
 
 def shared_vocabulary(
@@ -148,3 +152,30 @@ def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:
 
 def _shown(tokens: Mapping[int, str], index: int) -> str:
     return repr(tokens[index]) if index in tokens else "no token"
+
+
+def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """All end-of-sequence token ids that the model's generation config or the tokenizer names.
+
+    Warns once per model that has none.
+    """
+    ids = set()
+    if model.generation_config is not None and model.generation_config.eos_token_id is not None:
+        ids |= set(np.atleast_1d(model.generation_config.eos_token_id).tolist())
+    if tokenizer.eos_token_id is not None:
+        ids.add(tokenizer.eos_token_id)
+    if not ids and model not in _endless:
+        _endless.add(model)
+        logger.warning(
+            "%s: no end-of-sequence token, neither in its generation settings nor in the "
+            "tokenizer: every response will run to its limit. Set tokenizer.eos_token, or "
+            "model.generation_config.eos_token_id.",
+            model.name_or_path or type(model).__name__,
+        )
+    return sorted(ids)
+
+
+def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Filler of batches: the tokenizer's, or 0. Any id will do, since it is never attended to."""
+    pad_id = tokenizer.pad_token_id
+    return pad_id if isinstance(pad_id, int) else 0

@@ -8,6 +8,7 @@ import xarray as xr
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opdprobe.models.head import evaluating
+from opdprobe.models.vocabulary import eos_ids
 from opdprobe.preflight.estimates import Number, state_means
 from opdprobe.preflight.readout import States
 from opdprobe.probes import curves
@@ -18,7 +19,7 @@ from opdprobe.rollout.grade import Grader, grade_rollouts
 from opdprobe.rollout.pair import Pair, in_rollout_order
 from opdprobe.rollout.prompts import EncodedPrompt, Prompt
 from opdprobe.rollout.rows import record_dataset
-from opdprobe.rollout.sample import Rollouts, eos_ids, sample, step_generator
+from opdprobe.rollout.sample import Rollouts, sample, step_generator
 from opdprobe.rollout.score import score
 from opdprobe.store.step import estimate_bytes
 from opdprobe.train.recipes.repetition import REPETITIVE, compression

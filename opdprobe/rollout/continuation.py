@@ -10,9 +10,10 @@ from numpy.typing import ArrayLike, NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opdprobe.errors import ConfigError, PromptError
+from opdprobe.models.vocabulary import eos_ids, padding_id
 from opdprobe.rollout.grade import Grader, grade_rollouts
 from opdprobe.rollout.prompts import Prompt
-from opdprobe.rollout.sample import eos_ids, padding_id, sample, step_generator
+from opdprobe.rollout.sample import sample, step_generator
 
 
 @dataclass(frozen=True)

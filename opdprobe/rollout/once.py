@@ -8,11 +8,12 @@ import xarray as xr
 from opdprobe.errors import ConfigError
 from opdprobe.models.head import evaluating
 from opdprobe.models.processes import Processes
+from opdprobe.models.vocabulary import eos_ids
 from opdprobe.rollout.grade import Grader, grade_rollouts
 from opdprobe.rollout.pair import Pair, in_rollout_order
 from opdprobe.rollout.prompts import EncodedPrompt
 from opdprobe.rollout.rows import record_dataset
-from opdprobe.rollout.sample import eos_ids, sample, step_generator
+from opdprobe.rollout.sample import sample, step_generator
 
 
 @torch.no_grad()

@@ -15,9 +15,9 @@ from opdprobe.errors import ConfigError
 from opdprobe.models.adapters import causal_lm, is_adapted, without_adapters
 from opdprobe.models.head import split_head
 from opdprobe.models.load import load_model, load_tokenizer
-from opdprobe.models.vocabulary import shared_vocabulary, shared_width
+from opdprobe.models.vocabulary import padding_id, shared_vocabulary, shared_width
 from opdprobe.rollout.batches import Batch, batches
-from opdprobe.rollout.sample import Rollouts, padding_id
+from opdprobe.rollout.sample import Rollouts
 from opdprobe.rollout.score import Scores, score
 
 

@@ -4,23 +4,19 @@ One prefill serves all rollouts of a prompt, and rows that have ended leave the 
 things `generate` does not do and on-policy distillation needs most.
 """
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from weakref import WeakSet
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import DynamicCache, PreTrainedModel
 
 from opdprobe.errors import NonFiniteError
 from opdprobe.models.head import evaluating
 from opdprobe.rollout.kv_cache import RoomyLayer, roomy_cache
 from opdprobe.rollout.packed_weights import packed_weights
-
-logger = logging.getLogger("opdprobe")
 
 # Dropping rows copies the cache, so it waits until this share of the batch has ended.
 _DROP_AT = 0.25
@@ -31,8 +27,6 @@ _PILE = 32
 # What all prompts begin with is computed once where that spares so many tokens: a further pass
 # through the model costs as much as about a hundred.
 _LEAST_SPARED = 128
-
-_endless: WeakSet[PreTrainedModel] = WeakSet()  # models whose log entry is written
 
 
 @dataclass(frozen=True)
@@ -353,30 +347,3 @@ def step_generator(seed: int, step: int, device: torch.device | str) -> torch.Ge
     """Random numbers of one step: a function of seed and step, so a resumed run draws the same."""
     state = np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]
     return torch.Generator(device).manual_seed(int(state >> 1))
-
-
-def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """Every token that ends a response, by the model's generation settings and its tokenizer.
-
-    Of a model without any, the log says so, once.
-    """
-    ids = set()
-    if model.generation_config is not None and model.generation_config.eos_token_id is not None:
-        ids |= set(np.atleast_1d(model.generation_config.eos_token_id).tolist())
-    if tokenizer.eos_token_id is not None:
-        ids.add(tokenizer.eos_token_id)
-    if not ids and model not in _endless:
-        _endless.add(model)
-        logger.warning(
-            "%s: no end-of-sequence token, neither in its generation settings nor in the "
-            "tokenizer: every response will run to its limit. Set tokenizer.eos_token, or "
-            "model.generation_config.eos_token_id.",
-            model.name_or_path or type(model).__name__,
-        )
-    return sorted(ids)
-
-
-def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Filler of batches: the tokenizer's, or 0. Any id will do, since it is never attended to."""
-    pad_id = tokenizer.pad_token_id
-    return pad_id if isinstance(pad_id, int) else 0

@@ -176,7 +176,7 @@ def _check_chunk(name: str, content: bytes, array: _Array) -> None:
             raise ValueError(f"{name} would take {_zstd_size(content)} bytes")
         try:
             text = Zstd().decode(content)
-            # The decoder makes room for as many texts as the chunk says it has.
+            # The decoder makes room for as many texts as the chunk says that it has.
             if len(text) < 4 or struct.unpack("<I", text[:4])[0] != items:
                 raise ValueError(f"not {items} texts")
             VLenUTF8().decode(text)

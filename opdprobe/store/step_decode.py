@@ -104,7 +104,7 @@ class StepArchive:
         self.members(*map(self._form_name, self.variables))
 
     def form(self, variable: str) -> dict[str, Any]:
-        """Read the metadata of a variable, as zarr has it."""
+        """Read the metadata of a variable, as it stands in its ``zarr.json``."""
         if variable not in self._forms:
             name = self._form_name(variable)
             self._forms[variable] = _read_form(self.members(name)[name])
@@ -216,7 +216,7 @@ def _chunk_names(variable: str, meta: dict[str, Any], start: int, stop: int) -> 
 
 
 def _decode(chunk: bytes | None, meta: dict[str, Any]) -> NDArray[Any]:
-    """Decode one chunk; zarr writes none where every value is the fill value."""
+    """Decode one chunk; None stands for one in which every value is the fill value."""
     shape = _chunk_shape(meta)
     if meta["data_type"] == "string":
         if chunk is None:

@@ -83,7 +83,7 @@ class JoinedArchive:
             archive.check_sizes()
 
     def form(self, variable: str) -> dict[str, Any]:
-        """Read the metadata of a variable, as zarr would have it."""
+        """Read the metadata of a variable, with the rows of all parts."""
         if variable in LABELS:
             return self._archives[0].form(variable)
         first, *others = (archive.form(variable) for archive in self._archives)

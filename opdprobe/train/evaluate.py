@@ -7,9 +7,10 @@ from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opdprobe.models.processes import Processes
+from opdprobe.models.vocabulary import eos_ids, padding_id
 from opdprobe.rollout.grade import Grader, grade_rollouts
 from opdprobe.rollout.prompts import EncodedPrompt
-from opdprobe.rollout.sample import eos_ids, padding_id, sample, step_generator
+from opdprobe.rollout.sample import sample, step_generator
 
 # Rollouts sampled at once during evaluation: bounds the memory of the cache.
 _EVAL_ROWS = 2048

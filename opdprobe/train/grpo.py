@@ -11,10 +11,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opdprobe.models.head import split_head
+from opdprobe.models.vocabulary import eos_ids, padding_id
 from opdprobe.rollout.batches import batches
 from opdprobe.rollout.grade import Grader, grade_rollouts
 from opdprobe.rollout.prompts import EncodedPrompt, Prompt
-from opdprobe.rollout.sample import Rollouts, eos_ids, padding_id, sample, step_generator
+from opdprobe.rollout.sample import Rollouts, sample, step_generator
 from opdprobe.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from opdprobe.train.config import GRPOConfig
 from opdprobe.train.losses import weighted_nll

@@ -9,8 +9,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opdprobe.errors import ConfigError
 from opdprobe.models.head import split_head
+from opdprobe.models.vocabulary import padding_id
 from opdprobe.rollout.batches import batches
-from opdprobe.rollout.sample import Rollouts, padding_id
+from opdprobe.rollout.sample import Rollouts
 from opdprobe.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from opdprobe.train.config import SFTConfig
 from opdprobe.train.losses import weighted_nll

@@ -40,12 +40,12 @@ from opdprobe.models.adapters import (
 from opdprobe.models.load import identity, weight_hash
 from opdprobe.models.processes import Processes
 from opdprobe.models.sharding import rest, whole
-from opdprobe.models.vocabulary import tokenizer_hash
+from opdprobe.models.vocabulary import eos_ids, tokenizer_hash
 from opdprobe.rollout.grade import Grader, grade_rollouts
 from opdprobe.rollout.pair import Pair, in_rollout_order
 from opdprobe.rollout.prompts import EncodedPrompt, OnError, Prompt, encode_prompts
 from opdprobe.rollout.rows import record_step, step_metrics, thin
-from opdprobe.rollout.sample import Rollouts, eos_ids, sample, step_generator
+from opdprobe.rollout.sample import Rollouts, sample, step_generator
 from opdprobe.rollout.score import Scores
 from opdprobe.store import Run, RunWriter, estimate_bytes, open_run
 from opdprobe.store.schema import Step

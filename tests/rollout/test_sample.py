@@ -19,8 +19,9 @@ from transformers import (
 )
 
 from opdprobe import NonFiniteError
+from opdprobe.models.vocabulary import eos_ids, padding_id
 from opdprobe.rollout import sample as rollout
-from opdprobe.rollout.sample import Rollouts, draw, left_pad, padding_id, sample, step_generator
+from opdprobe.rollout.sample import Rollouts, draw, left_pad, sample, step_generator
 from opdprobe.testing import tiny_model, tiny_tokenizer
 
 PROMPTS = [[7], [9, 30, 8, 21, 60], [11, 12, 13]]
@@ -381,15 +382,15 @@ def test_padding_id_without_a_padding_token():
 def test_eos_ids_are_the_models_and_the_tokenizers(caplog):
     model, tokenizer = tiny_model(), tiny_tokenizer()
     model.generation_config.eos_token_id = [9, 7]
-    assert rollout.eos_ids(model, tokenizer) == [2, 7, 9]
+    assert eos_ids(model, tokenizer) == [2, 7, 9]
     assert not caplog.records
     model.generation_config.eos_token_id = None
     tokenizer.eos_token = None
     for _ in range(2):
-        assert rollout.eos_ids(model, tokenizer) == []
+        assert eos_ids(model, tokenizer) == []
     (line,) = caplog.messages
     assert "LlamaForCausalLM: no end-of-sequence token, neither in its generation settings" in line
-    rollout.eos_ids(tiny_model(), tokenizer)  # has settings of its own
+    eos_ids(tiny_model(), tokenizer)  # has settings of its own
     assert len(caplog.records) == 1
 
 

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opdprobe import ConfigError, NonFiniteError, Prompt
+from opdprobe.models.vocabulary import eos_ids
 from opdprobe.rollout.prompts import encode_prompts
-from opdprobe.rollout.sample import eos_ids, sample, step_generator
+from opdprobe.rollout.sample import sample, step_generator
 from opdprobe.testing import tiny_model, tiny_tokenizer
 from opdprobe.train.config import GRPOConfig, SFTConfig
 from opdprobe.train.grpo import group_advantages, grpo

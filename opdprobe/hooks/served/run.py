@@ -15,11 +15,11 @@ from opdprobe.hooks.served.model import ServedModel
 from opdprobe.hooks.served.scores import score_served, vocabulary_width
 from opdprobe.hooks.shared import ProbeConfig, encode, keep_tokenizer, undisturbed
 from opdprobe.models.load import identity, load_model, load_tokenizer, weight_hash
-from opdprobe.models.vocabulary import shared_vocabulary, tokenizer_hash
+from opdprobe.models.vocabulary import eos_ids, padding_id, shared_vocabulary, tokenizer_hash
 from opdprobe.rollout.grade import Grader, grade_rollouts
 from opdprobe.rollout.prompts import EncodedPrompt, Prompt
 from opdprobe.rollout.rows import record_dataset, step_metrics
-from opdprobe.rollout.sample import Rollouts, eos_ids, padding_id, sample, step_generator
+from opdprobe.rollout.sample import Rollouts, sample, step_generator
 from opdprobe.store import Run, RunWriter, open_run
 
 logger = logging.getLogger("opdprobe")

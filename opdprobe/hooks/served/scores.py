@@ -10,8 +10,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from opdprobe.errors import ConfigError, NonFiniteError, VocabularyError
 from opdprobe.hooks.served.model import ServedModel, Told
 from opdprobe.models.head import logit_width, split_head
+from opdprobe.models.vocabulary import padding_id
 from opdprobe.rollout.batches import batches
-from opdprobe.rollout.sample import Rollouts, padding_id
+from opdprobe.rollout.sample import Rollouts
 from opdprobe.rollout.score import Scores
 from opdprobe.rollout.tiles import chunk_rows, log_softmax
 from opdprobe.store.schema import MODELS, match_tokens

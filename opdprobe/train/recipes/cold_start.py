@@ -26,10 +26,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from opdprobe.errors import ConfigError, StoreError
 from opdprobe.models.load import identity, load_model
 from opdprobe.models.save import saving
-from opdprobe.models.vocabulary import tokenizer_hash
+from opdprobe.models.vocabulary import eos_ids, tokenizer_hash
 from opdprobe.rollout.pair import Pair
 from opdprobe.rollout.prompts import EncodedPrompt, OnError, Prompt, encode_prompts
-from opdprobe.rollout.sample import eos_ids
 from opdprobe.store.claim import differences, refuse_other_files
 from opdprobe.store.files import explain_unwritable, read_entries, write_directory, write_text
 from opdprobe.train.checkpoint import latest_checkpoint

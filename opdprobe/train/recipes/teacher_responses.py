@@ -10,8 +10,9 @@ from typing import ClassVar
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opdprobe.errors import ConfigError
+from opdprobe.models.vocabulary import eos_ids, padding_id
 from opdprobe.rollout.prompts import EncodedPrompt
-from opdprobe.rollout.sample import eos_ids, padding_id, sample, step_generator
+from opdprobe.rollout.sample import sample, step_generator
 from opdprobe.store.files import explain_unwritable, read_lines, write_text
 from opdprobe.train.config import Config
 from opdprobe.train.recipes.repetition import repeats

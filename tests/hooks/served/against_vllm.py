@@ -20,8 +20,9 @@ from opdprobe.cli.names import resolve_model, resolve_prompts
 from opdprobe.hooks.served import ServedModel
 from opdprobe.hooks.served.scores import vocabulary_width
 from opdprobe.models.load import load_model, load_tokenizer
+from opdprobe.models.vocabulary import eos_ids
 from opdprobe.rollout.prompts import encode_prompts
-from opdprobe.rollout.sample import Rollouts, eos_ids
+from opdprobe.rollout.sample import Rollouts
 
 
 @torch.no_grad()
