@@ -5,10 +5,12 @@ from matplotlib.figure import Figure
 
 from opdprobe import OPDConfig, OPDTrainer, curve
 from opdprobe.cli.names import resolve_model, resolve_prompts
-from opdprobe.report.estimate import combine, window
+from opdprobe.probes.quantities import scalar
+from opdprobe.probes.rollout_sums import rollout_sums
+from opdprobe.report.estimate import combine
 
 TEACHERS = ("rl-small", "sft-large")
-PROBES = {"overlap_ratio": "overlap ratio", "entropy_gap": "entropy gap [nats]"}
+PROBES = ("overlap_ratio", "entropy_gap")
 prompts, grader = resolve_prompts("zoo:train", 512)
 config = OPDConfig(
     max_steps=20, batch_size=8, max_completion_length=64, learning_rate=2e-4, warmup_steps=5
@@ -27,11 +29,10 @@ runs = [
 ]
 
 figure = Figure(figsize=(6.75, 2.6), layout="constrained")
-for ax, (probe, label) in zip(figure.subplots(1, 2), PROBES.items(), strict=True):
+for ax, probe in zip(figure.subplots(1, 2), PROBES, strict=True):
     # Over the last five steps. Both runs saw the same prompts, so rollouts are resampled in pairs.
     first, second = (
-        window(run, lambda ds, probe=probe: getattr(ds.opd, probe)(), run.steps[-5:])
-        for run in runs
+        rollout_sums([run], {probe: probe}).mean(probe, slice(-5, None)) for run in runs
     )
     difference, low, high = combine([first.map(second, by=np.subtract)])
     print(f"{probe}: {TEACHERS[0]} minus {TEACHERS[1]} {difference:+.3f} [{low:+.3f}, {high:+.3f}]")
@@ -39,6 +40,6 @@ for ax, (probe, label) in zip(figure.subplots(1, 2), PROBES.items(), strict=True
         found = curve(run, probe)
         ax.plot(found.step, found.value, label=f"towards {name}")
         ax.fill_between(found.step, found.low, found.high, alpha=0.2, linewidth=0)
-    ax.set(xlabel="training step", ylabel=label)
+    ax.set(xlabel="training step", ylabel=scalar(probe).label)
     ax.legend()
 figure.savefig("compare.png", dpi=200)
