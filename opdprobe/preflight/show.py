@@ -94,7 +94,9 @@ def _templates(templates: Mapping[str, Mapping[str, Number]]) -> Table:
 
 
 def _heading(name: str) -> str:
-    return name if name in ("accuracy", "finished") else scalar(name).long_name
+    """Name a column, a word per line: the tables have to fit into 80 columns."""
+    name = name if name in ("accuracy", "finished") else scalar(name).long_name
+    return name.replace(" ", "\n")
 
 
 def _table(*columns: str) -> Table:
