@@ -126,83 +126,84 @@ _TEXT = """\
 Tests compare every quantity with its definition, evaluated in 60 decimal digits, on logits that
 are hard on arithmetic: constant, tied, nearly equal, certain, very flat, as large as 1e4, with
 probabilities of 1e-30 and below what float32 can hold, over vocabularies of one and two tokens,
-with lists of one token and of all, in bfloat16, float16, float32 and float64. The bounds on this
-page are those that the tests assert on a CPU; the page is made from them
+with lists of one token and of all tokens, in bfloat16, float16, float32 and float64. The tests
+assert the bounds on this page on a CPU; the page is generated from them
 (`python tests/numerics/error_bounds.py`).
 
-A logit is what the model gives, as it gives it: one in bfloat16 is taken as the number that it is.
+Logits are taken exactly as the model gives them, also in bfloat16.
 
 ## Promises
 
-- **Ties.** Lists are ordered by logit, and equal logits by id, the lower first, in `from_logits` as
-  in `score`: on every call and for any number of threads, chunk and batch, as long as the logits
-  are the same. With a temperature, `score` divides first, in float32, which can make equal two
-  logits that differ in the last bit of float32; logits of 16 bits stay apart.
+- **Ties.** `from_logits` and `score` order lists by logit, and equal logits by id, lowest first: on
+  every call and for any number of threads, chunk and batch, as long as the logits are the same.
+  With a temperature, `score` first divides in float32, which can make two logits equal that differ
+  in the last bit of float32; logits of 16 bits stay different.
 - **Equal models** have a reverse KL of exactly 0, equal entropies and equal lists. A reverse KL is
   never negative.
-- **Refused.** NaN and +inf, and a state at which every token is ruled out, raise `NonFiniteError`,
-  which names the model and the place. `from_logits` takes -inf for a token ruled out: its
-  probability is 0, and the reverse KL is infinite where the teacher alone rules it out. Training
-  and recording refuse -inf as well, since the loss would be infinite.
-- **k** is at most the vocabulary, else `ConfigError`.
-- **A response of one token**, also of the end-of-sequence token alone, is a state like any other.
-- **Probabilities below the smallest float** (1e-45; `from_logits`: 5e-324) weigh 0 in a sum. Their
-  logarithms stay exact.
+- **Errors.** NaN, +inf, and a state at which every token is ruled out raise `NonFiniteError`, which
+  names the model and the place. `from_logits` accepts -inf for a token that is ruled out: its
+  probability is 0, and the reverse KL is infinite where only the teacher rules it out. Training
+  and recording refuse -inf as well, because the loss would be infinite.
+- **k** larger than the vocabulary raises `ConfigError`.
+- **A response of one token**, even if it is the end-of-sequence token, is a state like any other.
+- **Probabilities below the smallest float** (1e-45; `from_logits`: 5e-324) count as 0 in a sum.
+  Their logarithms stay exact.
 
 ## Scores
 
 |error| ≤ absolute + relative · |value| + per logit · (largest |logit| / temperature), in nats. The
-last term counts at temperatures other than 1. Models in bfloat16, float16 and float32 are scored
-in float32. `from_logits` computes in float64 and rounds to float32 at the end.
+last term applies only at temperatures other than 1. Models in bfloat16, float16 and float32 are
+scored in float32. `from_logits` computes in float64 and rounds to float32 at the end.
 
 {scores}
 ## Losses and gradients
 
-Of the loss of one state, and of its derivatives in the student's logits: |error| ≤ (absolute + per
-logit · largest |logit| / temperature) · max(1, |loss|, largest derivative). The term per logit
-counts for `full`, and at temperatures other than 1. The bucket of `tail="bucket"` takes less than
-1e-7 for 1e-7, since float32 cannot tell how much less it is.
+For the loss of one state, and for its derivatives with respect to the student's logits: |error| ≤
+(absolute + per logit · largest |logit| / temperature) · max(1, |loss|, largest derivative). The
+term per logit applies only to `full`, and at temperatures other than 1. The bucket of
+`tail="bucket"` replaces a mass below 1e-7 by 1e-7, because float32 cannot resolve smaller ones.
 
 {losses}
 ## A vocabulary of 151,936
 
-What adding up so many float32 numbers costs, on ordinary, nearly equal and flat distributions, and
-on peaks over a flat tail whose tokens hold 2e-9 each; nats, for a loss and its gradient times
-max(1, loss). Policy gradients, `bucket` and `drop` normalise with torch's `log_softmax`, which adds
-such a tail up less carefully.
+The error of adding up 151,936 float32 numbers, on ordinary, nearly equal and flat distributions,
+and on peaks over a flat tail whose tokens have probability 2e-9 each; in nats, for a loss and its
+gradient times max(1, loss). Policy gradients, `bucket` and `drop` normalise with torch's
+`log_softmax`, which adds up such a tail less accurately.
 
 {large}
 ## Models in 16 bits
 
-The product of hidden states with the head's weight runs in the model's dtype, and a gradient is
-handed back in it; nothing in between is rounded to 16 bits. One such rounding, relative to Σ|h·w|
-for a logit and to the value for a gradient, and the least that it can be:
+The product of hidden states with the head's weight is computed in the model's dtype, and gradients
+are returned in it; nothing in between is rounded to 16 bits. The error of one such rounding,
+relative to Σ|h·w| for a logit and to the value for a gradient, and its absolute minimum:
 
 {dtypes}
-In another micro-batch, tile or number of threads, the product may round a logit the other way. The
-scores of float32 and float64 models then agree within twice the bounds above and four roundings of
-the largest logit, with the same lists; those of 16-bit models within four of their roundings.
+With another micro-batch, tile or number of threads, the product may round a logit the other way.
+The scores of float32 and float64 models then agree within twice the bounds above plus four
+roundings of the largest logit, with the same lists; those of 16-bit models within four of their
+roundings.
 
 ## Probes
 
-Computed in float64 from what they are given: |error| ≤ {probes}. A count of tokens
-(`mass_set_size`) is exact, but a mass within 1e-6 of the one to reach counts as reached.
-`extreme_advantage_gap` is of one of those tokens whose advantages are equal to that precision.
+Probes compute in float64 from their inputs: |error| ≤ {probes}. A count of tokens
+(`mass_set_size`) is exact, but a mass within 1e-6 of the target counts as reached. If the
+advantages of several tokens are equal to this precision, `extreme_advantage_gap` uses one of them.
 
 ## What storing costs
 
 A step file keeps the log-probabilities of the top-k lists to 12 bits of mantissa: a relative error
-of at most 2⁻¹³ = 1.2e-4 each. Everything else is kept as computed, so that token sets,
+of at most 2⁻¹³ = 1.2e-4 each. Everything else is stored as computed, so token sets,
 `overlap_ratio`, entropies, `entropy_gap`, `reverse_kl`, `sampled_reward` and
-`sequence_mean_reward` are bit for bit what they were before. At k = 16, on sharp, ordinary and flat
-distributions:
+`sequence_mean_reward` are bit for bit the same after storing. At k = 16, on sharp, ordinary and
+flat distributions:
 
 {stored}
-Bars renormalise, m = Σ p̄ |log p| is of the list the bar is on, and n is the number of shared
-tokens. Errors of states differ in sign, so that means come out better than their states.
-`mass_set_size` of a stored state is what it was for a mass within 3.5e-4 of the given one;
-`extreme_advantage_gap` is within 9.1e-5 of what it was, unless two advantages are so close that
-another token's is now the largest.
+A bar marks a renormalised distribution, m = Σ p̄ |log p| is summed over that distribution's list,
+and n is the number of shared tokens. Errors of states differ in sign, so means are more exact than
+single states. `mass_set_size` of a stored state is exact for a mass within 3.5e-4 of the given one.
+`extreme_advantage_gap` changes by at most 9.1e-5, unless two advantages are so close that another
+token's becomes the largest.
 """
 
 
