@@ -1,18 +1,18 @@
-"""The six main curves of a recorded run: states a second, beside naive code and the limits.
+"""The six main curves of a recorded run: states per second, beside naive code and the limits.
 
     python benchmarks/analysis.py                   # both stores, three rounds, about 4 minutes
     python benchmarks/analysis.py --store small
 
-Two synthetic runs are written to a temporary directory (0.5 GB): 64 rollouts a step, k = 16, ids
-from a vocabulary of 151,936, 3,008 or 100,032 states a step. Contenders run in turn, each round in
-fresh processes; all but the last two on one core. A first pass warms the page cache and is not
-counted. Memory is that of the process itself, at its peak.
+Two synthetic runs are written to a temporary directory (0.5 GB): 64 rollouts per step, k = 16, ids
+from a vocabulary of 151,936, and 3,008 or 100,032 states per step. Contenders run in turn, each
+round in fresh processes; all but the last two use one core. A first pass warms the page cache and
+is not counted. Memory is the peak of the process itself.
 
 - ours: `opdprobe.curves`, with intervals;
 - a curve at a time: six calls of `opdprobe.curve`;
-- xarray: the same means and intervals as one would write them without opdprobe, a probe at a time;
+- xarray: the same means and intervals, written without opdprobe, one probe at a time;
 - decoding alone: reading, checking and decompressing the bytes that the six curves need;
-- memory: adding up as many bytes as are decoded, which is what no analysis can beat;
+- memory: adding up as many bytes as are decoded, which no analysis can beat;
 - two processes: ours on a `ProcessPoolExecutor`; on a `distributed` cluster of two workers.
 """
 
@@ -38,10 +38,10 @@ from opdprobe.store import Run, RunWriter
 from opdprobe.store.schema import step_dataset
 from opdprobe.store.step_parts import open_step, step_path
 
-STORES = {"small": (200, 47), "large": (12, 1563)}  # steps, tokens a rollout
+STORES = {"small": (200, 47), "large": (12, 1563)}  # steps, tokens per rollout
 ROLLOUTS, K = 64, 16
 NEEDED = ("logp", "match", "entropy", "reverse_kl", "rollout")
-BYTES = 4 * 4 * K + K + 4 * (2 + 1 + 1)  # a state's share of those, decoded
+BYTES = 4 * 4 * K + K + 4 * (2 + 1 + 1)  # per state, decoded
 
 
 def write(path: Path, n_steps: int, length: int) -> None:
@@ -128,7 +128,7 @@ def seconds(work: Callable[[], object]) -> float:
 
 
 def measure(contender: str, path: str) -> None:
-    """Run one contender in this process and print states a second and peak memory as JSON."""
+    """Run one contender in this process and print states per second and peak memory as JSON."""
     run = opdprobe.open_run(path)
     n_states = run.config["states"]
     if contender not in ("two processes", "two workers"):
@@ -147,7 +147,7 @@ def measure(contender: str, path: str) -> None:
             Client(cluster) as client,
         ):
             rate = n_states / seconds(lambda: curves(run, map=client.get_executor().map))
-    elif contender == "xarray":  # some steps speak for all
+    elif contender == "xarray":  # too slow for all steps
         steps = run.steps[: max(1, len(run.steps) // 20)]
         share = len(steps) / len(run.steps)
         rate = n_states * share / seconds(lambda: xarray_alone(run, steps))
@@ -168,7 +168,7 @@ CONTENDERS = (
 
 
 def main() -> None:
-    """Print one row a store and contender: median over rounds, spread, peak memory."""
+    """Print one row per store and contender: median over rounds, spread, peak memory."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--store", choices=STORES, action="append")
     parser.add_argument("--rounds", type=int, default=3)
@@ -176,7 +176,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.measure:
         return measure(*arguments.measure)
-    print("| states a step | contender | million states/s (min–max) | peak MiB |")
+    print("| states per step | contender | million states/s (min–max) | peak MiB |")
     print("|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder:
         for store in arguments.store or STORES:

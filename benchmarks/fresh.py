@@ -1,4 +1,4 @@
-"""Measurements in processes of their own, so that nothing one leaves behind is another's."""
+"""Run measurements in processes of their own, so that none affects the next."""
 
 import json
 import os
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def fresh(script: str, *arguments: object) -> dict[str, Any]:
-    """Run a script in a process of one thread; gives what its last line says in JSON."""
+    """Run a script in a process of one thread; return the JSON of its last line."""
     command = [sys.executable, script, *map(str, arguments)]
     one_thread = {name: "1" for name in ("OMP_NUM_THREADS", "BLOSC_NTHREADS")}
     shown = subprocess.run(command, capture_output=True, text=True, env=os.environ | one_thread)

@@ -1,20 +1,20 @@
-"""Output head and loss alone, forward and backward: ours, TRL's chunked loss, and the naive way.
+"""Output head and loss alone, forward and backward: ours, TRL's chunked loss, and a naive one.
 
     python benchmarks/head_loss.py                                  # about 25 minutes
     python benchmarks/head_loss.py --rows 1024 --hidden 576 --rounds 1
 
-From hidden states of N states and two heads of V x D to gradients of the student's hidden states
-and head. Contenders:
+Each contender goes from the hidden states of N states and two heads of V x D to the gradients of
+the student's hidden states and head:
 
 * topk: both models' top 16, entropies, normalisers and KL, then the loss of Eq. 5 (`score`,
   `distillation_loss`);
 * full: reverse KL over the full vocabulary (`full_divergence`);
 * TRL: `_chunked_divergence_loss`, reverse KL over the full vocabulary;
-* naive: both (N, V) logits at once, log-softmax, autograd (for as many rows as fit).
+* naive: both (N, V) logits at once, log-softmax, autograd (up to NAIVE_ROWS rows).
 
-Each in fresh processes of one thread, in turn; extra memory is the peak over what the process held
-before. The limit is the time that the matrix products alone need at the speed of one large product
-measured on the spot: two for topk, four for full.
+Contenders run in turn, in fresh processes of one thread. Extra memory is the peak minus what the
+process held before. The limit is the time of the matrix products alone, two for topk and four for
+full, at the speed of one large product measured in the same run.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from fresh import fresh
 
 VOCABULARY = 151_936
 K = 16
-# More rows than this of naive float32 logits, six copies of them, do not fit in most machines.
+# Six copies of the float32 logits of more rows than this do not fit in most machines.
 NAIVE_ROWS = 1024
 
 
@@ -103,7 +103,7 @@ def measure(contender: str, rows: int, width: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Print one row a shape and contender: medians, and ratios to TRL's of the same round."""
+    """Print one row per shape and contender: medians, and ratios to TRL's in the same round."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, action="append")
     parser.add_argument("--hidden", type=int, action="append")

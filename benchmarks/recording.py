@@ -2,15 +2,15 @@
 
     python benchmarks/recording.py                      # about 8 minutes
 
-The pairs are those of `training_step`; one process of one thread (the writer has a thread of its
-own) for each. Its run records nothing for some steps, then a tenth of the rollouts, then all, and
-so on in turn, so that drift of the machine and the training itself fall on all alike. A cost is
-what a block of steps took more than the block with nothing recorded of the same turn: the median
-over turns, with a 95 % interval by bootstrap. The first step of a block does not count, since the
-last one before it is written meanwhile. Costs are of the clock, and of the process's CPU time, in
-which the writer's thread is counted whole. Beside them the CPU time of that thread for a step
-(without recording it puts the line of metrics on disk): the clock's cost if nothing went on beside
-the models. And the bytes that a recorded state takes on disk.
+The pairs are those of `training_step`, each in a process of one thread (plus the writer's thread).
+Its run records nothing for some steps, then a tenth of the rollouts, then all, and so on in turn,
+so that drift of the machine and the training itself affect all three alike. A cost is how much
+longer a block of steps took than the block of the same turn with nothing recorded: the median over
+turns, with a 95 % bootstrap interval. The first step of a block does not count, because the last
+step of the block before is written during it. Costs are given in wall time and in the process's
+CPU time, which includes the writer's thread. The CPU time of that thread per step (without
+recording, it writes the line of metrics) is what recording would cost in wall time if nothing ran
+in parallel. The last column is the bytes per recorded state on disk.
 """
 
 import argparse
@@ -38,12 +38,12 @@ TURNS = {"tiny": 50, "zoo": 50, "large-vocabulary": 4}
 
 
 def way(step: int) -> str:
-    """What is recorded of a step."""
+    """Return what is recorded of a step: a key of RECORDED."""
     return list(RECORDED)[step // BLOCK % len(RECORDED)]
 
 
 def measure(pair: str) -> None:
-    """Train in this process and print what each step took, as JSON."""
+    """Train in this process and print the seconds of each step as JSON."""
     import torch
     import training_step
 
@@ -79,7 +79,7 @@ def measure(pair: str) -> None:
 
 
 def blocks(seconds: list[float], recorded: str) -> np.ndarray:
-    """Time of a step in each block of a kind, without the first turn, which warms up."""
+    """Median seconds per step in each block of a kind, without the first turn, which warms up."""
     first = list(RECORDED).index(recorded) * BLOCK
     turn = len(RECORDED) * BLOCK
     starts = range(turn + first, len(seconds), turn)
@@ -87,21 +87,21 @@ def blocks(seconds: list[float], recorded: str) -> np.ndarray:
 
 
 def more(seconds: list[float], recorded: str) -> str:
-    """Share that blocks took longer than those with nothing recorded, and its interval."""
+    """How much longer blocks took than those with nothing recorded, with its interval."""
     costs = blocks(seconds, recorded) / blocks(seconds, "nothing") - 1
     interval = bootstrap((costs,), np.median, rng=0).confidence_interval
     return f"{np.median(costs):+.1%} ({interval.low:+.1%} – {interval.high:+.1%})"
 
 
 def main() -> None:
-    """Print one row a pair and way of recording."""
+    """Print one row per pair and way of recording."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pair", choices=TURNS, action="append")
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.measure:
         return measure(arguments.pair[0])
-    print("| pair | recorded | step, ms | cost | of CPU time | thread, ms | bytes a state |")
+    print("| pair | recorded | step, ms | cost | of CPU time | thread, ms | bytes per state |")
     print("|---|---|---|---|---|---|---|")
     for pair in arguments.pair or TURNS:
         found = fresh(__file__, "--measure", "--pair", pair)

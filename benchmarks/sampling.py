@@ -2,9 +2,9 @@
 
     python benchmarks/sampling.py                       # three rounds, a few minutes
 
-The students and prompts of `training_step`, four rollouts a prompt, temperature 1. All contenders
-run in one process of one thread, in turn; a ratio is of the runs of one round. Tokens are those of
-responses, up to and with their end-of-sequence token.
+The students and prompts are those of `training_step`, with four rollouts per prompt at temperature
+1. All contenders run in turn, in one process of one thread; a ratio compares the runs of one round.
+Only response tokens count, the end-of-sequence token included.
 """
 
 import argparse
@@ -22,11 +22,11 @@ from opdprobe.rollout.sample import left_pad, sample, step_generator
 
 N = 4
 ROUNDS = {"tiny": 5, "tiny, long": 2, "zoo": 5, "large-vocabulary": 2, "smollm2": 1}
-LONG = 440  # tokens, of a model for 512
+LONG = 440  # tokens; the model's context is 512
 
 
 def contenders(pair: str):
-    """Give each contender's name and a function that returns how many tokens it sampled."""
+    """Return each contender's name and a function that returns how many tokens it sampled."""
     (student, _), tokenizer, prompts = training_step.build(pair.removesuffix(", long"))
     student.eval()
     setting = training_step.SETTINGS[pair.removesuffix(", long")]
@@ -84,7 +84,7 @@ def contenders(pair: str):
 
 
 def main() -> None:
-    """Print one row a student and contender."""
+    """Print one row per student and contender."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pair", choices=ROUNDS, action="append")
     parser.add_argument("--rounds", type=int)

@@ -1,12 +1,12 @@
-"""Where a training step's time goes, and what the machine could do at best.
+"""Where a training step's time goes, and the limits of the machine.
 
     python benchmarks/step_parts.py                     # tiny and large vocabulary, two minutes
     OPDPROBE_SMOLLM2=models/smollm2 python benchmarks/step_parts.py --pair smollm2
 
-The parts of `OPDTrainer`'s step by themselves, for the pairs of `training_step`: one thread,
-medians of five steps. Beside them the speed of one large matrix product, of reading memory, and of
-products with one row and with eight, as decoding makes them, in GB of weights read a second; with
-eight also from weights that are packed for it.
+Times each part of `OPDTrainer`'s step, for the pairs of `training_step`: one thread, medians of
+five steps. Also measures the speed of one large matrix product, of reading memory, and of products
+with one and with eight rows, as in decoding, in GB of weights read per second; with eight rows,
+also from packed weights.
 """
 
 import argparse
@@ -35,7 +35,7 @@ STEPS, WARM_UP = 5, 2
 
 
 def timed(work: Callable[[], object], n: int = 7) -> float:
-    """Seconds of a call, the median of some."""
+    """Return the median seconds of `n` calls, after one that warms up."""
     times = []
     for _ in range(n + 1):
         start = time.perf_counter()
@@ -45,7 +45,7 @@ def timed(work: Callable[[], object], n: int = 7) -> float:
 
 
 def limits() -> None:
-    """Print what the machine can do, measured now."""
+    """Measure and print the limits of the machine."""
     a, b, out = torch.randn(256, 576), torch.randn(4096, 576), torch.empty(256, 4096)
     speed = 2 * 256 * 576 * 4096 / timed(lambda: torch.mm(a, b.T, out=out)) / 1e9
     memory = torch.randn(2**26)
@@ -65,7 +65,7 @@ def limits() -> None:
 
 
 def parts(name: str) -> dict[str, list[float]]:
-    """Do some steps; gives the seconds of each part of each."""
+    """Run some steps; return the seconds of each part in each step."""
     (student, teacher), tokenizer, prompts = training_step.build(name)
     setting = training_step.SETTINGS[name]
     student.eval()
@@ -129,7 +129,7 @@ def parts(name: str) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    """Print the limits and one row a part."""
+    """Print the limits and one row per part."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pair", choices=training_step.SETTINGS, action="append")
     arguments = parser.parse_args()
@@ -145,7 +145,7 @@ def main() -> None:
         total = sum(medians.values())
         for what, seconds in medians.items():
             print(f"| {name} | {what} | {1e3 * seconds:,.1f} | {seconds / total:.0%} |")
-        print(f"| {name} | together | {1e3 * total:,.1f} | |", flush=True)
+        print(f"| {name} | total | {1e3 * total:,.1f} | |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,18 +1,19 @@
-"""Training step, ours beside TRL's `DistillationTrainer`: tokens a second and peak memory.
+"""Training step, ours beside TRL's `DistillationTrainer`: tokens per second and peak memory.
 
     python benchmarks/training_step.py                  # all pairs, three rounds, about 15 minutes
     python benchmarks/training_step.py --pair tiny
     OPDPROBE_SMOLLM2=models/smollm2 python benchmarks/training_step.py --pair smollm2
 
-Equal models, prompts, batch, longest response, temperature, learning rate and dtype. Ours searches
-both models' top 16 at every state, takes Eq. 5 on the student's, and records everything; TRL's has
-no top-k objective and takes the reverse KL over the full vocabulary. Contenders run in turn, each
-round in fresh processes of one thread, so that drift of the machine falls on both; a ratio is of
-the two runs of one round.
+Models, prompts, batch, longest response, temperature, learning rate and dtype are equal. Ours finds
+both models' top 16 at every state, computes Eq. 5 on the student's, and records everything; TRL's
+has no top-k objective and computes the reverse KL over the full vocabulary. Contenders run in turn,
+each round in fresh processes of one thread, so that drift of the machine affects both; a ratio
+compares the two runs of one round.
 
-Pairs: `tiny` and `large-vocabulary` are random models, nine in ten of whose responses run to the
-limit; `zoo` are two models of the testbed, whose responses end by themselves; `smollm2` is
-SmolLM2-135M-Instruct (`OPDPROBE_SMOLLM2` names its directory) and the same with noise as teacher.
+Pairs: `tiny` and `large-vocabulary` are random models, nine in ten of whose responses reach the
+length limit; `zoo` is two models of the testbed, whose responses end with an end-of-sequence token;
+`smollm2` is SmolLM2-135M-Instruct (`OPDPROBE_SMOLLM2` names its directory), with the same model
+plus noise as teacher.
 """
 
 import argparse
@@ -32,7 +33,7 @@ from fresh import fresh
 
 
 class Setting(NamedTuple):
-    """What both trainers are given."""
+    """Settings of both trainers."""
 
     batch: int
     length: int
@@ -111,12 +112,12 @@ class Steps:
         self.tokens = []
 
     def add(self, tokens: float) -> None:
-        """Note the end of a step of so many response tokens."""
+        """Record the end of a step and its number of response tokens."""
         self.times.append(time.perf_counter())
         self.tokens.append(tokens)
 
     def speed(self) -> float:
-        """Tokens a second: the median over steps, without those that warm up."""
+        """Return tokens per second: the median over steps after the warm-up."""
         seconds = [b - a for a, b in itertools.pairwise(self.times)]
         return statistics.median(
             n / s for n, s in list(zip(self.tokens, seconds, strict=True))[WARM_UP:]
@@ -214,7 +215,7 @@ def measure(contender: str, name: str) -> None:
 
 
 def main() -> None:
-    """Print one row a pair: medians over rounds, and the spread of the ratio."""
+    """Print one row per pair: medians over rounds, and the spread of the ratio."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pair", choices=SETTINGS, action="append")
     parser.add_argument("--rounds", type=int, default=3)
