@@ -1,4 +1,4 @@
-"""Attach to a trainer that is not ours: TRL distils, opdprobe watches and keeps the run."""
+"""Attach to another library's trainer: TRL distils, and opdprobe records the run."""
 
 from datasets import Dataset
 from trl import DistillationConfig, DistillationTrainer

@@ -1,4 +1,4 @@
-"""Compare two runs, one student with two teachers: curves, differences with intervals, a figure."""
+"""Compare two runs of one student with two teachers: curves, a figure, and differences."""
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -15,7 +15,7 @@ prompts, grader = resolve_prompts("zoo:train", 512)
 config = OPDConfig(
     max_steps=20, batch_size=8, max_completion_length=64, learning_rate=2e-4, warmup_steps=5
 )
-# A run that is there already is opened, not trained again.
+# A run that exists already is opened, not trained again.
 runs = [
     OPDTrainer(
         resolve_model("zoo:sft-small"),
@@ -30,7 +30,7 @@ runs = [
 
 figure = Figure(figsize=(6.75, 2.6), layout="constrained")
 for ax, probe in zip(figure.subplots(1, 2), PROBES, strict=True):
-    # Over the last five steps. Both runs saw the same prompts, so rollouts are resampled in pairs.
+    # Over the last five steps. Both runs had the same prompts, so rollouts are resampled in pairs.
     first, second = (
         rollout_sums([run], {probe: probe}).mean(probe, slice(-5, None)) for run in runs
     )

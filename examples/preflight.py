@@ -1,4 +1,4 @@
-"""Ask before training: will this teacher teach this student? No model is changed."""
+"""Ask before training: will this teacher teach this student? Neither model is changed."""
 
 from opdprobe.cli.names import resolve_model, resolve_prompts
 from opdprobe.preflight import preflight

@@ -1,4 +1,4 @@
-"""Probe checkpoints that are saved already: one run whose steps are theirs."""
+"""Probe saved checkpoints: the result is one run with a step per checkpoint."""
 
 from pathlib import Path
 
@@ -10,10 +10,10 @@ student, teacher = resolve_model("zoo:sft-small"), resolve_model("zoo:rl-small")
 
 
 class Keep(Callback):
-    """Save every fifth student; stands for whatever training left checkpoints behind."""
+    """Save the student every five updates, in place of a training run that leaves checkpoints."""
 
     def on_step_end(self, trainer, step, metrics, dataset):
-        """Save a Hugging Face directory, ``checkpoint-5``, …."""
+        """Save a Hugging Face directory: ``checkpoint-5``, ``checkpoint-10``, …"""
         updates = step + 1
         if updates % 5 == 0:
             trainer.save_student(CHECKPOINTS / f"checkpoint-{updates}")

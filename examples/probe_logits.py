@@ -1,7 +1,7 @@
-"""Probe raw logits: what student and teacher say about the same tokens, without any training.
+"""Probe raw logits: what student and teacher say about the same tokens, without training.
 
-Here the student answers a few problems of the built-in testbed; a path or hub id in place of
-``resolve_model("zoo:…")`` is a model of your own.
+Here the student answers a few problems of the built-in testbed; replace ``resolve_model("zoo:…")``
+by the path or hub id of your own model.
 """
 
 import torch
@@ -20,7 +20,7 @@ for prompt in prompts:
         list(prompt.messages), add_generation_prompt=True, return_tensors="pt", return_dict=True
     )
     tokens = student.generate(**chat, do_sample=True, top_k=0, max_new_tokens=64)
-    # The logits at one token are about the next: from the prompt's last token to the last but one.
+    # The logits at a token predict the next one: start at the prompt's last, end before the last.
     start = chat["input_ids"].shape[1]
     with torch.no_grad():
         student_logits = student(tokens).logits[:, start - 1 : -1]
