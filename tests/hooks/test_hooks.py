@@ -305,7 +305,7 @@ def test_unwrap():
     assert unwrap(student) is student
     assert unwrap(nn.DataParallel(student)) is student
     assert unwrap(torch.compile(student, backend="eager")) is student
-    with pytest.raises(ConfigError, match="a Linear is no transformers model"):
+    with pytest.raises(ConfigError, match="a Linear is not a transformers model"):
         unwrap(nn.Linear(2, 2))
 
 
