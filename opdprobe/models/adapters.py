@@ -1,7 +1,7 @@
-"""Models under PEFT adapters (LoRA and kin), which need not be installed.
+"""Models with PEFT adapters (LoRA and similar); PEFT itself need not be installed.
 
-The adapters are in the layers of a transformers model, so that model computes with them, whatever
-is around it; only to leave them out for once is PEFT asked.
+Adapters sit inside the layers of a transformers model, so that model computes with them. The
+PeftModel around it is needed only to switch them off, to save them and to load them.
 """
 
 from collections.abc import Iterator
@@ -20,12 +20,12 @@ from opdprobe.models.sharding import is_sharded, load_parts, named_as_whole, on_
 
 
 def causal_lm(model: nn.Module) -> PreTrainedModel:
-    """Find the transformers model under PEFT adapters; adapters in its layers stay in force.
+    """Return the transformers model inside a PeftModel; adapters in its layers stay active.
 
     Raises
     ------
     ConfigError
-        It is no transformers model, or has a learned prompt.
+        The model is not a transformers model, or has a learned prompt.
     """
     inner: Any = model
     if is_adapted(model):
@@ -37,33 +37,33 @@ def causal_lm(model: nn.Module) -> PreTrainedModel:
         inner = inner.get_base_model()
     if not isinstance(inner, PreTrainedModel):
         raise ConfigError(
-            f"a {type(model).__name__} is no transformers model; expected a causal language model, "
-            "or one under PEFT adapters."
+            f"a {type(model).__name__} is not a transformers model; expected a causal language "
+            "model, with or without PEFT adapters."
         )
     return inner
 
 
 @contextmanager
 def switched_off(model: Any) -> Iterator[None]:
-    """Leave a model's adapters out, then have them back as they were."""
+    """Switch a model's adapters off inside the block, then back on as they were."""
     trained = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
         with model.disable_adapter():
             yield
     finally:
-        for parameter, wanted in trained:  # PEFT has all of an adapter trained again
+        for parameter, wanted in trained:  # PEFT makes all of an adapter trainable
             parameter.requires_grad_(wanted)
 
 
 def without_adapters(model: Any, width: int) -> tuple[Body, Head]:
-    """Split a model into body and head, as `split_head`, but without its adapters.
+    """Split a model without its adapters into body and head, as `split_head` does.
 
     Parameters
     ----------
     model : peft.PeftModel
-        The model. Its adapters are switched off while the body runs, and on again.
+        The model. Its adapters are off only while the body runs.
     width
-        Tokens kept.
+        Number of tokens kept.
     """
     with switched_off(model):
         body, head = split_head(causal_lm(model), width=width)
@@ -76,14 +76,14 @@ def without_adapters(model: Any, width: int) -> tuple[Body, Head]:
 
 
 def gathered_weights(model: nn.Module) -> dict[str, Tensor] | None:
-    """Gather what `save_weights` writes of a sharded model, in process 0; None of any other model.
+    """Gather in rank 0 what `save_weights` writes of a sharded model; None for other models.
 
-    All processes have to do it.
+    Every process must call this.
     """
     if not is_sharded(model):
         return None
     state: dict[str, Tensor] = model.state_dict(keep_vars=True)
-    if is_adapted(model):  # all but the adapters is as large as the model, and not written
+    if is_adapted(model):  # base weights are large, and are not written
         base = {id(p) for _, p in base_weights(causal_lm(model)).named_parameters()}
         state = {name: tensor for name, tensor in state.items() if id(tensor) not in base}
     # Tied weights are one tensor under two names, and stay one.
@@ -92,18 +92,18 @@ def gathered_weights(model: nn.Module) -> dict[str, Tensor] | None:
 
 
 def save_weights(model: Any, directory: Path, weights: dict[str, Tensor] | None = None) -> None:
-    """Write a model as a Hugging Face directory; of one under adapters, the one that is in use.
+    """Write a model as a Hugging Face directory; if it has adapters, only the active one.
 
     Parameters
     ----------
     model, directory
-        What, and where to.
+        The model, and the directory to write it to.
     weights
-        What `gathered_weights` gave; process 0 alone can write it.
+        What `gathered_weights` returned; only rank 0 can write it.
     """
     given: dict[str, Any] = {} if weights is None else {"state_dict": weights}
     if is_adapted(model):
-        # Embeddings are trained as modules_to_save, if at all; to find out PEFT would ask the hub.
+        # Embeddings are trained only as modules_to_save; PEFT's own check would ask the hub.
         given |= {"selected_adapters": [model.active_adapter], "save_embedding_layers": False}
     else:
         given |= {"max_shard_size": "1000GB"}
@@ -112,7 +112,7 @@ def save_weights(model: Any, directory: Path, weights: dict[str, Tensor] | None 
 
 
 def load_weights(model: Any, directory: Path) -> None:
-    """Put back what `save_weights` wrote, bit for bit.
+    """Load what `save_weights` wrote, bit for bit.
 
     Raises
     ------
@@ -129,7 +129,7 @@ def load_weights(model: Any, directory: Path) -> None:
     from peft import get_peft_model_state_dict, set_peft_model_state_dict
 
     name = model.active_adapter
-    if name != "default":  # PEFT gives that one the directory itself
+    if name != "default":  # PEFT saves that one in the directory itself
         directory = directory / name
     weights = load_file(directory / "adapter_model.safetensors")
     expected = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
@@ -142,17 +142,17 @@ def load_weights(model: Any, directory: Path) -> None:
 
 
 def is_adapted(model: nn.Module) -> bool:
-    """Whether a model is under PEFT adapters."""
+    """Whether a model has PEFT adapters."""
     return hasattr(model, "get_base_model")
 
 
 def check_trained(model: nn.Module) -> None:
-    """Refuse a model under adapters of which more is trained than a saved adapter holds.
+    """Refuse a model that trains parameters outside its adapter, which are not saved.
 
     Raises
     ------
     ConfigError
-        A parameter of the model itself requires gradients.
+        A parameter of the base model requires gradients.
     """
     if not is_adapted(model):
         return
@@ -163,13 +163,13 @@ def check_trained(model: nn.Module) -> None:
     ]
     if beside:
         raise ConfigError(
-            f"{beside[0]} is trained beside the adapter, which is all that a checkpoint holds: "
+            f"{beside[0]} is trained outside the adapter, but a checkpoint holds only the adapter: "
             "freeze it, or name its module in the adapter's modules_to_save."
         )
 
 
 def base_weights(model: PreTrainedModel) -> nn.Module:
-    """Show a model's parameters without its adapters', under the names that they had before."""
+    """Wrap a model to list its parameters without the adapters', under their original names."""
     return _BaseWeights(model)
 
 
@@ -181,7 +181,7 @@ class _BaseWeights(nn.Module):
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
         added: set[int] = set()
         for layer in self.model.modules():
-            # Of a layer under an adapter, and of one that is trained in whole beside adapters.
+            # A layer's adapters, and the trained copies of layers that are trained in full.
             for name in (*getattr(layer, "adapter_layer_names", ()), "modules_to_save"):
                 if isinstance(adapters := getattr(layer, name, None), nn.Module):
                     added.update(map(id, adapters.parameters()))

@@ -1,8 +1,8 @@
-"""The output head of a causal language model, apart from its body.
+"""The output head of a causal language model, separate from its body.
 
 Everything here serves one aim: to look at logits without ever holding a (batch, time, vocabulary)
 tensor. `split_head` gives the body, which ends in hidden states, and a `Head` that turns any rows
-of them into logits: over the whole vocabulary, chunk by chunk, or at k given tokens only.
+of them into logits: over the full vocabulary, chunk by chunk, or at k given tokens only.
 
 Shape suffixes: N rows (any leading axes), D hidden size, V vocabulary, K tokens per row.
 """
@@ -26,8 +26,8 @@ __all__ = ["Body", "Head", "evaluating", "logit_width", "split_head"]
 
 logger = logging.getLogger("opdprobe")
 
-# Called as the transformers base model is: body(input_ids=, attention_mask=, position_ids=,
-# past_key_values=, use_cache=), and gives .last_hidden_state and .past_key_values.
+# Called like the transformers base model: body(input_ids=, attention_mask=, position_ids=,
+# past_key_values=, use_cache=) returns .last_hidden_state and .past_key_values.
 Body = Callable[..., BaseModelOutputWithPast]
 
 # Far outside any cap in use (Gemma: 30), so that a cap which was missed shows in the check.
@@ -45,10 +45,10 @@ class Head:
     Attributes
     ----------
     projection : torch.nn.Linear or None
-        The model's own output layer. None is the slow path of `split_head`: the "hidden states"
-        are the model's logits already.
+        The model's own output layer; None on the slow path of `split_head`, where the
+        "hidden states" already are the model's logits.
     width : int
-        Tokens kept: rows of the weight from `width` on are padding and never computed.
+        Number of tokens kept: rows of the weight from `width` on are padding and never computed.
     scale : float
         Factor on the logits (Cohere's `logit_scale`, 1 / Granite's `logits_scaling`).
     softcap : float or None
@@ -74,14 +74,14 @@ class Head:
     softcap: float | None = None
 
     def __call__(self, hidden_ND: Tensor, tile: slice | None = None) -> Tensor:
-        """Give the logits of every token, or of a run of tokens.
+        """Compute the logits of all tokens, or of a range of tokens.
 
         Parameters
         ----------
         hidden_ND : Tensor (..., D)
-            Last hidden states. One call makes one (..., V) tensor: pass a chunk of rows.
+            Last hidden states. A call returns one (..., V) tensor: pass a chunk of rows.
         tile : slice, optional
-            Tokens, within ``0 … width``. Default: all.
+            Range of token ids within ``0 … width``. Default: all.
 
         Returns
         -------
@@ -98,16 +98,16 @@ class Head:
 
     @torch.no_grad()
     def fill(self, out_NC: Tensor, hidden_ND: Tensor, tile: slice) -> None:
-        """Write the logits of a run of tokens into a tensor, without gradient.
+        """Write the logits of a range of tokens into a tensor, without gradient.
 
         Parameters
         ----------
         out_NC : Tensor (N, C)
-            Receives them.
+            Receives the logits.
         hidden_ND : Tensor (N, D)
             Last hidden states.
         tile : slice
-            C tokens, within ``0 … width``.
+            Range of C token ids within ``0 … width``.
         """
         layer = self.projection
         if (
@@ -119,7 +119,7 @@ class Head:
             or torch.is_autocast_enabled(out_NC.device.type)
         ):
             out_NC.copy_(self(hidden_ND, tile))
-        else:  # the product lands where it is wanted, which spares a pass over memory
+        else:  # the product is written in place, which spares a pass over memory
             torch.mm(hidden_ND, layer.weight[tile].T, out=out_NC)
 
     @torch.no_grad()
@@ -132,7 +132,7 @@ class Head:
         hidden_grad_ND: Tensor,
         parameter_grads: Sequence[Tensor | None],
     ) -> None:
-        """Add the gradients that a gradient of the logits of a run of tokens stands for.
+        """Propagate a gradient of the logits of a range of tokens back, adding to the sums given.
 
         Parameters
         ----------
@@ -143,11 +143,11 @@ class Head:
         hidden_ND : Tensor (N, D)
             Last hidden states.
         tile : slice
-            C tokens.
+            Range of C token ids.
         hidden_grad_ND : Tensor (N, D)
-            Added to.
+            Gradient of the hidden states, added to in place.
         parameter_grads : sequence of Tensor or None
-            Of `parameters`, added to; None where none is wanted.
+            Gradients of `parameters`, added to in place; None for one that needs none.
         """
         if self.softcap is not None:
             grad_NC = grad_NC * (1 - (logits_NC / self.softcap) ** 2)
@@ -168,11 +168,11 @@ class Head:
 
     @property
     def parameters(self) -> list[Tensor]:
-        """Weight and bias of the projection, as far as there are any."""
+        """Weight and bias of the projection, if it has them."""
         return [] if self.projection is None else list(self.projection.parameters())
 
     def columns(self, hidden_ND: Tensor, ids_NK: Tensor) -> Tensor:
-        """Give the logits at some tokens of each row, without computing the others.
+        """Compute the logits of some tokens of each row, without the others.
 
         Forward and backward cost N·K·D instead of N·V·D (the gradient of the weight is still a
         dense (V, D) tensor).
@@ -191,7 +191,7 @@ class Head:
         """
         if self.projection is None:
             return _widen(hidden_ND[..., : self.width].gather(-1, ids_NK))
-        # The whole weight, padding too: a slice of it would have a second dense gradient.
+        # The full weight, padding included: a slice would have a second dense gradient.
         logits_NK = _Columns.apply(hidden_ND, self.projection.weight, ids_NK)
         if self.projection.bias is not None:
             logits_NK = logits_NK + self.projection.bias[ids_NK]
@@ -209,8 +209,8 @@ class Head:
 class _Columns(torch.autograd.Function):
     """Products of each hidden state with some rows of the weight.
 
-    Autograd would keep these rows, K times as much as the hidden states; `embedding_bag` adds them
-    up without ever laying them out, and is faster than the product that takes them.
+    Autograd would keep these rows, K times the memory of the hidden states; `embedding_bag` sums
+    them without materialising them, and is faster than the product that needs them.
     """
 
     @staticmethod
@@ -240,8 +240,8 @@ def split_head(model: PreTrainedModel, *, width: int | None = None) -> tuple[Bod
 
     The split is checked on one short input: the body's output must be what the model's own
     output layer receives, and the head must do to that layer's output what the model does. A model
-    that fails (a head that is no plain projection, say an adapter on it) takes a slow path, noted
-    in the log: the body returns the model's full logits and the head only cuts them.
+    that fails the check (its head has an adapter, say) takes a slow path, with a warning in the
+    log: the body returns the model's full logits and the head only cuts them.
 
     Parameters
     ----------
@@ -249,15 +249,15 @@ def split_head(model: PreTrainedModel, *, width: int | None = None) -> tuple[Bod
         A causal language model. Neither its mode nor a random generator is changed.
     width : int, optional
         Keep the logits of tokens ``0 … width - 1`` only (`opdprobe.models.load.shared_width`).
-        Default: all the model has.
+        Default: all of the model's logits.
 
     Returns
     -------
     body : callable
-        ``body(input_ids=, attention_mask=, position_ids=, past_key_values=, use_cache=)`` gives
+        ``body(input_ids=, attention_mask=, position_ids=, past_key_values=, use_cache=)`` returns
         an output with `.last_hidden_state` (batch, time, D) and `.past_key_values`.
     head : Head
-        Hidden states to logits.
+        Maps hidden states to logits.
 
     Raises
     ------
@@ -281,8 +281,8 @@ def split_head(model: PreTrainedModel, *, width: int | None = None) -> tuple[Bod
         width = full
     if not 1 <= width <= full:
         raise VocabularyError(
-            f"width is {width}, but {type(model).__name__} has {full} logits; "
-            f"pass a width between 1 and {full}."
+            f"width = {width}; expected 1 to {full}, the number of logits of "
+            f"{type(model).__name__}."
         )
     body, projection = model.base_model, model.get_output_embeddings()
     # Exactly nn.Linear: a subclass or wrapper (quantised, LoRA) computes more than weight and bias.
@@ -313,7 +313,7 @@ def split_head(model: PreTrainedModel, *, width: int | None = None) -> tuple[Bod
 
 
 def logit_width(model: PreTrainedModel) -> int:
-    """Count the logits the model gives, padding included.
+    """Count a model's logits per state, padding included.
 
     Examples
     --------
@@ -338,15 +338,15 @@ def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:
 
 
 def _widen(logits: Tensor) -> Tensor:
-    """Float32 from a smaller dtype; float64 stays."""
+    """Convert smaller dtypes to float32; float64 stays."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def _agrees(model: PreTrainedModel, body: nn.Module, head: Head) -> bool:
-    """Say whether body and head make up the model.
+    """Return whether the head on top of the body gives the model's logits.
 
-    The output layer's result is swapped for a ramp while the model runs: with the weights' own
-    result, a missed cap would be invisible wherever logits are small, as in a fresh model.
+    The output layer's result is swapped for a ramp while the model runs: with the true
+    result, a missed cap would be invisible where logits are small, as in an untrained model.
     """
     assert head.projection is not None
     weight = head.projection.weight
@@ -382,7 +382,7 @@ def _close(got: Tensor, want: Tensor, dtype: torch.dtype) -> bool:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Switch to evaluation mode (no dropout), then give back every module's own mode."""
+    """Switch to evaluation mode (no dropout), then restore every module's own mode."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""Load a student or a teacher, cut one down to a weaker relative, identify one by its weights.
+"""Load a student or a teacher, drop layers of a model, identify a model by its weights.
 
 Weights come from safetensors or GGUF files only: a pickle can run code when it is read.
 """
@@ -47,8 +47,8 @@ __all__ = [
 ]
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
-# What transformers lets through when files are absent, torn, of no known kind or contradictory: of
-# damaged configurations and tokenizers, each of these came, from deep inside.
+# What transformers raises when files are absent, torn, of an unknown kind or contradictory: damaged
+# configurations and tokenizers have raised each of these.
 _UNREADABLE = (
     *(OSError, ValueError, LookupError, SafetensorError, struct.error, StrictDataclassError),
     *(AttributeError, TypeError, ArithmeticError, RuntimeError),
@@ -80,13 +80,13 @@ def load_model(
     Returns
     -------
     transformers.PreTrainedModel
-        The model; no weight is left at a random value.
+        The model; every weight comes from the checkpoint.
 
     Raises
     ------
     ModelError
-        Nothing at `name_or_path`; only pickled weights there; weights torn or incomplete; the
-        `gguf` package missing.
+        `name_or_path` does not exist or has only pickled weights; the weights are torn or
+        incomplete; the `gguf` package is missing.
 
     Examples
     --------
@@ -98,14 +98,14 @@ def load_model(
     name, extra = _source(name_or_path, weights=True)
     gguf_config = getattr(transformers, "GgufConfig", None)
     if "gguf_file" in extra and gguf_config is not None:
-        # Newer transformers may keep the weights packed, which can neither be trained nor sliced.
+        # Newer transformers may keep the weights packed; those can be neither trained nor sliced.
         extra["quantization_config"] = gguf_config(extra["gguf_file"], dequantize=True)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             name,
             dtype=dtype,
             use_safetensors=True,
-            ignore_mismatched_sizes=True,  # to be told of them: they are refused below
+            ignore_mismatched_sizes=True,  # listed in `info`, and refused below
             trust_remote_code=trust_remote_code,
             output_loading_info=True,
             **extra,
@@ -119,20 +119,21 @@ def load_model(
     if wrong := sorted(info["mismatched_keys"]):
         weight, came, expected = wrong[0]
         raise ModelError(
-            f"{name_or_path}: {len(wrong)} of the weights are not of the shape that config.json "
-            f"makes them, the first is {weight}: {tuple(came)}, expected {tuple(expected)}; take "
+            f"{name_or_path}: {len(wrong)} of the weights do not have the shape that config.json "
+            f"gives them; the first is {weight}: {tuple(came)}, expected {tuple(expected)}. Take "
             "both from one checkpoint."
         )
     if masked := re.search(r"\w+ForMaskedLM\b", str(model.config.architectures)):
         raise ModelError(
-            f"{name_or_path}: {masked[0]} sees a whole text at once; expected a causal language "
-            "model, which sees what came before."
+            f"{name_or_path}: {masked[0]} attends to the full text; expected a causal language "
+            "model, which attends only to earlier tokens."
         )
     if missing := sorted(info["missing_keys"]):
-        # transformers fills these with random numbers and goes on; a probe must not.
+        # transformers fills these with random numbers and continues; a probe must not.
         raise ModelError(
             f"{name_or_path}: {len(missing)} of the weights of {type(model).__name__} are not in "
-            f"the checkpoint, the first is {missing[0]}; is this a causal language model, whole?"
+            f"the checkpoint; the first is {missing[0]}. Expected the complete checkpoint of a "
+            "causal language model."
         )
     return model.to(device).eval() if device is not None else model.eval()
 
@@ -157,13 +158,13 @@ def load_tokenizer(
     Raises
     ------
     ModelError
-        Nothing at `name_or_path`, no tokenizer there, or the `gguf` package missing.
+        `name_or_path` does not exist or has no tokenizer, or the `gguf` package is missing.
     """
     name, extra = _source(name_or_path, weights=False)
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **extra)
     except Exception as error:
-        # The second is all that the tokenizer's Rust part raises of a tokenizer.json.
+        # The tokenizer's Rust part raises a bare Exception for a damaged tokenizer.json.
         if not isinstance(error, _UNREADABLE) and type(error) is not Exception:
             raise
         if Path(name).is_dir() and not extra and not (Path(name) / "tokenizer.json").is_file():
@@ -179,22 +180,21 @@ def load_tokenizer(
 def drop_layers(model: PreTrainedModel, layers: Iterable[int]) -> PreTrainedModel:
     """Copy a model without some of its decoder layers.
 
-    The weights that stay are the same. Without a few middle layers a model is a weaker relative
-    of itself, with its own tokenizer: a student for which the whole model is a teacher.
+    The remaining weights are unchanged. Without a few middle layers, a model is weaker but keeps
+    its tokenizer: a student for which the full model can be the teacher.
 
     Parameters
     ----------
     model : transformers.PreTrainedModel
-        A decoder whose base model keeps its blocks in `layers` (Llama, Qwen, Gemma and kin). It
-        is left as it is.
+        A decoder whose base model keeps its blocks in `layers` (Llama, Qwen, Gemma and
+        similar). It is not changed.
     layers : iterable of int
         Indices of the layers to leave out, from 0.
 
     Returns
     -------
     transformers.PreTrainedModel
-        A deep copy with the remaining layers and a config that says so; it can be saved and
-        loaded.
+        A deep copy with the remaining layers and a matching config; it can be saved and loaded.
 
     Raises
     ------
@@ -217,15 +217,15 @@ def drop_layers(model: PreTrainedModel, layers: Iterable[int]) -> PreTrainedMode
     blocks = getattr(model.base_model, "layers", None)
     if not isinstance(blocks, nn.ModuleList):
         raise ModelError(
-            f"{type(model).__name__} keeps no list of decoder layers in `layers`; "
-            "layers can be dropped from Llama-like models only."
+            f"{type(model).__name__} has no list of decoder layers in `layers`; "
+            "expected a Llama-like model."
         )
     dropped, count = set(layers), len(blocks)
     if outside := sorted(dropped - set(range(count))):
-        raise ConfigError(f"layers to drop are {outside}, but the model has layers 0 … {count - 1}")
+        raise ConfigError(f"layers = {outside}; expected 0 to {count - 1}, the model's layers.")
     kept = [index for index in range(count) if index not in dropped]
     if not kept:
-        raise ConfigError(f"all {count} layers would be dropped; keep at least one")
+        raise ConfigError(f"all {count} layers would be dropped; keep at least one.")
 
     smaller = copy.deepcopy(model)
     smaller_blocks: Any = smaller.base_model.layers
@@ -239,7 +239,7 @@ def drop_layers(model: PreTrainedModel, layers: Iterable[int]) -> PreTrainedMode
     config.num_hidden_layers = len(kept)
     if getattr(config, "layer_types", None) is not None:
         config.layer_types = [config.layer_types[index] for index in kept]
-    # A run of this student should not be recorded under the whole model's name.
+    # A run of this student should not be recorded under the full model's name.
     smaller.config._name_or_path = f"{model.name_or_path} without layers {sorted(dropped)}"
     return smaller
 
@@ -252,8 +252,8 @@ def identity(model: PreTrainedModel, recorded: Any = None) -> dict[str, Any]:
     model
         The model.
     recorded
-        What a run says of it. Its weight hash is taken over: of a student in training it names
-        the weights that the run began with.
+        What a run recorded for the model. Its weight hash is kept: for a student in training it
+        identifies the weights that the run began with.
     """
     known = recorded.get("weight_hash") if isinstance(recorded, Mapping) else None
     return {
@@ -270,8 +270,8 @@ def weight_hash(model: nn.Module) -> str:
     ----------
     model : torch.nn.Module
         The model. Each parameter counts once, tied ones too, so a hash survives saving, loading
-        and moving between devices; it does not survive a change of dtype. Of a model that is spread
-        over processes, all of them have to ask.
+        and moving between devices; a change of dtype changes it. If the model is sharded, every
+        process must call this.
 
     Returns
     -------
@@ -296,21 +296,21 @@ def weight_hash(model: nn.Module) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    """What an error says, without the pages of advice that transformers adds."""
+    """First line of an error's message, without the pages of advice that transformers adds."""
     text = str(error).strip().partition("\n")[0].rstrip(": ")
-    # A KeyError says no more than the key.
+    # A KeyError's message is only the key.
     return f"{type(error).__name__} {text}" if isinstance(error, LookupError) or not text else text
 
 
 def _source(name_or_path: str | Path, *, weights: bool) -> tuple[str, dict[str, Any]]:
-    """Resolve to the name and extra arguments that transformers loads from, or say why not."""
+    """Resolve to the name and extra arguments that transformers loads from, or raise."""
     name, path = str(name_or_path), Path(name_or_path).expanduser()
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ModelError(f"{name}: no such file; expected a GGUF model.")
         if importlib.util.find_spec("gguf") is None:
             raise ModelError(
-                f"{name}: GGUF files need the gguf package; pip install 'opdprobe[gguf]'"
+                f"{name}: GGUF files need the gguf package: pip install 'opdprobe[gguf]'."
             )
         return str(path.parent), {"gguf_file": path.name}
     if not path.is_dir():
@@ -324,13 +324,13 @@ def _source(name_or_path: str | Path, *, weights: bool) -> tuple[str, dict[str, 
     if not weights:
         return str(path), {}
     if not (path / "config.json").is_file():
-        raise ModelError(f"{name}: no config.json in this directory; is it a saved model?")
+        raise ModelError(f"{name}: no config.json in this directory; expected a saved model.")
     if not any(path.glob("*.safetensors")):
         pickles = sorted(file.name for kind in _PICKLES for file in path.glob(kind))
         raise ModelError(
-            f"{name}: only pickled weights ({pickles[0]}), which can run code when read; "
-            "convert them to safetensors where you trust them (save_pretrained writes that)."
+            f"{name}: only pickled weights ({pickles[0]}), which can run code when read: "
+            "if you trust them, convert them to safetensors (save_pretrained writes it)."
             if pickles
-            else f"{name}: no *.safetensors file in this directory; is the download complete?"
+            else f"{name}: no *.safetensors file in this directory: complete the download."
         )
     return str(path), {}

@@ -1,8 +1,8 @@
-"""Several processes that work on one batch, each on its share of it.
+"""Several processes that work on one batch, each on its own share.
 
-What is done by all is exchanged in one way only: every process gives something, and every process
-gets what all of them gave. An error goes the same way. So a process that cannot go on ends the
-others with the reason, rather than leave them waiting.
+Processes communicate in one way only: every process contributes a value and receives the values of
+all. Errors are exchanged the same way, so a process that fails stops the others with its error
+instead of leaving them waiting.
 """
 
 import atexit
@@ -27,12 +27,12 @@ class Processes:
     Parameters
     ----------
     rank, size
-        Which process this is, and how many there are. More than one need torch's default process
+        This process's rank, and the number of processes. Several need torch's default process
         group; `launched` sets it up.
     device
-        Where a launch wants this process to compute; None without one.
+        Device that the launcher chose for this process; None without a launcher.
     sharded
-        Whether it wants trained models spread over the processes (FSDP).
+        Whether the launcher asks to shard trained models over the processes (FSDP).
 
     Examples
     --------
@@ -63,7 +63,7 @@ class Processes:
         Raises
         ------
         ConfigError
-            accelerate does not see them, as on a CPU that it was not told to use.
+            accelerate does not see all of them, as on CPUs without ACCELERATE_USE_CPU.
         """
         started = int(os.environ.get("WORLD_SIZE", "1"))
         if started == 1:
@@ -71,15 +71,15 @@ class Processes:
         state = PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
         if state.num_processes != started:
             raise ConfigError(
-                f"started as one of {started} processes, of which accelerate makes "
+                f"started as one of {started} processes, but accelerate sees "
                 f"{state.num_processes}: on CPUs, set ACCELERATE_USE_CPU=true for all of them."
             )
-        # A process that ends with the group's threads still there can be aborted at the very end.
+        # A process that exits while the group's threads still run can be aborted at the very end.
         atexit.register(_leave)
         sharded = parse_flag_from_env("ACCELERATE_USE_FSDP")
         if sharded:
-            # For it, some transformers load weights in one process only, to be sent to the others
-            # later. Here each cuts its part out of what it loads itself.
+            # With FSDP, some versions of transformers load weights in one process only and send
+            # them to the others later. Here each process loads the weights and keeps its shard.
             os.environ |= dict.fromkeys(
                 ("FSDP_CPU_RAM_EFFICIENT_LOADING", "FSDP_SYNC_MODULE_STATES"), "false"
             )
@@ -87,20 +87,20 @@ class Processes:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process does what is done once."""
+        """Whether this is rank 0, which does what must be done once."""
         return self.rank == 0
 
     def share(self, n: int) -> slice:
-        """Divide `n` things: the ones of this process, next to each other."""
+        """Return this process's contiguous share of `n` items."""
         return slice(self.rank * n // self.size, (self.rank + 1) * n // self.size)
 
     def gather(self, value: T) -> list[T]:
-        """Give something small, and get what each process gave, in the order of their ranks.
+        """Contribute a small value; return the values of all processes, in rank order.
 
         Raises
         ------
         OPDProbeError
-            What another process raised instead, within `together`.
+            Another process raised it instead, within `together`.
         """
         gathered: list[Any] = [value]
         if self.size > 1:
@@ -113,7 +113,7 @@ class Processes:
         return gathered
 
     def wait(self) -> None:
-        """Go on when all processes have come this far."""
+        """Wait until all processes have reached this call."""
         self.gather(None)
 
     @contextmanager
@@ -122,15 +122,15 @@ class Processes:
         self._failed = False
         try:
             yield
-            self.wait()  # for those that fail at the very end
+            self.wait()  # for processes that fail at the end of the block
         except OPDProbeError as error:
-            if not self._failed:  # the others do not know
+            if not self._failed:  # the other processes do not know yet
                 self._failed = True
                 self.gather(error)
             raise
 
     def main_first(self, work: Callable[[], T]) -> T:
-        """Do something in the main process, and in the others when it is done there."""
+        """Run `work` in the main process first, then in the others."""
         if not self.is_main:
             self.wait()
             return work()
@@ -139,15 +139,15 @@ class Processes:
         return result
 
     def add_gradients(self, parameters: Sequence[Tensor]) -> None:
-        """Make each parameter's gradient the sum of all processes' gradients of it.
+        """Sum each parameter's gradient over all processes, in place.
 
         Parameters
         ----------
         parameters
-            The same ones in every process. Where a process has no gradient, another may have one:
-            an expert that none of its tokens took.
+            The same parameters in every process. One process may lack a gradient that another
+            has: that of an expert that none of its tokens reached.
         """
-        if self.size == 1 or self.sharded:  # or else added up in the backward pass
+        if self.size == 1 or self.sharded:  # FSDP sums them in the backward pass
             return
         have = self.gather([p.grad is not None for p in parameters])
         sums = []
@@ -157,7 +157,7 @@ class Processes:
                     parameter.grad = torch.zeros_like(parameter)
                 sums.append(distributed.all_reduce(parameter.grad, async_op=True))
         for pending in sums:
-            if pending is not None:  # of an asynchronous operation it never is
+            if pending is not None:  # never None for an asynchronous operation
                 pending.wait()
 
 

@@ -1,4 +1,4 @@
-"""Save models and tokenizers where the disk may be full."""
+"""Report a full disk as an OSError when models and tokenizers are saved."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +10,8 @@ from safetensors import SafetensorError
 def saving() -> Iterator[None]:
     """Raise an OSError where saving to a full disk raises something else.
 
-    safetensors has an error of its own, torch.save raises a RuntimeError, and the part of a
-    tokenizer that is in Rust a bare Exception.
+    safetensors has an error of its own, torch.save raises a RuntimeError, and the Rust
+    part of a tokenizer a bare Exception.
     """
     try:
         yield

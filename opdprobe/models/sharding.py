@@ -1,9 +1,9 @@
-"""Models whose parameters are spread over processes, a part in each (torch's FSDP2).
+"""Models whose parameters are sharded over processes (torch's FSDP2).
 
-In a pass through the model a layer is gathered when its turn comes and let go behind it; gradients
-are added up over the processes and go back to the parts. So all processes have to make their passes
-together. What each does for itself, such as sampling, where some end before others, it does with a
-model that is `whole`.
+A pass through the model gathers one layer at a time and frees it afterwards; gradients are summed
+over the processes and scattered to the shards. So all processes must make their passes together.
+What a process does on its own, such as sampling, which some finish before others, needs the full
+model (`whole`).
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -28,29 +28,29 @@ from opdprobe.errors import ConfigError
 
 
 def shard(model: PreTrainedModel, device: torch.device) -> None:
-    """Leave a part of each parameter in this process, in place.
+    """Shard a model in place: keep only this process's part of each parameter.
 
-    Every process of torch's default group has to do it, with the same weights. Each decoder layer
-    is gathered by itself; the rest (embeddings, output head) stays gathered from the beginning of a
-    pass to the end of its backward pass or to `rest`, so that the head can be used in between.
+    Every process of torch's default group must call this, with the same weights. Each decoder layer
+    is gathered separately; embeddings and output head stay gathered from the beginning of a pass
+    until the end of its backward pass, or until `rest`, so that the head can be used in between.
 
     Parameters
     ----------
     model
-        A causal LM. Each of its parameters has to take part in every pass.
+        A causal LM. Each of its parameters must take part in every pass.
     device
-        Where the parts go: never more than a layer of `model` at a time is there whole.
+        Where the shards go; it never holds more than one full layer of `model` at a time.
 
     Raises
     ------
     ConfigError
-        Parameters of several dtypes are trained.
+        The trained parameters have several dtypes.
     """
     dtypes = {str(p.dtype) for p in model.parameters() if p.requires_grad}
     if len(dtypes) > 1:
         raise ConfigError(
             f"{type(model).__name__} has trained parameters of {' and '.join(sorted(dtypes))}; "
-            "spread over processes they have to be of one dtype."
+            "expected one dtype, since they are sharded over processes."
         )
     mesh = init_device_mesh(device.type, (get_world_size(),))
     policy = MixedPrecisionPolicy(reduce_dtype=torch.promote_types(model.dtype, torch.float32))
@@ -58,20 +58,20 @@ def shard(model: PreTrainedModel, device: torch.device) -> None:
     for module in (*layers, model):
         fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=module is not model)
     for group in _groups(model):
-        # Losses are divided by the states of all processes. gloo knows no other sum than the plain.
+        # Losses are divided by the states of all processes. gloo supports only plain sums.
         group.set_gradient_divide_factor(1.0)
         group.set_force_sum_reduction_for_comms(True)
 
 
 def as_pass(model: PreTrainedModel, name: str, body: Callable[..., Any]) -> Callable[..., Any]:
-    """Have a function that runs a part of a sharded model count as a pass through it.
+    """Make a function that runs a part of a sharded model count as a pass through it.
 
     Parameters
     ----------
     model
         A sharded model.
     name
-        An attribute of the model that is free, and holds the function from now on.
+        Name of an unused attribute of the model, which will hold the function.
     body
         The function.
     """
@@ -82,10 +82,10 @@ def as_pass(model: PreTrainedModel, name: str, body: Callable[..., Any]) -> Call
 
 @contextmanager
 def whole(model: nn.Module) -> Iterator[None]:
-    """Have all of a model in each process, which can then run it by itself.
+    """Gather the full model in every process inside the block, where each can run it on its own.
 
-    All processes have to enter, and the weights must not be changed inside. Does nothing to a model
-    that is not sharded.
+    Every process must enter the block and leave the weights unchanged. Does nothing to a model that
+    is not sharded.
     """
     groups = _groups(model)
     for group in groups:
@@ -96,23 +96,23 @@ def whole(model: nn.Module) -> Iterator[None]:
     finally:
         for place, group in enumerate(groups):
             group.reshard()
-            group.set_reshard_after_forward(place > 0, recurse=False)  # not the model itself
+            group.set_reshard_after_forward(place > 0, recurse=False)  # False for the model itself
 
 
 def rest(model: nn.Module) -> None:
-    """Let go of what is left of a pass without a backward pass."""
+    """Free what a pass without a backward pass has left gathered."""
     for group in _groups(model):
         group.reshard()
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether a model, or the one under its adapters, is spread over processes."""
+    """Whether a model, or the base model of its adapters, is sharded."""
     return bool(_groups(model))
 
 
 @contextmanager
 def named_as_whole(model: nn.Module) -> Iterator[None]:
-    """Give a model the class that it had before it was sharded, for what writes its name down."""
+    """Give a model its unsharded class inside the block, for code that saves the class's name."""
     own = type(model)
     model.__class__ = next(kind for kind in own.__mro__ if not issubclass(kind, FSDPModule))
     try:
@@ -122,12 +122,12 @@ def named_as_whole(model: nn.Module) -> Iterator[None]:
 
 
 def full(tensor: Tensor) -> Tensor:
-    """Gather a tensor if it is spread over processes, all of which have to do it."""
+    """Gather a tensor if it is sharded; every process must call this."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def on_main(tensor: Tensor) -> Tensor:
-    """Gather a tensor as `full` does, but to the memory of process 0's host; others get none.
+    """Gather a tensor as `full` does, but into rank 0's host memory; other ranks get an empty one.
 
     Examples
     --------
@@ -141,10 +141,10 @@ def on_main(tensor: Tensor) -> Tensor:
 
 
 def part(tensor: Tensor, like: Tensor) -> Tensor:
-    """Cut out what this process has of a tensor that is spread as another one is."""
+    """Return this process's shard of a full tensor, sharded as `like` is."""
     if not isinstance(like, DTensor):
         return tensor
-    # Each process has all of it: nothing needs to be sent.
+    # Each process has the full tensor: nothing needs to be sent.
     return distribute_tensor(
         tensor.to(like.device), like.device_mesh, like.placements, src_data_rank=None
     )
@@ -152,19 +152,19 @@ def part(tensor: Tensor, like: Tensor) -> Tensor:
 
 @torch.no_grad()
 def load_parts(state: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None:
-    """Copy whole tensors into those of a sharded model.
+    """Copy full tensors into those of a sharded model.
 
     Parameters
     ----------
     state
         ``model.state_dict(keep_vars=True)``; one tensor may have several names.
     saved
-        Under one of these names each, for all of them.
+        Every tensor of `state`, in full, under one of its names.
 
     Raises
     ------
     ValueError
-        One is missing, is of another shape, or has no place.
+        A tensor is missing, has another shape, or is not in `state`.
     """
     there = {id(state[name]) for name in saved if name in state}
     missing = [name for name, tensor in state.items() if id(tensor) not in there]
@@ -180,5 +180,5 @@ def load_parts(state: Mapping[str, Tensor], saved: Mapping[str, Tensor]) -> None
 
 
 def _groups(model: nn.Module) -> list[FSDPModule]:
-    """Find the modules that are gathered by themselves, the outermost first."""
+    """Find the modules that are gathered separately, outermost first."""
     return [module for module in model.modules() if isinstance(module, FSDPModule)]

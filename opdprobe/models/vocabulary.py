@@ -1,4 +1,4 @@
-"""Do two models speak one vocabulary? Which tokens end a response, and which one is padding?"""
+"""Check that two models share one vocabulary; find the tokens that end and pad responses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["eos_ids", "padding_id", "shared_vocabulary", "shared_width", "tokeni
 
 logger = logging.getLogger("opdprobe")
 
-_endless: WeakSet[PreTrainedModel] = WeakSet()  # models whose log entry is written
+_endless: WeakSet[PreTrainedModel] = WeakSet()  # models already warned about
 
 
 def shared_vocabulary(
@@ -30,9 +30,9 @@ def shared_vocabulary(
     Parameters
     ----------
     student_tokenizer, teacher_tokenizer : transformers.PreTrainedTokenizerBase
-        The tokenizers. End-of-sequence tokens that differ (151643 against 151645 within the Qwen
-        family) are noted in the log: the teacher then rewards a stop that the student does not
-        know as one, and responses can grow without end.
+        The tokenizers. If their end-of-sequence tokens differ (151643 against 151645 within the
+        Qwen family), a warning is logged: the teacher then rewards a token that does not stop the
+        student, and responses can grow without end.
 
     Returns
     -------
@@ -83,18 +83,18 @@ def shared_vocabulary(
 def shared_width(
     student: PreTrainedModel, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> int:
-    """Give the number of logits both models have a token for.
+    """Return the number of logits for which both models have a token.
 
     Models pad their output to a round number (151 936 and 152 064 for one Qwen tokenizer; paper
     sect. 4). Padding has no token and no trained weights, so both are cut to the vocabulary,
-    which is noted in the log.
+    with a note in the log.
 
     Parameters
     ----------
     student, teacher : transformers.PreTrainedModel
         The models.
     tokenizer : transformers.PreTrainedTokenizerBase
-        The one they share (`shared_vocabulary`).
+        The tokenizer they share (`shared_vocabulary`).
 
     Returns
     -------
@@ -117,7 +117,7 @@ def shared_width(
     if set(widths.values()) != {size}:
         logger.warning(
             "Logit widths are %d (student) and %d (teacher); both are cut to the tokenizer's "
-            "%d tokens, the rest is padding.",
+            "%d tokens; the rest is padding.",
             widths["student"],
             widths["teacher"],
             size,
@@ -176,6 +176,6 @@ def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Filler of batches: the tokenizer's, or 0. Any id will do, since it is never attended to."""
+    """Padding id of batches: the tokenizer's, or 0. Any id works, since it is never attended to."""
     pad_id = tokenizer.pad_token_id
     return pad_id if isinstance(pad_id, int) else 0

@@ -108,19 +108,19 @@ _MODELS = [
     _model(
         "an empty directory",
         load_model,
-        "FOLDER: no config.json in this directory; is it a saved model?",
+        "FOLDER: no config.json in this directory; expected a saved model.",
     ),
     _damaged(
         "no weights",
         "model.safetensors",
         None,
-        "FOLDER/model: no *.safetensors file in this directory; is the download complete?",
+        "FOLDER/model: no *.safetensors file in this directory: complete the download.",
     ),
     _model(
         "weights in a pickle",
         _pickled,
-        "FOLDER/model: only pickled weights (pytorch_model.bin), which can run code when read; "
-        "convert them to safetensors where you trust them (save_pretrained writes that).",
+        "FOLDER/model: only pickled weights (pytorch_model.bin), which can run code when read: "
+        "if you trust them, convert them to safetensors (save_pretrained writes it).",
     ),
     _model("weights cut off", _half, _LOADS + "…" + _SAVED),
     _damaged("weights that are none", "model.safetensors", b"\xff" * 64, _LOADS + "…" + _SAVED),
@@ -143,32 +143,33 @@ _MODELS = [
     ),
     _configured(
         "more layers than weights",
-        "FOLDER/model: 9 of the weights of LlamaForCausalLM are not in the checkpoint, the first "
-        "is model.layers.2.input_layernorm.weight; is this a causal language model, whole?",
+        "FOLDER/model: 9 of the weights of LlamaForCausalLM are not in the checkpoint; the first "
+        "is model.layers.2.input_layernorm.weight. Expected the complete checkpoint of a causal "
+        "language model.",
         num_hidden_layers=3,
     ),
     _configured(
         "weights of another shape",
-        "FOLDER/model: 2 of the weights are not of the shape that config.json makes them, the "
-        "first is lm_head.weight: (64, 16), expected (32, 16); take both from one checkpoint.",
+        "FOLDER/model: 2 of the weights do not have the shape that config.json gives them; the "
+        "first is lm_head.weight: (64, 16), expected (32, 16). Take both from one checkpoint.",
         vocab_size=32,
     ),
     _configured("no attention head", _LOADS + "…" + _SAVED, num_attention_heads=0),
     _model(
         "an encoder",
         _encoder,
-        "FOLDER/model: BertForMaskedLM sees a whole text at once; expected a causal language "
-        "model, which sees what came before.",
+        "FOLDER/model: BertForMaskedLM attends to the full text; expected a causal language "
+        "model, which attends only to earlier tokens.",
     ),
     Case(
         "Models",
-        "what is no transformers model",
+        "what is not a transformers model",
         lambda _: preflight(
             torch.nn.Linear(2, 2), tiny_model(), [Prompt("a", text="1")], tokenizer=tiny_tokenizer()
         ),
         ConfigError,
-        "a Linear is no transformers model; expected a causal language model, or one under PEFT "
-        "adapters.",
+        "a Linear is not a transformers model; expected a causal language model, with or without "
+        "PEFT adapters.",
     ),
     Case(
         "Models",
@@ -271,7 +272,7 @@ _TOKENIZERS = [
     ),
     _encoded(
         "a chat template that reaches for Python's classes",
-        "the chat template fails: access to attribute '__class__' of 'str' object is unsafe.",
+        "the chat template fails: access to attribute '__class__' of 'str' object is unsafe",
         template="{{ ''.__class__.__mro__ }}",
     ),
     _encoded(

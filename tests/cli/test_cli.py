@@ -178,7 +178,7 @@ def test_bad_prompts_can_be_left_out(tmp_path, capsys):
         (["--drop-layers", "one-two"], "--drop-layers 'one-two': expected A-B"),
         (["--drop-layers", "²-³"], "--drop-layers '²-³': expected A-B"),
         (["--drop-layers", "1-0"], "--drop-layers '1-0': expected A-B with A ≤ B"),
-        (["--drop-layers", "1-2"], "layers to drop are [2], but the model has layers 0 … 1"),
+        (["--drop-layers", "1-2"], "layers = [2]; expected 0 to 1"),
         (["--drop-layers", "0-1"], "all 2 layers would be dropped"),
         (["--report-to", "tensorbored"], "report_to tensorbored: no such tracker"),
         (["--benchmark", "absent.parquet"], "absent.parquet: no such file"),

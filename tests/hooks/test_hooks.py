@@ -214,7 +214,7 @@ def test_names_are_resolved_when_training_begins(tmp_path):
         ({"teacher": "./no/such/teacher"}, ModelError, "no such file or directory"),
         ({"prompts": "no-prompts.jsonl"}, PromptError, "no such file"),
         ({"prompts": []}, PromptError, "at least one prompt"),
-        ({"k": 65}, ConfigError, "k = 65 is larger than the shared vocabulary of 64"),
+        ({"k": 65}, ConfigError, "k = 65; expected at most 64, the size of the shared vocabulary"),
         ({"teacher_tokenizer": tiny_tokenizer(60)}, VocabularyError, "first at id 60"),
     ],
 )
@@ -305,7 +305,7 @@ def test_unwrap():
     assert unwrap(student) is student
     assert unwrap(nn.DataParallel(student)) is student
     assert unwrap(torch.compile(student, backend="eager")) is student
-    with pytest.raises(ConfigError, match="a Linear is no transformers model"):
+    with pytest.raises(ConfigError, match="a Linear is not a transformers model"):
         unwrap(nn.Linear(2, 2))
 
 

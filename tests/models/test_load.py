@@ -1,4 +1,4 @@
-"""Models: loading, one vocabulary, the head apart from the body, identity."""
+"""Models: loading, shared vocabulary, splitting body and head, identity."""
 
 import contextlib
 import json
@@ -128,7 +128,7 @@ def gradients(model, loss):
     return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("way", ["whole", "columns"])
+@pytest.mark.parametrize("way", ["full", "columns"])
 def test_gradients_are_the_models_own(model, way):
     body, head = split_head(model)
     ids = torch.randint(VOCAB, (2, 6, 5), generator=torch.Generator().manual_seed(0))
@@ -157,7 +157,7 @@ def test_gradients_of_columns_are_the_derivatives(trained):
     assert torch.autograd.gradcheck(columns, (hidden, layer.weight))
 
 
-def test_columns_keep_no_rows_for_the_way_back():
+def test_columns_keep_no_rows_for_the_backward_pass():
     layer = nn.Linear(32, 50, bias=False)
     hidden = torch.randn(6, 32, requires_grad=True)
     kept = []
@@ -172,7 +172,7 @@ def test_columns_keep_no_rows_for_the_way_back():
     assert max(kept) < 6 * 40 * 32
 
 
-def test_body_carries_on_from_its_cache(model):
+def test_body_continues_from_its_cache(model):
     body, head = split_head(model)
     ids = inputs()["input_ids"]
     first = body(input_ids=ids[:, :4], use_cache=True)
@@ -235,7 +235,7 @@ def test_head_is_its_formula(rows, count, width, bias, scale, softcap, seed):
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("scale", "softcap"), [(1.0, None), (0.3, None), (0.3, 2.0)])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_gradients_pulled_back_tile_by_tile_are_autograd_s(bias, scale, softcap, dtype):
+def test_pulling_gradients_back_tile_by_tile_equals_autograd(bias, scale, softcap, dtype):
     torch.manual_seed(0)
     head = Head(nn.Linear(4, 9, bias=bias, dtype=dtype), 7, scale, softcap)
     hidden = torch.randn(5, 4, dtype=dtype, requires_grad=True)
@@ -261,7 +261,7 @@ def test_filling_follows_autocast(bias):
 
 
 class Doubling(LlamaForCausalLM):
-    """What no config says: logits twice the projection."""
+    """Logits that are twice the projection, which no config says."""
 
     def forward(self, *args, **kwargs):
         out = super().forward(*args, **kwargs)
@@ -293,14 +293,14 @@ SLOW = {
 
 
 @pytest.mark.parametrize("name", SLOW)
-def test_slow_path_is_right_and_said_once(name, caplog):
+def test_slow_path_is_right_and_logged_once(name, caplog):
     torch.manual_seed(0)
     model = SLOW[name]().eval()
     caplog.clear()
     body, head = split_head(model, width=VOCAB - 3)
-    said = [r for r in caplog.records if r.name == "opdprobe"]
-    assert len(said) == 1
-    assert type(model).__name__ in said[0].getMessage()
+    logged = [r for r in caplog.records if r.name == "opdprobe"]
+    assert len(logged) == 1
+    assert type(model).__name__ in logged[0].getMessage()
     ids = inputs()["input_ids"]
     out = body(input_ids=ids, use_cache=True)
     want = model(input_ids=ids).logits[..., : VOCAB - 3]
@@ -346,7 +346,7 @@ def test_split_leaves_no_trace(model):
 
 @pytest.mark.parametrize("width", [0, VOCAB + 1])
 def test_impossible_width(width):
-    with pytest.raises(VocabularyError, match=f"width is {width}, .* {VOCAB} logits"):
+    with pytest.raises(VocabularyError, match=f"width = {width}; expected 1 to {VOCAB}"):
         split_head(build("llama"), width=width)
 
 
@@ -381,14 +381,14 @@ def test_longer_vocabulary():
         shared_vocabulary(make_tokenizer(), make_tokenizer(size=42))
 
 
-def test_special_tokens_that_differ_are_told_apart():
+def test_differing_special_tokens_are_named_as_such():
     teacher = make_tokenizer()
     teacher.add_special_tokens({"additional_special_tokens": ["<|think|>"]})
     with pytest.raises(VocabularyError, match="all of them added or special tokens"):
         shared_vocabulary(make_tokenizer(), teacher)
 
 
-def test_end_tokens_that_differ_are_said(caplog):
+def test_end_tokens_that_differ_are_logged(caplog):
     assert shared_vocabulary(make_tokenizer(eos=2), make_tokenizer(eos=3)) == VOCAB
     assert "'t2' (id 2), the teacher with 't3' (id 3)" in caplog.text
 
@@ -404,7 +404,7 @@ def test_padded_widths_are_cut_once(student, teacher, caplog):
     assert f"{student} (student) and {teacher} (teacher)" in caplog.text
 
 
-def test_equal_widths_say_nothing(caplog):
+def test_equal_widths_log_nothing(caplog):
     assert shared_width(llama(), llama(), make_tokenizer()) == 40
     assert not caplog.records
 
@@ -462,7 +462,7 @@ def test_dropped_model_survives_saving(family, tmp_path):
 
 
 def test_layers_that_cannot_be_dropped():
-    with pytest.raises(ConfigError, match=r"\[-1, 2\], but the model has layers 0 … 1"):
+    with pytest.raises(ConfigError, match=r"layers = \[-1, 2\]; expected 0 to 1"):
         drop_layers(build("llama"), [0, 2, -1])
     with pytest.raises(ConfigError, match="all 2 layers"):
         drop_layers(build("llama"), range(2))
@@ -484,7 +484,7 @@ def test_weight_hash_survives_a_copy_and_sees_one_bit(dtype):
     assert weight_hash(one) != weight_hash(two)
 
 
-def test_weight_hash_tells_names_shapes_and_dtypes_apart():
+def test_weight_hash_distinguishes_names_shapes_and_dtypes():
     def holder(name, value):
         module = nn.Module()
         module.register_parameter(name, nn.Parameter(value))
@@ -571,12 +571,12 @@ def test_torn_weights(tmp_path):
 
 
 @pytest.mark.parametrize("name", [7, [1], None])
-def test_an_architecture_that_is_no_name_is_passed_over_or_refused(tmp_path, name):
+def test_an_architecture_that_is_not_a_name_is_ignored_or_refused(tmp_path, name):
     model = build("llama")
     model.save_pretrained(tmp_path)
     config = tmp_path / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"architectures": name}))
-    with contextlib.suppress(ModelError):  # of versions of transformers that look at it
+    with contextlib.suppress(ModelError):  # raised by versions of transformers that read it
         assert weight_hash(load_model(tmp_path)) == weight_hash(model)
 
 
@@ -589,7 +589,7 @@ def test_incomplete_weights(tmp_path):
         load_model(tmp_path)
 
 
-def test_tokenizer_of_its_own(tmp_path):
+def test_tokenizer_without_a_model(tmp_path):
     make_tokenizer().save_pretrained(tmp_path)
     assert shared_vocabulary(load_tokenizer(tmp_path), make_tokenizer()) == VOCAB
 

@@ -164,7 +164,7 @@ def test_the_adapter_is_on_again_when_the_teacher_has_run(sharpened):
         (lambda m: m.requires_grad_(False), "no parameter that is trained"),
         (
             lambda m: m.get_base_model().lm_head.requires_grad_(True),
-            r"lm_head.weight is trained beside the adapter",
+            r"lm_head.weight is trained outside the adapter",
         ),
     ],
 )
@@ -187,7 +187,7 @@ def test_learned_prompts_and_other_modules_are_refused(sharpened):
     settings = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
     for student, message in (
         (get_peft_model(sharpened(0), settings), "learned prompt"),
-        (nn.Linear(2, 2), "a Linear is no transformers model"),
+        (nn.Linear(2, 2), "a Linear is not a transformers model"),
     ):
         with pytest.raises(ConfigError, match=message):
             Pair(student, sharpened(1), tiny_tokenizer())

@@ -344,7 +344,7 @@ def test_one_process_exchanges_with_itself():
         (FSDP | {"FSDP_OFFLOAD_PARAMS": "true"}, "parameters offloaded to the CPU"),
         (
             {"WORLD_SIZE": "2"},
-            "started as one of 2 processes, of which accelerate makes 1: on CPUs",
+            "started as one of 2 processes, but accelerate sees 1: on CPUs",
         ),
     ],
 )
