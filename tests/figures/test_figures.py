@@ -465,7 +465,7 @@ def test_a_label_stands_in_the_legend_once_with_its_line_and_its_bar():
 
 
 def test_an_unknown_role_lists_those_there_are():
-    with pytest.raises(style.FigureError, match=r"no role 'succes'; there are student, teacher,"):
+    with pytest.raises(style.FigureError, match=r"no role 'succes'; expected student, teacher,"):
         marks.draw_lines(lines("Overlap ratio", ["succes"], labels=["s"]), Figure().subplots())
 
 
