@@ -57,7 +57,7 @@ for command in [
     ["probe", "zoo:sft-small", *models[2:], "--run-dir", "run"],
     ["preflight", *models],
     ["cold-start", *models, "--out", "out"],
-    ["select", "--strategy", "max_divergence", *models, "--n", "1", "--out", "some.jsonl"],
+    ["select", "--strategy", "max_divergence", *models, "--n-prompts", "1", "--out", "some.jsonl"],
     ["zoo", "check"],
     ["zoo", "build"],
     ["reproduce", "--only", "fig06", "--json"],
@@ -71,7 +71,7 @@ from opdprobe.cli.parser import main
 template = ["--strategy", "template", "--template", "boxed"]
 for command in [
     ["zoo", "list"],
-    ["select", *template, "--prompts", "zoo:train", "--n", "3", "--out", "some.jsonl"],
+    ["select", *template, "--prompts", "zoo:train", "--n-prompts", "3", "--out", "some.jsonl"],
     ["dedup", "some.jsonl", "--against", "zoo:easy", "--out", "rest.jsonl"],
     ["figures", "fig05", "--out", "figures"],
 ]:

@@ -1,1 +1,1 @@
-"""The command line, and what carries out a reproduction."""
+"""The command line, and the jobs of a reproduction."""

@@ -1,11 +1,11 @@
 """``opdprobe demo``: figure 6's two runs with one seed, drawn and reported side by side.
 
-Its runs are those of ``opdprobe reproduce --preset quick``, which uses them again:
+The runs are those of ``opdprobe reproduce --preset quick``, which reuses them:
 
     OUT/quick/runs/success-s0, failure-s0    the recorded runs
     OUT/quick/figures/fig06.png, fig06.pdf
     OUT/quick/success-and-failure.html       the report on both runs
-    OUT/quick/success-and-failure-view.html  every token of both
+    OUT/quick/success-and-failure-view.html  every token of both runs
 """
 
 import argparse
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from opdprobe.report.finding import Finding
 
 _FIGURE = "fig06"
-_WIDTH = 79  # columns of the summary; a path may take more
+_WIDTH = 79  # columns of the summary; a path may be longer
 
 _START = """\
 One student, two teachers. Success: the teacher is the student itself after RL.
@@ -78,7 +78,7 @@ def summary(results: "Results", findings: "dict[str, list[Finding]]") -> list[st
     Returns
     -------
     list of str
-        The ends of the curves, the first finding of each run, and the verdicts on the claims.
+        First and last value of each curve, the first finding per run, the verdicts on the claims.
     """
     from opdprobe.report.estimate import number
 

@@ -1,7 +1,7 @@
-"""What one process of `opdprobe.cli.reproduce` does: one run, one measurement or one analysis.
+"""The jobs of `opdprobe.cli.reproduce`: one run, one measurement or one analysis per process.
 
-Each is a function of the preset and the folder alone, and does nothing where its result lies there
-already.
+Each job depends only on the preset and the folder, and does nothing if the folder already holds
+its result.
 """
 
 import json
@@ -26,7 +26,7 @@ from opdprobe.train.pool import Report
 
 
 def train(name: str, seed: int, preset: Preset, folder: Path, report: Report) -> None:
-    """Carry out an experiment with one seed, or go on with it."""
+    """Run an experiment with one seed, or resume it."""
     from opdprobe.cli.names import resolve_model, resolve_prompts
     from opdprobe.train.trainer import OPDTrainer
 
@@ -36,7 +36,7 @@ def train(name: str, seed: int, preset: Preset, folder: Path, report: Report) ->
     if config.max_steps is not None:
         changes["max_steps"] = round(experiment.steps * config.max_steps)
     if experiment.max_completion_length != 1:
-        # Responses in training may be cut or longer; the benchmarks ask for the same as ever.
+        # Only training responses get shorter or longer; the benchmarks keep their length.
         changes["eval_max_completion_length"] = _evaluated(preset)
         changes["max_completion_length"] = _longest(experiment, preset)
     benchmarks = preset.benchmarks
@@ -68,7 +68,7 @@ def _longest(experiment: Experiment, preset: Preset) -> int:
 
 
 def _prompts(experiment: Experiment, seed: int, preset: Preset):
-    """Training prompts of an experiment and their grader, chosen as it says (§5.2)."""
+    """Return an experiment's training prompts, chosen by its strategy (§5.2), and their grader."""
     from opdprobe.cli.names import resolve_model, resolve_prompts
     from opdprobe.rollout.pair import Pair
     from opdprobe.train.recipes.select import max_divergence, mixed
@@ -179,7 +179,9 @@ def score(role: str, preset: Preset, folder: Path, report: Report) -> None:
         report(i, len(preset.benchmarks))
         problems, grader = resolve_prompts(source, preset.n_problems)
         if grader is None:
-            raise OPDProbeError(f"{source} has prompts without answers: nothing to grade.")
+            raise OPDProbeError(
+                f"{source}: some prompts have no answer; expected one for each, to grade by."
+            )
         scores[benchmark] = (
             evaluate(
                 model,
@@ -209,7 +211,7 @@ def analyse(figure: str, preset: Preset, folder: Path, report: Report) -> None:
 
 
 def _add_up(name: str, seed: int, folder: Path) -> None:
-    """Sum a run's probes up once, for all the figures that show it."""
+    """Sum a run's probes once, for all figures that show the run."""
     run = open_run(run_dir(folder, name, seed))
     path = sums_path(folder, name, seed)
     if not path.exists() or sums.load(path).steps.tolist() != run.steps:
@@ -265,7 +267,7 @@ def _read_gain(path: Path) -> xr.Dataset:
 
 
 def run_name(name: str, seed: int) -> str:
-    """Name of an experiment's run with a seed."""
+    """Name of an experiment's run with one seed."""
     return f"{name}-s{seed}"
 
 
@@ -275,12 +277,12 @@ def run_dir(folder: Path, name: str, seed: int) -> Path:
 
 
 def continuation_path(folder: Path, name: str, seed: int) -> Path:
-    """Where the continuations of a probe's rollouts are kept: in the run, to go when it goes."""
+    """Where the continuations of a probe's rollouts are kept: in the run, to be deleted with it."""
     return run_dir(folder, name, seed) / "continuation.npz"
 
 
 def sums_path(folder: Path, name: str, seed: int) -> Path:
-    """Where the sums of a run's probes are kept: in the run, to go when it goes."""
+    """Where the sums of a run's probes are kept: in the run, to be deleted with it."""
     return run_dir(folder, name, seed) / "sums.npz"
 
 

@@ -1,7 +1,7 @@
 """Names that the command line and the presets use for models and prompt sets.
 
-``zoo:NAME`` is a model or a problem split of the testbed, the latter as ``zoo:SPLIT/TEMPLATE`` in
-another wording; anything else is a path (or a hub id).
+``zoo:NAME`` is a model of the testbed. ``zoo:SPLIT`` is one of its problem splits, and
+``zoo:SPLIT/TEMPLATE`` that split in another wording. Any other name is a path or a hub id.
 """
 
 from pathlib import Path
@@ -28,14 +28,15 @@ def resolve_prompts(name: str, limit: int | None = None) -> tuple[list[Prompt], 
         ``zoo:SPLIT`` or ``zoo:SPLIT/TEMPLATE`` for testbed problems, or a parquet or JSON-lines
         file.
     limit
-        Take the first so many; all by default, 2048 of the testbed's endless splits.
+        Use only the first `limit` prompts. Default: the whole file, or 2048 from a testbed split
+        (these are infinite).
 
     Returns
     -------
     prompts : list of Prompt
     grader : callable or None
-        None if a prompt has no answer; the testbed's if all of them come from there, by their
-        column ``data_source``; else `opdprobe.rollout.grade.grade_math`.
+        None if any prompt has no answer; the testbed's grader if every prompt comes from the
+        testbed, by its column ``data_source``; otherwise `opdprobe.rollout.grade.grade_math`.
     """
     if name.startswith("zoo:"):
         split, _, template = name.removeprefix("zoo:").partition("/")

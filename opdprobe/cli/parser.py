@@ -1,4 +1,4 @@
-"""The command line. Exit code 0: fine; 1: failed, with the reason on stderr; 2: bad usage."""
+"""The command line. Exit codes: 0 success, 1 failure (reason on stderr), 2 usage, 130 Ctrl-C."""
 
 import argparse
 import logging
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Parameters
     ----------
     argv
-        Arguments without the program's name; those of the process by default.
+        Arguments without the program's name. Default: those of the process.
 
     Returns
     -------
@@ -49,19 +49,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         errors.print(f"[bold red]error:[/] {type(error).__name__}:", highlight=False, end=" ")
         errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
         return 1
-    except OSError as error:  # a directory that cannot be written, a file that is none
+    except OSError as error:  # for example a directory that cannot be written
         errors.print("[bold red]error:[/]", highlight=False, end=" ")
         errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
         return 1
     except KeyboardInterrupt:
-        on = "; the same command goes on from the last checkpoint" if _goes_on(arguments) else ""
-        errors.print(f"interrupted{on}.")
+        hint = "; the same command resumes from the last checkpoint" if _resumes(arguments) else ""
+        errors.print(f"interrupted{hint}.")
         return 130
     return 0
 
 
-def _goes_on(arguments: argparse.Namespace) -> bool:
-    """Whether the same command goes on with what an interrupted one has done."""
+def _resumes(arguments: argparse.Namespace) -> bool:
+    """Whether the same command resumes after an interruption."""
     if arguments.run is run_commands.train:
         return not arguments.no_resume
     if arguments.run is run_commands.zoo:
@@ -75,7 +75,7 @@ def _goes_on(arguments: argparse.Namespace) -> bool:
 
 
 class _Handler(RichHandler):
-    """Shows what a message quotes, and does not obey it."""
+    """Prints control characters that a message quotes as escapes."""
 
     def render_message(self, record: logging.LogRecord, message: str) -> ConsoleRenderable:
         return super().render_message(record, printable(message))
@@ -116,11 +116,11 @@ def _command(
     return sub
 
 
-# Options that several commands share. Each call makes new ones, so that defaults can differ.
+# Options that several commands share. Each call makes new ones, so that their defaults can differ.
 
 
 def _options(group: str | None = None) -> tuple[argparse.ArgumentParser, Any]:
-    """Make a parent parser, and what options are added to: the parser, or a group of its help."""
+    """Make a parent parser; also return where to add options: itself, or a group of its help."""
     parent = argparse.ArgumentParser(add_help=False)
     return parent, parent.add_argument_group(group) if group else parent
 
@@ -197,7 +197,7 @@ def _k(verb: str) -> argparse.ArgumentParser:
         type=_positive,
         default=16,
         metavar="N",
-        help=f"most probable tokens {verb} per state (default: %(default)s)",
+        help=f"number of most probable tokens {verb} per state (default: %(default)s)",
     )
     return parent
 
@@ -209,7 +209,7 @@ def _seed() -> argparse.ArgumentParser:
         type=_not_negative,
         default=0,
         metavar="N",
-        help="seed of the random numbers (default: %(default)s)",
+        help="random seed (default: %(default)s)",
     )
     return parent
 
@@ -229,7 +229,7 @@ def _set(config: str, more: str = "") -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help=f"one setting of {config}{more}; may be repeated",
+        help=f"one {config} setting{more}; may be repeated",
     )
     return parent
 
@@ -241,7 +241,7 @@ def _workers() -> argparse.ArgumentParser:
         type=_positive,
         default=2,
         metavar="N",
-        help="processes to run at the same time (default: %(default)s)",
+        help="number of parallel processes (default: %(default)s)",
     )
     return parent
 
@@ -332,13 +332,13 @@ def _reproduce(commands: Any) -> None:
         "--only",
         action="append",
         metavar="FIGURE",
-        help="run what this figure needs, for example fig06; may be repeated",
+        help="run only what this figure needs, for example fig06; may be repeated",
     )
     sub.add_argument(
         "--models",
         type=Path,
         metavar="YAML",
-        help="file that names your own models, prompts and benchmarks",
+        help="file that names your models, prompts and benchmarks",
     )
 
 
@@ -359,13 +359,14 @@ def _figures(commands: Any) -> None:
         "--results",
         type=Path,
         metavar="DIR",
-        help="results that the figures are drawn from (default: the published ones)",
+        help="results to draw the figures from (default: the published ones)",
     )
     sub.add_argument(
         "--out",
         type=Path,
         metavar="DIR",
-        help="where they are written (default: docs/figures, figures/ beside --results, or RUN)",
+        help="where the figures are written (default: docs/figures, figures/ beside --results, or "
+        "the run)",
     )
     sub.add_argument(
         "--check", action="store_true", help="draw nothing; fail if a figure is out of date"
@@ -383,21 +384,22 @@ def _train(commands: Any) -> None:
         _run_dir(),
         _limit("prompts, and the first N problems of --benchmark"),
         _drop_layers(),
-        _set("OPDConfig", ", overrides --config"),
+        _set("OPDConfig", "; overrides --config"),
         _on_error(),
         _json("the last metrics"),
     )
     sub.add_argument("--benchmark", metavar="FILE", help="evaluation problems, as for --prompts")
     sub.add_argument("--config", type=Path, metavar="YAML", help="file of OPDConfig settings")
     sub.add_argument(
-        "--no-resume", action="store_true", help="fail if --run-dir holds a run already"
+        "--no-resume", action="store_true", help="fail if --run-dir already holds a run"
     )
     sub.add_argument(
         "--report-to",
         action="append",
         default=[],
         metavar="TRACKER",
-        help="send the metrics to a tracker of accelerate, for example wandb; may be repeated",
+        help="send the metrics to a tracker that accelerate supports, for example wandb; may be "
+        "repeated",
     )
 
 
@@ -406,7 +408,7 @@ def _probe(commands: Any) -> None:
         commands,
         "probe",
         run_commands.probe,
-        "sample saved checkpoints, score them, and record a run",
+        "sample from saved checkpoints, score the responses, and record a run",
         _prompts(),
         _run_dir(),
         _limit(),
@@ -418,7 +420,7 @@ def _probe(commands: Any) -> None:
         "checkpoint",
         nargs="+",
         metavar="CKPT",
-        help="a directory of checkpoints, or checkpoints (checkpoint-500, …); zoo:NAME; or a "
+        help="a checkpoint (checkpoint-500, …) or a directory of checkpoints; zoo:NAME; or a "
         "served model, http://HOST:8000/v1#NAME",
     )
     sub.add_argument(
@@ -430,7 +432,7 @@ def _probe(commands: Any) -> None:
     sub.add_argument(
         "--tokenizer",
         metavar="DIR",
-        help="the models' tokenizer, needed if both are served; or zoo:NAME",
+        help="the models' tokenizer, directory or zoo:NAME; required if both are served",
     )
 
 
@@ -454,7 +456,7 @@ def _preflight(commands: Any) -> None:
         type=_positive,
         default=64,
         metavar="N",
-        help="prompts drawn from the file (default: %(default)s)",
+        help="number of prompts drawn from the file (default: %(default)s)",
     )
     sub.add_argument(
         "--temperature",
@@ -500,7 +502,7 @@ def _select(commands: Any) -> None:
         _prompts(),
         _out_jsonl(),
         _seed(),
-        _json("what was chosen"),
+        _json("the counts and the divergences"),
         _models(required=False, group=alone),
         _responses(DIVERGENCE_GENERATIONS, DIVERGENCE_LENGTH, set_defaults=False, group=alone),
         _on_error(default=None, group=alone),
@@ -515,7 +517,7 @@ def _select(commands: Any) -> None:
         "--n-prompts",
         type=_positive,
         metavar="N",
-        help="prompts to choose; needed by mixed and max_divergence (default: all)",
+        help="number of prompts to choose; required for mixed and max_divergence (default: all)",
     )
     sub.add_argument(
         "--template", help="template: the new wording, boxed, dapo, or a text with {question}"
@@ -533,14 +535,14 @@ def _dedup(commands: Any) -> None:
         commands,
         "dedup",
         recipe_commands.dedup,
-        "remove the prompts that another set contains too",
+        "remove the prompts that another set also contains",
         _out_jsonl(),
         _json("the counts"),
     )
     sub.add_argument("prompts", metavar="PROMPTS", help=_PROMPTS)
     sub.add_argument("--against", required=True, metavar="FILE", help="the other set of prompts")
     sub.add_argument(
-        "--semantic", action="store_true", help="compare the meaning too, not only the wording"
+        "--semantic", action="store_true", help="compare the meaning as well as the wording"
     )
     sub.add_argument(
         "--model",
@@ -550,7 +552,7 @@ def _dedup(commands: Any) -> None:
         "--threshold",
         type=float,
         metavar="C",
-        help="cosine from which two prompts count as the same (default: 0.6)",
+        help="lowest cosine at which two prompts count as the same (default: 0.6)",
     )
 
 
@@ -578,7 +580,7 @@ def _view(commands: Any) -> None:
         commands,
         "view",
         run_commands.view,
-        "write an HTML page with every token of a run, or of two",
+        "write an HTML page with every token of one or two runs",
         _run_to_read(),
         _run_to_compare(),
     )
@@ -589,23 +591,26 @@ def _view(commands: Any) -> None:
         "--steps",
         type=_numbers,
         metavar="A,B,…",
-        help="recorded steps to show (default: all; with two runs, those that both have)",
+        help="recorded steps to show (default: all; with two runs, all that both have)",
     )
     sub.add_argument(
-        "--rollouts", type=_positive, metavar="N", help="show only the first N of each step"
+        "--rollouts",
+        type=_positive,
+        metavar="N",
+        help="first N rollouts of each step (default: all)",
     )
     sub.add_argument(
         "--tokenizer",
         type=Path,
         metavar="DIR",
-        help="the tokenizer that spells the tokens out (default: the student's)",
+        help="tokenizer that decodes the tokens (default: the student's)",
     )
     sub.add_argument(
         "--max-mb",
         type=float,
         default=20,
         metavar="MB",
-        help="leave steps and rollouts out above this size (default: %(default)s)",
+        help="largest page; steps and rollouts beyond it are left out (default: %(default)s)",
     )
 
 
@@ -614,7 +619,7 @@ def _report(commands: Any) -> None:
         commands,
         "report",
         report_command.report,
-        "write what the curves of a run say, or of two runs side by side",
+        "write a report on the curves of one run, or of two side by side",
         _run_to_read(),
         _run_to_compare(),
         _json("the findings"),
@@ -623,7 +628,9 @@ def _report(commands: Any) -> None:
         "--out", type=Path, metavar="FILE", help="the report (default: report.html in RUN)"
     )
     sub.add_argument(
-        "--no-view", action="store_true", help="do not write the page of tokens it links to"
+        "--no-view",
+        action="store_true",
+        help="do not write the token page that it links to",
     )
 
 
@@ -648,20 +655,20 @@ def _zoo(commands: Any) -> None:
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number above 0")
+        raise argparse.ArgumentTypeError(f"{text!r}; expected a whole number above 0")
     return int(text)
 
 
 def _not_negative(text: str) -> int:
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number, 0 or above")
+        raise argparse.ArgumentTypeError(f"{text!r}; expected a whole number, 0 or above")
     return int(text)
 
 
 def _run(text: str) -> Path:
     if "://" in text:
         raise argparse.ArgumentTypeError(
-            f"{text!r} is on object storage, and commands take a directory: copy the run, or use "
+            f"{text!r} is on object storage; expected a directory: copy the run, or use "
             "opdprobe.open_run in Python"
         )
     return Path(text)
@@ -670,7 +677,7 @@ def _run(text: str) -> Path:
 def _numbers(text: str) -> list[int]:
     parts = text.split(",")
     if not all(part.strip().isdecimal() for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers such as 0,10,20")
+        raise argparse.ArgumentTypeError(f"{text!r}; expected a list of numbers such as 0,10,20")
     return [int(part) for part in parts]
 
 

@@ -1,4 +1,4 @@
-"""What the commands of the recipes do: prompts chosen and cleaned, a student warmed up (§5)."""
+"""The commands of the recipes (§5): choose and clean prompts, warm up a student."""
 
 import argparse
 import json
@@ -14,7 +14,7 @@ from opdprobe.rollout.prompt_files import save_prompts
 from opdprobe.rollout.prompts import BOXED_TEMPLATE, DAPO_TEMPLATE, Prompt
 from opdprobe.train.config import SFTConfig
 
-# Strategy: options it needs, options it may have.
+# Per strategy: the options it requires, and those it accepts.
 _OPTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "template": (("template",), ("n_prompts",)),
     "content": ((), ("n_prompts",)),
@@ -24,14 +24,14 @@ _OPTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("num_generations", "max_completion_length", "on_error"),
     ),
 }
-# What max_divergence takes where the command line does not say.
+# Defaults of max_divergence.
 DIVERGENCE_GENERATIONS, DIVERGENCE_LENGTH = 2, 512
-# Removed pairs that `dedup` shows.
+# Number of removed pairs that `dedup` shows.
 _SHOWN = 3
 
 
 def cold_start(arguments: argparse.Namespace) -> None:
-    """Warm a student up on its teacher's responses, say what became of them."""
+    """Warm a student up on its teacher's responses, print how many were used."""
     import transformers
 
     from opdprobe.cli.names import resolve_model, resolve_prompts
@@ -57,9 +57,9 @@ def cold_start(arguments: argparse.Namespace) -> None:
     counts = ", ".join(f"{count} {outcome}" for outcome, count in made.counts.items())
     console.print(f"Teacher responses: {counts}.", soft_wrap=True)
     if 2 * made.counts["kept"] < sum(made.counts.values()):
-        console.print("Most are of no use: raise --max-completion-length if they were truncated.")
+        console.print("Most are unusable: raise --max-completion-length if they were truncated.")
     console.print(
-        f"{made.path}: the student after SFT, steps: {made.n_steps}; go on with "
+        f"{made.path}: the student after SFT, steps: {made.n_steps}; next: "
         f"opdprobe train --student {shlex.quote(str(made.path))}",
         soft_wrap=True,
     )
@@ -100,26 +100,28 @@ def select(arguments: argparse.Namespace) -> None:
         print(json.dumps(report))
         return
     console.print(
-        f"{report['written']} prompts by {report['strategy']} into {report['out']}.", soft_wrap=True
+        f"{report['written']} prompts chosen by {report['strategy']}, written to {report['out']}.",
+        soft_wrap=True,
     )
     if divergences := report.get("reverse_kl"):
         console.print(
-            f"Mean reverse KL from {divergences[0]:.3g} down to {divergences[-1]:.3g} nats a state."
+            f"Mean reverse KL from {divergences[0]:.3g} down to {divergences[-1]:.3g} nats per "
+            "state."
         )
 
 
 def _check_options(arguments: argparse.Namespace) -> None:
-    """Insist on the options of the strategy, and on no other's."""
+    """Raise unless the strategy has every option that it requires, and none that it ignores."""
     strategy = arguments.strategy
     needed, allowed = _OPTIONS[strategy]
     names = sorted({name for pair in _OPTIONS.values() for group in pair for name in group})
     values = {name: getattr(arguments, name) for name in names}
     given = {name for name, value in values.items() if value is not None}
     if missing := [_flag(name) for name in needed if name not in given]:
-        raise ConfigError(f"--strategy {strategy} needs {', '.join(missing)} too.")
+        raise ConfigError(f"--strategy {strategy} also needs {', '.join(missing)}.")
     if useless := [_flag(name) for name in sorted(given - {*needed, *allowed})]:
         raise ConfigError(
-            f"--strategy {strategy} makes no use of {', '.join(useless)}; leave that out."
+            f"--strategy {strategy} does not use {', '.join(useless)}: leave that out."
         )
 
 
@@ -128,15 +130,15 @@ def _flag(name: str) -> str:
 
 
 def _check_out(path: Path, *read: str | None) -> None:
-    """Find what could not be written, or should not be, before an hour is spent."""
+    """Raise if `path` cannot or must not be written, before an hour is spent."""
     if path.suffix != ".jsonl" or not path.parent.is_dir():
-        raise ConfigError(f"--out {path}: expected a .jsonl file in a directory that exists.")
+        raise ConfigError(f"--out {path}; expected a .jsonl file in a directory that exists.")
     if path.resolve() in {Path(name).resolve() for name in read if name}:
-        raise ConfigError(f"--out {path}: prompts are read from it; choose another name.")
+        raise ConfigError(f"--out {path}: prompts are read from this file; choose another name.")
 
 
 def _most_divergent(arguments: argparse.Namespace, prompts: list[Prompt]) -> list[Prompt]:
-    """Choose by divergence; each prompt's goes into its columns, as ``reverse_kl``."""
+    """Choose prompts by divergence, and add each one's to its columns as ``reverse_kl``."""
     import transformers
     from accelerate import Accelerator
 
@@ -165,7 +167,7 @@ def _most_divergent(arguments: argparse.Namespace, prompts: list[Prompt]) -> lis
 
 
 def dedup(arguments: argparse.Namespace) -> None:
-    """Remove the prompts that another set has, write the rest."""
+    """Remove the prompts that another set also contains, write the rest."""
     from opdprobe.cli.names import resolve_prompts
     from opdprobe.train.recipes.dedup import (
         PAPER_MODEL,
@@ -175,7 +177,7 @@ def dedup(arguments: argparse.Namespace) -> None:
     )
 
     if not arguments.semantic and (arguments.model or arguments.threshold is not None):
-        raise ConfigError("--model and --threshold need --semantic; without it, leave them out.")
+        raise ConfigError("--model and --threshold need --semantic: add it, or leave them out.")
     _check_out(arguments.out, arguments.prompts, arguments.against)
     encode = sentence_encoder(arguments.model or PAPER_MODEL) if arguments.semantic else None
     prompts, _ = resolve_prompts(arguments.prompts)
@@ -191,7 +193,7 @@ def dedup(arguments: argparse.Namespace) -> None:
     if not left:
         raise PromptError(
             f"all {len(prompts)} prompts of {arguments.prompts} are in {arguments.against}: "
-            f"{report['exact']} by wording{semantic}; nothing is written."
+            f"{report['exact']} by wording{semantic}; nothing was written."
         )
     save_prompts(left, arguments.out)
     report |= {"left": len(left), "out": str(arguments.out)}
@@ -200,7 +202,7 @@ def dedup(arguments: argparse.Namespace) -> None:
         return
     console.print(
         f"{report['read']} prompts; removed: {report['exact']} by wording{semantic}; "
-        f"{len(left)} left, in {arguments.out}.",
+        f"{len(left)} left, written to {arguments.out}.",
         soft_wrap=True,
     )
     for pair in report.get("nearest", []):

@@ -1,4 +1,4 @@
-"""What the command line says and draws of one run, or of two: ``report RUN``, ``figures RUN``."""
+"""The commands that report on one run or two: ``report RUN``, ``figures RUN``."""
 
 import argparse
 import json
@@ -41,17 +41,17 @@ def report(arguments: argparse.Namespace) -> None:
 
 
 def figures_of(arguments: argparse.Namespace) -> None:
-    """Draw the curves of one run, or of two in the same axes; or else the paper's figures."""
+    """Draw the curves of one run, or of two in the same axes; by default the paper's figures."""
     names = arguments.name
-    # Look for runs before importing `figures`, which may be a file of the user's own here.
+    # Look for runs before importing `figures`, which may be a user's own file here.
     runs = [Path(name) for name in names if Path(name).is_dir()]
     if not runs:
         commands.figures(arguments)
         return
     if len(runs) < len(names) or len(runs) > 2 or arguments.check or arguments.results:
         raise ConfigError(
-            f"{', '.join(map(str, runs))} {'is' if len(runs) == 1 else 'are'} to be drawn as runs: "
-            "give one run or two, no figure's name, and neither --check nor --results."
+            f"{', '.join(map(str, runs))} {'is a run' if len(runs) == 1 else 'are runs'}; expected "
+            "one run or two, without a figure's name, --check or --results."
         )
     out = arguments.out or runs[0]
     opened = commands.open_runs(runs)

@@ -1,4 +1,4 @@
-"""Carry out a preset: train its runs side by side, analyse them, draw the figures, report.
+"""Run a preset: train its runs in parallel, analyse them, draw the figures, write the report.
 
 Every step is resumable: a run continues from its last checkpoint, a finished one is only opened.
 
@@ -27,13 +27,14 @@ from opdprobe.train.pool import Progress, Task, work
 
 
 def plan(preset: Preset, folder: Path, figure_names: Sequence[str]) -> list[Task]:
-    """List the work behind some figures.
+    """List the tasks that some figures need.
 
-    Seed by seed, so that one seed of everything is there early; the longest experiments of a seed
-    first, so that the processes end at about the same time; a figure's analysis after all its runs.
+    They run seed by seed, so that one seed of everything is complete early. Within a seed the
+    longest experiments come first, so that the processes end at about the same time. A figure's
+    analysis waits for all its runs.
     """
     names = sorted(needed(figure_names), key=_cost, reverse=True)
-    # Accuracies are for runs that train: what a probe records is graded in itself.
+    # Only runs that train need accuracies: a probe grades its own rollouts.
     trained = [EXPERIMENTS[name] for name in names if EXPERIMENTS[name].train]
     roles = sorted({role for e in trained for role in (e.student, e.teacher)})
     scores = [Task(f"accuracy of {r}", jobs.score, (r, preset, folder)) for r in roles]
@@ -46,7 +47,7 @@ def plan(preset: Preset, folder: Path, figure_names: Sequence[str]) -> list[Task
         for seed in preset.seeds
         for name in names
     ]
-    # All scores, since an analysis takes those that it finds.
+    # Wait for all scores: an analysis uses those that it finds.
     before = frozenset(task.label for task in scores)
     analyses = [
         Task(
@@ -66,7 +67,7 @@ def plan(preset: Preset, folder: Path, figure_names: Sequence[str]) -> list[Task
 
 
 def _cost(name: str) -> float:
-    """How long an experiment takes, roughly: training a model costs thrice what scoring it does."""
+    """Estimate an experiment's relative duration: training a model costs thrice its scoring."""
     e = EXPERIMENTS[name]
     student, teacher = (4 if "large" in role else 1 for role in (e.student, e.teacher))
     return e.train * e.steps * max(e.max_completion_length, 0.5) * (3 * student + teacher)
@@ -78,14 +79,14 @@ def drawable(preset: Preset, figure_names: Sequence[str] | None) -> tuple[list[s
     Returns
     -------
     names : list of str
-        Of the figures asked for, those whose roles are all named; each once.
+        The requested figures whose roles are all filled, each once.
     left_out : dict of str to list of str
-        The others, and the roles they lack.
+        The other figures, each with the roles it lacks.
 
     Raises
     ------
     OPDProbeError
-        A figure is unknown, or none is left.
+        A figure is unknown, or none can be drawn.
     """
     chosen = list(FIGURES) if figure_names is None else list(dict.fromkeys(figure_names))
     needed(chosen)  # refuses unknown names
@@ -95,7 +96,7 @@ def drawable(preset: Preset, figure_names: Sequence[str] | None) -> tuple[list[s
         roles = sorted({role for roles in left_out.values() for role in roles})
         raise OPDProbeError(
             f"no figure can be drawn: {', '.join(chosen)} need models or prompts for the roles "
-            f"{', '.join(roles)}."
+            f"{', '.join(roles)}; name these in the file of --models."
         )
     return names, left_out
 
@@ -122,7 +123,7 @@ def draw_figures(
     list of Results
         One per figure, in the order of `figure_names`.
     """
-    if find_spec("torch") is None:  # said here, since the processes would only die
+    if find_spec("torch") is None:  # raised here, since the workers would only die
         raise ModuleNotFoundError("No module named 'torch'", name="torch")
     work(plan(preset, folder, figure_names), workers=workers, on_progress=on_progress)
     figures.make(folder / "results", folder / "figures", figure_names)
@@ -137,7 +138,7 @@ def reproduce(
     workers: int = 2,
     on_progress: Progress = lambda name, done, total: None,
 ) -> list[Results]:
-    """Carry out a preset and write its report.
+    """Run a preset and write its report.
 
     Parameters
     ----------

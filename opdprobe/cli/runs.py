@@ -1,4 +1,4 @@
-"""What each command of the command line does; `opdprobe.cli.parser` says what it is called with."""
+"""The commands on runs, models and figures; `opdprobe.cli.parser` declares their arguments."""
 
 import argparse
 import json
@@ -21,13 +21,13 @@ from opdprobe.train.config import Config, OPDConfig
 
 
 class _Console(Console):
-    """Shows what a run or a model calls itself, and does not obey it."""
+    """Prints control characters, for example in a run's or a model's name, as escapes."""
 
     def render_str(self, text: str, **options: Any) -> Text:
         return super().render_str(printable(text), **options)
 
 
-# A path may hold brackets, which would be read as markup.
+# A path may contain brackets, which would be read as markup.
 console = _Console(markup=False, highlight=False)
 errors = _Console(stderr=True)
 
@@ -39,7 +39,7 @@ def progress(*, plain: bool = False):
     Parameters
     ----------
     plain
-        If stderr is not a terminal, print a line for each task that ends. Default: print nothing.
+        If stderr is not a terminal, print a line per finished task. Default: print nothing.
     """
     bars = Progress(
         TextColumn("{task.description}"),
@@ -158,8 +158,8 @@ def train(arguments: argparse.Namespace) -> None:
     )
     if not arguments.json:
         console.print(
-            f"{trainer.n_steps} steps into {arguments.run_dir}; the store will take at most "
-            f"{_size(trainer.expected_bytes())}.",
+            f"{trainer.n_steps} steps, recorded in {arguments.run_dir}; the store will take at "
+            f"most {_size(trainer.expected_bytes())}.",
             soft_wrap=True,
         )
     with progress() as show:
@@ -176,7 +176,7 @@ def train(arguments: argparse.Namespace) -> None:
 
 
 def preflight(arguments: argparse.Namespace) -> None:
-    """Ask before training, print the verdict."""
+    """Measure a pair before training, print the verdict."""
     import transformers
 
     from opdprobe.cli.names import resolve_model, resolve_prompts
@@ -220,20 +220,20 @@ def preflight(arguments: argparse.Namespace) -> None:
 
 
 def settings(pairs: list[str], config: type[Config]) -> dict[str, Any]:
-    """Read ``NAME=VALUE`` pairs of the settings of a configuration."""
+    """Parse ``NAME=VALUE`` pairs as settings of a configuration."""
     values = {}
     known = {f.name for f in fields(config)}
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals or name not in known:
             raise ConfigError(
-                f"--set {pair!r}: expected NAME=VALUE with NAME one of {', '.join(sorted(known))}."
+                f"--set {pair!r}; expected NAME=VALUE with NAME one of {', '.join(sorted(known))}."
             )
         try:
             value = parse_yaml(text)
         except ValueError:
-            raise ConfigError(f"--set {pair!r}: the value is not readable as YAML.") from None
-        # YAML reads 1e-5 as text: it wants 1.0e-5.
+            raise ConfigError(f"--set {pair!r}; expected a value that YAML can read.") from None
+        # YAML reads 1e-5 as text; only 1.0e-5 is a number.
         values[name] = _number(value) if isinstance(value, str) else value
     return values
 
@@ -248,7 +248,7 @@ def _number(text: str) -> float | str:
 def _layers(text: str) -> range:
     first, dash, last = text.partition("-")
     if not (dash and first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
-        raise ConfigError(f"--drop-layers {text!r}: expected A-B with A ≤ B, for example 14-17.")
+        raise ConfigError(f"--drop-layers {text!r}; expected A-B with A ≤ B, for example 14-17.")
     return range(int(first), int(last) + 1)
 
 
@@ -326,12 +326,12 @@ def inspect(arguments: argparse.Namespace) -> None:
     changed = {k: v for k, v in run.config.items() if v != getattr(OPDConfig(), k, None)}
     table.add_row("settings", ", ".join(f"{k}={v}" for k, v in changed.items()) or "the paper's")
     console.print(table)
-    if run.metrics["step"].size:  # a run that has just begun has none, and so has a probe
+    if run.metrics["step"].size:  # a run that has just begun has no metrics, nor has a probe
         console.print(_metrics_table(run))
 
 
 def _missing(run: Run) -> dict[str, str]:
-    """Name what no server told of a run's models; nothing of a run that has it all."""
+    """Name the quantities that a server did not report; empty if the run has all of them."""
     from opdprobe.report.view import model_name
 
     roles = run.load(run.steps[0]).attrs.get("missing", []) if run.steps else []
@@ -340,29 +340,29 @@ def _missing(run: Run) -> dict[str, str]:
 
 
 def _verify(arguments: argparse.Namespace) -> dict[str, str]:
-    """Compare a run's files with their checksums; name those that are not as they were written."""
+    """Compare a run's files with their checksums; raise if any is missing or differs."""
     from opdprobe.store.step_parts import list_files
     from opdprobe.store.verify import verify_run
 
     folder = arguments.run_dir
     if folder.is_dir() and not ((folder / "run.json").exists() or list_files(folder)):
-        open_run(folder)  # says that it is no run; of one, verify_run says more
+        open_run(folder)  # raises that this is not a run; for a run, verify_run reports more
     found = verify_run(arguments.run_dir)
     if found.faults:
         if arguments.json:
             faults = {str(fault.path): fault.what for fault in found.faults}
             print(json.dumps({"run_dir": str(arguments.run_dir), "valid": False, "faults": faults}))
         raise StoreError(
-            f"{len(found.faults)} of the files of {arguments.run_dir} are missing or not as they "
-            "were written:\n" + "\n".join(f"{fault.path}: {fault.what}" for fault in found.faults)
+            f"{len(found.faults)} files of {arguments.run_dir} are missing or differ from what was "
+            "written:\n" + "\n".join(f"{fault.path}: {fault.what}" for fault in found.faults)
         )
     unproven = ", ".join(path.name for path in found.unproven)
-    without = f"; read well, without a checksum: {unproven}" if unproven else ""
-    return {"verified": f"{found.n_files} files, as they were written{without}"}
+    without = f"; readable, but without a checksum: {unproven}" if unproven else ""
+    return {"verified": f"{found.n_files} files match their checksums{without}"}
 
 
 def open_runs(paths: list[Path]) -> list[Run]:
-    """Open one run, or two that are to be compared."""
+    """Open one run, or two to compare."""
     runs = [open_run(path) for path in paths]
     if len({run.path.resolve() for run in runs}) < len(runs):
         raise ConfigError(f"{paths[0]} and {paths[-1]} are the same run: give two different ones.")
@@ -370,7 +370,7 @@ def open_runs(paths: list[Path]) -> list[Run]:
 
 
 def draw_runs(runs: list[Run], paths: list[Path]) -> None:
-    """Draw the curves of one run, or of two in the same axes, into files of any format."""
+    """Draw the curves of one run, or of two in the same axes; a path's suffix sets its format."""
     import opdprobe.report.draw
     from opdprobe.report.course import course
     from opdprobe.report.run_panels import report_panels
@@ -381,7 +381,7 @@ def draw_runs(runs: list[Run], paths: list[Path]) -> None:
     for path in paths:
         try:
             opdprobe.report.draw.save(panels, path)
-        except (OSError, ValueError) as error:  # no such folder, or no such format
+        except (OSError, ValueError) as error:  # unknown folder or format
             raise ConfigError(f"figure {path}: {error}") from error
 
 
@@ -408,7 +408,7 @@ def _last(run: Run) -> dict[str, float]:
 
 
 def view(arguments: argparse.Namespace) -> None:
-    """Write the page of a run's tokens."""
+    """Write the page that shows a run's tokens."""
     from opdprobe.report.view import write_view
 
     paths = [path for path in (arguments.run_dir, arguments.other) if path]
@@ -432,7 +432,9 @@ def zoo(arguments: argparse.Namespace) -> None:
 
     names = arguments.name or list(members.MEMBERS)
     if unknown := sorted(set(names) - set(members.MEMBERS)):
-        raise members.ZooError(f"no {', '.join(unknown)}; there are {', '.join(members.MEMBERS)}.")
+        raise members.ZooError(
+            f"no zoo model {', '.join(unknown)}; expected {', '.join(members.MEMBERS)}."
+        )
     if arguments.action != "list":
         import transformers
 

@@ -1,4 +1,4 @@
-"""Will this teacher teach this student? What can be known before any training.
+"""Will this teacher teach this student? Measurements that need no training.
 
 `preflight` measures, `opdprobe.preflight.verdict` judges; ``opdprobe preflight`` does both.
 """

@@ -1,4 +1,4 @@
-"""What known answers tell: who is right, who goes on better, what a refitted readout is worth."""
+"""What known answers add: accuracies, continuation gain, gain of a refitted readout."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from opdprobe.rollout.prompts import EncodedPrompt, Prompt
 
 @dataclass(frozen=True)
 class Answers:
-    """What known answers tell.
+    """Accuracies and what depends on them; unknown where no answers are known.
 
     Parameters
     ----------
@@ -27,14 +27,14 @@ class Answers:
     gap
         Teacher minus student, over the same prompts.
     gain
-        Accuracy of the student with a refitted readout (`Readout`), minus its own; each half of
-        the prompts answered with the readout that was fitted on the other half.
+        Accuracy of the student with a refitted readout (`Readout`), minus its own. Each half of
+        the prompts is answered with the readout fitted on the other half.
     auroc
-        Of the sequence mean reward for the student's correct rollouts (§6.2).
+        AUROC of the sequence mean reward for the student's correct rollouts (§6.2).
     continuation
-        Continuation gain (§6.1) by prefix length in tokens, of one rollout a prompt.
+        Continuation gain (§6.1) by prefix length in tokens, from one rollout per prompt.
     n_continued
-        Rollouts that reach each of those lengths.
+        Number of rollouts that reach each of those lengths.
     """
 
     student: Number = UNKNOWN
@@ -47,14 +47,14 @@ class Answers:
 
 
 def accuracies(step: xr.Dataset, teacher_step: xr.Dataset) -> Answers:
-    """Compare what the two models get right by themselves.
+    """Compare the accuracies of the two models' own responses.
 
     Parameters
     ----------
     step
         The student's rollouts, graded.
     teacher_step
-        The teacher's, of the same prompts in the same order.
+        The teacher's rollouts, graded, on the same prompts in the same order.
     """
     prompt = _prompt_rows(step)
     correct, theirs = (_correct(one) for one in (step, teacher_step))
@@ -74,9 +74,9 @@ def continuation(
     sampling: Sampling,
     depths: Sequence[int],
 ) -> tuple[dict[int, Number], dict[int, int]]:
-    """Continuation gain by prefix length, and how many rollouts reach each."""
+    """Return the continuation gain and the number of rollouts by prefix length."""
     prompt = _prompt_rows(step)
-    # No part of the verdict: one rollout a prompt will do.
+    # Only the advice depends on it: one rollout per prompt is enough.
     first = np.r_[True, prompt[1:] != prompt[:-1]]
     gain = continuation_gain(
         step, pair.teacher, pair.tokenizer, own, grader, sampling, depths=depths, which=first
@@ -97,15 +97,15 @@ def tried(
     sampling: Sampling,
     num_generations: int,
 ) -> Number:
-    """What the refitted readouts do for the student's accuracy on the prompts they have not seen.
+    """Measure the refitted readouts' effect on the student's accuracy on held-out prompts.
 
     Parameters
     ----------
     step
-        The student's own rollouts, `num_generations` of each prompt, graded.
+        The student's own rollouts, `num_generations` per prompt, graded.
     """
     before = _correct(step).reshape(-1, num_generations)
-    after = before.copy()  # a readout that is none answers as the student does
+    after = before.copy()  # a readout that moved nothing answers as the student does
     for half, readout in enumerate(fitted):
         others = [i for i in range(len(prompts)) if i % 2 != half]
         if not readout.moved:

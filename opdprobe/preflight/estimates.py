@@ -26,7 +26,7 @@ class Number:
     value
         NaN if unknown.
     low, high
-        Its 95 % interval; NaN if unknown, as from a single prompt.
+        Its 95 % interval; NaN if unknown, for example from a single prompt.
     """
 
     value: float
@@ -38,7 +38,7 @@ UNKNOWN = Number(np.nan)
 
 
 def state_means(step: xr.Dataset, names: tuple[str, ...]) -> dict[str, Number]:
-    """Means of probes over all states, bootstrap over rollouts."""
+    """Means of probes over all states; bootstrap over rollouts."""
     found = curves(step, names, ci=LEVEL, n_boot=N_BOOT).squeeze("step")
     return {
         name: Number(*(float(found[end].sel(probe=name)) for end in ("value", "low", "high")))
@@ -47,7 +47,7 @@ def state_means(step: xr.Dataset, names: tuple[str, ...]) -> dict[str, Number]:
 
 
 def prompt_mean(values: NDArray[np.float64], prompt: NDArray[np.intp]) -> Number:
-    """Mean of a value per rollout, NaN left out, bootstrap over prompts."""
+    """Mean of a value per rollout, without NaN; bootstrap over prompts."""
     known = ~np.isnan(values)
     if not known.any():
         return UNKNOWN
@@ -60,7 +60,7 @@ def prompt_mean(values: NDArray[np.float64], prompt: NDArray[np.intp]) -> Number
 def prompt_auroc(
     reward: NDArray[np.float64], correct: NDArray[np.float64], prompt: NDArray[np.intp]
 ) -> Number:
-    """AUROC of a reward for correct rollouts, bootstrap over prompts."""
+    """AUROC of a reward for correct rollouts; bootstrap over prompts."""
     if np.isnan(reward_auroc(reward, correct)):
         return UNKNOWN
     # Each replicate is a sort; 200 fix a bound to 0.01.
@@ -71,23 +71,23 @@ def prompt_auroc(
 
 
 def share_removed(before: NDArray[np.float64], after: NDArray[np.float64]) -> Number:
-    """Share of a total that is gone, 1 - sum(after) / sum(before), bootstrap over prompts.
+    """Share of a total that was removed, 1 - sum(after) / sum(before); bootstrap over prompts.
 
     Parameters
     ----------
     before, after : (P,) ndarray
-        A row per prompt; NaN, in both, is left out.
+        One value per prompt; prompts with NaN (in both) are left out.
     """
     known = ~np.isnan(before)
     before, after = before[known], after[known]
     if not before.sum() > 0:
-        return UNKNOWN  # nothing was there to remove
+        return UNKNOWN  # there is nothing to remove
     left = resample(after, before)
     return _number(left.map(by=lambda share: 1 - share), units=len(before))
 
 
 def _number(estimate: Estimate, *, units: int) -> Number:
-    if units < 2:  # one unit drawn again and again shows no spread
+    if units < 2:  # resampling a single unit shows no spread
         return Number(estimate.value)
     low, high = percentile_interval(estimate.samples)
     return Number(estimate.value, float(low), float(high))

@@ -27,7 +27,7 @@ from opdprobe.train.recipes.repetition import REPETITIVE, compression
 _NOISE_ROLLOUTS = 8
 
 STATE_QUANTITIES = (*MAIN, "student_entropy", "teacher_entropy")
-"""What is measured at the student's states, by the names of ``Run.metrics``."""
+"""Quantities measured at the student's states, by their names in ``Run.metrics``."""
 
 
 def sampled(
@@ -88,14 +88,14 @@ def recorded(
     Parameters
     ----------
     n_hidden
-        Most states whose hidden states are kept, drawn at random.
+        Maximum number of states whose hidden states are kept, drawn at random.
 
     Returns
     -------
     Dataset
         The step.
     States
-        Those hidden states.
+        The kept hidden states.
     """
     lengths = [len(response) for response in rollouts.response_ids]
     of_state = np.repeat(rollouts.prompt_index, lengths)
@@ -129,7 +129,7 @@ def graded(
     prompts: Sequence[Prompt],
     grader: Grader | None,
 ) -> list[float] | None:
-    """Score responses; None without a grader."""
+    """Grade responses; None without a grader."""
     if grader is None:
         return None
     return grade_rollouts(tokenizer, rollouts.response_ids, prompts, grader)
@@ -138,7 +138,7 @@ def graded(
 def rollout_dataset(
     rollouts: Rollouts, own: Sequence[Prompt], correct: Sequence[float] | None = None
 ) -> xr.Dataset:
-    """Lay out rollouts that nobody scored, as far as `continued` and `texts` read a step."""
+    """Lay out unscored rollouts as the parts of a step that `continued` and `texts` read."""
     tokens = {
         f"{part}_ids": (f"{part}_token", np.concatenate([np.asarray(r, np.int32) for r in rows]))
         for part, rows in (("prompt", rollouts.prompt_ids), ("response", rollouts.response_ids))
@@ -156,12 +156,12 @@ def rollout_dataset(
 
 
 def means(step: xr.Dataset) -> dict[str, Number]:
-    """Every quantity of `STATE_QUANTITIES`, averaged over states."""
+    """Average every quantity of `STATE_QUANTITIES` over the states."""
     return state_means(step, STATE_QUANTITIES)
 
 
 def by_position(step: xr.Dataset, bins: int = 8) -> list[dict[str, float]]:
-    """The same quantities by output position; a row per range, ``stop`` exclusive."""
+    """Average the same quantities by output position: one row per range, ``stop`` exclusive."""
     found = curves(step, STATE_QUANTITIES, by="position", bins=bins)
     first = found.isel(probe=0)
     return [
@@ -177,10 +177,10 @@ def by_position(step: xr.Dataset, bins: int = 8) -> list[dict[str, float]]:
 
 @torch.no_grad()
 def noise_floor(pair: Pair, rollouts: Rollouts, k: int, temperature: float) -> dict[str, float]:
-    """Compare the student with itself: once many rollouts at a time, once each by itself.
+    """Compare the student with itself: once with many rollouts per batch, once with one.
 
-    What differs is rounding alone (and whatever else the backend does not repeat): no difference
-    between two models that is as small means anything.
+    The two passes differ only by rounding (and by any nondeterminism of the backend). A difference
+    between two models means nothing unless it is larger.
     """
     rows = list(range(0, len(rollouts), max(1, len(rollouts) // _NOISE_ROLLOUTS)))
     some = Rollouts(
@@ -214,7 +214,7 @@ def noise_floor(pair: Pair, rollouts: Rollouts, k: int, temperature: float) -> d
 
 
 def texts(tokenizer: PreTrainedTokenizerBase, step: xr.Dataset) -> dict[str, float]:
-    """How much of the responses is cut off, and how much is repetition."""
+    """Mean length of the responses, and the shares that are cut off or repetitive."""
     responses = tokenizer.batch_decode(token_rows(step, "response"), skip_special_tokens=True)
     ratio = compression(responses)
     return {
@@ -228,16 +228,16 @@ def texts(tokenizer: PreTrainedTokenizerBase, step: xr.Dataset) -> dict[str, flo
 def run_cost(
     mean_length: float, k: int, seconds_sample: float, seconds_update: float
 ) -> dict[str, float]:
-    """Expect what a step of the paper's batch (64 prompts × 4 rollouts) would take here.
+    """Estimate what a step of the paper's batch (64 prompts × 4 rollouts) would take here.
 
     Parameters
     ----------
     mean_length
-        Tokens a response.
+        Tokens per response.
     k
-        Tokens kept a state.
+        Tokens kept per state.
     seconds_sample, seconds_update
-        Measured seconds a response token.
+        Measured seconds per response token.
     """
     tokens = 64 * 4 * mean_length
     return {

@@ -1,4 +1,4 @@
-"""Will this teacher teach this student? What can be known before any training.
+"""Will this teacher teach this student? Measurements that need no training.
 
 `preflight` measures, `opdprobe.preflight.verdict` judges; ``opdprobe preflight`` does both.
 """
@@ -42,23 +42,23 @@ class Preflight:
     states
         Means over the student's states, by the names of ``Run.metrics``: nats and shares.
     by_position
-        The same by output position, a row a range.
+        The same by output position, one row per range.
     answers
-        Accuracies and what depends on them; all unknown without answers.
+        Accuracies and what depends on them; all unknown if no answers are known.
     learnt
-        Share of the divergence that a refitted readout takes away on prompts it has not seen.
+        Share of the divergence that a refitted readout removes on held-out prompts.
     noise
-        The student against itself.
+        The same quantities between two passes of the student: rounding.
     responses, teacher_responses
-        Mean length, and the shares that were cut off or repeat themselves. The teacher's only with
-        answers.
+        Mean length, and the shares that were cut off or repeat themselves. The teacher's are None
+        if no answers are known.
     templates
-        `states` and ``accuracy`` under each prompt template; the prompts' own is ``as given``.
-        Empty without templates.
+        `states`, ``accuracy`` and ``finished`` under each prompt template; ``as given`` is the
+        prompts' own wording. Empty without templates.
     cost
-        Of a recorded run at the paper's batch: tokens, bytes and seconds a step.
+        Tokens, bytes and seconds per step of a recorded run at the paper's batch size.
     seconds
-        What each part of the preflight took.
+        Duration of each part of the preflight.
     """
 
     settings: Mapping[str, Any]
@@ -75,7 +75,7 @@ class Preflight:
 
     @cached_property
     def verdict(self) -> Verdict:
-        """The rule of `opdprobe.preflight.verdict.judge` on this evidence."""
+        """Verdict of `opdprobe.preflight.verdict.judge` on this evidence."""
         a = self.answers
         gains = a.continuation or {}
         ends = [depth for depth, gain in sorted(gains.items()) if depth > 0 and gain.low <= 0]
@@ -97,7 +97,7 @@ class Preflight:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """All numbers and the verdict as plain values; None where a number is unknown."""
+        """Return all numbers and the verdict as plain values; None for an unknown number."""
         return _jsonable(asdict(self) | {"verdict": asdict(self.verdict)})
 
 
@@ -125,59 +125,61 @@ def preflight(
     """Measure, without training, whether a teacher suits a student.
 
     Samples the student and scores both models at its states; refits the student's readout to the
-    teacher on one half of the prompts and tries it on the other; and, if answers are known, lets
-    the teacher go on from the student's prefixes. Neither model is changed, and torch's global
-    random state is left alone. The defaults end within ten minutes for models of 0.1 B parameters
-    on two free cores; on a GPU take more of everything.
+    teacher on one half of the prompts and tests it on the other; and, if answers are known, lets
+    the teacher continue the student's prefixes. Neither model is changed, nor torch's global
+    random state. With the defaults this takes less than ten minutes for models of 0.1 B parameters
+    on two free cores; on a GPU, use larger sizes.
 
     Parameters
     ----------
     student, teacher : PreTrainedModel, peft.PeftModel, str or Path
-        Causal LMs of one vocabulary; a name or path is loaded, with its tokenizer. A teacher that
-        is the student itself, under adapters, is the student without its adapters.
+        Causal LMs that share a vocabulary; a name or path is loaded, with its tokenizer. If the
+        student has adapters and is also passed as the teacher, the teacher is the student without
+        its adapters.
     prompts : sequence of Prompt
         As for training.
     tokenizer, teacher_tokenizer
-        The student's is needed along with a student that is already loaded; the teacher's is
-        compared with it.
+        The student's is required if the student is already loaded; the teacher's is compared with
+        it.
     grader : callable, optional
         ``grader(response_text, prompt)`` in {0, 1}. Without it, accuracies and the gains that need
-        them are unknown, and the verdict says less.
+        them are unknown, and the verdict is *unlikely to help* or *cannot tell*.
     templates : mapping of str to str, optional
-        Wordings to compare, by name, each with ``{question}`` (`encode_prompts`).
+        Wordings to compare, by name, each containing ``{question}`` (see `encode_prompts`).
     n_prompts, num_generations
-        Prompts, drawn at random, and rollouts of each by either model. Halve the intervals by four
-        times as many prompts rather than rollouts.
+        Number of prompts, drawn at random, and of rollouts per prompt and model. To halve the
+        intervals, use four times as many prompts rather than rollouts.
     k
-        Tokens compared a state.
+        Tokens compared per state.
     max_completion_length
-        Longest response. Accuracies count only if most responses end before it.
+        Longest response, in tokens. Accuracies are used only if most responses end before it.
     temperature
-        Of sampling and of the compared distributions.
+        Temperature of sampling and of the compared distributions.
     depths : sequence of int, optional
-        Prefix lengths of the continuation gain; by default a quarter and a half of the median
-        response.
+        Prefix lengths of the continuation gain, in tokens. Default: a quarter and a half of the
+        median response length.
     max_prompt_length, on_error
-        Longest prompt, in tokens, and what one that cannot be used does; see `encode_prompts`.
+        Longest prompt, in tokens, and what to do with a prompt that cannot be used; see
+        `encode_prompts`.
     micro_batch_tokens
-        Most tokens in a scored micro-batch, padding included; eight times as many are sampled at
-        once. The default is what a micro-batch holds at most on a CPU.
+        Most tokens in a scored micro-batch, padding included; sampling uses eight times as many.
+        The default is the most that a micro-batch holds on a CPU.
     seed
-        Of prompts and sampling.
+        Seed of the choice of prompts and of sampling.
     on_progress
-        Called with (parts done, parts in all).
+        Called with (parts done, number of parts).
 
     Returns
     -------
     Preflight
-        Its ``verdict`` has the answer and the reasons.
+        Its ``verdict`` holds the answer and the reasons.
 
     Raises
     ------
     VocabularyError
-        The tokenizers differ; names the first token that does.
+        The tokenizers differ; names the first token that differs.
     ConfigError
-        A size is out of range, the tokenizer is missing, or a model is no causal LM.
+        A size is out of range, the tokenizer is missing, or a model is not a causal LM.
     PromptError
         A prompt is empty or over-long.
 
@@ -213,7 +215,7 @@ def preflight(
         raise ConfigError(f"k = {k} is larger than the vocabulary of {pair.width}.")
     order = np.random.default_rng(seed).permutation(len(prompts))[:n_prompts]
     chosen = [prompts[i] for i in sorted(order)]
-    # All wordings first: what cannot be encoded is found before an hour is spent.
+    # Encode all wordings first, so that one that cannot be encoded fails before an hour is spent.
     encoded, *others = (
         encode_prompts(
             tokenizer,
@@ -292,7 +294,7 @@ def preflight(
 
 @dataclass(frozen=True)
 class _Phases:
-    """What parts of a preflight share, and those parts."""
+    """The phases of a preflight, and the settings that they share."""
 
     pair: Pair
     grader: Grader | None
@@ -319,7 +321,7 @@ class _Phases:
     def teacher_rollouts(
         self, encoded: Sequence[EncodedPrompt], own: Sequence[Prompt]
     ) -> xr.Dataset:
-        """Sample the teacher on the student's prompts, and grade it."""
+        """Sample the teacher on the student's prompts, and grade its responses."""
         with self._as_teacher():
             rollouts = measure.sampled(
                 self.pair.teacher, self.pair, encoded, self.sampling, self.num_generations
@@ -336,7 +338,7 @@ class _Phases:
         fitted: Sequence[Readout],
         depths: Sequence[int] | None,
     ) -> Answers:
-        """Let the teacher go on from the student's prefixes, and try the refitted readouts."""
+        """Let the teacher continue the student's prefixes, and try the refitted readouts."""
         assert self.grader is not None
         half = int(np.median(step["length"])) // 2
         at = sorted({half // 2, half} - {0}) if depths is None else depths
@@ -356,7 +358,7 @@ class _Phases:
         return _wording(self.recorded(rollouts, own)[0])
 
     def _as_teacher(self) -> AbstractContextManager[object]:
-        """Switch the student's adapters off, if the teacher is the student without them."""
+        """Switch off the student's adapters if the teacher is the student without them."""
         student = self.pair.outer_student
         twofold = self.pair.teacher is self.pair.student and is_adapted(student)
         return switched_off(student) if twofold else nullcontext()

@@ -1,9 +1,9 @@
-"""What the student can take over without new knowledge: refit what it reads out of its own states.
+"""Refit the student's readout: what it can take over from the teacher without new knowledge.
 
-A copy of the teacher's habits needs no better computation, only other choices among what the
-student's last hidden states hold already. So a small map in front of the student's output head is
-distilled on the student's rollouts, on one half of the prompts, and tried on the other half. The
-models themselves are not touched.
+To copy the teacher's habits the student needs no better computation, only other choices among what
+its last hidden states already hold. So a small map in front of the student's output head is
+distilled on the student's rollouts for one half of the prompts, and tested on the other half. The
+models themselves do not change.
 """
 
 from collections.abc import Iterator
@@ -21,15 +21,15 @@ from opdprobe.preflight.estimates import UNKNOWN, Number, share_removed
 from opdprobe.rollout.pair import Pair
 
 MAX_STATES = 16384
-"""Most states whose hidden states are kept; beyond, a random sample of them."""
+"""Maximum number of states whose hidden states are kept; if there are more, a random sample."""
 
-# Adam steps of so many states each, and how often the other half is looked at: on the testbed the
-# divergence has levelled off after half of them.
+# Adam steps, states per step, and steps between two looks at the other half. On the testbed the
+# divergence levels off after half of the steps.
 _STEPS, _BATCH, _LOOK = 240, 256, 20
-# Adam moves every entry by about its rate, and D entries add up in one output: relative to the
-# hidden state's size a step is this large whatever D is.
+# Adam moves every entry by about its rate, and D entries add up in one output. The rate is divided
+# by D, so that a step is this large relative to the hidden state's size for any D.
 _RATE = 0.1
-# States of the other half that decide when to stop.
+# Number of states of the other half that decide which map is kept.
 _HELD_OUT = 4096
 
 
@@ -40,11 +40,11 @@ class States:
     Parameters
     ----------
     hidden : Tensor (N, D)
-        The student's.
+        The student's states.
     teacher_hidden : Tensor (N, D')
-        The teacher's.
+        The teacher's states.
     tokens : Tensor (C,) of int64
-        Every token that is among either model's top-k somewhere, sorted.
+        Every token that is in either model's top-k at some state, sorted.
     prompt : (N,) ndarray of int
         Row of the prompt list that each state belongs to.
     """
@@ -68,8 +68,8 @@ class Readout:
     size : float
         Root mean square of the student's hidden states.
     before, after : (P,) ndarray
-        Mean divergence, in nats, at the states of each prompt that was held out, without the map
-        and with it; NaN for the prompts that the map was fitted on.
+        Mean divergence, in nats, at the states of each held-out prompt, without the map and with
+        it; NaN for the prompts that the map was fitted on.
     """
 
     weight: Tensor
@@ -80,7 +80,7 @@ class Readout:
 
     @property
     def moved(self) -> bool:
-        """Whether any map lowered the divergence on held-out prompts."""
+        """Whether the map lowered the divergence on held-out prompts."""
         return bool(self.weight.any() or self.bias.any())
 
     def __call__(self, hidden: Tensor) -> Tensor:
@@ -99,22 +99,22 @@ def fit_readout(
 ) -> Readout:
     """Distil the teacher into a map in front of the student's head.
 
-    Minimises KL(student‖teacher) (Eq. 4), over the tokens that are among either model's top-k
-    anywhere, at the states of some prompts. Of the maps on the way, beginning with none, the one
-    with the least divergence on all other prompts is kept.
+    Minimises KL(student‖teacher) (Eq. 4) at the states of some prompts, over the tokens that are in
+    either model's top-k at any state. The result is the map, from the identity on, with the lowest
+    divergence on all other prompts.
 
     Parameters
     ----------
     pair
-        The models, whose heads are read.
+        The models, whose heads are used.
     states
-        Where.
+        The states to fit on and to test on.
     prompts : (P,) ndarray of bool
         Which prompts to fit on.
     temperature
         Divides both models' logits.
     seed
-        Of the order of the states.
+        Seed of the order of the states.
 
     Returns
     -------
@@ -122,8 +122,8 @@ def fit_readout(
 
     References
     ----------
-    A student takes over patterns, not scale (§3). Not in the paper: the map can change which
-    pattern is chosen, and hardly what the student is able to compute.
+    A student takes over patterns, not scale (§3). The map is not in the paper: it can change which
+    pattern is chosen, but hardly what the student is able to compute.
     """
     student, teacher = (
         _restricted(head, states.tokens) for head in (pair.student_head, pair.teacher_head)
@@ -150,7 +150,7 @@ def fit_readout(
     @torch.no_grad()
     def held_out() -> Tensor:
         found = torch.cat([divergence(rows.to(device)) for rows in other.split(_BATCH)])
-        return found.clamp(min=0)  # rounding alone can make it negative
+        return found.clamp(min=0)  # rounding can make it negative
 
     optimizer = torch.optim.Adam([weight, bias], lr=_RATE / dim)
     before = best = held_out()
@@ -176,16 +176,16 @@ def readouts(
     Parameters
     ----------
     n_prompts
-        P.
+        Number of prompts, P.
     temperature, seed
         As for `fit_readout`.
 
     Returns
     -------
     list of Readout
-        None at all if there is a single prompt, or no head to fit in front of.
+        Empty if there is a single prompt, or no head to fit in front of.
     Number
-        Share of the divergence that either takes away on the prompts of the other, in [0, 1].
+        Share of the divergence, in [0, 1], that each removes on the prompts of the other.
     """
     heads = (pair.student_head.projection, pair.teacher_head.projection)
     if len(np.unique(states.prompt % 2)) < 2 or None in heads:
@@ -197,7 +197,7 @@ def readouts(
         for half in (0, 1)
     ]
     one, two = fitted
-    held_out = np.isnan(one.before)  # those that the first was fitted on, the second was not
+    held_out = np.isnan(one.before)  # the second was not fitted on the prompts of the first
     return fitted, share_removed(
         np.where(held_out, two.before, one.before), np.where(held_out, two.after, one.after)
     )
@@ -205,7 +205,7 @@ def readouts(
 
 @contextmanager
 def reading_out(student: PreTrainedModel, readout: Readout) -> Iterator[None]:
-    """Let the student speak through a refitted readout, then give it back as it was."""
+    """Make the student use a refitted readout for the duration of the block."""
     projection = student.get_output_embeddings()
     assert projection is not None  # there was a head to fit in front of
     handle = projection.register_forward_pre_hook(lambda _, args: (readout(args[0]), *args[1:]))
@@ -216,9 +216,9 @@ def reading_out(student: PreTrainedModel, readout: Readout) -> Iterator[None]:
 
 
 def _restricted(head: Head, tokens: Tensor) -> Head:
-    """Make a frozen head of some tokens only."""
+    """Return a frozen head for some tokens only."""
     whole = head.projection
-    assert whole is not None  # `fit_readout`'s caller has looked
+    assert whole is not None  # checked by the caller of `fit_readout`
     layer = nn.Linear(1, 1, bias=whole.bias is not None, device="meta")
     layer.weight = nn.Parameter(whole.weight.detach()[tokens], requires_grad=False)
     if whole.bias is not None:

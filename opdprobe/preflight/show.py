@@ -24,7 +24,7 @@ def rendered(result: Preflight) -> RenderableType:
     Parameters
     ----------
     result
-        What `opdprobe.preflight.preflight` gives.
+        Result of `opdprobe.preflight.preflight`.
     """
     s, verdict = result.settings, result.verdict
     title = Text(
@@ -52,25 +52,25 @@ def _states(result: Preflight) -> Table:
         noise = result.noise.get(name)
         shown = "" if noise is None else f"{noise:.2g}"
         table.add_row(scalar(name).label, *_cells(number), shown)
-    table.add_row("share of it a refitted readout takes away", *_cells(result.learnt), "")
+    table.add_row("share that a refitted readout removes", *_cells(result.learnt), "")
     return table
 
 
 def _answers(result: Preflight) -> RenderableType:
     a = result.answers
     if a.student.value != a.student.value:
-        return Text("No answers known: accuracies, AUROC and continuation gain are left out.")
-    table = _table("by known answers", "mean", "interval")
+        return Text("No answers are known: accuracies, AUROC and continuation gain are left out.")
+    table = _table("with known answers", "mean", "interval")
     rows = {
         "student's accuracy": a.student,
         "teacher's accuracy": a.teacher,
         "teacher minus student": a.gap,
-        "student with a refitted readout, gain": a.gain,
+        "gain of the student with a refitted readout": a.gain,
         "AUROC of the sequence mean reward": a.auroc,
     }
     reach = a.n_continued or {}
     rows |= {
-        f"teacher after {depth} tokens, gain ({reach[depth]} rollouts)": gain
+        f"gain of the teacher after {depth} tokens ({reach[depth]} rollouts)": gain
         for depth, gain in (a.continuation or {}).items()
     }
     for name, number in rows.items():
@@ -117,7 +117,7 @@ def _lines(result: Preflight) -> list[str]:
             )
     cost = result.cost
     lines.append(
-        "A recorded step of 64 prompts × 4 rollouts like these: about "
+        "A recorded step of 64 prompts × 4 rollouts like these takes about "
         f"{cost['bytes_a_step'] / 1e6:.1f} MB and {cost['seconds_a_step']:.0f} s on this machine."
     )
     return lines

@@ -1,4 +1,4 @@
-"""The rule that turns what was measured into a verdict. No models, no torch."""
+"""The rule that turns measurements into a verdict. Needs neither models nor torch."""
 
 from dataclasses import dataclass
 
@@ -11,22 +11,22 @@ UNKNOWN = "cannot tell"
 
 VALIDATED = (
     "Validated on 13 pairs of the testbed's models only, with 128 prompts × 4 rollouts: right on "
-    "11. It expects little where training gains 0.10, and misses the harm that too high a learning "
-    "rate does. The rule was made with all of them in view. No real language model is among them."
+    "11. It expects little where training gains 0.10, and misses the harm of too high a learning "
+    "rate. The rule was chosen with all 13 pairs in view; none of them is a real language model."
 )
-"""What every verdict says about the rule itself."""
+"""How far the rule is validated; part of every verdict."""
 
-# Accuracy that a refitted readout has to gain or lose before it counts, and what it may at most
-# before it is little. With 256 prompts × 4 on the testbed: +0.23 to +0.31 where training helps by
-# more than 0.1, -0.06 to +0.07 where it does not, -0.18 where a weaker teacher harms.
+# Accuracy that a refitted readout must gain or lose to count, and the most that counts as little.
+# With 256 prompts × 4 on the testbed: +0.23 to +0.31 where training helps by more than 0.1, -0.06
+# to +0.07 where it does not, -0.18 where a weaker teacher harms.
 _WORTH = 0.15
 _LITTLE = 0.1
-# Accuracy by which a teacher has to be behind. On the testbed 0.2 or more where it harms, while no
-# other teacher is behind at all.
+# Accuracy by which a weaker teacher must be behind. On the testbed a teacher that harms is behind
+# by 0.2 or more, and no other teacher is behind at all.
 _WEAKER = 0.1
-# Share of the divergence that a refitted readout takes away on prompts it has not seen: 0.48 and
-# more where training helps on the testbed, -0.01 to 0.19 where a teacher of the same pipeline does
-# not. It takes an interval that holds 0 to speak against a teacher.
+# Share of the divergence that a refitted readout removes on held-out prompts: 0.48 and more where
+# training helps on the testbed, -0.01 to 0.19 where a teacher of the same pipeline does not help.
+# Only an interval that contains 0 counts against a teacher.
 _LEARNT = 0.25
 # The paper's successful runs start at 0.72, the one that needs a cold start at 0.55 (Fig. 6 and 8);
 # the testbed's lineages at 0.81 to 0.83, and 0.46 to 0.74 across them.
@@ -40,27 +40,27 @@ _TAIL = 1000
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the rule looks at.
+    """What the rule depends on.
 
     Parameters
     ----------
     overlap
         Overlap ratio (Eq. 6).
     reverse_kl
-        Over the full vocabulary, nats a token.
+        Over the full vocabulary, in nats per token.
     noise
         The same between two passes of the student itself.
     learnt
-        Share of the divergence that a refitted readout takes away on prompts it has not seen.
+        Share of the divergence that a refitted readout removes on held-out prompts.
     accuracy, teacher_accuracy
-        Of either model's own responses; NaN if no answers are known.
+        Accuracy of each model's own responses; NaN if no answers are known.
     gap
         Teacher's accuracy minus student's.
     gain
-        Accuracy of the student with the refitted readout, minus its own; NaN if it was not tried.
+        Accuracy of the student with the refitted readout, minus its own; NaN if not measured.
     tail
-        First prefix length at which the teacher's continuation is no longer better than the
-        student's, though its own answers are; None if there is none.
+        First prefix length, in tokens, at which the teacher's continuation is no longer better
+        than the student's although its own answers are; None if there is no such length.
     truncated, teacher_truncated
         Share of responses that reached the length limit.
     repetitive
@@ -83,14 +83,14 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Verdict:
-    """An answer to: will this teacher teach this student?
+    """The answer to "will this teacher teach this student?".
 
     Parameters
     ----------
     word
         ``likely to work``, ``unlikely to help``, ``harmful`` or ``cannot tell``.
     reasons
-        The evidence for it, in the paper's terms.
+        The evidence for the verdict, in the paper's terms.
     advice
         What to try.
     validated
@@ -107,24 +107,24 @@ def judge(evidence: Evidence) -> Verdict:
     """Judge a pair of models.
 
     The paper finds that a student takes over its teacher's *pattern* of thinking, not its scale
-    (§3). What it can take over without new knowledge is what a refit of its own readout can: other
-    choices among what its last hidden states hold. If answers are known, then, in this order,
+    (§3). What a student can take over without new knowledge, a refit of its own readout can take
+    over too: other choices among what its last hidden states hold. If answers are known, the first
+    of these that applies decides:
 
-    1. a teacher that is clearly the weaker model is *harmful* (§3.3). Should its pattern help the
-       student all the same, that is *cannot tell*;
-    2. a student whose refitted readout answers better, on prompts it was not fitted on, is *likely
-       to work*;
-    3. one that answers worse is led there by its teacher: *harmful*;
-    4. one that answers no better has nothing to gain from the pattern: *unlikely to help*.
+    1. the teacher is clearly the weaker model: *harmful* (§3.3), or *cannot tell* if its pattern
+       helps the student all the same;
+    2. the refitted readout answers better on held-out prompts: *likely to work*;
+    3. it answers worse, which the teacher's pattern causes: *harmful*;
+    4. it answers no better, so the student gains nothing from the pattern: *unlikely to help*.
 
-    Without usable answers, or with too few, a teacher whose divergence is no smaller on prompts
-    that the readout was not fitted on has no pattern to give, *unlikely to help*; all else is
-    *cannot tell*. A pair that differs by no more than rounding has nothing to teach.
+    If no answers, or too few, can be used: *unlikely to help* if the refitted readout does not
+    lower the divergence on held-out prompts, since the teacher then has no pattern to give;
+    otherwise *cannot tell*. If the models differ only by rounding: *unlikely to help*.
 
     Parameters
     ----------
     evidence
-        What was measured.
+        The measurements.
 
     Returns
     -------
@@ -134,7 +134,7 @@ def judge(evidence: Evidence) -> Verdict:
     e = evidence
     if e.reverse_kl.value <= 10 * e.noise:
         same = (
-            f"Reverse KL {e.reverse_kl.value:.2g} nats a token is no more than rounding "
+            f"Reverse KL {e.reverse_kl.value:.2g} nats per token is no more than rounding "
             f"({e.noise:.2g} between two passes of the student): the models are the same."
         )
         return Verdict(UNLIKELY, (same,), ())
@@ -159,17 +159,17 @@ def judge(evidence: Evidence) -> Verdict:
 def obstacle(
     accuracy: Number, teacher_accuracy: Number, truncated: float, teacher_truncated: float
 ) -> str | None:
-    """Say why accuracies tell nothing, if they do not; None if they do.
+    """Say why accuracies cannot be used; None if they can.
 
     Parameters
     ----------
     accuracy, teacher_accuracy
-        Of either model's own responses; NaN if no answers are known.
+        Accuracy of each model's own responses; NaN if no answers are known.
     truncated, teacher_truncated
         Share of responses that reached the length limit.
     """
     if accuracy.value != accuracy.value:
-        return "No answers are known, so whether the teacher's pattern is worth having is open."
+        return "No answers are known, so the worth of the teacher's pattern cannot be measured."
     if max(truncated, teacher_truncated) > _TRUNCATED:
         return (
             f"{truncated:.0%} of the student's and {teacher_truncated:.0%} of the teacher's "
@@ -178,13 +178,13 @@ def obstacle(
     if max(accuracy.value, teacher_accuracy.value) < _SOLVED:
         return (
             f"Student and teacher solve {accuracy.value:.0%} and {teacher_accuracy.value:.0%} "
-            "of these prompts: too few for accuracies to say anything."
+            "of these prompts: too few for accuracies to mean anything."
         )
     return None
 
 
 def _worth(gain: Number) -> str | None:
-    """What the teacher's pattern does for the student; None if too few rollouts tell."""
+    """Classify the effect of the teacher's pattern on the student; None with too few rollouts."""
     if gain.low > 0 and gain.value >= _WORTH:
         return "better"
     if gain.high < 0 and gain.value <= -_WORTH:
@@ -205,28 +205,28 @@ def _gain_reason(e: Evidence, worth: str | None) -> str:
     if worth == "worse":
         return (
             f"{change}: the teacher's pattern does not suit this student, and a student takes over "
-            "the pattern, not the scale (§3.3)."
+            "its teacher's pattern, not its scale (§3.3)."
         )
     if e.gap.low > 0:
         return (
-            f"{change}. The teacher is better by {_shown(e.gap)}, but by ability, not by a pattern "
-            "the student lacks: expect little (§3.2)."
+            f"{change}. The teacher is better by {_shown(e.gap)}, but by ability rather than by a "
+            "pattern that the student lacks: expect little (§3.2)."
         )
     return f"{change}: there is no better pattern to take over."
 
 
 def _learnt(share: Number) -> tuple[bool | None, str]:
-    """Whether the teacher asks for anything that carries over (None: unclear), in words."""
+    """Whether what one prompt teaches helps on others (None: unclear), and the same in words."""
     if share.value != share.value:
-        return None, "Whether one prompt's lesson serves another was not measured."
+        return None, "Whether what one prompt teaches helps on others was not measured."
     shown = (
-        f"A readout refitted on half of the prompts takes away {share.value:.0%} of the divergence "
+        f"A readout refitted on half of the prompts removes {share.value:.0%} of the divergence "
         f"{_bounds(share, '.0%')} on the other half"
     )
     if share.low >= _LEARNT:
-        return True, f"{shown}: a pattern that prompts have in common."
+        return True, f"{shown}: the prompts share a pattern."
     if share.low <= 0:
-        return False, f"{shown}: no pattern that prompts have in common (§6.2)."
+        return False, f"{shown}: the prompts share no pattern (§6.2)."
     return None, f"{shown}: unclear."
 
 
@@ -235,8 +235,8 @@ def _overlap_reason(e: Evidence) -> str:
     side = "within" if o.low >= _OVERLAP else "not clearly within"
     return (
         f"Overlap ratio {o.value:.2f} {_bounds(o, '.2f')}, {side} the range in which the paper's "
-        f"successful runs start ({_OVERLAP} and above). It depends on k and vocabulary: no part of "
-        "the rule."
+        f"successful runs start ({_OVERLAP} and above). It depends on k and the vocabulary, so the "
+        "rule does not use it."
     )
 
 
@@ -244,30 +244,32 @@ def _advice(e: Evidence, learns: bool | None, worth: str | None) -> list[str]:
     advice = []
     if e.overlap.high < _OVERLAP:
         advice.append(
-            "Patterns differ: try a cold start, SFT on the teacher's rollouts, or prompts in the "
-            "teacher's template (§5)."
+            "The patterns differ: try a cold start (SFT on the teacher's rollouts), or prompts in "
+            "the teacher's template (§5)."
         )
     if e.gap.low > 0 and worth == "no better":
         advice.append(
-            "A teacher of the student's own lineage with something new, for instance after RL, "
-            "has more to give than a larger one of the same pipeline (§3.2)."
+            "Try a teacher of the student's own lineage that has learnt something new, for example "
+            "after RL; it has more to give than a larger one of the same pipeline (§3.2)."
         )
     if learns is False:
         advice.append(
-            "If you train all the same, keep the learning rate low: where prompts have little in "
-            "common, most of an update is noise, and noise costs accuracy."
+            "If you train all the same, keep the learning rate low: if prompts have little in "
+            "common, most of an update is noise, which costs accuracy."
         )
     if e.tail is not None and e.tail >= _TAIL:
         advice.append(
-            f"From {e.tail} student tokens on the teacher does no better than the student: "
-            "supervision further back is worth little; try shorter responses (§6.1)."
+            f"After {e.tail} student tokens the teacher does no better than the student, so "
+            "supervision beyond them is worth little: try shorter responses (§6.1)."
         )
     if max(e.truncated, e.teacher_truncated) > _TRUNCATED:
-        advice.append("Allow longer responses (--max-completion-length) for accuracies that count.")
+        advice.append(
+            "Allow longer responses (--max-completion-length), so that accuracies can be used."
+        )
     if e.repetitive > _REPETITIVE:
         advice.append(
-            f"{e.repetitive:.0%} of the student's responses repeat themselves: leave such out, or "
-            "shorten responses; a repetitive tail is easy to agree on."
+            f"{e.repetitive:.0%} of the student's responses repeat themselves: leave these out or "
+            "shorten responses; models agree easily on a repetitive tail."
         )
     return advice
 

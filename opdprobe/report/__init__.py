@@ -1,8 +1,8 @@
-"""What a run says: its curves, what they say in words, every token.
+"""Pages on a recorded run: its curves, a diagnosis in words, and every token.
 
 =====================  ==================================================================
-`write_run_report`     a run, or two: the curves and what they say in words, as a page
-`write_view`           a run, or two, token by token, as a page
+`write_run_report`     the curves and the diagnosis of one run, or of two side by side
+`write_view`           every token of one run or two
 =====================  ==================================================================
 """
 

@@ -1,7 +1,7 @@
-"""One run by itself, or beside another: how do the paper's quantities move while it trains?
+"""How the paper's quantities move while one run, or each of two, trains.
 
-`course` reads a run's store once and keeps the sum of every quantity by rollout: enough for curves,
-for means over several steps, and for their intervals.
+`course` reads a run's store once and keeps the sum of every quantity by rollout. These sums are
+enough for curves, for means over several steps, and for their intervals.
 """
 
 from collections.abc import Sequence
@@ -21,12 +21,12 @@ from opdprobe.report.panel import Panel, Series
 from opdprobe.store import Run
 from opdprobe.store.schema import MODELS
 
-# Ends of a run are averaged over this many recorded steps, or 1 % of them smooths nothing.
+# Number of recorded steps that each end of a run is averaged over.
 EDGE = 5
 RUN_ROLES = ("first_run", "second_run")
 
 
-# Name and quantities of each panel, in the order of reading.
+# Name and quantities of each panel, in reading order.
 _PANELS = {
     "correct": ("correct",),
     "overlap_ratio": ("overlap_ratio",),
@@ -45,7 +45,7 @@ _PANELS = {
 
 @dataclass(frozen=True)
 class Course:
-    """What a run's quantities did, step by step; made by `course`.
+    """A run's quantities, step by step; made by `course`.
 
     Parameters
     ----------
@@ -60,7 +60,7 @@ class Course:
     evaluated
         Steps of the evaluations.
     scores
-        One array (problem,) an evaluation: the mean score of each problem, of all benchmarks.
+        One array (problem,) per evaluation: the mean score of each problem of all benchmarks.
     """
 
     label: str
@@ -81,17 +81,17 @@ class Course:
 
     @property
     def width(self) -> int:
-        """Recorded steps that count as an end of the run: 5, or a third of a short one."""
+        """Number of recorded steps that form an end of the run: 5, or a third of a short run."""
         return min(EDGE, max(1, len(self.steps) // 3))
 
     @property
     def first(self) -> slice:
-        """Places of the run's first steps in `steps`."""
+        """Positions of the run's first steps in `steps`."""
         return slice(self.width)
 
     @property
     def last(self) -> slice:
-        """Places of its last steps."""
+        """Positions of the run's last steps in `steps`."""
         return slice(len(self.steps) - self.width, len(self.steps))
 
     def mean(self, name: str, where: slice) -> Estimate:
@@ -102,12 +102,12 @@ class Course:
         name
             Key of `QUANTITIES`.
         where
-            Places in `steps`.
+            Positions in `steps`.
 
         Returns
         -------
         Estimate
-            NaN where nothing has a value. Units of the bootstrap are rollouts.
+            NaN if no state has a value. Units of the bootstrap are rollouts.
         """
         return self.sums.mean(name, where) if self.has(name) else exact(np.nan)
 
@@ -121,12 +121,12 @@ class Course:
         return known["step"].values.tolist(), known.values
 
     def extreme(self, name: str, where: slice, sign: int) -> tuple[int, int]:
-        """Find the rollout to look at: where a quantity is highest (`sign` 1) or lowest (-1).
+        """Find the rollout in which a quantity is highest (`sign` 1) or lowest (-1).
 
         Returns
         -------
         step, rollout
-            Of those of at least the median length: the mean of a few tokens may be anything.
+            Only rollouts of at least the median length count: a mean over few tokens varies widely.
         """
         best, found = -np.inf, (self.steps[where][-1], 0)
         if not self.has(name):
@@ -142,14 +142,14 @@ class Course:
 
 
 def course(run: Run, *, label: str | None = None) -> Course:
-    """Read a run once and sum its quantities up by step and rollout.
+    """Read a run once and sum its quantities by step and rollout.
 
     Parameters
     ----------
     run
-        A recorded run; one step at a time is held in memory.
+        A recorded run; memory holds one step at a time.
     label
-        Name to give it; that of its directory by default.
+        Name of the run. Default: the name of its directory.
 
     Returns
     -------
@@ -171,9 +171,9 @@ def course(run: Run, *, label: str | None = None) -> Course:
     ([0, 10], 1.0)
     """
     if not run.steps:
-        raise StoreError(f"{run.path} has no recorded step; record some (record_every)")
+        raise StoreError(f"{run.path} has no recorded step; record some (record_every).")
     evaluations = [run.evaluation(name)["score"] for name in run.benchmarks]
-    # Accuracy is the mean over the problems of all benchmarks: at steps that evaluated them all.
+    # Accuracy is the mean over the problems of all benchmarks, so it needs steps that ran them all.
     evaluated = [set(e["step"].values.tolist()) for e in evaluations]
     common = sorted(set.intersection(*evaluated)) if evaluated else []
     return Course(
@@ -187,7 +187,7 @@ def course(run: Run, *, label: str | None = None) -> Course:
 
 
 def _sums(run: Run) -> RolloutSums:
-    """Sum the quantities of states up by rollout, and put those of rollouts beside them."""
+    """Sum the per-state quantities by rollout, and add the per-rollout ones."""
     first = run.load(run.steps[0])
     known = {name: q for name, q in QUANTITIES.items() if q.needs in first}
     sums = rollout_sums([run], {name: name for name, q in known.items() if q.per == "state"})
@@ -201,16 +201,17 @@ def _sums(run: Run) -> RolloutSums:
 
 
 def line(found: Course, name: str, *, role: str, label: str) -> Series:
-    """Draw a quantity, or a logged scalar, by step.
+    """Return the curve of a quantity, or of a logged scalar, by step.
 
     Parameters
     ----------
     found
         A run's course.
     name
-        Key of `QUANTITIES`, with the 95 % interval of `opdprobe.curve`; or a metric, without one.
+        Key of `QUANTITIES`, drawn with the 95 % interval of `opdprobe.curve`; or a metric, drawn
+        without an interval.
     role, label
-        As in `analyses.results.Series`.
+        As in `opdprobe.report.panel.Series`.
     """
     x, y = found.values(name)
     low, high = found.sums.band(name) if name in found.sums.n else np.full((2, len(x)), np.nan)
@@ -218,18 +219,18 @@ def line(found: Course, name: str, *, role: str, label: str) -> Series:
 
 
 def course_panels(courses: Sequence[Course]) -> list[Panel]:
-    """Draw everything known of a run, or of two in the same axes.
+    """Return panels of all quantities of one run, or of two in the same axes.
 
     Parameters
     ----------
     courses
-        One run, whose student and teacher share a panel where both have a number; or two, where
-        each has a panel.
+        One run, whose student and teacher share a panel for quantities of both; or two runs, with
+        one panel per quantity and model.
 
     Returns
     -------
     list of Panel
-        Of lines; without what no run has.
+        Panels of lines; without the quantities that no run has.
     """
     roles = RUN_ROLES[: len(courses)]
     panels = []
@@ -242,7 +243,7 @@ def course_panels(courses: Sequence[Course]) -> list[Panel]:
             }
             if known:
                 first, *more = (scalar(quantity).title for quantity in known)
-                # A line by itself has no legend to say whose it is.
+                # A single line has no legend that names its model.
                 title = first.removeprefix("Student ").capitalize() if more else first
                 panels.append(_panel(name, title, quantities[0], list(known.values())))
             continue

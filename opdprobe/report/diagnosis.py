@@ -1,4 +1,4 @@
-"""What a run's curves say, in words and in the paper's terms. No models, no torch."""
+"""Diagnose a run from its curves, in the paper's terms. Needs neither models nor torch."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -22,35 +22,35 @@ from opdprobe.report.finding import (
 Direction = Literal["toward", "away", "flat", "unclear"]
 
 TUNED = (
-    "Rules and limits were chosen with the paper's numbers and the testbed's runs in view, five "
-    "seeds of each; no run was kept aside to test them, and no real language model is among them. "
-    "Late collapse and entropy collapse occur in none of these runs, so nothing but synthetic runs "
-    "shows that their rules see one."
+    "Rules and limits were chosen with the paper's numbers and the testbed's runs (five seeds "
+    "each) in view; no run was held out to test them, and none uses a real language model. Late "
+    "collapse and entropy collapse occur in none of these runs, so their rules were tested on "
+    "synthetic runs only."
 )
-"""What every diagnosis says about the rules themselves."""
+"""How far the rules are validated; part of every diagnosis."""
 
-# What counts as a move: the overlap by difference, of the others what is left. The paper's success:
-# overlap 0.72 to 0.91, the advantage to 0, the gap narrower; its failure: none of them (Fig. 6). In
-# the failures of the testbed (20 runs of 4 pairs) the overlap rises by 0.01 at most, and at least
-# 0.55 of the advantage and 0.85 of the gap are left.
+# What counts as a move: a difference for the overlap, the share that is left for the others. In
+# the paper's success the overlap goes from 0.72 to 0.91, the advantage to 0, and the gap narrows;
+# in its failure none of them moves (Fig. 6). In the testbed's failures (20 runs of 4 pairs) the
+# overlap rises by at most 0.01, and at least 0.55 of the advantage and 0.85 of the gap are left.
 _MOVED = {"overlap_ratio": 0.02, "overlap_token_advantage": 0.5, "entropy_gap": 0.8}
-# What has to be ruled out to say that nothing moved: the success of `analyses.alignment`.
+# What the intervals must exclude to say that nothing moved: the success of `analyses.alignment`.
 _SUCCESS = {"overlap_ratio": 0.05, "overlap_token_advantage": 0.2, "entropy_gap": 0.5}
-# Above where the paper's success ends (0.91).
+# Above the end of the paper's success (0.91).
 _ALIGNED = 0.95
 _ACCURACY = 0.05
 _ACCURACY_BLIND = 0.1
 
 
 def diagnose(found: Course) -> list[Finding]:
-    """Say what a run's curves show.
+    """Diagnose a run from its curves.
 
-    Compared are the first and the last 5 recorded steps (a third of a shorter run), with bootstrap
+    Compares the first and the last 5 recorded steps (a third of a shorter run), with bootstrap
     intervals over rollouts, and over problems for the accuracy. A change counts if its interval
-    excludes none and it has the size below; that nothing changed counts if the interval excludes
-    a change that would matter. All else is *no clear sign*. Rollouts of one prompt are taken as
-    independent, and steps are not resampled: intervals are rather too narrow. Fewer than 16
-    rollouts have none.
+    excludes zero change and it has at least the size below. No change counts if the interval
+    excludes a change that would matter. Everything else is *no clear sign*. Rollouts of one prompt
+    are taken as independent and steps are not resampled, so intervals are somewhat too narrow.
+    Fewer than 16 rollouts give no interval.
 
     Parameters
     ----------
@@ -60,32 +60,33 @@ def diagnose(found: Course) -> list[Finding]:
     Returns
     -------
     list of Finding
-        First what became of the alignment (there is always one):
+        First always one finding on the alignment:
 
         - ``aligning``: overlap ratio up by 0.02, overlap-token advantage down to 0.5 and entropy
           gap to 0.8 of what they were: the success signature (§4.1). ``partly_aligning``: some of
-          them, and none the other way;
-        - ``stagnating``: none moved so far, and intervals exclude a success like the paper's (0.05
-          of overlap; 0.2 of the advantage and 0.5 of the gap left): the failure signature (§4.1,
-          App. B.2). ``aligned_from_the_start``: that, with an overlap of 0.95 and more;
-        - ``drifting_apart``: some moved the other way and none this way; ``mixed``: both;
-        - ``no_clear_sign``, and ``too_short`` for a single step;
+          them moved that way, and none the other way;
+        - ``stagnating``: none moved that far, and intervals exclude a success like the paper's
+          (0.05 of overlap; 0.2 of the advantage and 0.5 of the gap left): the failure signature
+          (§4.1, App. B.2). ``aligned_from_the_start``: the same, from an overlap of at least 0.95;
+        - ``drifting_apart``: some moved the other way and none that way; ``mixed``: both;
+        - ``no_clear_sign``, or ``too_short`` for a single step;
 
-        then, where it applies,
+        then, where they apply,
 
-        - what became of the accuracy: it moved by 0.05, or 0.1 is excluded (``accuracy_…``);
+        - ``accuracy_…``: the accuracy moved by 0.05, or its interval excludes a change of 0.1, or
+          neither;
         - ``low_overlap``: overlap starts below 0.7 (§5.1);
         - ``late_collapse``: overlap ends 0.02 below its best 5-step mean, which was 0.01 above the
-          start, and the student's entropy is 1.1 times what it was there (§6.1);
+          start, and the student's entropy is 1.1 times its value there (§6.1);
         - ``entropy_collapse``: student entropy at most half of its start and 0.8 of the teacher's
           at the same states (§5.2);
         - ``truncated``: more than 0.1 of the last responses reached the limit (§6.1);
         - ``gradient_spikes``: a gradient norm 5 times the median of the 20 steps around it, and
           above those of the first steps (§6.3);
-        - ``blind_loss``: with a top-k loss, less than 0.9 of a model's probability on the shared
+        - ``blind_loss``: with a top-k loss, less than 0.9 of a model's probability is on the shared
           tokens at the end (App. B.1).
 
-        Limits are the paper's numbers and those of the analyses where there are any, else chosen
+        Limits are the numbers of the paper or of the analyses if they have any, otherwise chosen
         with the testbed's runs in view; see `TUNED`.
 
     Examples
@@ -111,16 +112,16 @@ def diagnose(found: Course) -> list[Finding]:
     return [alignment, *(finding for finding in others if finding)]
 
 
-# ---- what became of the alignment
+# ---- the alignment
 
 
 def _alignment(found: Course) -> Finding:
     where = look(found, "reverse_kl", found.last, 1, "reverse_kl")
     if len(found.steps) < 2:
-        text = "Whether the models align shows only over several steps."
+        text = "Alignment can be seen only over several steps."
         return Finding("too_short", "unclear", "One recorded step", text, (), **where)
     moves = [change(found, name, relative=name != "overlap_ratio") for name in _MOVED]
-    # One shared token, renormalised, has no advantage: at k = 1 there is nothing to see.
+    # At k = 1 the single shared token, renormalised, has no advantage.
     directions: dict[Evidence, Direction] = {
         move: _direction(move) for move in moves if not np.isnan(move.value)
     }
@@ -138,60 +139,55 @@ def _names(directions: Mapping[Evidence, Direction], *wanted: Direction) -> str:
 
 
 def _moving(directions: Mapping[Evidence, Direction]) -> Finding:
-    """Say where the quantities of the signature went, of which at least one moved."""
+    """Say where the quantities of the signature went; at least one moved."""
     evidence, ways = tuple(directions), set(directions.values())
     toward, away = _names(directions, "toward"), _names(directions, "away")
     if ways == {"toward"}:
-        text = (
-            f"The student's distribution moves to the teacher's in {toward}: the success "
-            "signature (§4.1)."
-        )
+        text = f"The student moves toward the teacher in {toward}: the success signature (§4.1)."
         return Finding("aligning", "good", "Aligning", text, evidence)
     if ways >= {"toward", "away"}:
         text = f"Toward the teacher: {toward}. Away from it: {away}. Neither signature of §4.1."
         return Finding("mixed", "note", "Moving both ways", text, evidence)
     if "toward" in ways:
         text = (
-            f"Toward the teacher: {toward}. Not clearly, of the success signature (§4.1): "
-            f"{_names(directions, 'flat', 'unclear')}."
+            f"Toward the teacher: {toward}. Not clearly moving, though part of the success "
+            f"signature (§4.1): {_names(directions, 'flat', 'unclear')}."
         )
         return Finding("partly_aligning", "good", "Partly aligning", text, evidence)
     text = f"Away from the teacher: {away}. Nothing moves toward it."
     advice = (
-        "Lower the learning rate, shorten responses (§6.1), and see that the loss covers the "
+        "Lower the learning rate, shorten responses (§6.1), and check that the loss covers the "
         "tokens that matter (§4.2)."
     )
     return Finding("drifting_apart", "bad", "Drifting apart", text, evidence, advice)
 
 
 def _still(found: Course, directions: Mapping[Evidence, Direction]) -> Finding:
-    """Say whether nothing moved, or too little is known of it."""
+    """Say whether nothing moved, or too little is known to tell."""
     evidence = tuple(directions)
     if set(directions.values()) != {"flat"}:
         text = (
-            "Too few rollouts to tell whether the models align: the intervals allow both, or there "
-            "are none."
+            "Too few rollouts to tell whether the models align: the intervals allow both, or the "
+            "quantities have none."
         )
         advice = (
             "Record more rollouts (record_fraction; with a hook, more prompts or num_generations), "
-            "or train on."
+            "or train longer."
         )
         return Finding("no_clear_sign", "unclear", "No clear sign", text, evidence, advice)
     start = level(found, "overlap_ratio", found.first)
     if start.low >= _ALIGNED:
-        text = (
-            "The models agree on nearly all candidates, and stay so: there is little to take over."
-        )
+        text = "The models agree on nearly all candidates throughout: there is little to learn."
         title = "Aligned from the start"
         return Finding("aligned_from_the_start", "note", title, text, (*evidence, start))
     text = (
-        f"Nothing moves as in a success, of {_names(directions, 'flat')}: the failure signature "
-        "(§4.1), with which small losses and gradients go (App. B.2). The teacher says little that "
-        "this student follows."
+        f"None of these moves as in a success: {_names(directions, 'flat')}. This is the failure "
+        "signature (§4.1); small losses and gradients go with it (App. B.2). The student takes "
+        "over little of what the teacher teaches."
     )
     advice = (
-        "Ask opdprobe preflight about the pair; try a cold start (§5.1), prompts in the "
-        "teacher's template (§5.2), or a teacher with something new, after RL (§3.2)."
+        "Run opdprobe preflight on the pair; try a cold start (§5.1), prompts in the teacher's "
+        "template (§5.2), or a teacher that has learnt something new, for example by RL (§3.2)."
     )
     if loss := logged_change(found, "loss"):
         evidence = (*evidence, loss)
@@ -199,7 +195,7 @@ def _still(found: Course, directions: Mapping[Evidence, Direction]) -> Finding:
 
 
 def _direction(move: Evidence) -> Direction:
-    """Where a quantity of the signature went; the overlap by difference, others by ratio."""
+    """Classify a change of the signature: the overlap by difference, the others by ratio."""
     moved, success = _MOVED[move.quantity], _SUCCESS[move.quantity]
     if move.quantity == "overlap_ratio":
         if move.value >= moved and move.low > 0:
@@ -227,8 +223,8 @@ def _accuracy(found: Course, alignment: str) -> Finding | None:
             name, kind = "accuracy_without_alignment", "note"
             title = "Accuracy rose although alignment did not"
             text = (
-                "Something other than the teacher's distribution was learnt: an answer's format, "
-                "its length, its end. Read responses before you believe it."
+                "The student learnt something other than the teacher's distribution: an answer's "
+                "format, its length, its end. Read some responses before you trust the number."
             )
         else:
             name, kind, title = "accuracy_rose", "good", "Accuracy rose"
@@ -239,23 +235,23 @@ def _accuracy(found: Course, alignment: str) -> Finding | None:
             title = "The student follows its teacher down"
             text = (
                 "It aligns and solves fewer problems: a student takes over its teacher's pattern, "
-                "whatever the teacher's own score (§3.3)."
+                "whatever the teacher's own accuracy (§3.3)."
             )
-            advice = "Take a teacher whose pattern is worth having: ask opdprobe preflight."
+            advice = "Choose a teacher whose pattern helps the student: run opdprobe preflight."
         else:
             name, kind, title = "accuracy_fell", "bad", "Accuracy fell"
             text = "The student solves fewer problems."
     elif moved.low > -_ACCURACY_BLIND and moved.high < _ACCURACY_BLIND:
         name, kind, title = "accuracy_flat", "note", "Accuracy did not move"
         text = (
-            "The student aligns, but the teacher's pattern brings it no more answers (§3.2)."
+            "The student aligns, but the teacher's pattern does not help it solve more (§3.2)."
             if aligned
-            else "Neither better nor worse."
+            else "The student solves about as many problems as before."
         )
     else:
         name, kind, title = "accuracy_unclear", "unclear", "Accuracy: no clear sign"
-        text = "The interval allows a change that would matter, and none."
-        advice = "Evaluate on more problems, or take more samples of each (eval_n)."
-    # A failed rollout where there is one; answers may be unknown in the rollouts.
+        text = "The interval allows both a change that would matter and no change."
+        advice = "Evaluate on more problems, or with more samples per problem (eval_n)."
+    # A failed rollout if there is one; the rollouts' answers may be unknown.
     where = look(found, "correct", found.last, -1, "reverse_kl")
     return Finding(name, kind, title, text, (moved,), advice, **where)

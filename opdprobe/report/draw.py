@@ -1,4 +1,4 @@
-"""One run by itself, or two in the same axes: everything that is known of it, by step."""
+"""Draw all curves of one run, or of two in the same axes."""
 
 from collections.abc import Sequence
 from io import BytesIO
@@ -15,11 +15,11 @@ from opdprobe.report.style import DOUBLE_COLUMN, SINGLE_COLUMN, style
 
 _COLUMNS = 3
 _HEIGHT = 1.75  # inches, of a row
-_TITLE = 34  # characters that stand beside each other
+_TITLE = 34  # characters that fit on one line
 
 
 def draw(panels: Sequence[Panel]) -> Figure:
-    """Draw the panels of a run, or of two, in rows of three; heat maps come last.
+    """Draw the panels of one run, or of two, in rows of three; heat maps come last.
 
     Parameters
     ----------
@@ -39,7 +39,7 @@ def draw(panels: Sequence[Panel]) -> Figure:
     explained = set()
     with style():
         figure = Figure(figsize=(DOUBLE_COLUMN, _HEIGHT * sum(n_rows)), layout="constrained")
-        # Apart, since colour bars take room from every row of their grid.
+        # Separate subfigures, since colour bars take space from every row of their grid.
         parts = figure.subfigures(len(groups), squeeze=False, height_ratios=n_rows).ravel()
         for part, group, n in zip(parts, groups, n_rows, strict=True):
             axes = part.subplots(n, _COLUMNS, squeeze=False).ravel()
@@ -48,7 +48,7 @@ def draw(panels: Sequence[Panel]) -> Figure:
             for ax, panel in zip(axes, group, strict=False):
                 _draw(panel, ax, limits)
                 ax.set_title(fill(panel.title, _TITLE), loc="left")
-                # The title names it already.
+                # The title already names the quantity.
                 quantity, bracket, unit = panel.y_label.partition("[")
                 if quantity.strip().lower() == panel.title.lower():
                     ax.set_ylabel(bracket + unit)
@@ -67,17 +67,17 @@ def save(panels: Sequence[Panel], path: Path) -> None:
 
 
 def images(panels: Sequence[Panel]) -> list[bytes]:
-    """Draw each panel by itself, for a page that lays them out.
+    """Draw each panel as an image of its own, for a page that lays them out.
 
     Parameters
     ----------
     panels
-        Lines and heat maps; the latter share one colour scale.
+        Lines and heat maps; heat maps share one colour scale.
 
     Returns
     -------
     list of bytes
-        A PNG each, 3.3 inches wide at 200 dots an inch. A panel's title is left to the page.
+        One PNG per panel, 3.3 inches wide at 200 dots per inch, without the panel's title.
     """
     limits = heat_limits(panels)
     drawn = []

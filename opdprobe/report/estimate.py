@@ -8,30 +8,30 @@ from scipy.special import stdtrit
 
 from opdprobe.probes.bootstrap import LEVEL, N_BOOT, Estimate, percentile_interval, ratio
 
-# From this many seeds on, an interval is over seeds; below it, over what was sampled in the runs.
+# With at least this many seeds an interval is over seeds; with fewer, over the runs' samples.
 MIN_SEEDS = 3
 
 
 def exact(value: float) -> Estimate:
-    """Wrap a number of which a single run has no interval."""
+    """Wrap a number that has no interval within a single run."""
     return Estimate(value, np.full(N_BOOT, np.nan))
 
 
 def ranked(candidates: Mapping[str, Sequence[Estimate]]) -> list[str]:
     """Order the names of some quantities by their mean over seeds, the lowest first.
 
-    To pick the largest of several by its mean flatters it less than to pick it anew in every seed.
+    Picking the largest by its mean is less biased than picking the largest in every seed.
     """
     return sorted(candidates, key=lambda name: float(np.mean([e.value for e in candidates[name]])))
 
 
 def spearman(x: NDArray, y: NDArray) -> float:
-    """Correlate the ranks of two samples; ties share their mean rank.
+    """Return the rank correlation of two samples; ties share their mean rank.
 
     Returns
     -------
     float
-        In [-1, 1]; NaN for fewer than two pairs, or where one of them never changes.
+        In [-1, 1]; NaN for fewer than two pairs, or if one sample is constant.
 
     Examples
     --------
@@ -53,8 +53,8 @@ def combine(estimates: Sequence[Estimate]) -> tuple[float, float, float]:
     Returns
     -------
     value, low, high
-        Mean and 95 % interval: Student's t over seeds if there are three or more, else percentiles
-        of the bootstrap.
+        Mean and 95 % interval: Student's t over seeds if there are three or more, otherwise
+        percentiles of the bootstrap.
     """
     values = np.array([e.value for e in estimates])
     mean = float(values.mean())
@@ -66,7 +66,7 @@ def combine(estimates: Sequence[Estimate]) -> tuple[float, float, float]:
 
 
 def interval_name(n_seeds: int) -> str:
-    """Name what the intervals are, for captions."""
+    """Describe the intervals, for captions."""
     if n_seeds >= MIN_SEEDS:
         return f"95 % t-interval over {n_seeds} seeds"
     return "95 % bootstrap over rollouts (curves) or problems (accuracy)"

@@ -1,4 +1,4 @@
-"""Findings, and the numbers with intervals that they rest on, each with words to show it in."""
+"""Findings, and the evidence for them: numbers with intervals, each with a text."""
 
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -11,7 +11,7 @@ from opdprobe.report.course import Course
 from opdprobe.report.estimate import combine, exact, number
 from opdprobe.store.schema import MODELS
 
-# Resampling fewer says too little of how much their mean may be off.
+# Resampling fewer rollouts does not show how far off their mean may be.
 MIN_ROLLOUTS = 16
 
 Kind = Literal["good", "bad", "note", "unclear"]
@@ -21,7 +21,7 @@ _SIGNS: dict[Kind, str] = {"good": "✓", "bad": "✗", "note": "•", "unclear"
 
 @dataclass(frozen=True)
 class Evidence:
-    """A number that a finding rests on.
+    """A number that supports a finding.
 
     Parameters
     ----------
@@ -30,10 +30,10 @@ class Evidence:
     text
         The number in words, with its interval and steps.
     value, low, high
-        What is compared with a limit: a level, a difference or a ratio, and its 95 % interval; NaN
-        where there is none.
+        The number compared with a limit (a level, a difference or a ratio), and its 95 %
+        interval; NaN if there is none.
     steps
-        First and last step of each stretch looked at.
+        First and last step of each stretch of steps that was compared.
 
     Examples
     --------
@@ -50,7 +50,7 @@ class Evidence:
     steps: tuple[tuple[int, int], ...]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON: None for what is no finite number."""
+        """Return plain values, ready for JSON: None for a number that is not finite."""
         return {
             name: None if isinstance(value, float) and not np.isfinite(value) else value
             for name, value in asdict(self).items()
@@ -59,7 +59,7 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that a run's curves say.
+    """One finding from a run's curves.
 
     Parameters
     ----------
@@ -68,13 +68,13 @@ class Finding:
     kind
         ``good``, ``bad``, ``note`` or ``unclear``.
     title, text
-        What it is, and what it means, in the paper's terms.
+        What was found, and what it means, in the paper's terms.
     evidence
-        What it rests on.
+        The numbers that support it.
     advice
         What to try; may be empty.
     step, rollout, by
-        Where to look in the token viewer, and what to colour by.
+        Where to look in the token viewer, and the quantity to colour by.
     """
 
     name: str
@@ -89,11 +89,11 @@ class Finding:
 
     @property
     def sign(self) -> str:
-        """What tells its kind without colour."""
+        """Sign that shows the kind without colour."""
         return _SIGNS[self.kind]
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
+        """Return plain values, ready for JSON."""
         evidence = [one.to_dict() for one in self.evidence]
         return asdict(self) | {"evidence": evidence}
 
@@ -108,7 +108,7 @@ def level(found: Course, name: str, where: slice) -> Evidence:
     name
         Key of `opdprobe.probes.quantities.QUANTITIES`.
     where
-        Places in the course's steps, such as `Course.first`.
+        Positions in the course's steps, such as `Course.first`.
     """
     value, low, high = interval(_mean(found, name, where))
     steps = _steps(found.steps, where)
@@ -119,16 +119,16 @@ def level(found: Course, name: str, where: slice) -> Evidence:
 def change(
     found: Course, name: str, *, before: slice | None = None, relative: bool = False
 ) -> Evidence:
-    """Measure how a quantity's mean over the last steps differs from an earlier one.
+    """Measure how a quantity's mean over the last steps differs from an earlier mean.
 
     Parameters
     ----------
     found, name
         As in `level`.
     before
-        Places of the earlier steps; the run's first by default.
+        Positions of the earlier steps. Default: the run's first.
     relative
-        Whether last / earlier counts, and not the difference. Of a quantity below 0, of its size.
+        Whether to compare by last / earlier rather than by the difference.
     """
     before = found.first if before is None else before
     stretches = (before, found.last)
@@ -138,7 +138,7 @@ def change(
 
 
 def logged_change(found: Course, name: str) -> Evidence | None:
-    """Measure how a logged scalar's mean over its last steps differs; it has no interval."""
+    """Measure how a logged scalar's mean differs between its first and last steps; no interval."""
     steps, values = found.values(name)
     if len(values) < 2:
         return None
@@ -149,9 +149,9 @@ def logged_change(found: Course, name: str) -> Evidence | None:
 
 
 def accuracy_change(found: Course) -> Evidence | None:
-    """Measure the last evaluation less the first, over the same problems.
+    """Measure the last evaluation minus the first, over the same problems.
 
-    Without evaluations, the share of correct rollouts; None if answers are not known.
+    Without evaluations, the share of correct rollouts is used; None if no answers are known.
     """
     if len(found.scores) > 1:
         first, last = (resample(found.scores[end]) for end in (0, -1))
@@ -172,25 +172,25 @@ def student_to_teacher(found: Course) -> Evidence:
 
 
 def look(found: Course, name: str, where: slice, sign: int, by: str) -> dict[str, Any]:
-    """Choose where in the viewer to look, for a finding's fields of that name.
+    """Choose where in the viewer to look: a finding's `step`, `rollout` and `by`.
 
     Parameters
     ----------
     found, name
         As in `level`.
     where
-        Places of the steps to choose from.
+        Positions of the steps to choose from.
     sign
         1: the rollout in which the quantity is highest; -1: lowest.
     by
-        Quantity of the viewer to colour tokens by.
+        Quantity to colour the tokens by.
     """
     step, rollout = found.extreme(name, where, sign)
     return {"step": step, "rollout": rollout, "by": by}
 
 
 def _mean(found: Course, name: str, where: slice) -> Estimate:
-    """Estimate a mean; without an interval, and so without a say, where rollouts are few."""
+    """Estimate a mean; with few rollouts it has no interval, and so decides nothing."""
     estimate = found.mean(name, where)
     rows = found.sums.rows(where)
     few = rows.stop - rows.start < MIN_ROLLOUTS
@@ -215,7 +215,7 @@ def _compared(
 
 
 def interval(estimate: Estimate) -> tuple[float, float, float]:
-    """Give an estimate and its 95 % interval; infinite means have none."""
+    """Return an estimate and its 95 % interval; NaN bounds if the estimate is not finite."""
     if not np.isfinite(estimate.value):
         return estimate.value, np.nan, np.nan
     return combine([estimate])
@@ -235,7 +235,7 @@ def shown(value: float, low: float, high: float) -> str:
 
 
 def lower(name: str) -> str:
-    """Name a quantity inside a sentence."""
+    """Return a quantity's name for use inside a sentence."""
     return "accuracy" if name == "accuracy" else scalar(name).long_name
 
 
@@ -244,7 +244,7 @@ def _steps(steps: list[int], where: slice) -> tuple[int, int]:
 
 
 def _said(*stretches: tuple[int, int]) -> str:
-    """Name steps, or the two stretches of them that are compared.
+    """Name the steps, or the two stretches of steps that are compared.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""What is drawn in one panel: lines with bands, bars, histograms, heat maps."""
+"""Draw one panel: lines with bands, bars, histograms, heat maps."""
 
 from collections.abc import Sequence
 from textwrap import fill
@@ -14,7 +14,7 @@ from opdprobe.report.style import DARK, DOTTED, role
 N_MARKERS = 6
 N_BINS = 30
 ROUND = [1, 2, 2.5, 5, 10]  # ticks at these multiples only: 0.72, 0.78, 0.84 are hard to read
-GROUP = 0.8  # of the distance between two categories, covered by bars
+GROUP = 0.8  # share of the distance between two categories that bars cover
 NOTHING = "0.85"  # a cell without a number
 CHARACTERS_PER_INCH = 17  # of tick labels
 
@@ -57,7 +57,7 @@ def draw_bars(panel: Panel, ax: Axes) -> None:
     Parameters
     ----------
     panel
-        Panel of kind ``"bar"``. A category that a series has no number for stays empty.
+        Panel of kind ``"bar"``. A category stays empty for a series that has no number for it.
     ax
         Axes to draw into.
     """
@@ -71,11 +71,11 @@ def draw_bars(panel: Panel, ax: Axes) -> None:
             0.9 * width,
             color=look.color,
             hatch=look.hatch,
-            edgecolor="white",  # of the hatching
+            edgecolor="white",  # colour of the hatching
             linewidth=0,
             label=series.label,
         )
-        # Lines and not yerr: an interval need not contain the value, and yerr takes no other.
+        # Lines, since an interval need not contain the value, which yerr requires.
         ax.vlines(x, series.low, series.high, color=DARK, linewidth=1)
     ax.grid(False, axis="x")
     ax.axhline(0, color=DARK, linewidth=0.6)
@@ -84,7 +84,7 @@ def draw_bars(panel: Panel, ax: Axes) -> None:
 
 
 def draw_histogram(panel: Panel, ax: Axes) -> None:
-    """Draw a panel of densities over shared bins; a marker above the axes is each median.
+    """Draw a panel of densities over shared bins; markers above the axes show the medians.
 
     Parameters
     ----------
@@ -132,7 +132,7 @@ def heat_limits(panels: Sequence[Panel]) -> tuple[float, float]:
     Returns
     -------
     low, high
-        Ends of the colour scale that the heat maps share; 0 and 1 if they have no number.
+        Ends of the shared colour scale; 0 and 1 if no heat map has a finite number.
     """
     numbers = [np.ravel(panel.heat.z) for panel in panels if panel.heat is not None]
     finite = np.concatenate([*numbers, np.zeros(0)])
@@ -148,17 +148,17 @@ def draw_heatmap(panel: Panel, ax: Axes, limits: tuple[float, float]) -> None:
     panel
         Panel of kind ``"heatmap"``.
     ax
-        Axes to draw into; the colour bar takes its room from them.
+        Axes to draw into; the colour bar takes its space from them.
     limits
         Ends of the colour scale; see `heat_limits`.
     """
     heat = panel.heat
-    assert heat is not None  # a heat map has one
+    assert heat is not None  # a heat map panel always has one
     mesh = ax.pcolormesh(
         _edges(heat.x),
         _edges(heat.y),
         np.ma.masked_invalid(np.asarray(heat.z, float)),
-        cmap="cividis",  # even steps in lightness, also without red or green
+        cmap="cividis",  # even steps in lightness, readable without red or green
         vmin=limits[0],
         vmax=limits[1],
         rasterized=True,  # vector cells would leave hairlines between them
@@ -176,7 +176,7 @@ def draw_heatmap(panel: Panel, ax: Axes, limits: tuple[float, float]) -> None:
 def _draw_references(panel: Panel, ax: Axes) -> None:
     for line in panel.references:
         look = role(line.role)
-        # Thin and dotted, its marker at the right end only: it is a level, not a course.
+        # Thin and dotted, with a marker at the right end only: this is a level rather than a curve.
         ax.axhline(
             line.y,
             color=look.color,
@@ -196,7 +196,7 @@ def _set_ticks(panel: Panel, ax: Axes) -> None:
         ax.xaxis.set_major_locator(MaxNLocator(nbins=5, steps=ROUND, integer=True))
         return
     n = len(panel.ticks)
-    # Names that are too wide for their share of the axes go on several lines, or aslant.
+    # Names that are too wide for their share of the axes are wrapped, or rotated.
     room = int(CHARACTERS_PER_INCH * ax.get_window_extent().width / ax.figure.dpi / n)
     folded = [fill(tick, max(room, 1), break_long_words=False) for tick in panel.ticks]
     if max(len(line) for tick in folded for line in tick.split("\n")) <= room:
@@ -207,7 +207,7 @@ def _set_ticks(panel: Panel, ax: Axes) -> None:
 
 
 def _edges(middles: Sequence[float]) -> NDArray[np.float64]:
-    """Return the ends of cells: half-way between their middles, the outermost as wide as within."""
+    """Return the edges of cells, half-way between their middles; outer cells are symmetric."""
     x = np.asarray(middles, float)
     half = np.diff(x) / 2 if len(x) > 1 else np.array([0.5])
     return np.concatenate([[x[0] - half[0]], x[:-1] + half[: len(x) - 1], [x[-1] + half[-1]]])

@@ -1,4 +1,4 @@
-"""What is drawn, as data: panels of lines, bars, samples and heat maps. No matplotlib."""
+"""Panels as data: lines, bars, samples and heat maps. Does not import matplotlib."""
 
 import math
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ KINDS: tuple[Kind, ...] = ("line", "histogram", "bar", "heatmap")
 
 
 class PanelError(OPDProbeError):
-    """What is to be drawn contradicts itself."""
+    """A panel's data contradict each other."""
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,15 @@ class Series:
     label
         Name in the legend.
     x, y, low, high : sequence of float
-        Points (of a line, or tops of bars) and ends of their intervals, of one length; NaN where
-        there is none.
+        Points of a line (or tops of bars) and ends of their intervals, of equal length; NaN where
+        there is no interval.
     values : sequence of float
-        Sample; then the line is empty.
+        Sample of a histogram; `x`, `y`, `low` and `high` are then empty.
 
     Raises
     ------
     PanelError
-        If lengths differ, or there is both a line and a sample.
+        The lengths differ, or the series has both a line and a sample.
 
     Examples
     --------
@@ -72,7 +72,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Reference:
-    """A horizontal line: an accuracy that a curve or bars are to be read against.
+    """A horizontal line: an accuracy to compare a curve or bars with.
 
     Parameters
     ----------
@@ -89,7 +89,7 @@ class Reference:
 
 @dataclass(frozen=True)
 class Heat:
-    """What a heat map shows: one number for each pair of a column and a row.
+    """The data of a heat map: one number per column and row.
 
     Parameters
     ----------
@@ -98,14 +98,14 @@ class Heat:
     y
         Rows, such as the middles of bins of output positions, increasing.
     z
-        A sequence for each row, with a number for each column; NaN where there is nothing.
+        One sequence per row, with one number per column; NaN for an empty cell.
     label
-        What the numbers are, with their unit: the label of the colour bar.
+        Label of the colour bar: the quantity with its unit.
 
     Raises
     ------
     PanelError
-        If `x` or `y` is empty or does not increase, or `z` is not of their lengths.
+        `x` or `y` is empty or does not increase, or the shape of `z` does not match them.
 
     Examples
     --------
@@ -155,19 +155,19 @@ class Panel:
         ``"line"``, ``"histogram"``, ``"bar"`` or ``"heatmap"``: which of the fields here and in
         `Series` are filled.
     series
-        What is drawn, first at the bottom. A heat map has none.
+        Series to draw, the first at the bottom. A heat map has none.
     references
         Horizontal lines.
     ticks
-        Names of categories, for bars and where wanted for lines. The `x` of the series are then
-        places in this list, 0 to ``len(ticks) - 1``.
+        Names of categories; required for bars, optional for lines. The `x` of the series are then
+        positions in this list, 0 to ``len(ticks) - 1``.
     heat
-        What a heat map shows; None for every other kind.
+        Data of a heat map; None for every other kind.
 
     Raises
     ------
     PanelError
-        If the kind is unknown, something is of another kind, or an `x` has no tick.
+        The kind is unknown, a field belongs to another kind, or an `x` has no tick.
 
     Examples
     --------
@@ -201,7 +201,7 @@ class Panel:
         if (self.heat is not None) != (self.kind == "heatmap"):
             has = "no heat" if self.heat is None else "heat"
             raise PanelError(
-                f"panel {self.name!r} is a {self.kind} with {has}; give heat to heatmaps alone."
+                f"panel {self.name!r} is a {self.kind} with {has}; give heat to heatmaps only."
             )
         if self.kind == "heatmap" and (self.series or self.references):
             raise PanelError(

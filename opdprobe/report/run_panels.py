@@ -1,4 +1,4 @@
-"""What the report on a run, or on two, draws."""
+"""The panels that the report on one run, or on two, draws."""
 
 from collections.abc import Sequence
 
@@ -15,14 +15,14 @@ HEAT_ROWS = 20
 
 
 def report_panels(runs: Sequence[Run], courses: Sequence[Course]) -> list[Panel]:
-    """Draw accuracy, every quantity by step, and the student's entropy by position.
+    """Return panels of the accuracy, of every quantity by step, and of student entropy by position.
 
     Parameters
     ----------
     runs, courses
-        One run or two, and their courses. Two share axes, but for the heat maps (Fig. 13), one
-        each; these are left out for fewer than two steps and for responses of less than two tokens
-        for each of the 20 rows.
+        One run or two, and their courses. Two runs share axes, except that each has its own heat
+        map (Fig. 13). A heat map is left out for a run with fewer than two steps, or with responses
+        shorter than two tokens per row (40 tokens).
 
     Returns
     -------
@@ -41,7 +41,7 @@ def report_panels(runs: Sequence[Run], courses: Sequence[Course]) -> list[Panel]
 
 
 def _accuracy_panel(courses: Sequence[Course]) -> list[Panel]:
-    """At most one panel: of the evaluations, over the problems of all benchmarks."""
+    """Return at most one panel: the accuracy over the problems of all benchmarks."""
     lines = []
     for course, role in zip(courses, RUN_ROLES[: len(courses)], strict=True):
         if course.evaluated:

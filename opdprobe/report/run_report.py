@@ -1,4 +1,4 @@
-"""The report on a run, or on two: what its curves say, in words, beside the curves themselves."""
+"""The report on one run, or on two: a diagnosis in words, and the curves."""
 
 import base64
 from collections.abc import Callable, Sequence
@@ -30,10 +30,10 @@ def write_run_report(
     draw: Callable[[Sequence[Panel]], list[bytes]],
     view: bool = True,
 ) -> list[list[Finding]]:
-    """Write the report on a run, or on two side by side, whole or not at all.
+    """Write the report on one run, or on two side by side; the file appears only when complete.
 
-    It refers to no other file but the token viewer's, which is written beside it: findings link to
-    the step and the rollout to look at.
+    The page is self-contained apart from links to the token viewer, which is written beside it:
+    each finding links to a step and a rollout to look at.
 
     Parameters
     ----------
@@ -42,7 +42,7 @@ def write_run_report(
     runs : sequence of Run
         One run, or two to compare.
     draw : callable
-        Makes a PNG of each panel: `opdprobe.report.draw.images`.
+        Returns one PNG per panel: `opdprobe.report.draw.images`.
     view : bool
         Whether to write ``NAME-view.html`` beside ``NAME.html``, and link to it.
 
@@ -54,9 +54,9 @@ def write_run_report(
     Raises
     ------
     ConfigError
-        Not one or two runs.
+        The number of runs is neither one nor two.
     StoreError
-        A run without a recorded step.
+        A run has no recorded step.
 
     Examples
     --------
@@ -71,7 +71,7 @@ def write_run_report(
     'One recorded step'
     """
     if len(runs) not in (1, 2):
-        raise ConfigError(f"{len(runs)} runs to report on, expected one, or two to compare")
+        raise ConfigError(f"{len(runs)} runs to report on; expected one, or two to compare.")
     path = Path(path)
     courses = [
         course(run, label=visible(label)) for run, label in zip(runs, run_labels(runs), strict=True)
@@ -80,7 +80,7 @@ def write_run_report(
     panels = report_panels(runs, courses)
     view_path = path.with_name(f"{path.stem}-view.html") if view else None
     images = [base64.b64encode(image).decode() for image in draw(panels)]
-    # Everything is text to be escaped: names and settings may come from anywhere.
+    # Escape all text: names and settings may come from anywhere.
     environment = Environment(
         loader=PackageLoader("opdprobe.report"), autoescape=True, undefined=StrictUndefined
     )
@@ -106,7 +106,7 @@ def write_run_report(
 
 
 def _facts(runs: Sequence[Run], courses: Sequence[Course]) -> list[tuple[str, list[str]]]:
-    """What each run is: rows of a heading and one text a run."""
+    """Describe the runs: rows of a heading and one text per run."""
     rows: dict[str, list[str]] = {}
     for run, found in zip(runs, courses, strict=True):
         steps = found.steps
@@ -125,7 +125,7 @@ def _facts(runs: Sequence[Run], courses: Sequence[Course]) -> list[tuple[str, li
 
 
 def _settings(runs: Sequence[Run]) -> list[dict[str, Any]]:
-    """Settings that are not the paper's, or not the same in both runs."""
+    """List the settings that differ from the paper's, or between the runs."""
     paper = OPDConfig().to_dict()
     rows = []
     for name in dict.fromkeys(name for run in runs for name in run.config):
@@ -141,7 +141,7 @@ def _settings(runs: Sequence[Run]) -> list[dict[str, Any]]:
                     "differ": differ,
                 }
             )
-    return sorted(rows, key=lambda row: not row["differ"])  # stable: else in the run's order
+    return sorted(rows, key=lambda row: not row["differ"])  # stable: otherwise in the run's order
 
 
 def _text(value: Any) -> str:
@@ -151,7 +151,7 @@ def _text(value: Any) -> str:
 
 
 def _linked(findings: list[Finding], run: int, view: Path | None) -> list[dict[str, Any]]:
-    """Findings with their addresses in the viewer."""
+    """Pair findings with their addresses in the viewer."""
     rows = []
     for finding in findings:
         place = {"run": run, "step": finding.step, "rollout": finding.rollout, "by": finding.by}
@@ -161,7 +161,7 @@ def _linked(findings: list[Finding], run: int, view: Path | None) -> list[dict[s
 
 
 def _numbers(courses: Sequence[Course]) -> list[tuple[str, list[tuple[str, str]]]]:
-    """First and last mean of every quantity, with intervals, a pair a run."""
+    """List every quantity's first and last mean with intervals, one pair per run."""
 
     def mean(found: Course, name: str, where: slice) -> str:
         return shown(*interval(found.mean(name, where))) if found.has(name) else "–"

@@ -1,4 +1,4 @@
-"""Single signs of trouble in a run: each function gives a finding, or None where there is none."""
+"""Single signs of trouble in a run: each function returns a finding, or None."""
 
 import numpy as np
 
@@ -9,25 +9,26 @@ from opdprobe.store.schema import MODELS
 
 # As in preflight: the paper's successes start at 0.72, the run that needs a cold start at 0.55.
 _LOW_START = 0.7
-# As figure 12's claim; and that entropy rose meanwhile.
+# The test of figure 12's claim, and a rise of the entropy meanwhile.
 _FELL = 0.02
 _ROSE = 0.01
 _ENTROPY_ROSE = 1.1
 _ENTROPY_HALVED = 0.5
 _ENTROPY_BELOW = 0.8
 _TRUNCATED = 0.1
-# Times the median of the steps around. Testbed: 1.5 to 3 in most runs; 5 to 17, and then above the
-# first steps' norms, in 24 of 180: where RL is undone, where responses are very short, and now and
-# then elsewhere. Those not meant to undo RL end about as well as their like without.
+# In medians of the surrounding steps. On the testbed the maximum is 1.5 to 3 in most runs. It is 5
+# to 17, and above the first steps' norms, in 24 of 180 runs: those that undo RL, those with very
+# short responses, and a few others. Except where they undo RL, they end about as well as similar
+# runs.
 _SPIKE = 5.0
 _AROUND = 10
-# The paper: 0.97 to 0.99 (App. B.1). Testbed: 0.93 and more; 0.81 to 0.88 for k = 1, once for
-# k = 4, and for responses of 2 tokens.
+# The paper: 0.97 to 0.99 (App. B.1). The testbed: at least 0.93, except 0.81 to 0.88 for k = 1,
+# once for k = 4, and for responses of 2 tokens.
 _MASS = 0.9
 
 
 def low_overlap(found: Course) -> Finding | None:
-    """Starts with low overlap: the ratio of the first steps is below 0.7 (§5.1)."""
+    """Find low overlap at the start: the ratio of the first steps is below 0.7 (§5.1)."""
     start = level(found, "overlap_ratio", found.first)
     if not start.high < _LOW_START:
         return None
@@ -35,21 +36,21 @@ def low_overlap(found: Course) -> Finding | None:
         "low_overlap",
         "note",
         "Starts with low overlap",
-        f"Below the range in which the paper's successes start ({_LOW_START} and above). It "
-        "depends on k and on the vocabulary, and decides nothing by itself: on the testbed half of "
-        "the pairs that start so go well.",
+        f"Below the range in which the paper's successes start ({_LOW_START} and above). The ratio "
+        "depends on k and on the vocabulary, and alone decides nothing: on the testbed half of the "
+        "pairs that start this low succeed.",
         (start,),
-        "A cold start, SFT on the teacher's rollouts, raises it (§5.1); so do prompts in "
+        "A cold start (SFT on the teacher's rollouts) raises it (§5.1); so do prompts in "
         "the teacher's template (§5.2).",
         **look(found, "overlap_ratio", found.first, -1, "overlap_ratio"),
     )
 
 
 def late_collapse(found: Course) -> Finding | None:
-    """Late collapse (§6.1): overlap fell from its best while entropy rose.
+    """Find late collapse (§6.1): overlap fell from its best while entropy rose.
 
-    The overlap ratio ends 0.02 below its best mean over 5 steps, which was 0.01 above the start;
-    the student's entropy is at least 1.1 times what it was at that best.
+    The overlap ratio ends 0.02 below its best mean over 5 steps, which was 0.01 above the start,
+    and the student's entropy is at least 1.1 times its value at that best.
     """
     _, values = found.values("overlap_ratio")
     n, width = len(values), found.width
@@ -72,8 +73,8 @@ def late_collapse(found: Course) -> Finding | None:
         "late_collapse",
         "bad",
         "Late collapse",
-        "The overlap had risen and fell again while the student's entropy rose: what too long "
-        "responses do, from their end forward (§6.1, Fig. 12 and 13).",
+        "The overlap rose, then fell again while the student's entropy rose. Too long responses "
+        "cause this; it begins at their ends and moves forward (§6.1, Fig. 12 and 13).",
         evidence,
         "Shorten responses (max_completion_length), or stop at the best step.",
         **look(found, "student_entropy", found.last, 1, "student_entropy"),
@@ -81,9 +82,9 @@ def late_collapse(found: Course) -> Finding | None:
 
 
 def entropy_collapse(found: Course) -> Finding | None:
-    """Entropy collapsed (§5.2): below half of its start, and below the teacher's.
+    """Find entropy collapse (§5.2): at most half of the start, and below the teacher's.
 
-    A success loses entropy too, where its teacher is surer. So the student's entropy has to be at
+    A success also loses entropy if its teacher is more certain. So the student's entropy must be at
     most 0.8 of the teacher's at the same states.
     """
     fall, below = change(found, "student_entropy", relative=True), student_to_teacher(found)
@@ -95,15 +96,15 @@ def entropy_collapse(found: Course) -> Finding | None:
         "entropy_collapse",
         "bad",
         "Entropy collapsed",
-        "The student is surer than its teacher at the same states, and little is left to explore.",
+        "The student is more certain than its teacher at the same states and hardly explores.",
         (fall, below),
-        "Mix in prompts that the teacher was not trained on: they keep entropy up (§5.2).",
+        "Mix in prompts that the teacher was not trained on: they keep the entropy up (§5.2).",
         **look(found, "student_entropy", found.last, -1, "student_entropy"),
     )
 
 
 def truncated(found: Course) -> Finding | None:
-    """Truncated responses (§6.1): more than 0.1 of the last ones reached the limit."""
+    """Find truncated responses (§6.1): more than 0.1 of the last ones reached the limit."""
     if not found.has("finished"):
         return None
     ended = level(found, "finished", found.last)
@@ -113,19 +114,19 @@ def truncated(found: Course) -> Finding | None:
         "truncated",
         "note",
         "Truncated responses",
-        f"{1 - ended.value:.0%} of the last responses reached the limit: they hardly have an "
-        "answer, and far ends are where instability begins (§6.1).",
+        f"{1 - ended.value:.0%} of the last responses reached the limit: they rarely contain an "
+        "answer, and instability begins at the ends of long responses (§6.1).",
         (ended, level(found, "completion_length", found.last)),
-        "If that is not meant, raise max_completion_length, or see whether the responses "
+        "If this is not intended, raise max_completion_length, or check whether the responses "
         "repeat themselves.",
         **look(found, "finished", found.last, -1, "student_entropy"),
     )
 
 
 def gradient_spikes(found: Course) -> Finding | None:
-    """Gradient spikes (§6.3): a norm 5 times the median of the 20 steps around it.
+    """Find gradient spikes (§6.3): a norm 5 times the median of the 20 steps around it.
 
-    It also has to be above those of the first steps: late in a success norms are so small that
+    It must also be above the norms of the first steps: late in a success norms are so small that
     multiples of them mean nothing.
     """
     steps, norms = found.values("grad_norm")
@@ -151,20 +152,20 @@ def gradient_spikes(found: Course) -> Finding | None:
         "note",
         "Gradient spikes",
         "Some gradients are far larger than those around them. The paper sees many in its unstable "
-        "runs, with k = 1 (§6.3) and with responses that are too long (§6.1); a few come in runs "
-        "that end well, too.",
+        "runs, with k = 1 (§6.3) and with responses that are too long (§6.1); a few also occur in "
+        "runs that end well.",
         (Evidence("grad_norm", text, times, np.nan, np.nan, ((step, step),)),),
-        "See whether the other curves break at that step. If they do, clip lower (max_grad_norm) "
-        "or lower the learning rate; at k = 1, take k = 4 or more.",
+        "Check whether the other curves break at that step. If they do, clip lower (max_grad_norm) "
+        "or lower the learning rate; at k = 1, use k = 4 or more.",
         **look(found, "reverse_kl", slice(at, at + 1), 1, "reverse_kl"),
     )
 
 
 def blind_loss(found: Course) -> Finding | None:
-    """A top-k loss is blind (App. B.1): under 0.9 of a model's mass is on shared tokens.
+    """Find a blind top-k loss (App. B.1): under 0.9 of a model's mass is on shared tokens.
 
-    At the end, of the student or of the teacher. Losses over the full vocabulary or of the sampled
-    token see all of it; of a run that a hook recorded the loss is not known.
+    The mass is the student's or the teacher's, at the end of the run. Losses over the full
+    vocabulary or the sampled token are not blind; the loss of a run recorded by a hook is unknown.
     """
     if found.config.get("objective") != "topk":
         return None
@@ -175,8 +176,8 @@ def blind_loss(found: Course) -> Finding | None:
         "blind_loss",
         "bad",
         "Probability outside the shared tokens",
-        "A top-k loss is renormalised: it is blind to what lies outside. The paper's runs keep "
-        "97 to 99 % within (App. B.1).",
+        "A top-k loss is renormalised, so it ignores the probability outside the shared tokens. In "
+        "the paper's runs 97 to 99 % is inside (App. B.1).",
         tuple(levels),
         "Raise k, or use objective='full' or tail='bucket'.",
         **look(found, "student_overlap_mass", found.last, -1, "overlap_ratio"),

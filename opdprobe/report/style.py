@@ -1,9 +1,9 @@
-"""How everything looks: one colour, marker and line style a role, fixed here and nowhere else.
+"""The look of every figure: one colour, marker and line style per role, defined only here.
 
-A colour stands for one thing across figures. The three that return most are teachers: what leads to
-an RL'd model is green, what leads to a larger model without RL vermilion, what leads to the model
-before RL blue. Roles that mean the same in figures of different models look the same. Within any
-panel, lines also differ in marker and dashes, and bars in hatching, so that colour is never needed.
+A colour has one meaning in all figures. The three most common stand for teachers: green leads to an
+RL'd model, vermilion to a larger model without RL, blue to the model before RL. Roles with the same
+meaning in figures of different models look the same. Within a panel, lines also differ in marker
+and dashes, and bars in hatching, so that no reader needs the colours.
 """
 
 from contextlib import AbstractContextManager
@@ -55,12 +55,12 @@ class FigureError(OPDProbeError):
 
 @dataclass(frozen=True)
 class Role:
-    """What a role looks like.
+    """The look of a role.
 
     Parameters
     ----------
     color, marker, linestyle
-        As Matplotlib takes them.
+        As in Matplotlib.
     """
 
     color: str
@@ -69,7 +69,7 @@ class Role:
 
     @property
     def hatch(self) -> str:
-        """Hatching of its bars: what dashes are to its lines."""
+        """Hatching of its bars, which corresponds to the dashes of its lines."""
         return HATCHES[self.linestyle]
 
 
@@ -90,7 +90,7 @@ ROLES = {
     "post_large": Role(VERMILION, "P", DASHED),
     "cold_teacher": Role(VERMILION, "P", DASHED),
     "extra_large": Role(VERMILION, "X", DASHED),
-    # a reader's own runs, in the order given: neither colour says where they lead
+    # a reader's own runs, in the order given: the colours do not say where they lead
     "first_run": Role(INDIGO, "o", SOLID),
     "second_run": Role(ORANGE, "X", DASHED),
     # runs, coloured by where they lead
@@ -108,7 +108,7 @@ ROLES = {
     "reverse_small": Role(BLUE, "^", SOLID),
     "reverse_large": Role(VERMILION, "v", DASHED),
     "cold_start": Role(ORANGE, "o", SOLID),  # to the same teacher as `no_cold_start`
-    # bars: what a teacher gives before and after its own RL
+    # bars: a teacher's results before and after its own RL
     "before": TO_LARGER,
     "after": TO_RL,
     # prompts; `baseline` and `base_rl` have the teacher's own, in its own template
@@ -162,7 +162,7 @@ def role(name: str) -> Role:
     Raises
     ------
     FigureError
-        If there is no such role; lists those there are.
+        There is no such role; lists the known ones.
 
     Examples
     --------
@@ -171,14 +171,14 @@ def role(name: str) -> Role:
     >>> role("succes")
     Traceback (most recent call last):
     ...
-    opdprobe.report.style.FigureError: no role 'succes'; there are student, teacher, ...
+    opdprobe.report.style.FigureError: no role 'succes'; expected student, teacher, ...
     """
     if name not in ROLES:
-        raise FigureError(f"no role {name!r}; there are {', '.join(ROLES)}.")
+        raise FigureError(f"no role {name!r}; expected {', '.join(ROLES)}.")
     return ROLES[name]
 
 
 def style() -> AbstractContextManager[None]:
-    """Put the figures' style in force inside a ``with`` block, whatever the user's own style is."""
-    # Not plt.style.context: it would load pyplot, and the user's own settings would shine through.
+    """Apply the figures' style inside a ``with`` block, whatever the user's own style is."""
+    # Not plt.style.context: it would load pyplot and keep some of the user's own settings.
     return mpl.rc_context(fname=Path(__file__).with_name("opdprobe.mplstyle"))

@@ -1,4 +1,4 @@
-"""What to show for a token id, read from a ``tokenizer.json`` without any tokenizer library."""
+"""The text to show for a token id, read from ``tokenizer.json`` without a tokenizer library."""
 
 import json
 import re
@@ -18,8 +18,8 @@ class TokenText(NamedTuple):
     Attributes
     ----------
     kind : str
-        ``"text"``; ``"special"``, a token that stands for no text; ``"bytes"``, part of a
-        character's UTF-8; ``"id"``, a token without known text.
+        ``"text"``; ``"special"``, a token without text; ``"bytes"``, part of a character's UTF-8;
+        ``"id"``, a token whose text is unknown.
     text : str
         The text, the special token's name, bytes such as ``"E2 80"``, or the id.
     """
@@ -29,7 +29,7 @@ class TokenText(NamedTuple):
 
 
 class TokenTexts:
-    """The text of every token of a tokenizer; every token is its id if there is no tokenizer.
+    """The text of every token of a tokenizer; without a tokenizer, every token's id.
 
     Parameters
     ----------
@@ -39,15 +39,15 @@ class TokenTexts:
     Attributes
     ----------
     gap : str
-        What stands between two tokens in running text: a space for word tokenizers, which keep
-        none inside their tokens, else nothing.
+        Text between two tokens in running text: a space for word tokenizers, whose tokens contain
+        none; otherwise empty.
     size : int
         Highest known id + 1.
 
     Raises
     ------
     ModelError
-        There is no ``tokenizer.json`` at `path`, or it is not of the usual form.
+        There is no ``tokenizer.json`` at `path`, or it does not have the usual form.
 
     Examples
     --------
@@ -68,13 +68,13 @@ class TokenTexts:
             if not file.is_file():
                 raise ModelError(
                     f"{path}: expected a tokenizer.json, or a directory that has one; save it "
-                    "there with tokenizer.save_pretrained"
+                    "there with tokenizer.save_pretrained."
                 )
             try:
                 self._read(json.loads(file.read_text(encoding="utf-8")))
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise ModelError(
-                    f"{file} is no tokenizer.json as the tokenizers library writes it ({error!r})"
+                    f"{file} is not a tokenizer.json of the tokenizers library ({error!r})."
                 ) from error
         self.size = max(self._texts, default=-1) + 1
 
@@ -96,14 +96,14 @@ class TokenTexts:
             kind = "special" if token["special"] else "text"
             self._texts[token["id"]] = TokenText(kind, visible(token["content"]))
         if rules.get("decoder") is None:
-            self.gap = " "  # as tokenizers' own decode then joins them
+            self.gap = " "  # as the tokenizers library joins tokens without a decoder
 
 
 def visible(text: str) -> str:
-    r"""Replace what could not be seen, or would rearrange the text around it.
+    r"""Replace characters that are invisible or would rearrange the text around them.
 
-    Control characters become their pictures, other invisible or direction-changing characters
-    their code point. Spaces and line breaks are left to the page.
+    Control characters become control pictures; other invisible or direction-changing characters
+    become their code point. Spaces and line breaks stay.
 
     Examples
     --------
@@ -153,7 +153,7 @@ def _decoder(rules: dict[str, Any] | None) -> Callable[[str], TokenText]:
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's stand-in character for each byte: itself if printable, else one from U+0100 on."""
+    """Map GPT-2's stand-in characters to bytes: printable bytes themselves, others from U+0100."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     return {chr(b): b for b in printable} | {chr(0x100 + i): b for i, b in enumerate(others)}
@@ -164,7 +164,7 @@ _BYTES = _byte_alphabet()
 
 def _byte_level(piece: str) -> TokenText:
     if any(character not in _BYTES for character in piece):
-        return TokenText("text", visible(piece))  # a token that was added as plain text
+        return TokenText("text", visible(piece))  # a token added as plain text
     return _from_bytes(bytes(_BYTES[character] for character in piece))
 
 

@@ -1,8 +1,8 @@
-"""The token viewer: a run, or two, as one HTML page that shows every token of every rollout.
+"""The token viewer: one HTML page that shows every token of every rollout of one run or two.
 
-The page holds its data as compressed blocks, one a recorded step, and unpacks a step when it is
-looked at. It loads nothing, and runs no script but its own; whatever a model, a prompt or a
-tokenizer says lies inside the blocks and reaches the page as text.
+The page holds its data as compressed blocks, one per recorded step, and unpacks a step when the
+reader opens it. It loads nothing and runs only its own script. All text from models, prompts and
+tokenizers is inside the blocks and is shown as plain text.
 """
 
 import base64
@@ -23,7 +23,7 @@ from opdprobe.store.files import write_text
 from opdprobe.store.step import read_counts
 
 _SCRIPTS = ("view_data.js", "view_draw.js", "view.js")
-_FEWEST_STEPS = 12  # where a page is too large, steps go first, down to so many; then rollouts
+_FEWEST_STEPS = 12  # a page that is too large drops steps first, down to this number; then rollouts
 
 
 def write_view(
@@ -36,7 +36,7 @@ def write_view(
     max_mb: float = 20,
     keep: Sequence[Sequence[int]] = (),
 ) -> list[str]:
-    """Write the viewer's page, whole or not at all; it refers to no other file.
+    """Write the viewer's page, which is self-contained; the file appears only when complete.
 
     Parameters
     ----------
@@ -45,33 +45,34 @@ def write_view(
     runs : sequence of Run
         One run, or two to compare.
     steps : sequence of int, optional
-        Recorded steps to show. By default all; of two runs those that both have, or all of each
-        where they share none.
+        Recorded steps to show. Default: all; with two runs, the steps that both have, or all steps
+        of each if they share none.
     rollouts : int, optional
-        Show the first so many rollouts of a step; all by default.
+        Show only the first `rollouts` rollouts of each step. Default: all.
     tokenizer : path-like, optional
-        A ``tokenizer.json`` or a directory that has one. By default that of the run's last
-        checkpoint, or the one that a hook kept in the run, or else that of the student where it is
-        a directory.
+        A ``tokenizer.json`` or a directory that has one. Default: the tokenizer of the run's last
+        checkpoint, or the one that a hook saved in the run, or that of the student if it is a
+        directory.
     max_mb : float
-        Largest size of the page in MB (10⁶ bytes). Where the runs take more, steps are left out
+        Largest size of the page in MB (10⁶ bytes). If the runs need more, steps are left out
         evenly, down to 12, then rollouts from the end.
     keep : sequence of sequence of int, optional
-        Of each run, steps to show whatever else is left out: those that something links to.
+        Per run, steps to show even if others are left out, for example those that a page links to.
 
     Returns
     -------
     list of str
-        What the page does not show, and why; it says so itself too.
+        What the page does not show, and why. The page shows these notices as well.
 
     Raises
     ------
     ConfigError
-        Not one or two runs, a number that is not positive, or `max_mb` too small for one rollout.
+        The number of runs is neither one nor two, a number is not positive, or `max_mb` is too
+        small for one rollout.
     ModelError
-        No readable tokenizer at `tokenizer`.
+        There is no readable tokenizer at `tokenizer`.
     StoreError
-        A run without that step, or without any.
+        A run lacks one of `steps`, or has no recorded step.
 
     Examples
     --------
@@ -83,11 +84,11 @@ def write_view(
     ["mine: no tokenizer in the run or at 'synthetic student', so tokens are shown as ids; ..."]
     """
     if len(runs) not in (1, 2):
-        raise ConfigError(f"{len(runs)} runs to view, expected one, or two to compare")
+        raise ConfigError(f"{len(runs)} runs to view; expected one, or two to compare.")
     if rollouts is not None and rollouts < 1:
-        raise ConfigError(f"rollouts is {rollouts}, expected at least 1")
+        raise ConfigError(f"rollouts = {rollouts}; expected at least 1.")
     if not max_mb > 0:
-        raise ConfigError(f"max_mb is {max_mb}, expected more than 0")
+        raise ConfigError(f"max_mb = {max_mb}; expected more than 0.")
     found = [_token_texts(run, tokenizer) for run in runs]
     labels = run_labels(runs)
     notices = [f"{label}: {what}" for label, (_, what) in zip(labels, found, strict=True) if what]
@@ -122,25 +123,25 @@ def write_view(
         fewest = [1 + len(some) for some in linked]
         if kept_rows == 1 and all(len(some) <= n for some, n in zip(kept, fewest, strict=True)):
             raise ConfigError(
-                f"one rollout takes {size / 1e6:.2g} MB, more than the {max_mb:g} MB allowed: "
-                "raise max_mb (--max-mb)"
+                f"max_mb = {max_mb:g}; one rollout takes {size / 1e6:.2g} MB: raise max_mb "
+                "(--max-mb)."
             )
-        budget *= 0.9 * limit / size  # states take more than the sample's, and texts come on top
+        budget *= 0.9 * limit / size  # states may exceed the sample's, and texts add to them
     _replace(Path(path), page)
     return left_out + notices
 
 
 def run_labels(runs: Sequence[Run]) -> list[str]:
-    """Names of runs: their directories', or whole paths where these are the same."""
+    """Name runs by their directories, or by their full paths if those names are equal."""
     names = [run.path.resolve().name for run in runs]
     return names if len(set(names)) == len(names) else [str(run.path) for run in runs]
 
 
 def _token_texts(run: Run, given: str | Path | None) -> tuple[TokenTexts, str | None]:
-    """Find the texts of a run's tokens, and say what is amiss with them."""
+    """Find the texts of a run's tokens, and describe a problem with them, if any."""
     student = model_name(run, "student")
     if given is None:
-        # A run's own copy is the one it was made with; the student's directory may have changed.
+        # The run's own copy is the tokenizer it used; the student's directory may have changed.
         folders = sorted(run.path.glob("checkpoints/*"), reverse=True)
         folders += [run.path / "tokenizer", *([Path(student)] if student else [])]
         given = next((f for f in folders if (f / "tokenizer.json").is_file()), None)
@@ -155,31 +156,31 @@ def _token_texts(run: Run, given: str | Path | None) -> tuple[TokenTexts, str | 
         return texts, None
     return texts, (
         f"the tokenizer at {given} has {texts.size} tokens and the run's had {expected}, "
-        "so the text shown may be wrong; name the run's own with --tokenizer."
+        "so the text may be wrong; name the run's own tokenizer with --tokenizer."
     )
 
 
 def model_name(run: Run, role: str) -> str | None:
-    """Name of a model; what else wrote the run may have stored a bare name, or none."""
+    """Name of a model; another writer of the run may have stored a bare name, or none."""
     model = run.attrs.get(role)
     return model.get("name") if isinstance(model, dict) else model
 
 
 def short_name(name: str | None) -> str | None:
-    """Leave out where on a machine a model lay: a page may be passed on."""
+    """Remove the directory of a local model from its name: a page may be passed on."""
     return Path(name).name if name and Path(name).is_absolute() else name
 
 
 def _steps(run: Run, runs: Sequence[Run], given: Sequence[int] | None) -> list[int]:
     recorded = run.steps
     if not recorded:
-        raise StoreError(f"{run.path} has no recorded step to view")
+        raise StoreError(f"{run.path} has no recorded step to view; record some (record_every).")
     if given is None:
         return sorted(set.intersection(*(set(other.steps) for other in runs))) or recorded
     if missing := sorted(set(given) - set(recorded)):
         raise StoreError(
             f"{run.path} has no step {', '.join(map(str, missing))}; it has {len(recorded)} "
-            f"from {recorded[0]} to {recorded[-1]}"
+            f"from {recorded[0]} to {recorded[-1]}."
         )
     return sorted(set(given))
 
@@ -191,7 +192,7 @@ def _thin(
     per_state: float,
     budget: float,
 ) -> tuple[list[list[int]], int]:
-    """Choose the steps of each run, and the rollouts a step, that should fit into `budget`."""
+    """Choose the steps of each run, and the rollouts per step, that should fit into `budget`."""
 
     def chosen(n: int) -> list[list[int]]:
         return [
@@ -217,7 +218,7 @@ def _thin(
 
 
 def _evenly(steps: list[int], n: int) -> list[int]:
-    """Take n steps, the first and the last among them."""
+    """Take n evenly spread steps, including the first and the last."""
     if n >= len(steps):
         return steps
     return [steps[i] for i in np.linspace(0, len(steps) - 1, n).round().astype(int)]
@@ -234,14 +235,14 @@ def _left_out(
     parts = []
     if kept != offered:
         spread = f"{len(kept[0])} of {len(offered[0])} steps, evenly spread"
-        parts.append(spread + (" but for those linked to" if linked else ""))
+        parts.append(spread + (" apart from those linked to" if linked else ""))
     if kept_rows != rows:
-        parts.append(f"the first {kept_rows} of {rows} rollouts of a step")
+        parts.append(f"the first {kept_rows} of {rows} rollouts per step")
     if not parts:
         return []
     return [
-        f"Shown are {' and '.join(parts)}, to stay within {max_mb:g} MB; choose with --steps and "
-        "--rollouts, or raise --max-mb."
+        f"The page shows {' and '.join(parts)}, to stay within {max_mb:g} MB; choose with --steps "
+        "and --rollouts, or raise --max-mb."
     ]
 
 
@@ -312,7 +313,7 @@ def _render(labels: list[str], index: str, blocks: list[str]) -> str:
 
 
 def _csp_hash(text: str) -> str:
-    """Name an inline script or style in the page's security policy, so that no other runs."""
+    """Hash an inline script or style for the page's security policy, which allows no other."""
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from opdprobe.probes.quantities import QUANTITIES, Quantity
 from opdprobe.report.token_text import visible
 
-LOGP_UNIT = 1e-3  # nats a step of the 16-bit log-probabilities: a probability to 0.05 %
-_LOWEST = 65_534  # stands for all below -65.5 nats, and is shown as probability 0
+LOGP_UNIT = 1e-3  # nats per unit of the 16-bit log-probabilities: probabilities are exact to 0.05 %
+_LOWEST = 65_534  # any log-probability below -65.5 nats, shown as probability 0
 _UNKNOWN = 65_535  # NaN
-# Half of the tokens stay plain; each further colour is for rarer ones.
+# Half of the tokens stay plain; each further colour marks rarer ones.
 _LEVELS = (0.5, 0.75, 0.9, 0.97, 0.99)
 
 
@@ -31,23 +31,23 @@ VIEWED: dict[str, Quantity] = {
         "sampled_reward",
     )
 }
-"""What a token can be coloured by, in the order of the page."""
+"""Quantities that can colour the tokens, in the order of the page."""
 
 
 class PackedStep(NamedTuple):
-    """A step as the page holds it.
+    """A step as the page stores it.
 
     Attributes
     ----------
     columns : dict
-        For the page's index: ``n`` states, ``k``, and one list each over rollouts.
+        For the page's index: the number of states ``n``, ``k``, and lists over rollouts.
     block : str
-        The arrays, one after the other, little-endian, compressed (`pack`): values (quantity,
+        The arrays, concatenated, little-endian, compressed (`pack`): values (quantity,
         state) float32; positions (state) int32; token ids (state, support, rank) int32; the
         prompts' and the responses' ids, int32; log-probabilities (state, model, support, rank)
         and those of the sampled token (state, model), uint16 in multiples of -`LOGP_UNIT` nats.
     values : ndarray of float32, shape (quantity, state)
-        The same as in the block; NaN where a quantity is not defined or not recorded.
+        The same values as in the block; NaN where a quantity is undefined or not recorded.
     ids : ndarray of int
         Every token id in the block, once.
     """
@@ -59,20 +59,20 @@ class PackedStep(NamedTuple):
 
 
 def pack_step(ds: xr.Dataset, rollouts: int) -> PackedStep:
-    """Pack the first rollouts of a step, its states in the order of the text.
+    """Pack the first rollouts of a step, with states in the order of the text.
 
     Parameters
     ----------
     ds : xarray.Dataset
-        A step in the store's schema. Without texts (`response_ids`), the recorded states stand
-        for the response.
+        A step in the store's schema. Without texts (`response_ids`), the recorded states are
+        shown as the response.
     rollouts : int
-        How many.
+        Number of rollouts.
 
     Returns
     -------
     PackedStep
-        Columns, block, and what the page's legend and token table need.
+        Columns, block, and the values and ids for the page's legend and token table.
 
     Examples
     --------
@@ -122,7 +122,7 @@ def pack_step(ds: xr.Dataset, rollouts: int) -> PackedStep:
 
 
 def _column(ds: xr.Dataset, name: str, n: int) -> list[Any]:
-    """One value a rollout; None where it is not known."""
+    """One value per rollout; None if unknown."""
     values = ds[name].values[:n].tolist() if name in ds else [None] * n
     known = [None if value != value else value for value in values]
     return [visible(value) if isinstance(value, str) else value for value in known]
@@ -139,15 +139,15 @@ def level_bounds(quantity: Quantity, values: NDArray[np.floating]) -> list[float
     Parameters
     ----------
     quantity : Quantity
-        Says which side is worse; of a two-sided one the absolute values are taken.
+        Says which side is worse; for a two-sided quantity, absolute values are used.
     values : ndarray of float
-        All values in the page; what is not finite is left out.
+        All values in the page; values that are not finite are left out.
 
     Returns
     -------
     list of float
-        Quantiles (50, 75, 90, 97 and 99 % count as better), in two digits; fewer where they
-        coincide, none if there is no value.
+        Quantiles (50, 75, 90, 97 and 99 % of values are better), to two digits; fewer if some
+        coincide, empty if there is no value.
 
     Examples
     --------
@@ -169,7 +169,7 @@ def level_bounds(quantity: Quantity, values: NDArray[np.floating]) -> list[float
 
 
 def _two_digits(bound: float) -> float:
-    """Round up, so that a value at the very bound stays on its side of it."""
+    """Round up to two digits, so that a value equal to the bound stays on its side."""
     if bound == 0:
         return 0.0
     unit = 10.0 ** (math.floor(math.log10(abs(bound))) - 1)
@@ -189,5 +189,5 @@ def pack(data: bytes) -> str:
 
 
 def pack_json(data: Any) -> str:
-    """Compress what JSON can hold, likewise."""
+    """Compress a JSON value in the same way."""
     return pack(json.dumps(data, allow_nan=False, separators=(",", ":")).encode())

@@ -48,23 +48,23 @@ CASES = [
     ),
     _usage(
         "a number that is none",
-        "opdprobe train: error: argument --limit: '-3' is no whole number above 0",
+        "opdprobe train: error: argument --limit: '-3'; expected a whole number above 0",
         *(*_TRAIN, "--prompts", "zoo:train", "--run-dir", "run", "--limit=-3"),
     ),
     _usage(
         "a list of steps that is none",
-        "opdprobe view: error: argument --steps: 'a,b' is no list of numbers such as 0,10,20",
+        "opdprobe view: error: argument --steps: 'a,b'; expected a list of numbers such as 0,10,20",
         *("view", "run", "--steps", "a,b"),
     ),
     _usage(
         "a negative seed",
-        "opdprobe preflight: error: argument --seed: '-1' is no whole number, 0 or above",
+        "opdprobe preflight: error: argument --seed: '-1'; expected a whole number, 0 or above",
         *("preflight", *_TRAIN[1:], "--prompts", "zoo:train", "--seed=-1"),
     ),
     _usage(
         "a run on object storage",
-        "opdprobe report: error: argument RUN: 's3://bucket/run' is on object storage, and "
-        "commands take a directory: copy the run, or use opdprobe.open_run in Python",
+        "opdprobe report: error: argument RUN: 's3://bucket/run' is on object storage; "
+        "expected a directory: copy the run, or use opdprobe.open_run in Python",
         *("report", "s3://bucket/run"),
     ),
     _failed(
@@ -80,17 +80,17 @@ CASES = [
     ),
     _failed(
         "a setting that there is not",
-        "ConfigError: --set 'lr=1': expected NAME=VALUE with NAME one of batch_size, ….",
+        "ConfigError: --set 'lr=1'; expected NAME=VALUE with NAME one of batch_size, ….",
         *(*_TRAIN, "--prompts", "zoo:train", "--run-dir", "FOLDER/run", "--set", "lr=1"),
     ),
     _failed(
         "a value that no YAML is",
-        "ConfigError: --set 'k=2026-13-01': the value is not readable as YAML.",
+        "ConfigError: --set 'k=2026-13-01'; expected a value that YAML can read.",
         *(*_TRAIN, "--prompts", "zoo:train", "--run-dir", "FOLDER/run", "--set", "k=2026-13-01"),
     ),
     _failed(
         "layers from high to low",
-        "ConfigError: --drop-layers '3-1': expected A-B with A ≤ B, for example 14-17.",
+        "ConfigError: --drop-layers '3-1'; expected A-B with A ≤ B, for example 14-17.",
         *(*_TRAIN, "--prompts", "zoo:train", "--run-dir", "FOLDER/run", "--drop-layers", "3-1"),
     ),
     _failed(
@@ -114,14 +114,14 @@ CASES = [
     ),
     _failed(
         "a place to write to that is not there",
-        "ConfigError: --out FOLDER/absent/out.jsonl: expected a .jsonl file in a directory that "
+        "ConfigError: --out FOLDER/absent/out.jsonl; expected a .jsonl file in a directory that "
         "exists.",
         *("select", "--strategy", "content", "--prompts", "zoo:train"),
         *("--out", "FOLDER/absent/out.jsonl"),
     ),
     _failed(
         "an option of another strategy",
-        "ConfigError: --strategy content makes no use of --share; leave that out.",
+        "ConfigError: --strategy content does not use --share: leave that out.",
         *("select", "--strategy", "content", "--prompts", "zoo:train", "--share", "0.5"),
         *("--out", "FOLDER/out.jsonl"),
     ),

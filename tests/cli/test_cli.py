@@ -64,7 +64,7 @@ def test_train_records_a_run_and_shows_it(run_dir, capsys):
     assert train(run_dir, *SET, "--benchmark", "zoo:medium") == 0
     assert before == {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
     out, err = capsys.readouterr()
-    assert f"2 steps into {run_dir}; the store will take at most " in out
+    assert f"2 steps, recorded in {run_dir}; the store will take at most " in out
     assert "overlap_ratio" in out
     assert "accuracy/test" in out
     assert err == ""  # no bars where stderr is no terminal
@@ -102,7 +102,7 @@ def test_an_interrupted_run_goes_on(run_dir, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         patch.setattr(OPDTrainer, "_step", interrupted)
         assert train(tmp_path / "run", *settings) == 130
-    assert "the same command goes on from the last checkpoint" in capsys.readouterr().err
+    assert "the same command resumes from the last checkpoint" in capsys.readouterr().err
     assert open_run(tmp_path / "run").steps == [0]
     assert train(tmp_path / "run", *settings) == 0
     for at in (0, 1):
@@ -128,7 +128,7 @@ def test_only_what_goes_on_says_so(monkeypatch, capsys, arguments, goes_on):
     name = arguments[0].replace("-", "_")
     monkeypatch.setattr(recipe_commands if name == "cold_start" else commands, name, interrupted)
     assert main(arguments) == 130
-    end = "; the same command goes on from the last checkpoint" if goes_on else ""
+    end = "; the same command resumes from the last checkpoint" if goes_on else ""
     assert " ".join(capsys.readouterr().err.split()) == f"interrupted{end}."
 
 
@@ -167,17 +167,17 @@ def test_bad_prompts_can_be_left_out(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["--set", "lr=1"], r"--set 'lr=1': expected NAME=VALUE with NAME one of batch_size, "),
-        (["--set", "seed"], "--set 'seed': expected NAME=VALUE"),
-        (["--set", "seed=[1"], "--set 'seed=[1': the value is not readable as YAML"),
+        (["--set", "lr=1"], r"--set 'lr=1'; expected NAME=VALUE with NAME one of batch_size, "),
+        (["--set", "seed"], "--set 'seed'; expected NAME=VALUE"),
+        (["--set", "seed=[1"], "--set 'seed=[1'; expected a value that YAML can read"),
         (["--set", "seed=one"], "seed = 'one' is of type str; expected int"),
         (["--set", "objective=kl"], "objective = 'kl'; expected one of topk, full, sampled"),
         (["--config", "absent.yaml"], "no configuration file at absent.yaml"),
         (["--config", "."], "ConfigError: . cannot be read (Is a directory)"),
-        (["--drop-layers", "1"], "--drop-layers '1': expected A-B"),
-        (["--drop-layers", "one-two"], "--drop-layers 'one-two': expected A-B"),
-        (["--drop-layers", "²-³"], "--drop-layers '²-³': expected A-B"),
-        (["--drop-layers", "1-0"], "--drop-layers '1-0': expected A-B with A ≤ B"),
+        (["--drop-layers", "1"], "--drop-layers '1'; expected A-B"),
+        (["--drop-layers", "one-two"], "--drop-layers 'one-two'; expected A-B"),
+        (["--drop-layers", "²-³"], "--drop-layers '²-³'; expected A-B"),
+        (["--drop-layers", "1-0"], "--drop-layers '1-0'; expected A-B with A ≤ B"),
         (["--drop-layers", "1-2"], "layers = [2]; expected 0 to 1"),
         (["--drop-layers", "0-1"], "all 2 layers would be dropped"),
         (["--report-to", "tensorbored"], "report_to tensorbored: no such tracker"),
@@ -297,8 +297,10 @@ def test_figures_are_drawn_beside_the_results_and_checked(tmp_path, capsys):
     save(results(0.5), folder / "fig05.json")
     command = ["figures", "fig05", "--results", str(folder)]
     assert main(command) == 0
-    *drawn, claims = [Path(line) for line in capsys.readouterr().out.splitlines()]
+    *drawn, claims, gallery = [Path(line) for line in capsys.readouterr().out.splitlines()]
     assert [p.name for p in drawn] == ["fig05.pdf", "fig05.png", "captions.md"]
+    assert gallery == tmp_path / "gallery.md"
+    assert "figures/fig05.png" in gallery.read_text(encoding="utf-8")
     assert all(p.parent == tmp_path / "figures" and p.exists() for p in drawn)
     assert claims == tmp_path / "claims.md"
     assert "Main claims: 1 of 1 shown" in claims.read_text(encoding="utf-8")
@@ -368,7 +370,7 @@ def test_zoo_build_trains_what_is_named(tmp_path, monkeypatch, capsys):
 def test_an_unknown_member_lists_those_there_are(capsys):
     for action in ("list", "check", "build"):
         reason, _ = failed(capsys, main(["zoo", action, "huge"]))
-        assert "no huge; there are sft-small, rl-small, " in reason
+        assert "no zoo model huge; expected sft-small, rl-small, " in reason
 
 
 # Usage

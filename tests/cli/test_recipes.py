@@ -69,15 +69,15 @@ def test_cold_start_reports_what_became_of_the_responses(tmp_path, models, promp
     cold_start(tmp_path, models, json=False)  # finished: shown again
     out = capsys.readouterr().out
     assert f"Teacher responses: {found['kept']} kept, {found['truncated']} truncated" in out
-    assert f"go on with opdprobe train --student {found['model']}" in out
+    assert f"next: opdprobe train --student {found['model']}" in out
 
 
 @pytest.mark.parametrize(
     ("setting", "reason"),
     [
-        ("max_steps", "--set 'max_steps': expected NAME=VALUE"),
-        ("max_steps=[", r"--set 'max_steps=\[': the value is not readable as YAML"),
-        ("lr=1", "--set 'lr=1': expected NAME=VALUE with NAME one of batch_size"),
+        ("max_steps", "--set 'max_steps'; expected NAME=VALUE"),
+        ("max_steps=[", r"--set 'max_steps=\['; expected a value that YAML can read"),
+        ("lr=1", "--set 'lr=1'; expected NAME=VALUE with NAME one of batch_size"),
         ("seed=one", "seed = 'one' is of type str"),
     ],
 )
@@ -116,7 +116,10 @@ def select(tmp_path, strategy, **changes):
 
 def test_content_takes_the_prompts_as_they_are(tmp_path, prompts, capsys):
     assert select(tmp_path, "content") == prompts
-    assert capsys.readouterr().out == f"5 prompts by content into {tmp_path / 'chosen.jsonl'}.\n"
+    assert (
+        capsys.readouterr().out
+        == f"5 prompts chosen by content, written to {tmp_path / 'chosen.jsonl'}.\n"
+    )
     few = select(tmp_path, "content", n_prompts=3, seed=1)
     assert len(few) == 3
     assert {prompt.id for prompt in few} < {prompt.id for prompt in prompts}
@@ -160,7 +163,7 @@ def test_max_divergence_writes_the_divergences_with_the_prompts(tmp_path, models
     assert {prompt.text for prompt in got} < {prompt.text for prompt in prompts}
     select(tmp_path, "max_divergence", **models, n_prompts=3, max_completion_length=5)
     out = capsys.readouterr().out
-    assert f"Mean reverse KL from {found[0]:.3g} down to {found[2]:.3g} nats a state" in out
+    assert f"Mean reverse KL from {found[0]:.3g} down to {found[2]:.3g} nats per state" in out
 
 
 def test_max_divergence_can_leave_out_bad_prompts(tmp_path, models):
@@ -176,22 +179,22 @@ def test_max_divergence_can_leave_out_bad_prompts(tmp_path, models):
 @pytest.mark.parametrize(
     ("strategy", "options", "reason"),
     [
-        ("template", {}, "template needs --template too"),
-        ("mixed", {"n_prompts": 2}, "mixed needs --other too"),
-        ("mixed", {"other": "b.jsonl"}, "mixed needs --n-prompts too"),
-        ("max_divergence", {"student": "s", "n_prompts": 2}, "max_divergence needs --teacher too"),
-        ("content", {"share": 0.0}, "content makes no use of --share; leave"),
+        ("template", {}, "template also needs --template"),
+        ("mixed", {"n_prompts": 2}, "mixed also needs --other"),
+        ("mixed", {"other": "b.jsonl"}, "mixed also needs --n-prompts"),
+        ("max_divergence", {"student": "s", "n_prompts": 2}, "max_divergence also needs --teacher"),
+        ("content", {"share": 0.0}, "content does not use --share: leave"),
         (
             "template",
             {"template": "boxed", "max_completion_length": 3, "on_error": "skip"},
-            "template makes no use of --max-completion-length, --on-error",
+            "template does not use --max-completion-length, --on-error",
         ),
         (
             "mixed",
             {"other": "b.jsonl", "n_prompts": 2, "num_generations": 4},
-            "makes no use of --num-generations",
+            "does not use --num-generations",
         ),
-        ("content", {"out": Path("chosen.parquet")}, r"chosen\.parquet: expected a \.jsonl file"),
+        ("content", {"out": Path("chosen.parquet")}, r"chosen\.parquet; expected a \.jsonl file"),
         ("content", {"out": Path("absent/a.jsonl")}, "in a directory that exists"),
     ],
 )
@@ -204,9 +207,9 @@ def test_select_checks_options_against_the_strategy(tmp_path, prompts, strategy,
 def test_what_is_read_is_not_written_over(tmp_path, prompts, monkeypatch):
     before = (tmp_path / "prompts.jsonl").read_bytes()
     monkeypatch.chdir(tmp_path)  # the same file by another name
-    with pytest.raises(ConfigError, match="prompts are read from it"):
+    with pytest.raises(ConfigError, match="prompts are read from this file"):
         select(tmp_path, "template", template="boxed", out=Path("prompts.jsonl"))
-    with pytest.raises(ConfigError, match="prompts are read from it"):
+    with pytest.raises(ConfigError, match="prompts are read from this file"):
         deduplicate(tmp_path, against="prompts.jsonl", out=tmp_path / "prompts.jsonl")
     assert (tmp_path / "prompts.jsonl").read_bytes() == before
 
@@ -253,7 +256,9 @@ def encoder(monkeypatch):
 def test_dedup_by_wording(tmp_path, sets, capsys):
     assert deduplicate(tmp_path) == sets[1:]
     left = tmp_path / "left.jsonl"
-    assert capsys.readouterr().out == f"3 prompts; removed: 1 by wording; 2 left, in {left}.\n"
+    assert (
+        capsys.readouterr().out == f"3 prompts; removed: 1 by wording; 2 left, written to {left}.\n"
+    )
     deduplicate(tmp_path, json=True)
     found = json.loads(capsys.readouterr().out)
     assert found == {"read": 3, "exact": 1, "left": 2, "out": str(left)}
@@ -262,7 +267,9 @@ def test_dedup_by_wording(tmp_path, sets, capsys):
 def test_dedup_by_meaning_shows_the_nearest_pairs(tmp_path, sets, encoder, capsys):
     assert deduplicate(tmp_path, semantic=True) == sets[2:]
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("3 prompts; removed: 1 by wording, 1 by meaning; 1 left, in ")
+    assert lines[0].startswith(
+        "3 prompts; removed: 1 by wording, 1 by meaning; 1 left, written to "
+    )
     assert [line.split() for line in lines[1:]] == [["0.95", "1", "2"], ["2", "2", "1"]]
     assert deduplicate(tmp_path, semantic=True, threshold=0.97, model="mine", json=True) == sets[1:]
     found = json.loads(capsys.readouterr().out)
@@ -271,7 +278,7 @@ def test_dedup_by_meaning_shows_the_nearest_pairs(tmp_path, sets, encoder, capsy
 
 
 def test_dedup_that_leaves_nothing_is_an_error(tmp_path, sets, encoder):
-    reason = "all 3 prompts of .* are in .*: 1 by wording, 2 by meaning; nothing is written"
+    reason = "all 3 prompts of .* are in .*: 1 by wording, 2 by meaning; nothing was written"
     with pytest.raises(PromptError, match=reason):
         deduplicate(tmp_path, semantic=True, threshold=-1.0)
     assert not (tmp_path / "left.jsonl").exists()

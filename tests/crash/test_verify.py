@@ -192,7 +192,7 @@ def test_a_part_without_the_others_is_named(tmp_path):
 
 def test_the_command_names_every_bad_file_and_fails(run_dir, changed, capsys):
     assert main(["inspect", str(run_dir), "--verify"]) == 0
-    assert " files, as they were written" in capsys.readouterr().out
+    assert " files match their checksums" in capsys.readouterr().out
     for name in ("steps/000001.zarr.zip", "metrics.jsonl", "config.yaml"):
         path = changed(name, (run_dir / name).read_bytes().replace(b"0", b"1", 1))
         assert path.exists()

@@ -82,7 +82,7 @@ def generalised(student, teacher, folder, callbacks):
     return gkd.GKDTrainer(
         student,
         teacher,
-        args=options(gkd.GKDConfig, folder, max_completion_length=5, max_length=32, lmbda=0.5),
+        args=options(gkd.GKDConfig, folder, max_new_tokens=5, max_length=32, lmbda=0.5),
         train_dataset=conversations(),
         processing_class=tiny_tokenizer(),
         callbacks=callbacks,

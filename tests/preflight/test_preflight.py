@@ -92,9 +92,9 @@ WEAKER = {"gap": Number(-0.4, -0.5, -0.3)}
         ({"gain": Number(0.3, -0.01, 0.61)}, UNKNOWN, "too few rollouts"),
         ({"gain": Number(0.1, 0.01, 0.19)}, UNLIKELY, "by ability"),
         ({"gain": Number(0.12, 0.06, 0.18)}, UNKNOWN, "too few rollouts"),
-        (NO_BETTER, UNLIKELY, "by ability, not by a pattern the student lacks"),
+        (NO_BETTER, UNLIKELY, "by ability rather than by a pattern that the student lacks"),
         (NO_BETTER | {"gap": Number(0.0, -0.1, 0.1)}, UNLIKELY, "no better pattern"),
-        (NO_BETTER | NOTHING_SHARED, UNLIKELY, "no pattern that prompts have in common"),
+        (NO_BETTER | NOTHING_SHARED, UNLIKELY, "the prompts share no pattern"),
         ({"gain": Number(0.0, -0.2, 0.2)} | NOTHING_SHARED, UNLIKELY, "too few rollouts"),
         (WORSE, HARMFUL, "does not suit this student"),
         ({"gain": Number(-0.3, -0.61, 0.01)}, UNKNOWN, "too few rollouts"),
@@ -123,7 +123,7 @@ def test_the_rule(changes, word, reason):
         ({"overlap": Number(0.5, 0.45, 0.55)}, "try a cold start"),
         (NO_BETTER, "lineage"),
         (NOTHING_SHARED, "keep the learning rate low"),
-        ({"tail": 4000}, "From 4000 student tokens"),
+        ({"tail": 4000}, "After 4000 student tokens"),
         ({"truncated": 0.9}, "--max-completion-length"),
         ({"repetitive": 0.4}, "40% of the student's responses repeat"),
     ],
@@ -137,12 +137,12 @@ def test_a_single_prompt_is_said_to_have_no_interval():
     alone = {"overlap": Number(0.85), "gain": Number(0.0), "learnt": Number(0.4)}
     gain, learnt, overlap = judge(replace(WORKS, **alone)).reasons
     assert "by +0.00 (no interval): too few rollouts" in gain
-    assert "takes away 40% of the divergence (no interval) on the other half: unclear" in learnt
+    assert "removes 40% of the divergence (no interval) on the other half: unclear" in learnt
     assert "Overlap ratio 0.85 (no interval), not clearly within" in overlap
     assert "nan" not in gain + learnt + overlap
     gain, learnt, overlap = judge(WORKS).reasons
     assert "by +0.30 [+0.20, +0.40]" in gain
-    assert "takes away 70% of the divergence [60%, 80%] on the other half" in learnt
+    assert "removes 70% of the divergence [60%, 80%] on the other half" in learnt
     assert "Overlap ratio 0.85 [0.84, 0.86], within" in overlap
 
 
@@ -373,7 +373,7 @@ def test_the_command_prints_a_verdict(capsys):
     assert main([*COMMAND, "--template", "please {question}", "--drop-layers", "1-1"]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "zoo:rl-small without layers 1-1 from zoo:sft-small" in out
-    for words in ("overlap ratio", "by known answers", "please {question}", "Validated on"):
+    for words in ("overlap ratio", "with known answers", "please {question}", "Validated on"):
         assert words in out
 
 

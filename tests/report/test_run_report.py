@@ -84,9 +84,9 @@ def test_the_page_is_one_file_without_a_script(tmp_path):
     assert not list(tmp_path.glob("*.tmp"))
     titles = re.findall(r"<figcaption>([^<]*)", text)
     assert titles == [
-        "Accuracy", "Correct rollouts", "Overlap ratio", "Overlap-token advantage", "Entropy gap",
-        "Mass on the overlap", "Entropy", "Reverse KL", "Loss", "Gradient norm",
-        "Extreme-advantage gap", "Response length", "Responses that end",
+        "Accuracy", "Correct responses", "Overlap ratio", "Overlap-token advantage", "Entropy gap",
+        "Overlap mass", "Entropy", "Reverse KL", "Loss", "Gradient norm",
+        "Extreme-advantage gap", "Response length", "Finished responses",
     ]  # fmt: skip
 
 
@@ -325,7 +325,7 @@ def test_figures_takes_runs(tmp_path, capsys):
         assert image.width == 2025
     for more in (["fig01"], ["--check"], ["--results", one], [one, two]):
         assert main(["figures", one, *more]) == 1
-        assert "give one run or two, no figure's name" in capsys.readouterr().err
+        assert "expected one run or two, without a figure's name" in capsys.readouterr().err
     assert main(["figures", one, one, "--out", str(tmp_path / "none")]) == 1
     assert "are the same run" in capsys.readouterr().err
     assert not (tmp_path / "none").exists()

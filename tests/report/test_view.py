@@ -203,7 +203,7 @@ def test_no_text_hides_or_turns_the_page(text):
 @pytest.mark.parametrize("content", ["{", "[]", '{"model": {}}', '{"model": {"vocab": 3}}'])
 def test_a_file_that_is_no_tokenizer(tmp_path, content):
     (tmp_path / "tokenizer.json").write_text(content)
-    with pytest.raises(ModelError, match=r"is no tokenizer\.json"):
+    with pytest.raises(ModelError, match=r"is not a tokenizer\.json"):
         TokenTexts(tmp_path)
 
 
@@ -276,7 +276,7 @@ def test_steps_and_rollouts_are_chosen(tmp_path):
 def test_too_large_a_page_is_thinned_and_says_so(tmp_path):
     run = synthetic_run(tmp_path / "run", steps=range(0, 40), n_rollouts=8, length=10)
     whole = tmp_path / "whole.html"
-    assert "Shown are" not in "".join(write_view(whole, [run]))
+    assert "The page shows" not in "".join(write_view(whole, [run]))
     fixed = len(whole.read_bytes()) - sum(
         len(block) for block in re.findall(r'id="block-\d+">([^<]*)', whole.read_text())
     )
@@ -307,7 +307,7 @@ def test_what_something_links_to_is_not_thinned_away(tmp_path):
     runs = [synthetic_run(tmp_path / name, steps=range(30), length=10) for name in ("a", "b")]
     path = tmp_path / "view.html"
     (notice, *_) = write_view(path, runs, max_mb=0.2, keep=[[17, 16, 17], [23]])
-    assert "evenly spread but for those linked to" in notice
+    assert "evenly spread apart from those linked to" in notice
     first, second = ({step["step"] for step in run["steps"]} for run in index_of(path)["runs"])
     assert len(first) < 30
     assert {0, 16, 17, 29} <= first
@@ -367,7 +367,7 @@ def test_where_a_model_lay_stays_private(tmp_path):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"rollouts": 0}, "rollouts is 0"), ({"max_mb": 0}, "max_mb is 0")],
+    [({"rollouts": 0}, "rollouts = 0"), ({"max_mb": 0}, "max_mb = 0")],
 )
 def test_bad_numbers_are_refused(tmp_path, arguments, message):
     with pytest.raises(ConfigError, match=message):
