@@ -305,7 +305,10 @@ def test_figures_are_drawn_beside_the_results_and_checked(tmp_path, capsys):
     assert claims == tmp_path / "claims.md"
     assert "Main claims: 1 of 1 shown" in claims.read_text(encoding="utf-8")
     assert main([*command, "--check"]) == 0
-    assert capsys.readouterr().out == f"{tmp_path / 'figures'} and {claims} are up to date.\n"
+    assert (
+        capsys.readouterr().out
+        == f"{tmp_path / 'figures'} and the pages beside it are up to date.\n"
+    )
     save(results(0.4), folder / "fig05.json")
     reason, _ = failed(capsys, main([*command, "--check"]))
     assert "fig05.pdf, fig05.png" in reason
