@@ -104,6 +104,7 @@ CASES = [
         "log-probabilities that were not normalised",
         lambda _: validate(synthetic_step(k=4).map(lambda v: v * 0 if v.name == "logp" else v)),
         StoreError,
-        "probability mass of logp is 4.0 at index (0, 0, 0) …, expected <= 1: normalise over all",
+        "probability mass of logp = 4.0 at index (0, 0, 0) …; expected <= 1: normalise over all "
+        "ids.",
     ),
 ]
