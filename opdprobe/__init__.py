@@ -1,7 +1,7 @@
 """opdprobe: token-level analysis of on-policy distillation.
 
-``pip install opdprobe`` installs what reads, analyses and draws a recorded run. What samples or
-trains needs ``opdprobe[train]``, and is imported on first use.
+``pip install opdprobe`` is enough to read, analyse and draw a recorded run. Sampling and training
+need ``opdprobe[train]``; their names are imported on first use.
 """
 
 import sys
@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
 __version__ = version("opdprobe")
 
-sys.modules["opdprobe.keys"] = keys  # `import opdprobe.keys` works, too
+sys.modules["opdprobe.keys"] = keys  # makes `import opdprobe.keys` work
 
 _LAZY = {
     "Callback": "opdprobe.train.trainer",

@@ -1,7 +1,8 @@
-"""The exceptions opdprobe raises on bad input.
+"""The exceptions that opdprobe raises on bad input.
 
-Each message says what came, what was expected and what to do. The command line turns any
-`OPDProbeError` into that message and exit code 1; everything else is a bug and shows a traceback.
+Each message says what was found, what was expected and what to do. The command line prints the
+message of an `OPDProbeError` and exits with code 1; any other exception is a bug and shows its
+traceback.
 """
 
 import reprlib
@@ -12,13 +13,13 @@ from contextlib import contextmanager
 _TRAIN_EXTRA = {"accelerate", "pyarrow", "safetensors", "tokenizers", "torch", "transformers"}
 """What ``opdprobe[train]`` installs and opdprobe alone does not."""
 
-# Control and format characters (among them those that turn the direction of writing), halves of
-# surrogate pairs, and line breaks that are none in a terminal.
+# Control and format characters (including those that change the writing direction), unpaired
+# surrogates, and line breaks that a terminal does not show.
 _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
 def printable(text: str) -> str:
-    r"""Write out what a terminal would obey or not show; line breaks stay.
+    r"""Escape the characters that a terminal would obey or hide; line breaks stay.
 
     Examples
     --------
@@ -42,7 +43,7 @@ _SHORT.maxlevel = 3
 
 
 def shown(value: object) -> str:
-    """Give a value's repr, short enough for a message, however large the value.
+    """Return a value's repr, short enough for a message however large the value is.
 
     Examples
     --------
@@ -60,7 +61,7 @@ def shown(value: object) -> str:
 class OPDProbeError(Exception):
     r"""Base class of every error raised on purpose.
 
-    A message quotes what came, which may be anything: what a terminal would obey is written out.
+    A message may quote any input, so the characters that a terminal would obey are escaped.
 
     Examples
     --------
@@ -81,7 +82,7 @@ class VocabularyError(OPDProbeError, ValueError):
 
 
 class ModelError(OPDProbeError, ValueError):
-    """A model or tokenizer is missing, incomplete or of a kind that is not read."""
+    """A model or tokenizer is missing, incomplete or of an unsupported kind."""
 
 
 class NonFiniteError(OPDProbeError, ValueError):
@@ -107,13 +108,12 @@ def needs_train_extra(what: str) -> Iterator[None]:
     Parameters
     ----------
     what : str
-        What needs the package: the subject of the message.
+        What needs the package; the subject of the message.
 
     Raises
     ------
     MissingExtraError
-        A package of the extra is not installed. The failure to import any other module is raised
-        as it is.
+        A package of the extra is not installed. Any other import error is raised unchanged.
 
     Examples
     --------
@@ -121,8 +121,8 @@ def needs_train_extra(what: str) -> Iterator[None]:
     ...     raise ModuleNotFoundError("No module named 'torch'", name="torch")
     Traceback (most recent call last):
     ...
-    opdprobe.errors.MissingExtraError: opdprobe.OPDTrainer needs torch, which is not installed:
-    pip install 'opdprobe[train]'
+    opdprobe.errors.MissingExtraError: opdprobe.OPDTrainer needs torch, which is not installed: run
+    pip install 'opdprobe[train]' first.
     """
     try:
         yield
@@ -130,5 +130,6 @@ def needs_train_extra(what: str) -> Iterator[None]:
         if error.name not in _TRAIN_EXTRA:
             raise
         raise MissingExtraError(
-            f"{what} needs {error.name}, which is not installed: pip install 'opdprobe[train]'"
+            f"{what} needs {error.name}, which is not installed: "
+            "run pip install 'opdprobe[train]' first."
         ) from error

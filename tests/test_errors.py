@@ -162,7 +162,7 @@ BEFORE = [
         "a missing run",
         lambda p: open_run(p / "absent"),
         StoreError,
-        "absent does not exist, expected the directory of a run",
+        "absent does not exist; expected the directory of a run",
     ),
 ]
 
@@ -279,7 +279,7 @@ AFTER = [
         "the run of another student",
         lambda run: trainer(run.path.parent, student=tiny_model(seed=9)).train(),
         StoreError,
-        r"is the run of something else: student\.weight_hash: '\w+' before, '\w+' now; choose",
+        r"holds a different run: student\.weight_hash: '\w+' before, '\w+' now; choose",
     ),
     Row(
         "a resume with another config",
@@ -293,14 +293,14 @@ AFTER = [
         StoreError,
         r"holds a run already \(2 recorded steps\): resume it, or choose another directory",
     ),
-    Row("a newer schema", _newer, StoreError, f"of schema {SCHEMA_VERSION + 1}, .* upgrade"),
+    Row("a newer schema", _newer, StoreError, f"schema_version = {SCHEMA_VERSION + 1}; .* upgrade"),
     Row("a truncated step", _truncated, StoreError, r"000001\.zarr\.zip is torn"),
     Row("a torn step", _torn, StoreError, r"000001\.zarr\.zip is torn"),
     Row(
         "a step that is not there",
         lambda run: run.load(7),
         StoreError,
-        "has no step 7; recorded are: 0, 1",
+        "has no step 7; recorded steps: 0, 1",
     ),
 ]
 

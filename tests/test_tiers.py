@@ -100,7 +100,7 @@ def test_names_that_need_the_extra_say_so(tmp_path):
     done = python(LAZY, tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    assert all(line.endswith("not installed: pip install 'opdprobe[train]'") for line in lines)
+    assert all(line.endswith("run pip install 'opdprobe[train]' first.") for line in lines)
     works = {"OPDConfig", "Prompt", "load_prompts"}
     hooks = ["opdprobe.hooks"] * len({"ProbeCallback", "capture", "probe_checkpoints"})
     others = {"Callback", "OPDTrainer", "drop_layers", "load_model", "load_tokenizer"}
@@ -117,7 +117,7 @@ def test_commands_that_need_the_extra_say_so(tmp_path):
     assert (done.returncode, done.stdout) == (0, "")
     lines = done.stderr.splitlines()
     assert len(lines) == 9
-    start, end = "error: MissingExtraError: ", "not installed: pip install 'opdprobe[train]'"
+    start, end = "error: MissingExtraError: ", "run pip install 'opdprobe[train]' first."
     assert all(line.startswith(start) and line.endswith(end) for line in lines), lines
     assert "reading all.parquet needs pyarrow" in lines[-1]
     assert [path.name for path in tmp_path.iterdir()] == ["all.parquet"]

@@ -1,6 +1,6 @@
 """Token-level quantities of on-policy distillation, as pure functions on arrays.
 
-Every function takes numpy arrays (or anything `numpy.asarray` reads), puts the top-k list on the
+Every function takes numpy arrays (or anything `numpy.asarray` reads) with the top-k list on the
 last axis, computes in float64 and runs unchanged under ``xarray.apply_ufunc``. ``ds.opd`` offers
 the same quantities on a stored `~xarray.Dataset`.
 """

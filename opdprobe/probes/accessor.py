@@ -22,10 +22,10 @@ _BLOCK = 4096  # states: 16 ranks in float64 take 512 KiB
 class OPDAccessor:
     """The probes of `opdprobe.probes` on a Dataset in the store's schema.
 
-    A method returns one value a state unless it says otherwise, as a float64 DataArray with
+    A method returns one value per state unless it says otherwise, as a float64 DataArray with
     ``units`` and ``long_name``; on dask-backed data it is lazy. Methods that compare models on a
-    token set use the student's top-k list. Definitions, ranges and the NaN rule stand with the
-    function of the same name.
+    token set use the student's top-k list. For definitions, ranges and NaN, see the function of
+    the same name.
 
     Examples
     --------
@@ -51,7 +51,7 @@ class OPDAccessor:
             mask = self._ds["match"] >= 0
         else:
             ids = self._ids("student"), self._ids("teacher")
-            # Both lists' axis is called rank, in and out.
+            # The axis is called rank in both lists and in the result.
             mask = _apply(probes.overlap_mask, *ids, core=True, output_core=("rank",), dtype=bool)
         return _label(mask, "overlap_mask", "1", "token is in both top-k")
 
@@ -147,7 +147,7 @@ class OPDAccessor:
         return _named(reward, "sampled_reward")
 
     def sequence_mean_reward(self) -> xr.DataArray:
-        """Mean of `sampled_reward` over each rollout (§6.2), one value a rollout.
+        """Mean of `sampled_reward` over each rollout (§6.2), one value per rollout.
 
         Rollouts without a recorded state are NaN. Loads the sampled log-probabilities.
         """
@@ -165,15 +165,15 @@ class OPDAccessor:
         if name not in self._ds.variables:
             raise StoreError(
                 f"the Dataset has no variable {name!r}; it has "
-                f"{', '.join(map(str, self._ds.variables))}: take a step of a run, or from_logits"
-                + (" with sampled_ids" if name == "sampled_logp" else "")
+                f"{', '.join(map(str, self._ds.variables))}: use a step of a run, or from_logits"
+                + (" with sampled_ids." if name == "sampled_logp" else ".")
             )
         return self._ds[name]
 
     def _select(self, name: str, **labels: str) -> xr.DataArray:
         for dim, label in labels.items():
             if label not in MODELS:
-                raise ConfigError(f"{dim} is {label!r}; choose one of {MODELS}")
+                raise ConfigError(f"{dim} = {label!r}; expected one of {MODELS}.")
         return self._get(name).sel(labels, drop=True)
 
     def _ids(self, support: str) -> xr.DataArray:
@@ -212,7 +212,7 @@ def _apply(
 
 
 def _in_blocks(function: Callable[..., Any], *arrays: NDArray[Any], **kwargs: Any) -> NDArray[Any]:
-    """Run a probe on so many states at a time that its temporaries stay in the cache: 2x faster."""
+    """Run a probe in blocks whose temporaries fit in the cache, which is twice as fast."""
     shapes = {array.shape[:-1] for array in arrays}
     shape = shapes.pop()
     if shapes or not shape or shape[0] <= _BLOCK:
@@ -228,5 +228,5 @@ def _label(array: xr.DataArray, name: str, units: str, long_name: str) -> xr.Dat
 
 
 def _named(array: xr.DataArray, name: str) -> xr.DataArray:
-    """Label what the table of quantities has a row for."""
+    """Label an array as the table of quantities does."""
     return _label(array, name, QUANTITIES[name].name.units, QUANTITIES[name].name.long_name)

@@ -45,14 +45,14 @@ def curve(
         A run, read in pieces of at most 131,072 states, or states in the store's schema.
     probe : str or callable
         Name of a ``ds.opd`` method (``"overlap_ratio"``), with the model before it where it takes
-        one (``"teacher_overlap_mass"``); or a function of a Dataset that returns one value a state
-        (``lambda ds: ds.opd.mass_set_size(mass=0.9)``), from that state alone: it sees one step,
-        or a part of a large one.
+        one (``"teacher_overlap_mass"``); or a function of a Dataset that returns one value per
+        state (``lambda ds: ds.opd.mass_set_size(mass=0.9)``), computed from that state alone: the
+        function sees one step, or a part of a large one.
     by : {"step", "position"}, default "step"
         What the points of the curve are.
     bins : int or sequence of float, optional
         With ``by="position"``: the number of equally wide ranges, or their edges, each range
-        holding its left edge but not its right. Positions outside are left out. Without it, every
+        including its left edge but not its right. Positions outside are left out. By default, every
         position that occurs is a point.
     ci : float, default 0.95
         Coverage of the interval, in (0, 1).
@@ -79,17 +79,17 @@ def curve(
     Raises
     ------
     ConfigError
-        If `probe` is no ``ds.opd`` method, or another argument is out of range.
+        If `probe` is not a ``ds.opd`` method, or another argument is out of range.
     ValueError
-        If the probe returns other than one value a state, or a Dataset has no ``step`` or
+        If the probe does not return one value per state, or a Dataset has no ``step`` or
         ``position`` to sort the states by.
 
     Notes
     -----
-    States of one rollout are not independent, so the bootstrap draws whole rollouts, with
-    replacement, and lets each bring all its states (percentile interval). It draws within each
-    step, since the steps themselves are not a sample. A step's interval depends on the seed and
-    on that step alone. Infinite values give an infinite mean with a NaN bound.
+    States of one rollout are not independent, so the bootstrap draws whole rollouts, each with all
+    its states, with replacement (percentile interval). It draws within each step, because the steps
+    themselves are not a sample. A step's interval depends only on the seed and on that step.
+    Infinite values give an infinite mean with a NaN bound.
 
     Examples
     --------
@@ -122,7 +122,7 @@ def curves(
     seed: int = 0,
     map: Map = map,
 ) -> xr.Dataset:
-    """Average many probes in one pass: what `curve` gives of each, exactly.
+    """Average many probes in one pass, each exactly as `curve` does.
 
     Parameters
     ----------
@@ -133,9 +133,10 @@ def curves(
     by, bins, ci, n_boot, seed
         As in `curve`.
     map : callable
-        What to map over batches of steps with. The builtin works in this process. For others hand
-        in an executor's ``map``: of `concurrent.futures.ProcessPoolExecutor`, or of a cluster,
-        ``distributed.Client(…).get_executor().map``; its workers must reach the run's files.
+        Function that maps over batches of steps. The builtin works in this process. To use other
+        processes, pass an executor's ``map``: that of `concurrent.futures.ProcessPoolExecutor`, or
+        that of a cluster, ``distributed.Client(…).get_executor().map``. A cluster's workers must
+        have access to the run's files.
 
     Returns
     -------
@@ -161,14 +162,14 @@ def curves(
     (('probe', 'step'), ['overlap ratio', 'teacher entropy'])
     """
     if by not in ("step", "position"):
-        raise ConfigError(f"by is {by!r}; choose 'step' or 'position'")
+        raise ConfigError(f"by = {by!r}; expected 'step' or 'position'.")
     if by == "step" and bins is not None:
-        raise ConfigError(f"bins is {bins!r} with by='step'; bins are ranges of positions")
+        raise ConfigError(f"bins = {bins!r} with by = 'step'; expected by = 'position'.")
     if not 0 < ci < 1 or n_boot < 100:
-        raise ConfigError(f"ci is {ci}, n_boot {n_boot}; expected 0 < ci < 1 and n_boot >= 100")
+        raise ConfigError(f"ci = {ci}, n_boot = {n_boot}; expected 0 < ci < 1 and n_boot >= 100.")
     named = dict(probes) if isinstance(probes, Mapping) else {name: name for name in probes}
     if not named or isinstance(probes, str):
-        raise ConfigError(f"probes is {probes!r}; expected a list of names, or a dict of probes")
+        raise ConfigError(f"probes = {probes!r}; expected a list of names, or a dict of probes.")
 
     check_coords(run_or_dataset, "rollout", by)
     edges = None
@@ -185,7 +186,7 @@ def curves(
         attrs = labels  # the same in every batch
         steps += some
         if by == "position" and columns:
-            # Not in place: what a cluster sends may be read-only.
+            # Not in place: arrays from a cluster may be read-only.
             columns = [{name: columns[0][name] + array for name, array in found.items()}]
         else:
             columns.append(found)
@@ -233,7 +234,7 @@ def _resample(
     n_boot: int,
     seed: int,
 ) -> tuple[list[dict[str, Any]], list[int], dict[str, NDArray[Any]]]:
-    """Turn a batch into a summary of its steps; by position, into the sum of their replicates."""
+    """Summarise each step of a batch; by position, add up the replicates of all steps."""
     attrs: list[dict[str, Any]] = []
     numbers: list[int] = []
     drawn: list[dict[str, NDArray[Any]]] = []
@@ -253,7 +254,7 @@ def _resample(
 
 
 def _replicates(sums: StepSums, seed: int, n_boot: int) -> dict[str, NDArray[Any]]:
-    """Add one step's rollouts up, as they are and drawn anew; the last axis is the point.
+    """Sum one step's rollouts, as recorded and as resampled; the last axis is the point.
 
     A replicate costs one weighted sum of rollouts and never touches the states. All probes share
     the draws.

@@ -1,4 +1,4 @@
-"""The bootstrap: whole units are drawn again, and every interval of the library comes from here."""
+"""The bootstrap over whole units, which every interval of the library comes from."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ LEVEL = 0.95
 
 
 def draw_units(n: int, seed: int | Sequence[int], n_boot: int = N_BOOT) -> NDArray[np.float64]:
-    """Draw n units n times with replacement, over and over.
+    """Draw n of n units with replacement, once per replicate.
 
     Parameters
     ----------
@@ -35,7 +35,7 @@ def draw_units(n: int, seed: int | Sequence[int], n_boot: int = N_BOOT) -> NDArr
 
 
 def percentile_interval(samples: NDArray[np.float64], level: float = LEVEL) -> NDArray[np.float64]:
-    """Take the ends of the percentile interval over the last axis, NaN left out.
+    """Compute the ends of the percentile interval over the last axis, ignoring NaN.
 
     Returns
     -------
@@ -56,7 +56,7 @@ def percentile_interval(samples: NDArray[np.float64], level: float = LEVEL) -> N
 
 
 def ratio(numerator: NDArray | float, denominator: NDArray | float) -> NDArray[np.float64]:
-    """Divide; NaN, not infinity, where there is nothing to divide by."""
+    """Divide; NaN, not infinity, where the denominator is 0."""
     denominator = np.asarray(denominator, np.float64)
     return (numerator / np.where(denominator == 0, np.nan, denominator))[()]
 
@@ -70,7 +70,7 @@ class Estimate:
     value
         The statistic.
     samples : ndarray (N_BOOT,)
-        The statistic of resampled units.
+        The statistic of the resampled units, one per replicate.
     """
 
     value: float
@@ -92,9 +92,9 @@ def resample(
     Parameters
     ----------
     values : ndarray (n,)
-        One value per unit (a problem, a rollout). With `weights`, the sum over what is in the unit.
+        One value per unit (a problem, a rollout). With `weights`, the sum over the unit's items.
     weights : ndarray (n,), optional
-        How much is in each unit; the mean is ``values.sum() / weights.sum()``, NaN for nothing.
+        Number of items per unit; the mean is ``values.sum() / weights.sum()``, NaN without items.
     seed
         As in `draw_units`.
     """
@@ -110,12 +110,12 @@ def resample(
 def resample_statistic(
     statistic: Callable[[NDArray[np.intp]], float], units: NDArray[np.intp], n_boot: int = N_BOOT
 ) -> Estimate:
-    """Estimate a statistic that is no mean.
+    """Estimate a statistic that is not a mean.
 
     Parameters
     ----------
     statistic
-        Takes row numbers, of which some may occur several times.
+        Takes row numbers, some of which may occur several times.
     units : ndarray of int (rows,)
         The unit of each row, from 0; a unit's rows are drawn together.
     n_boot

@@ -1,4 +1,4 @@
-"""How far the models differ on the tokens they share: the overlap-token advantage and its kin."""
+"""How far the models differ on the tokens they share: overlap-token advantage and related gaps."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,10 +18,10 @@ def overlap_token_advantage(
 ) -> NDArray[np.float64]:
     """Measure how well the teacher's preferences match the student's on the shared tokens.
 
-    With p the student, q the teacher, S the student's top-k, I the n marked tokens:
+    p is the student, q the teacher, S the student's top-k and I the set of the n marked tokens:
 
     ========== ======================================================== ===================
-    definition value at a state                                         logged so by
+    definition value at a state                                         logged by
     ========== ======================================================== ===================
     "paper"    (1/n) Σ_I p̄ (log q̄ - log p̄) = -KL(p̄‖q̄) / n, bars on I     the paper, nano-opd
     "sum"      Σ_I p̄ (log q̄ - log p̄) = -KL(p̄‖q̄), bars on I              FiRe-OPD
@@ -51,7 +51,7 @@ def overlap_token_advantage(
     Raises
     ------
     ConfigError
-        If `definition` is none of the four.
+        If `definition` is not one of the four.
 
     Notes
     -----
@@ -98,7 +98,7 @@ def overlap_token_advantage(
         total = rank_sum(_terms(teacher, student, teacher, mask))
     else:
         raise ConfigError(
-            f"definition is {definition!r}; choose one of {', '.join(map(repr, DEFINITIONS))}"
+            f"definition = {definition!r}; expected one of {', '.join(map(repr, DEFINITIONS))}."
         )
     return _per_token(total, np.minimum(shared, 1) if definition == "sum" else shared)
 
@@ -113,13 +113,13 @@ def extreme_advantage_gap(
     student_logp, teacher_logp : (..., k) array_like of float
         Both models' full-vocabulary log-probabilities on the student's top-k tokens, in nats.
     mask : (..., k) array_like of bool, optional
-        Tokens to consider, as a rule `overlap_mask`. Without it, all stored tokens.
+        Tokens to consider, usually `overlap_mask`. Default: all stored tokens.
 
     Returns
     -------
     (...) ndarray of float64
         p(v*) - q(v*), in [-1, 1], unit 1, toward 0 as the models align; positive where the student
-        is the more confident. NaN where the mask is empty or a renormalised distribution does
+        is more confident. NaN where the mask is empty or a renormalised distribution does
         not exist (see `overlap_token_advantage`).
 
     Notes
@@ -165,8 +165,8 @@ def overlap_statistics(
     Returns
     -------
     (..., 3) ndarray of float64
-        What `overlap_mass` gives of the student and of the teacher, and `overlap_token_advantage`,
-        exactly, in the time of the last.
+        `overlap_mass` of the student and of the teacher, and `overlap_token_advantage`: exactly
+        these, in the time that the last one takes alone.
 
     Examples
     --------
@@ -192,21 +192,22 @@ def _negative_kl(
     mask: NDArray[np.bool_],
     shared: NDArray[np.float64],
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Sum the terms of Eq. 7, four times as fast as term by term; beside it both masses.
+    """Sum Eq. 7, four times as fast as term by term; also return both masses.
 
     With P and Q the models' mass on the mask, the sum is Σ p (log q - log p) / P + log P - log Q:
-    no term has to be renormalised. Where that is undefined or about to underflow, the terms decide.
+    no term has to be renormalised. Where that is undefined or about to underflow, the terms are
+    summed.
     """
     p, p_mass = inside(student, mask)
     _, q_mass = inside(teacher, mask)
-    with np.errstate(invalid="ignore", divide="ignore"):  # of what is decided by the terms
+    with np.errstate(invalid="ignore", divide="ignore"):  # replaced by the sum of the terms below
         mean_log_ratio = np.einsum("...k,...k->...", p, teacher - student) / p_mass
         total = np.asarray(mean_log_ratio + np.log(p_mass) - np.log(q_mass))
     odd = ~np.isfinite(total) | ~(np.minimum(p_mass, q_mass) > _LEAST_MASS)
     if odd.any():
         rows = (array[odd] for array in np.broadcast_arrays(student, teacher, mask))
         total[odd] = rank_sum(_eq7_terms(*rows))
-    # Rounding can leave ±1e-16 where the models agree, as they have to on a single token; a KL is
+    # Rounding can leave ±1e-16 where the models agree, as they must on a single token; a KL is
     # never negative.
     alone = ~odd & (shared == 1)
     return np.where(alone, 0.0, np.minimum(total, 0.0)), p_mass, q_mass

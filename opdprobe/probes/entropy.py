@@ -1,4 +1,4 @@
-"""How sure the models are: entropies and the gap between them."""
+"""Entropies of the models and the gap between them."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -18,7 +18,7 @@ def entropy_gap(student_entropy: ArrayLike, teacher_entropy: ArrayLike) -> NDArr
     -------
     (...) ndarray of float64
         Absolute value of H(q) - H(p), in nats, at least 0, toward 0 as the models align. NaN
-        where either is.
+        where either entropy is.
 
     See Also
     --------
@@ -52,7 +52,7 @@ def entropy_gap_of_means(student_entropy: ArrayLike, teacher_entropy: ArrayLike)
 
     References
     ----------
-    What comes of comparing the two mean entropies that thunlp/OPD logs, as opposed to Eq. 8.
+    The gap between the two mean entropies that thunlp/OPD logs, as opposed to Eq. 8.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""States sorted by training step and by output position: what curves and heat maps share."""
+"""Evaluate probes, and sort states by step and position: what curves and heat maps share."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 Probe = str | Callable[[xr.Dataset], xr.DataArray]
 """Name of a ``ds.opd`` method, with the model before it where it takes one
-(``"teacher_overlap_mass"``), or a function of a Dataset; either gives one value a state."""
+(``"teacher_overlap_mass"``), or a function of a Dataset; either gives one value per state."""
 
 # The methods of ds.opd whose first argument is a model.
 _BY_MODEL = ("overlap_mass", "topk_mass", "mass_set_size", "entropy", "topk_entropy")
@@ -24,17 +24,17 @@ _TOGETHER = ("overlap_token_advantage", "student_overlap_mass", "teacher_overlap
 
 
 def check_coords(source: "Run | xr.Dataset", *names: str) -> None:
-    """Refuse a Dataset that lacks a coordinate to sort its states by; a run has them all."""
+    """Raise if a Dataset lacks a coordinate to sort its states by; a run has them all."""
     if isinstance(source, xr.Dataset):
         for name in names:
             if name not in source.coords:
-                raise ValueError(f"the Dataset has no coordinate {name!r}; expected one on 'state'")
+                raise ValueError(f"the Dataset has no coordinate {name!r}; expected it on 'state'.")
 
 
 def check_steps(steps: Sequence[int]) -> None:
-    """Refuse a source that turned out to hold nothing."""
+    """Raise if a source turned out to be empty."""
     if not steps:
-        raise ValueError("there are no states to average; expected a run with at least one step")
+        raise ValueError("there are no states to average; expected a run with at least one step.")
 
 
 def by_step(source: "Run | xr.Dataset") -> Iterator[tuple[int, xr.Dataset]]:
@@ -51,7 +51,7 @@ def by_step(source: "Run | xr.Dataset") -> Iterator[tuple[int, xr.Dataset]]:
         order = np.argsort(values, kind="stable")
         steps, first = np.unique(values[order], return_index=True)
         for step, index in zip(steps.tolist(), np.split(order, first[1:]), strict=True):
-            # A slice where the states of a step lie together, as in a store: no copy, no dask take.
+            # A slice if the states of a step are contiguous, as in a store: no copy, no dask take.
             together = index[-1] - index[0] == index.size - 1
             yield step, source.isel(state=slice(index[0], index[-1] + 1) if together else index)
 
@@ -62,9 +62,9 @@ def evaluate(probe: Probe, part: xr.Dataset) -> xr.DataArray:
     Raises
     ------
     ConfigError
-        If a name is no ``ds.opd`` method.
+        If a name is not a ``ds.opd`` method.
     ValueError
-        If the probe gives other than one value a state.
+        If the probe does not give one value per state.
     """
     if isinstance(probe, str):
         methods = {name for name in dir(part.opd) if not name.startswith("_")}
@@ -75,8 +75,9 @@ def evaluate(probe: Probe, part: xr.Dataset) -> xr.DataArray:
             quantity = getattr(part.opd, rest)(model)
         else:
             raise ConfigError(
-                f"probe is {probe!r}; ds.opd offers {', '.join(sorted(methods))}: name one, "
-                f"with 'student_' or 'teacher_' before {', '.join(_BY_MODEL)}, or a function"
+                f"probe = {probe!r}; expected a function, or a method of ds.opd: "
+                f"{', '.join(sorted(methods))}, with 'student_' or 'teacher_' before "
+                f"{', '.join(_BY_MODEL)}."
             )
     else:
         quantity = probe(part)
@@ -84,17 +85,17 @@ def evaluate(probe: Probe, part: xr.Dataset) -> xr.DataArray:
     if dims != ("state",):
         raise ValueError(
             f"probe {probe!r} gave a {type(quantity).__name__} with dims {dims}; expected a "
-            "DataArray over 'state', one value a state"
+            "DataArray over 'state', one value per state."
         )
     return quantity
 
 
 def evaluate_all(probes: Sequence[Probe], part: xr.Dataset) -> list[xr.DataArray]:
-    """Compute several probes; what they have in common once."""
+    """Compute several probes; what they share is computed once."""
     together = [probe for probe in probes if probe in _TOGETHER]
     shared = part.opd.overlap_statistics() if len(together) > 1 else {}
     return [
-        shared[probe] if probe in shared else evaluate(probe, part)  # pyright: ignore[reportArgumentType]  # only names are in it
+        shared[probe] if probe in shared else evaluate(probe, part)  # pyright: ignore[reportArgumentType]  # its keys are names
         for probe in probes
     ]
 
@@ -105,33 +106,33 @@ def probe_attrs(quantity: xr.DataArray) -> dict[str, Any]:
 
 
 def check_bins(bins: Any) -> None:
-    """Refuse what is no number of ranges, no edges and not None, before anything is read."""
+    """Raise unless `bins` is a positive integer, increasing edges, or None."""
     if bins is None:
         return
     if np.ndim(bins) == 1:
         edges = np.asarray(bins)
         if len(edges) < 2 or not (np.diff(edges) > 0).all():
-            raise ConfigError(f"bins is {bins!r}; expected two or more increasing edges")
+            raise ConfigError(f"bins = {bins!r}; expected two or more increasing edges.")
     elif not isinstance(bins, int | np.integer) or bins < 1:
-        raise ConfigError(f"bins is {bins!r}; expected a number of ranges, edges or None")
+        raise ConfigError(f"bins = {bins!r}; expected a number of ranges, edges or None.")
 
 
 def position_edges(bins: Any, n_positions: Callable[[], int]) -> NDArray[Any]:
-    """Edges of the position ranges; for a number of bins, whole numbers from 0 to the last.
+    """Return the edges of the position ranges; for a number of bins, integers from 0.
 
-    `n_positions` is called where the edges depend on what occurs.
+    `n_positions` is called only if the edges depend on the positions that occur.
     """
     if bins is None:
         return np.arange(n_positions() + 1)
     if np.ndim(bins) == 1:
         return np.asarray(bins)
-    # Whole numbers, so that the ranges hold equally many positions give or take one; no range is
-    # empty when there are fewer positions than bins.
+    # Integers, so that the ranges differ by at most one in their number of positions; no range is
+    # empty if there are fewer positions than bins.
     return np.unique(np.linspace(0, n_positions(), bins + 1).round().astype(int))
 
 
 def position_coords(edges: NDArray[Any]) -> Mapping[str, xr.Variable]:
-    """Coordinates of position ranges: their middles, and their ends beside them."""
+    """Return the coordinates of position ranges: their middles and their ends."""
     start, stop = edges[:-1], edges[1:]
     attrs = {"units": "1", "long_name": "position"}
     return {
@@ -142,6 +143,6 @@ def position_coords(edges: NDArray[Any]) -> Mapping[str, xr.Variable]:
 
 
 def step_coord(steps: Sequence[int]) -> Mapping[str, xr.Variable]:
-    """Coordinate of training steps."""
+    """Return the coordinate of training steps."""
     attrs = {"units": "1", "long_name": "training step"}
     return {"step": xr.Variable("step", np.asarray(steps, np.int64), attrs)}

@@ -1,11 +1,11 @@
-"""What verl, TRL, ms-swift and the paper's code call the quantities of a run, and what they mean.
+"""Names and definitions of a run's quantities in verl, TRL, ms-swift and the paper's code.
 
 One table, `KEYS`. Where another project logs the same quantity under another name, its key maps to
-ours; where it logs something else under a similar name, the key maps to a name of its own, so that
+ours; where it logs something else under a similar name, the key maps to a separate name, so that
 two definitions never end up in one column, and `as_logged` computes theirs from a recorded step.
 Needs no torch.
 
-Definitions were read in the projects' code at these commits, and run nowhere: verl 1dda039,
+Definitions were read in the projects' code at these commits; that code was not run: verl 1dda039,
 thunlp/OPD 0a44395, TRL f2cd577 (asynchronous trainer: 07fb78f), ms-swift 3602360 and its pull
 request 10026.
 """
@@ -20,7 +20,7 @@ import opdprobe.probes.accessor  # noqa: F401  # registers ds.opd
 from opdprobe.errors import ConfigError
 
 SOURCES = ("verl", "thunlp", "trl", "ms-swift")
-"""Whose names `KEYS` has; ``thunlp`` is the paper's code, a fork of verl."""
+"""Projects whose names `KEYS` has; ``thunlp`` is the paper's code, a fork of verl."""
 
 Compute = Callable[[xr.Dataset], float]
 
@@ -34,16 +34,16 @@ class Key:
     source
         One of `SOURCES`.
     key
-        What it is logged as. verl puts ``actor/`` before what its actor reports: left out here.
+        Its name in the log, without the ``actor/`` that verl puts before its actor's metrics.
     metric
-        Our name for it, as in ``Run.metrics``. A quantity of another definition has a name that
-        no metric of ours has.
+        Our name for it, as in ``Run.metrics``. A quantity with another definition has a name
+        that none of our metrics has.
     same
-        Whether it is the quantity that ours of that name (or of the name without its suffix) is.
+        Whether it is the same quantity as our metric of that name (or the name without its suffix).
     note
-        How it differs, or how it is taken.
+        How it differs, or how it is measured.
     compute
-        Their number from a step of ours; None where a step does not hold it.
+        Computes their number from a step of ours; None if a step does not hold it.
     """
 
     source: str
@@ -81,7 +81,7 @@ def _thunlp_mass(model: str) -> Compute:
 
 
 def _bucket_entropy(ds: xr.Dataset) -> float:
-    """Entropy of the teacher's top-k with all that is outside as one more token."""
+    """Compute the entropy of the teacher's top-k with the tail as one more token."""
     logp = ds["logp"].sel(model="teacher", support="teacher").values.astype(np.float64)
     p = np.exp(logp)
     tail = np.clip(1 - p.sum(-1), 0, None)
@@ -223,7 +223,7 @@ def find(key: str, source: str) -> Key | None:
     Parameters
     ----------
     key
-        As it stands in the log, with or without verl's ``actor/``.
+        As in the log, with or without verl's ``actor/``.
     source
         One of `SOURCES`.
 
@@ -235,7 +235,7 @@ def find(key: str, source: str) -> Key | None:
     Raises
     ------
     ConfigError
-        If `source` is none of `SOURCES`.
+        If `source` is not one of `SOURCES`.
 
     Examples
     --------
@@ -269,7 +269,7 @@ def names_of(metric: str, source: str) -> list[Key]:
     Raises
     ------
     ConfigError
-        If `source` is none of `SOURCES`.
+        If `source` is not one of `SOURCES`.
 
     Examples
     --------
@@ -289,19 +289,20 @@ def as_logged(step: xr.Dataset, source: str) -> dict[str, float]:
     Parameters
     ----------
     step : Dataset
-        A step in the store's schema, whole: what was thinned away is not averaged.
+        A step in the store's schema, with all states: states left out are not averaged.
     source
         One of `SOURCES`.
 
     Returns
     -------
     dict
-        Their key to their number. Without what a step does not hold (losses, gradient norms).
+        Their numbers by their keys, without those that a step does not hold (losses, gradient
+        norms).
 
     Raises
     ------
     ConfigError
-        If `source` is none of `SOURCES`.
+        If `source` is not one of `SOURCES`.
     StoreError
         If the step lacks a variable that a number is computed from.
 
@@ -329,20 +330,20 @@ def renamed(metrics: xr.Dataset, source: str) -> xr.Dataset:
     Returns
     -------
     Dataset
-        The same numbers. A variable with a counterpart has our name, and says in its attributes
-        what it was logged as and how it differs; any other keeps its name. Of two keys for one
-        metric the first is renamed.
+        The same numbers. A variable with a counterpart gets our name, and its attributes say what
+        it was logged as and how it differs; any other keeps its name. If two keys stand for one
+        metric, only the first is renamed.
 
     Raises
     ------
     ConfigError
-        If `source` is none of `SOURCES`.
+        If `source` is not one of `SOURCES`.
     """
     out = metrics.copy()
     taken = {str(name) for name in metrics.variables}
     for name in map(str, metrics.data_vars):
         key = find(name, source)
-        # A key that is its own name in both worlds is in `taken` already, and stays.
+        # A key that is also our name is in `taken` already, and stays.
         if key is None or (key.metric in taken and key.metric != name):
             continue
         taken.add(key.metric)
@@ -356,5 +357,5 @@ def renamed(metrics: xr.Dataset, source: str) -> xr.Dataset:
 
 def _check(source: str) -> str:
     if source not in SOURCES:
-        raise ConfigError(f"source is {source!r}; choose one of {', '.join(SOURCES)}.")
+        raise ConfigError(f"source = {source!r}; expected one of {', '.join(SOURCES)}.")
     return source

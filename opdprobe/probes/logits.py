@@ -1,4 +1,4 @@
-"""From two models' raw logits to the quantities a step stores. Needs no torch; accepts tensors."""
+"""Compute what a step stores from two models' raw logits. Needs no torch; accepts tensors."""
 
 from typing import Any
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from opdprobe.errors import ConfigError, NonFiniteError, VocabularyError
 from opdprobe.store.schema import MODELS, step_dataset
 
-# Float64 values in one (rows, V) block: 32 MiB an array, about ten of which live at a time.
+# Float64 values in one (rows, V) block: 32 MiB per array, about ten of which exist at a time.
 _BLOCK_VALUES = 2**22
 
 
@@ -27,14 +27,14 @@ def from_logits(
     Parameters
     ----------
     student_logits, teacher_logits : (..., T, V) array_like or torch.Tensor
-        Logits over one shared vocabulary at the same states, as a rule (B, T, V). The axis before
+        Logits over one shared vocabulary at the same states, usually (B, T, V). The axis before
         the last is the position, everything before it is flattened into rollouts: (T, V) is one
-        rollout, (V,) one state. -inf is a token the model rules out: probability 0.
+        rollout, (V,) one state. -inf marks a token that the model rules out: probability 0.
     k : int, default 16
         Length of both top-k lists.
     mask : (..., T) array_like or torch.Tensor of bool, optional
         Positions to keep: the response, without prompt and padding. The logits elsewhere are
-        never read. Without it, all.
+        never read. Default: all.
     sampled_ids : (..., T) array_like or torch.Tensor of int, optional
         The token the student drew at each state, i.e. the one the logits predict (shift before
         calling). Masked-out entries may hold anything. Without it, the Dataset has no
@@ -46,7 +46,7 @@ def from_logits(
     -------
     Dataset
         In the store's schema: log-probabilities, entropies and KL in nats. ``rollout`` is the row
-        (0…B-1, also of rows without a kept position), ``position`` counts the kept positions of
+        (0…B-1, including rows without a kept position), ``position`` counts the kept positions of
         the row from 0, ``length`` is their number and ``step`` is 0. ``reverse_kl`` is inf where
         the teacher rules out a token that the student does not.
 
@@ -64,8 +64,8 @@ def from_logits(
     Notes
     -----
     Tokens with equal logits are listed with the lower id first, so that the result is the same on
-    every machine. Works through the states in blocks, in float64 and on the CPU, so memory beyond
-    the input stays bounded (about 0.3 GiB) however many states there are.
+    every machine. The states are processed in blocks, in float64 and on the CPU, so memory beyond
+    the input stays bounded (about 0.3 GiB) for any number of states.
 
     References
     ----------
@@ -90,9 +90,9 @@ def from_logits(
     shape = int(np.prod(leading[:-1])), int(np.prod(leading[-1:]))  # rollouts, positions
     vocabulary = student.shape[-1]
     if not 1 <= k <= vocabulary or k != int(k):
-        raise ConfigError(f"k is {k}, the vocabulary has {vocabulary} tokens; take 1 <= k <= that")
+        raise ConfigError(f"k = {k}; expected 1 <= k <= {vocabulary}, the vocabulary's size.")
     if not (temperature > 0 and np.isfinite(temperature)):
-        raise ConfigError(f"temperature is {temperature}; it divides the logits, so take it > 0")
+        raise ConfigError(f"temperature = {temperature}; expected a finite number > 0.")
 
     keep = np.ones(leading) if mask is None else _per_state("mask", mask, leading)
     keep = keep.reshape(shape).astype(bool)
@@ -115,11 +115,11 @@ def from_logits(
         logs = []
         for s, (name, logits) in enumerate(zip(MODELS, models, strict=True)):
             x = _float64(logits[rollout[block], column[block]])
-            with np.errstate(over="ignore"):  # a mask of the lowest number becomes -inf
+            with np.errstate(over="ignore"):  # a mask value near the lowest float becomes -inf
                 x /= temperature
             _check_finite(name, x, rollout[block], column[block])
             logs.append(_log_softmax(x))
-            # By the logits: normalising can round two to one value.
+            # Ranked by logits, because normalising can round two of them to one value.
             token_id[block, s] = _top_k(x, k)
         for s in range(2):
             for m in range(2):
@@ -138,7 +138,7 @@ def from_logits(
     return step_dataset(
         token_id=token_id,
         logp=logp,
-        entropy=np.abs(entropy),  # a sure model's -0.0
+        entropy=np.abs(entropy),  # turns -0.0 into 0.0
         reverse_kl=reverse_kl,
         sampled_id=sampled,
         sampled_logp=sampled_logp,
@@ -150,7 +150,7 @@ def from_logits(
 
 
 def _as_array(logits: Any) -> Any:
-    """Leave a torch tensor where it is (blocks are fetched one by one), else a numpy array."""
+    """Leave a torch tensor on its device (blocks are fetched one by one); else, make an array."""
     return logits.detach() if hasattr(logits, "detach") else np.asarray(logits)
 
 
@@ -161,24 +161,24 @@ def _float64(block: Any) -> NDArray[np.float64]:
 
 
 def _float32(values: NDArray[np.float64]) -> NDArray[np.float32]:
-    with np.errstate(over="ignore"):  # below float32's lowest is probability 0 as well
+    with np.errstate(over="ignore"):  # below the range of float32, the probability is 0
         return values.astype(np.float32)
 
 
 def _leading_shape(student: Any, teacher: Any) -> tuple[int, ...]:
     """Check that the logits belong together; return their shape without the vocabulary."""
     if student.ndim == 0 or teacher.ndim == 0:
-        raise ValueError("logits are scalars; expected the vocabulary on the last axis")
+        raise ValueError("logits are scalars; expected the vocabulary on the last axis.")
     if student.shape[-1] != teacher.shape[-1]:
         raise VocabularyError(
             f"student logits have {student.shape[-1]} columns, teacher logits "
-            f"{teacher.shape[-1]}; cut both to the shared vocabulary first, "
-            "logits[..., :len(tokenizer)]: the rest is padding"
+            f"{teacher.shape[-1]}; expected one vocabulary: cut both to it with "
+            "logits[..., :len(tokenizer)], because the rest is padding."
         )
     if student.shape != teacher.shape:
         raise ValueError(
             f"student logits have shape {tuple(student.shape)}, teacher logits "
-            f"{tuple(teacher.shape)}; expected the same states in both"
+            f"{tuple(teacher.shape)}; expected the same states in both."
         )
     return tuple(student.shape[:-1])
 
@@ -187,31 +187,32 @@ def _per_state(name: str, values: Any, leading: tuple[int, ...]) -> NDArray[Any]
     array = values.detach().cpu().numpy() if hasattr(values, "detach") else np.asarray(values)
     if array.shape != leading:
         raise ValueError(
-            f"{name} has shape {array.shape}; expected {leading}, the logits' without the last axis"
+            f"{name} has shape {array.shape}; expected {leading}, as the logits without their last "
+            "axis."
         )
     return array
 
 
 def _check_sampled(sampled: NDArray[Any], vocabulary: int) -> None:
     if not np.issubdtype(sampled.dtype, np.integer):
-        raise ValueError(f"sampled_ids has dtype {sampled.dtype}; expected integer token ids")
+        raise ValueError(f"sampled_ids has dtype {sampled.dtype}; expected integer token ids.")
     if ((sampled < 0) | (sampled >= vocabulary)).any():
         raise ValueError(
             f"sampled_ids runs from {sampled.min()} to {sampled.max()} at the kept positions; "
-            f"expected 0 to {vocabulary - 1}: mask padding out"
+            f"expected 0 to {vocabulary - 1}: mask out the padding."
         )
 
 
 def _check_finite(
     name: str, x: NDArray[np.float64], rollout: NDArray[np.intp], column: NDArray[np.intp]
 ) -> None:
-    top = x.max(axis=-1)  # NaN if there is one, +inf if there is one, -inf if there is no other
+    top = x.max(axis=-1)  # NaN if a row has one, else +inf if it has one, -inf if it has no other
     if not np.isfinite(top).all():
         row = int(np.flatnonzero(~np.isfinite(top))[0])
         raise NonFiniteError(
             f"{name} logits have a maximum of {top[row]} at rollout {rollout[row]}, column "
-            f"{column[row]}; expected finite numbers, or -inf for tokens ruled out but not for "
-            "all: check the model's dtype and the mask"
+            f"{column[row]}; expected finite numbers, with -inf for tokens ruled out but not for "
+            "all: check the model's dtype and the mask."
         )
 
 
@@ -228,9 +229,9 @@ def _expect(probability: NDArray[np.float64], values: NDArray[np.float64]) -> ND
 
 
 def _top_k(x: NDArray[np.float64], k: int) -> NDArray[np.intp]:
-    """Ids of the k largest values a row, largest first, the lower id first among equals."""
+    """Return the ids of the k largest values per row, largest first, ties by the lower id."""
     kth = np.partition(x, x.shape[1] - k, axis=-1)[:, x.shape[1] - k, None]
-    row, token = np.nonzero(x >= kth)  # k a row, more where the k-th value is tied
+    row, token = np.nonzero(x >= kth)  # k per row, more if the k-th value is tied
     order = np.lexsort((token, -x[row, token], row))
     first = np.searchsorted(row, np.arange(x.shape[0]))  # row is sorted, before and after `order`
     return token[order[first[:, None] + np.arange(k)]]

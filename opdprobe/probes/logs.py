@@ -28,8 +28,8 @@ def read_log(path: str | Path, source: str) -> xr.Dataset:
     ----------
     path : path-like
         - verl and the paper's code (its fork): the file logger's ``.jsonl``, one
-          ``{"step": …, "data": {…}}`` a line, or the text that the console logger wrote, in which
-          lines without ``step:N - key:value - …`` are passed over;
+          ``{"step": …, "data": {…}}`` per line, or the text that the console logger wrote, in which
+          lines without ``step:N - key:value - …`` are skipped;
         - TRL and ms-swift: ``trainer_state.json`` of a checkpoint, whose ``log_history`` is read.
     source : {"verl", "thunlp", "trl", "ms-swift"}
         Whose log it is: the same key means different things (see `opdprobe.probes.keys`).
@@ -38,15 +38,15 @@ def read_log(path: str | Path, source: str) -> xr.Dataset:
     -------
     Dataset
         Float64 scalars over ``step``, as ``Run.metrics``: our names where `opdprobe.keys` has a
-        counterpart, else theirs. NaN where a step lacks a metric; what is no number is left out.
-        A step logged twice takes the later value, so that a resumed run reads as one.
+        counterpart, else theirs. NaN where a step lacks a metric; values that are not numbers are
+        left out. A step logged twice takes the later value, so that a resumed run reads as one.
 
     Raises
     ------
     ConfigError
         If `source` is unknown.
     StoreError
-        If the file is missing, no log of that kind, or holds no step.
+        If the file is missing, is not a log of that kind, or holds no step.
 
     Examples
     --------
@@ -62,7 +62,7 @@ def read_log(path: str | Path, source: str) -> xr.Dataset:
     try:
         text = path.read_text(encoding="utf-8")
     except (FileNotFoundError, IsADirectoryError):
-        raise StoreError(f"{path} is no file; expected a training log of {source}.") from None
+        raise StoreError(f"{path} is not a file; expected a training log of {source}.") from None
     except UnicodeDecodeError as error:
         raise StoreError(f"{path} is not UTF-8 text ({error}); expected a training log.") from error
     if source in ("trl", "ms-swift"):
@@ -80,7 +80,7 @@ def read_log(path: str | Path, source: str) -> xr.Dataset:
         }
         merged.setdefault(step, {}).update(numbers)
     if not merged:
-        raise StoreError(f"{path} holds no logged step; is it a log of {source}?")
+        raise StoreError(f"{path} holds no logged step; expected a training log of {source}.")
     return renamed(_dataset(merged), source)
 
 
@@ -115,7 +115,7 @@ def _file_logger(text: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             yield _step(entry["step"]), dict(entry["data"])
         except (KeyError, TypeError, ValueError) as error:
             if number == len(lines) and not text.endswith("\n"):
-                return  # a run still writing: half a last line
+                return  # an incomplete last line: the run is still writing
             raise StoreError(
                 f"{path}, line {number}: {error!r}; expected {{'step': …, 'data': {{…}}}} as "
                 "verl's file logger writes it."
@@ -125,14 +125,14 @@ def _file_logger(text: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 def _console_logger(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
     for line in text.splitlines():
         if match := _CONSOLE.search(line):
-            # A key may hold colons of its own; the value does not.
+            # A key may hold colons, a value does not.
             pairs = (pair.rpartition(":") for pair in match[2].split(" - "))
             yield int(match[1]), {key: value for key, _, value in pairs}
 
 
 def _step(value: Any) -> int:
     if not isinstance(value, int | float) or not abs(value) < 2**63 or value != int(value):
-        raise ValueError(f"the step is {shown(value)}, expected a whole number")
+        raise ValueError(f"step = {shown(value)}; expected an integer")
     return int(value)
 
 

@@ -1,4 +1,4 @@
-"""A probe over training steps and output positions at once: the numbers of a heat map."""
+"""Average a probe over training steps and output positions at once, for a heat map."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -33,20 +33,20 @@ def heat_map(
 ) -> xr.Dataset:
     """Average a probe over the states of each step in each range of output positions.
 
-    Reads each step once. There are no intervals: a cell holds few states. For those, average over
-    steps or over positions (`curve`).
+    Reads each step once. There are no intervals, because a cell holds few states; `curve` gives
+    them by step or by position.
 
     Parameters
     ----------
     run_or_dataset : Run or Dataset
-        A run, of which one step at a time is held in memory, or states in the store's schema.
+        A run, read one step at a time, or states in the store's schema.
     probe : str or callable
         Name of a ``ds.opd`` method (``"entropy"``), or a function of a Dataset that returns one
-        value a state (``lambda ds: ds.opd.entropy("teacher")``).
+        value per state (``lambda ds: ds.opd.entropy("teacher")``).
     bins : int or sequence of float, optional
         The number of equally wide ranges of positions, from 0 to the last that occurs in any step,
-        or their edges, each range holding its left edge but not its right. Positions outside are
-        left out. Without it, every position that occurs is a row.
+        or their edges, each range including its left edge but not its right. Positions outside
+        are left out. By default, every position that occurs is a row.
 
     Returns
     -------
@@ -63,9 +63,9 @@ def heat_map(
     Raises
     ------
     ConfigError
-        If `probe` is no ``ds.opd`` method, or `bins` is neither a number, edges nor None.
+        If `probe` is not a ``ds.opd`` method, or `bins` is neither a number, edges nor None.
     ValueError
-        If the probe returns other than one value a state, there are no states, or a Dataset has no
+        If the probe does not return one value per state, there are no states, or a Dataset has no
         ``step`` or ``position`` to sort them by.
 
     See Also
@@ -88,7 +88,7 @@ def heat_map(
     check_bins(bins)
     check_coords(run_or_dataset, "step", "position")
     steps: list[int] = []
-    # One row a position and not yet a range: how long responses get is known at the end only.
+    # One row per position, not yet per range: the longest response is known only at the end.
     columns: list[NDArray[np.float64]] = []
     attrs: dict[str, Any] = {}
     for step, part in by_step(run_or_dataset):
@@ -131,7 +131,7 @@ def heat_map(
 
 
 def _sums(values: NDArray[np.float64], position: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Sum of values, number of values and number of NaN by position, from 0 to the last."""
+    """Return sum of values, number of values and number of NaN per position, from 0 to the last."""
     known = ~np.isnan(values)
     return np.array(
         [

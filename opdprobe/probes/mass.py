@@ -1,4 +1,4 @@
-"""How much probability a token set holds, and log-probabilities renormalised on it."""
+"""Probability mass of a token set, and log-probabilities renormalised on it."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,7 +13,7 @@ def overlap_mass(logp: ArrayLike, mask: ArrayLike) -> NDArray[np.float64]:
         Full-vocabulary log-probabilities of the model on the student's top-k tokens, in nats.
         The student's own give Eq. 9, the teacher's give Eq. 10. -inf stands for probability 0.
     mask : (..., k) array_like of bool
-        The tokens to add up, as a rule `overlap_mask`.
+        The tokens to add up, usually `overlap_mask`.
 
     Returns
     -------
@@ -23,7 +23,7 @@ def overlap_mass(logp: ArrayLike, mask: ArrayLike) -> NDArray[np.float64]:
 
     See Also
     --------
-    topk_mass : the mass of the whole list, which verl and others log as their mass.
+    topk_mass : the mass of the full list, which verl and others log as their mass.
 
     References
     ----------
@@ -43,18 +43,18 @@ def overlap_mass(logp: ArrayLike, mask: ArrayLike) -> NDArray[np.float64]:
 def inside(
     logp: NDArray[np.float64], mask: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Probabilities, 0 off the mask, and their sum."""
+    """Return the probabilities, 0 off the mask, and their sum."""
     probability = np.exp(logp)
     marked = probability * mask  # three times as fast as a selection
     mass = rank_sum(marked)
-    if np.isnan(mass).any():  # perhaps of a NaN off the mask
+    if np.isnan(mass).any():  # perhaps from a NaN off the mask
         marked = np.where(mask, probability, 0.0)
         mass = rank_sum(marked)
     return marked, mass
 
 
 def topk_mass(logp: ArrayLike) -> NDArray[np.float64]:
-    """Add up the raw probability a model puts on a whole top-k list.
+    """Add up the raw probability a model puts on a full top-k list.
 
     Parameters
     ----------
@@ -64,12 +64,12 @@ def topk_mass(logp: ArrayLike) -> NDArray[np.float64]:
     Returns
     -------
     (...) ndarray of float64
-        Mass on the list, unit 1, in [0, 1] up to the rounding of `logp`. What is left to 1 is
-        the tail that a renormalised top-k objective never sees. NaN where a log-probability is.
+        Mass on the list, unit 1, in [0, 1] up to the rounding of `logp`. The rest up to 1
+        is the tail that a renormalised top-k objective never sees. NaN where a log-probability is.
 
     References
     ----------
-    Not in the paper. verl logs both models' mass on the teacher's list under the name of a mass.
+    Not in the paper. verl logs both models' mass on the teacher's list as their mass.
 
     Examples
     --------
@@ -87,8 +87,8 @@ def rank_sum(values: NDArray[np.float64]) -> NDArray[np.float64]:
 def log_renormalise(logp: ArrayLike, mask: ArrayLike | None = None) -> NDArray[np.float64]:
     """Renormalise log-probabilities on the marked tokens (on all of them without a mask).
 
-    Returns -inf off the mask, and NaN throughout a row whose set is empty or has probability 0:
-    there is no distribution to speak of.
+    Returns -inf off the mask, and NaN throughout a row whose set is empty or has probability 0,
+    because no distribution exists there.
     """
     marked = np.asarray(logp, dtype=np.float64)
     if mask is not None:

@@ -1,7 +1,7 @@
 """The one table of a run's quantities: name, unit, what each needs, how each is computed.
 
-Curves, logged metrics, report, viewer, preflight and analyses read it; nothing else writes a
-quantity's title or unit down.
+Curves, logged metrics, report, viewer, preflight and analyses read it; no other place defines a
+quantity's title or unit.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +13,7 @@ Compute = Callable[[xr.Dataset], xr.DataArray]
 
 
 class Scalar(NamedTuple):
-    """What a number is called.
+    """Name and unit of a number.
 
     Attributes
     ----------
@@ -43,15 +43,15 @@ class Quantity(NamedTuple):
     Attributes
     ----------
     name : Scalar
-        What it is called.
+        Its name and unit.
     needs : str
-        The step's variable without which it cannot be computed.
+        The variable of a step that it cannot be computed without.
     compute : callable
-        From a step to one value per state, or one per rollout.
+        Computes one value per state, or one per rollout, from a step.
     per : str
         ``"state"`` or ``"rollout"``.
     worse : int
-        In the viewer: +1 if a high value is the bad one, -1 if a low one is; 0: not offered there.
+        For the viewer: +1 if high values are bad, -1 if low ones are, 0 if it is not offered there.
     two_sided : bool
         Whether the viewer colours values of both signs.
     """
@@ -132,7 +132,7 @@ QUANTITIES: Mapping[str, Quantity] = {
     "finished": _rollout("finished responses", "1", "finished"),
     "correct": _rollout("correct responses", "1", "correct"),
 }
-"""Every quantity that a recorded step gives, by the name that ``Run.metrics`` has for it."""
+"""Every quantity that a recorded step gives, by its name in ``Run.metrics``."""
 
 LOGGED: Mapping[str, Scalar] = {
     "loss": Scalar("loss", "nats"),
@@ -153,5 +153,5 @@ MAIN = (
 
 
 def scalar(name: str) -> Scalar:
-    """Look up what a quantity or a logged scalar is called."""
+    """Look up the name and unit of a quantity or a logged scalar."""
     return QUANTITIES[name].name if name in QUANTITIES else LOGGED[name]

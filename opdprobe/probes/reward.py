@@ -1,4 +1,4 @@
-"""Rollout-level signals: the distillation reward, what it predicts, and how much was recovered."""
+"""Rollout-level signals: the distillation reward, how well it predicts, and the gap recovered."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -20,13 +20,14 @@ def sequence_mean_reward(
     -------
     (max(rollout) + 1,) ndarray of float64
         (1/T) Σ_t [log q_t(y_t) - log p_t(y_t)] over the recorded states of each rollout, in nats;
-        higher where the teacher likes the rollout. NaN for a rollout without states or with a NaN.
+        higher if the teacher finds the rollout more likely. NaN for a rollout without states or
+        with a NaN.
 
     Raises
     ------
     ValueError
-        If the three differ in shape, are not one-dimensional, or `rollout` has other than
-        integers from 0.
+        If the three differ in shape or are not one-dimensional, or if `rollout` does not hold
+        integers >= 0.
 
     References
     ----------
@@ -45,12 +46,12 @@ def sequence_mean_reward(
     if not student.shape == teacher.shape == rollout.shape or rollout.ndim != 1:
         raise ValueError(
             f"student_logp, teacher_logp and rollout have shapes {student.shape}, {teacher.shape} "
-            f"and {rollout.shape}; all three should be flat over states: ravel them first"
+            f"and {rollout.shape}; expected all three flat over states: ravel them first."
         )
     if not np.issubdtype(rollout.dtype, np.integer) or rollout.min(initial=0) < 0:
         raise ValueError(
             f"rollout has dtype {rollout.dtype} and minimum {rollout.min(initial=0)}; expected "
-            "integer row numbers from 0: number the rollouts with numpy.unique(return_inverse=True)"
+            "integers >= 0: number the rollouts with numpy.unique(return_inverse=True)."
         )
     with np.errstate(invalid="ignore"):  # -inf - -inf: NaN, as documented; 0/0 without states
         total = np.bincount(rollout, weights=teacher - student)
@@ -58,12 +59,12 @@ def sequence_mean_reward(
 
 
 def reward_auroc(reward: ArrayLike, correct: ArrayLike) -> float:
-    """Tell how well a reward separates correct from incorrect rollouts.
+    """Measure how well a reward separates correct from incorrect rollouts.
 
     Parameters
     ----------
     reward : (...) array_like of float
-        One reward a rollout, in any unit; infinities are allowed.
+        One reward per rollout, in any unit; infinities are allowed.
     correct : (...) array_like of bool or float
         1 correct, 0 incorrect, NaN unknown.
 
@@ -72,7 +73,7 @@ def reward_auroc(reward: ArrayLike, correct: ArrayLike) -> float:
     float
         Probability that a random correct rollout has a higher reward than a random incorrect one,
         ties counting half, in [0, 1]: 0.5 is no signal. Rollouts with a NaN reward or unknown
-        correctness are left out. NaN if none is left of either kind.
+        correctness are left out. NaN if either kind has none left.
 
     Raises
     ------
@@ -97,13 +98,13 @@ def reward_auroc(reward: ArrayLike, correct: ArrayLike) -> float:
     if reward.shape != correct.shape:
         raise ValueError(
             f"reward has shape {reward.shape}, correct {correct.shape}; expected one of each per "
-            "rollout"
+            "rollout."
         )
     known = ~(np.isnan(reward) | np.isnan(correct))
     reward, correct = reward[known], correct[known]
     if odd := sorted(set(np.unique(correct)) - {0.0, 1.0}):
         raise ValueError(
-            f"correct has values such as {odd[0]}; expected 0, 1 or NaN: apply a threshold first"
+            f"correct has values such as {odd[0]}; expected 0, 1 or NaN: apply a threshold first."
         )
     good, bad = reward[correct == 1], np.sort(reward[correct == 0])
     if good.size == 0 or bad.size == 0:
@@ -126,8 +127,9 @@ def gap_recovery_rate(
     Returns
     -------
     (...) ndarray of float64
-        (after - before) / (teacher - before), unit 1: 1 is the whole gap, negative a step away
-        from the teacher, above 1 a student that passed it. NaN where there is no gap to close.
+        (after - before) / (teacher - before), unit 1: 1 if the gap is closed, negative if
+        the student moved away from the teacher, above 1 if it passed the teacher. NaN where there
+        is no gap to close.
 
     References
     ----------

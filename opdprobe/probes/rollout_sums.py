@@ -1,4 +1,4 @@
-"""Sums of probes by rollout, in one pass: all that a mean over states and its interval need."""
+"""Sum probes by rollout in one pass: all that a mean over states and its interval need."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from opdprobe.store import Run
 
 Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]
-"""What the builtin ``map`` is, in this process or over others: ``executor.map``."""
+"""The builtin ``map``, or one that uses other processes, such as ``executor.map``."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,11 @@ class StepSums:
     step : int
         The step.
     length : ndarray (rollouts,)
-        States of each rollout.
+        Number of states of each rollout.
     total : ndarray (P, rollouts, ranges)
-        Sum over the states that have a value. One range without `edges`: all positions.
+        Sum over the states that have a value. Without edges, one range holds all positions.
     n, n_missing : ndarray of int (P, rollouts, ranges)
-        How many those are, and how many have none.
+        Number of these states, and number of states without a value.
     attrs : list of dict
         ``units`` and ``long_name`` of each probe, as far as it has them.
     """
@@ -76,7 +76,7 @@ def step_sums(
     probes : sequence of str or callable
         As in `opdprobe.probes.curve`. A function sees one step at a time.
     then : callable
-        What to make of a batch of steps: takes the steps' sums, in order. A step is in one batch.
+        Function of the sums of a batch's steps, in order. A step is in one batch.
     edges : ndarray, optional
         Edges of ranges of positions.
     map : callable
@@ -91,7 +91,7 @@ def step_sums(
     if isinstance(source, xr.Dataset):
         yield from map(partial(_add_up, read=_read_dataset, **work), by_step(source))
     else:
-        # Tables of rollouts are of one step, so a function that may want them gets one step.
+        # Rollout tables belong to one step, so a function, which may use them, gets one step.
         joined = all(isinstance(probe, str) for probe in probes)
         read = partial(_read_run, source)
         yield from map(partial(_add_up, read=read, **work), batches(source, joined=joined))
@@ -111,7 +111,7 @@ def _add_up(
 
 
 class _States(NamedTuple):
-    """States that are read together: of one step, of a part of one, or of several small ones."""
+    """States that are read together: one step, a part of one, or several small ones."""
 
     states: xr.Dataset
     rollout: NDArray[np.integer]  # row of each state's rollout in its step
@@ -146,7 +146,7 @@ def _sums_of_parts(
         if rollout.max(initial=-1) >= n_rollout:
             raise StoreError(
                 f"step {step} has a state of rollout {rollout.max()}, but {n_rollout} rollouts: "
-                "it is not a step that opdprobe wrote"
+                "opdprobe did not write this step."
             )
         places = None if point is None else point[here]
         yield _sum_up(step, values[:, here], rollout, n_rollout, places, width, attrs)
@@ -196,10 +196,10 @@ class RolloutSums:
     first : ndarray (steps + 1,)
         Row of each step's first rollout; the last entry is the number of rows.
     length : ndarray (rows,)
-        States of each rollout.
+        Number of states of each rollout.
     total, n : dict of str to ndarray (rows,)
-        By quantity: sum over the states that have a value, and how many those are. A quantity of
-        the rollout itself has its value in `total` and 1 in `n`, or 0 in both.
+        By quantity: sum over the states that have a value, and their number. A quantity of the
+        rollout itself has its value in `total` and 1 in `n`, or 0 in both.
     """
 
     steps: NDArray[np.int64]
@@ -209,7 +209,7 @@ class RolloutSums:
     n: dict[str, NDArray[np.int64]]
 
     def rows(self, where: slice) -> slice:
-        """Rows of some of the steps, by their place in `steps`."""
+        """Return the rows of some steps, given by their place in `steps`."""
         start, stop, _ = where.indices(len(self.steps))
         return slice(int(self.first[start]), int(self.first[stop]))
 
@@ -218,7 +218,7 @@ class RolloutSums:
         return resample(*self._units(name, where))
 
     def means(self, name: str) -> NDArray[np.float64]:
-        """Mean over the states of each step; NaN where none has a value."""
+        """Return the mean over the states of each step; NaN if none has a value."""
         # Not reduceat, which gives an empty step the next one's first row.
         total, n = (
             np.array([column[self.rows(slice(i, i + 1))].sum() for i in range(len(self.steps))])
@@ -227,7 +227,7 @@ class RolloutSums:
         return np.atleast_1d(ratio(total, n))
 
     def band(self, name: str) -> NDArray[np.float64]:
-        """Ends of the interval at each step, as `opdprobe.curve` draws it; (2, steps)."""
+        """Return the ends of the interval at each step, as `opdprobe.curve` does; (2, steps)."""
         ends = np.full((2, len(self.steps)), np.nan)
         for i, step in enumerate(self.steps.tolist()):
             total, n = self._units(name, slice(i, i + 1))
@@ -238,7 +238,7 @@ class RolloutSums:
         return ends
 
     def _units(self, name: str, where: slice) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Sums and counts of the rollouts that are drawn: those without a state are no units."""
+        """Return sums and counts of the rollouts to draw from: those with at least one state."""
         rows = self.rows(where)
         total, n = self.total[name][rows], self.n[name][rows]
         there = (self.length[rows] > 0) | (n > 0)
@@ -251,9 +251,9 @@ def rollout_sums(sources: "Iterable[Run | xr.Dataset]", probes: Mapping[str, Pro
     Parameters
     ----------
     sources
-        A run, or steps in memory, in order.
+        Runs, or steps in memory, in order.
     probes
-        By name, as in `opdprobe.probes.curve`.
+        Probes by name, as in `opdprobe.probes.curve`.
     """
     parts = [
         part

@@ -1,4 +1,4 @@
-"""Which tokens are candidates: overlap of two top-k lists, and how many tokens hold a mass."""
+"""Candidate tokens: the overlap of two top-k lists, and the number of tokens that hold a mass."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -74,13 +74,13 @@ def overlap_ratio(student_ids: ArrayLike, teacher_ids: ArrayLike) -> NDArray[np.
     k, m = np.shape(student_ids)[-1:], np.shape(teacher_ids)[-1:]
     if k != m or k == (0,):
         raise ValueError(
-            f"the lists hold {k} and {m} tokens; the ratio needs two lists of one length k >= 1"
+            f"the lists hold {k} and {m} tokens; expected two lists of equal length k >= 1."
         )
     return mask_share(overlap_mask(student_ids, teacher_ids))
 
 
 def mask_share(mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """Mean of a mask over its last axis."""
+    """Return the mean of a mask over its last axis."""
     return mask_count(mask) / mask.shape[-1]
 
 
@@ -123,7 +123,7 @@ def mass_set_size(logp: ArrayLike, *, mass: float = 0.97) -> NDArray[np.float64]
     array([ 2.,  2., nan])
     """
     if not 0 < mass <= 1:
-        raise ConfigError(f"mass is {mass!r}; it is a probability to reach, so take it in (0, 1]")
+        raise ConfigError(f"mass = {mass!r}; expected a probability in (0, 1].")
     probability = np.exp(np.asarray(logp, dtype=np.float64))
     descending = np.flip(np.sort(probability, axis=-1), axis=-1)
     reached = np.cumsum(descending, axis=-1) >= mass - _MASS_SLACK

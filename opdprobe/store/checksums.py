@@ -1,7 +1,8 @@
-"""Checksums of a checkpoint, and of the run's text up to its step.
+"""Checksums of a checkpoint, and of the run's text files up to its step.
 
-Weights have none of their own, and in text a flipped bit makes another number. The file lies in the
-checkpoint, and is written before that gets its name.
+Weights carry no checksum of their own, and a flipped bit in a text can turn one number into
+another. The checksum file lies in the checkpoint and is written before the checkpoint gets its
+final name.
 """
 
 import hashlib
@@ -25,19 +26,19 @@ class Fault(NamedTuple):
 
 
 class Sum(NamedTuple):
-    """Of the first bytes of a file."""
+    """Length and checksum of the first bytes of a file."""
 
     n_bytes: int
     sha256: str
 
 
 def write_checksums(checkpoint: Path, run_dir: Path) -> None:
-    """Note the length and the SHA-256 of a checkpoint's files, and of the run's text as it is now.
+    """Record length and SHA-256 of a checkpoint's files and of the run's text files as they are.
 
     Parameters
     ----------
     checkpoint : pathlib.Path
-        Its directory, complete but for this.
+        Its directory, complete except for the checksum file.
     run_dir : pathlib.Path
         Directory of the run.
     """
@@ -51,12 +52,12 @@ def write_checksums(checkpoint: Path, run_dir: Path) -> None:
 
 
 def read_checksums(checkpoint: Path) -> dict[str, Sum]:
-    """Read what `write_checksums` noted, by file name.
+    """Read what `write_checksums` recorded, by file name.
 
     Raises
     ------
     StoreError
-        They are missing or torn.
+        The checksum file is missing or torn.
     """
     path = checkpoint / CHECKSUMS
     try:
@@ -65,9 +66,9 @@ def read_checksums(checkpoint: Path) -> dict[str, Sum]:
             for name, entry in parse_json(path.read_bytes()).items()
         }
     except FileNotFoundError:
-        raise StoreError(f"{path} is missing: expected checksums of files") from None
+        raise StoreError(f"{path} is missing; expected checksums of files.") from None
     except (ValueError, OverflowError, AttributeError, TypeError, LookupError) as error:
-        raise StoreError(f"{path} is torn ({error}): expected checksums of files") from error
+        raise StoreError(f"{path} is torn ({error}); expected checksums of files.") from error
 
 
 def check_checkpoint(checkpoint: Path) -> list[Fault]:
@@ -81,7 +82,7 @@ def check_checkpoint(checkpoint: Path) -> list[Fault]:
     Returns
     -------
     list of Fault
-        A file each that is missing, unknown or another; empty if all is well.
+        One entry per file that is missing, unknown or changed; empty if there is none.
     """
     try:
         sums = read_checksums(checkpoint)
@@ -92,17 +93,17 @@ def check_checkpoint(checkpoint: Path) -> list[Fault]:
     faults = [Fault(checkpoint / name, "is missing") for name in missing]
     for name, path in files.items():
         if name not in sums:
-            faults.append(Fault(path, "is not of the checkpoint"))
+            faults.append(Fault(path, "does not belong to the checkpoint"))
         elif not _fits(path, sums[name]):
             faults.append(Fault(path, "is not as it was written"))
     return faults
 
 
 def check_texts(checkpoint: Path, run_dir: Path) -> list[Fault]:
-    """Compare the run's text with a checkpoint's checksums, as far as it was there already."""
+    """Compare the run's text files with the checksums that a checkpoint has of them."""
     try:
         sums = read_checksums(checkpoint)
-    except StoreError:  # which `check_checkpoint` says
+    except StoreError:  # `check_checkpoint` reports it
         return []
     return [
         Fault(run_dir / name, f"is not as it was when {checkpoint} was written")
@@ -112,13 +113,13 @@ def check_texts(checkpoint: Path, run_dir: Path) -> list[Fault]:
 
 
 def checkpoint_files(checkpoint: Path) -> dict[str, Path]:
-    """List the files of a checkpoint by their names in it, without that of the checksums."""
+    """List the files of a checkpoint by relative name, without the checksum file."""
     found = (p for p in sorted(checkpoint.rglob("*")) if p.is_file() and p.name != CHECKSUMS)
     return {path.relative_to(checkpoint).as_posix(): path for path in found}
 
 
 def _fits(path: Path, noted: Sum, *, grown: bool = False) -> bool:
-    """Say whether a file is as noted, or if it may have grown, begins so."""
+    """Return whether a file matches its checksum; with `grown`, whether its beginning does."""
     try:
         size = path.stat().st_size
         long_enough = size >= noted.n_bytes if grown else size == noted.n_bytes

@@ -1,4 +1,4 @@
-"""May this be written here? A directory belongs to one thing, with one set of settings."""
+"""Check that a directory may be written: it holds one thing, made with one set of settings."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,33 +11,33 @@ from opdprobe.store.files import TEMPORARY
 def refuse_other_files(
     directory: Path, marker: str, kind: str, *, beginnings: tuple[str, ...] = ()
 ) -> None:
-    """Stop unless a directory is absent, empty, or what is to be written there; touches nothing.
+    """Raise unless a directory is absent, empty or holds what is to be written; changes nothing.
 
     Parameters
     ----------
     directory : pathlib.Path
-        Where something is to be written.
+        Directory to be written to.
     marker : str
-        The file that says what the directory is; the first to be complete.
+        Name of the file that identifies the directory's content.
     kind : str
-        What the directory is with that file in it, such as "run"; for the message.
+        What a directory with that file is, such as "run"; for the message.
     beginnings : tuple of str
-        Other names that a process leaves which is killed before the marker is written.
+        Other names that a process may leave if it is killed before it writes the marker.
 
     Raises
     ------
     StoreError
-        It is a file, or holds other files.
+        The path is a file, or the directory holds other files.
     """
     if directory.exists() and not directory.is_dir():
-        raise StoreError(f"{directory} is a file, expected a directory: choose another path")
+        raise StoreError(f"{directory} is a file; expected a directory: choose another path.")
     if not directory.exists() or (directory / marker).exists():
         return
     for entry in sorted(directory.iterdir()):
         if entry.name not in beginnings and not entry.name.startswith(TEMPORARY):
             raise StoreError(
                 f"{directory} is not empty ({entry.name} is in it) and not a {kind}: "
-                "choose a new or an empty directory"
+                "choose a new or an empty directory."
             )
 
 

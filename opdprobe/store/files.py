@@ -1,7 +1,7 @@
-"""Files and directories that are there whole or not at all, and files of JSON lines.
+"""Write files and directories completely or not at all, and read files of JSON lines.
 
-What is written has a temporary name until all of it is on disk, so that a crash leaves the old or
-the new, and no half. Temporary names begin with `TEMPORARY`.
+Content has a temporary name until all of it is on disk, so that a crash leaves the old or the new
+content, never a part. Temporary names begin with `TEMPORARY`.
 """
 
 import errno
@@ -20,37 +20,37 @@ TEMPORARY = ".tmp-"
 
 @contextmanager
 def explain_unwritable(doing: str) -> Iterator[None]:
-    """Turn a full disk, or one that may not be written, into a StoreError that says while what."""
+    """Turn a full disk or a missing permission into a StoreError that says what was being done."""
     try:
         yield
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise StoreError(
                 f"disk full while {doing} ({error}): nothing half-written is left; "
-                "free some space and run this again"
+                "free some space and run this again."
             ) from error
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
             raise StoreError(
-                f"not allowed to write while {doing} ({error}): change the directory's "
-                "permissions, or choose another one"
+                f"no permission for {doing} ({error}): change the directory's permissions, or "
+                "choose another directory."
             ) from error
         raise
 
 
 def write_whole(path: Path, fill: Callable[[BinaryIO], object]) -> None:
-    """Write a file so that it is there whole or not at all, also after a crash.
+    """Write a file completely or not at all, even after a crash.
 
     Parameters
     ----------
     path : pathlib.Path
-        The file; replaced where it exists. Its directory exists.
+        The file; replaced if it exists. Its directory must exist.
     fill : callable
         Writes the content to an open binary file.
 
     Raises
     ------
     StoreError
-        The disk is full, `path` may not be written, or is a directory.
+        The disk is full, or `path` may not be written or is a directory.
     """
     if path.is_dir():
         raise StoreError(f"{path} is a directory; expected the name of a file to write.")
@@ -58,7 +58,7 @@ def write_whole(path: Path, fill: Callable[[BinaryIO], object]) -> None:
     with explain_unwritable(f"writing {path}"):
         temporary.unlink(missing_ok=True)
         try:
-            # "x": a link that somebody put there would lead the writing elsewhere.
+            # "x" refuses to follow a link, which could redirect the write.
             with open(temporary, "xb") as file:
                 fill(file)
                 file.flush()
@@ -70,7 +70,7 @@ def write_whole(path: Path, fill: Callable[[BinaryIO], object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file of UTF-8 text, as `write_whole` does."""
+    """Write a UTF-8 text file, as `write_whole` does."""
     write_whole(path, lambda file: file.write(text.encode()))
 
 
@@ -85,13 +85,13 @@ def put_on_disk(path: Path) -> None:
 
 @contextmanager
 def write_directory(path: Path) -> Iterator[Path]:
-    """Fill a directory so that it is there whole or not at all, also after a crash.
+    """Fill a directory so that it appears completely or not at all, even after a crash.
 
     Parameters
     ----------
     path : pathlib.Path
-        The directory; replaced where it exists (for a moment, neither has the name). Directories
-        above it are made.
+        The directory; replaced if it exists (for a moment, neither version has the name). Missing
+        parents are created.
 
     Yields
     ------
@@ -101,11 +101,11 @@ def write_directory(path: Path) -> Iterator[Path]:
     Raises
     ------
     StoreError
-        The block or this raised an OSError: the disk is full, or may not be written.
+        An OSError occurred, in the block or here: the disk is full, or may not be written.
     """
     temporary, old = path.with_name(f"{TEMPORARY}{path.name}"), _old(path)
     try:
-        for left in (temporary, old):  # by a process that was killed here
+        for left in (temporary, old):  # left by a process that was killed
             shutil.rmtree(left, ignore_errors=True)
         temporary.mkdir(parents=True)
         yield temporary
@@ -118,20 +118,21 @@ def write_directory(path: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
         raise StoreError(
-            f"could not write {path} ({error}); nothing of it is left. Make room and run this again"
+            f"could not write {path} ({error}): no part of it is left; free some space and run "
+            "this again."
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 def remove_directory(path: Path) -> None:
-    """Delete a directory; at no time does half of it have its name."""
+    """Delete a directory, renaming it first so that a partial one never has its name."""
     os.replace(path, _old(path))
     shutil.rmtree(_old(path))
 
 
 def remove_temporaries(directory: Path) -> None:
-    """Delete what processes that were killed while they wrote into a directory left there."""
+    """Delete the temporary files and directories that killed processes left in a directory."""
     for left in directory.glob(f"{TEMPORARY}*"):
         if left.is_dir() and not left.is_symlink():
             shutil.rmtree(left, ignore_errors=True)
@@ -145,18 +146,18 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     Returns
     -------
     list of dict
-        Empty where there is no such file.
+        Empty if the file does not exist.
 
     Raises
     ------
     StoreError
-        The file is not UTF-8, or a line is no JSON object; names the line.
+        The file is not UTF-8, or a line, which the message names, is not a JSON object.
     """
     return _parsed(path, _object)
 
 
 def read_entries(path: Path) -> list[dict[str, Any]]:
-    """Read a file of metrics or evaluations, each a dict with ``step``; as `read_lines`."""
+    """Read a file of metrics or evaluations, as `read_lines`; each line has a ``step``."""
     return _parsed(path, _entry)
 
 
@@ -170,37 +171,37 @@ def _parsed(path: Path, check: Callable[[Any], dict[str, Any]]) -> list[dict[str
     except FileNotFoundError:
         return []
     except UnicodeDecodeError as error:
-        raise StoreError(f"{path} is not UTF-8 text ({error}); restore the file") from error
+        raise StoreError(f"{path} is not UTF-8 text ({error}): restore the file.") from error
     lines = []
-    # What follows the last line break is not yet whole.
+    # Text after the last line break is an incomplete line.
     for number, line in enumerate(text.split("\n")[:-1], start=1):
         try:
             lines.append(check(parse_json(line)))
         except ValueError as error:
-            raise StoreError(f"{path}, line {number}: {error}; remove the line") from error
+            raise StoreError(f"{path}, line {number}: {error}; remove the line.") from error
     return lines
 
 
 def _object(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise ValueError(f"{shown(value)} is no object")
+        raise ValueError(f"{shown(value)} is not an object")
     return value
 
 
 def _entry(entry: Any) -> dict[str, Any]:
-    """Check that a line is an evaluation, or of numbers."""
+    """Check that a line is an evaluation or holds only numbers."""
     step = _object(entry).get("step")
     if not isinstance(step, int) or abs(step) >= 2**63:
-        raise ValueError(f"the step is {shown(step)}, expected a whole number")
+        raise ValueError(f"step = {shown(step)}; expected an integer")
     if "benchmark" in entry:
         ids, scores = entry.get("prompt_id"), entry.get("score")
         if not (isinstance(ids, list) and isinstance(scores, list) and len(ids) == len(scores)):
-            raise ValueError("expected one score for each prompt_id")
+            raise ValueError("expected one score per prompt_id")
         texts, numbers = [entry["benchmark"], *ids], scores
     else:
         texts, numbers = [], [value for name, value in entry.items() if name != "step"]
     if bad := [text for text in texts if not isinstance(text, str)]:
-        raise ValueError(f"{shown(bad[0])} is no name")
+        raise ValueError(f"{shown(bad[0])} is not a name")
     if bad := [number for number in numbers if not is_number(number)]:
-        raise ValueError(f"{shown(bad[0])} is no number")
+        raise ValueError(f"{shown(bad[0])} is not a number")
     return entry

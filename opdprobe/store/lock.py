@@ -1,4 +1,4 @@
-"""One process writes a run at a time."""
+"""Let only one process at a time write a run."""
 
 from pathlib import Path
 from weakref import WeakValueDictionary
@@ -13,10 +13,10 @@ _held: WeakValueDictionary[Path, FileLock] = WeakValueDictionary()
 
 
 def lock_run(run_dir: Path) -> object:
-    """Keep other processes from writing a run for as long as the result is referred to.
+    """Keep other processes from writing a run for as long as the result is referenced.
 
-    Within a process, writers share the lock: what one left behind in a traceback does not keep
-    the next from continuing. The system takes the lock back however the process ends.
+    Writers in one process share the lock, so that a writer still held by a traceback does not
+    block the next one. The operating system releases the lock however the process ends.
 
     Parameters
     ----------
@@ -31,7 +31,7 @@ def lock_run(run_dir: Path) -> object:
     Raises
     ------
     StoreError
-        Another process writes the run.
+        Another process is writing the run.
     """
     path = run_dir.resolve() / LOCK
     lock = _held.get(path)
@@ -43,7 +43,7 @@ def lock_run(run_dir: Path) -> object:
         except Timeout:
             raise StoreError(
                 f"{run_dir} is being written by another process: wait for it, stop it, or choose "
-                "another directory"
+                "another directory."
             ) from None
         _held[path] = lock
     return lock

@@ -23,9 +23,9 @@ def open_run(path: str | Path) -> "Run":
     Parameters
     ----------
     path : path-like
-        Directory of the run, finished or being written; or where it lies on object storage, such as
-        ``"s3://bucket/run"`` or ``"memory://run"`` (needs ``opdprobe[cloud]``, and credentials
-        where the library of that storage looks for them).
+        Directory of the run, finished or still being written; or its address on object storage,
+        such as ``"s3://bucket/run"`` or ``"memory://run"`` (needs ``opdprobe[cloud]``, and
+        credentials where that storage's library looks for them).
 
     Returns
     -------
@@ -35,34 +35,34 @@ def open_run(path: str | Path) -> "Run":
     Raises
     ------
     StoreError
-        There is nothing at `path`, it is no run, or a newer opdprobe wrote it.
+        `path` does not exist, is not a run, or was written by a newer opdprobe.
 
     Examples
     --------
     >>> open_run("no/such/run")
     Traceback (most recent call last):
     ...
-    opdprobe.errors.StoreError: no/such/run does not exist, expected the directory of a run
+    opdprobe.errors.StoreError: no/such/run does not exist; expected the directory of a run.
     """
     path = _locate(path)
     if not path.exists():
-        raise StoreError(f"{path} does not exist, expected the directory of a run")
+        raise StoreError(f"{path} does not exist; expected the directory of a run.")
     try:
         attrs = parse_json((path / "run.json").read_text(encoding="utf-8"))
         config = parse_yaml((path / "config.yaml").read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise StoreError(
             f"{path} is not a run: it has no {Path(error.filename or error.args[0]).name}; "
-            "expected the directory that a run was written to"
+            "expected the directory that a run was written to."
         ) from None
     except (ValueError, IsADirectoryError) as error:
         raise StoreError(
-            f"run.json or config.yaml in {path} cannot be read ({error}): restore the file"
+            f"run.json or config.yaml in {path} cannot be read ({error}): restore the file."
         ) from error
     for name, content in (("run.json", attrs), ("config.yaml", config)):
         if not isinstance(content, dict):
             raise StoreError(
-                f"{path / name} holds {shown(content)}, expected names and values: restore the file"
+                f"{path / name} holds {shown(content)}; expected a mapping: restore the file."
             )
     check_version(attrs.get("schema_version"), str(path))
     return Run(path, config, attrs)
@@ -70,9 +70,9 @@ def open_run(path: str | Path) -> "Run":
 
 @dataclass(frozen=True)
 class Run:
-    """A run, open for reading; made by `open_run`.
+    """A run opened for reading; made by `open_run`.
 
-    Nothing is cached: each look at `steps` or `metrics` sees what is there now.
+    Nothing is cached: each access to `steps` or `metrics` reads the files anew.
 
     Attributes
     ----------
@@ -81,7 +81,7 @@ class Run:
     config : dict
         Settings of the run.
     attrs : dict
-        What the run is: schema and library versions, models, hashes, seed, ….
+        Identity of the run: schema and library versions, models, hashes, seed, ….
     """
 
     path: Path
@@ -95,7 +95,7 @@ class Run:
 
     @property
     def files(self) -> dict[int, tuple[Path, ...]]:
-        """Files of each recorded step: one, or one from each process that recorded it."""
+        """Files of each recorded step: one, or one per process that recorded it."""
         return step_files(self.path)
 
     @property
@@ -114,7 +114,7 @@ class Run:
 
     @property
     def benchmarks(self) -> list[str]:
-        """Names of the benchmarks that have been evaluated, in the order of their first time."""
+        """Names of the evaluated benchmarks, in the order of their first evaluation."""
         lines = read_entries(self.path / "evaluations.jsonl")
         return list(dict.fromkeys(line["benchmark"] for line in lines))
 
@@ -135,16 +135,20 @@ class Run:
         Raises
         ------
         StoreError
-            The run has no such evaluation; lists those it has.
+            The run has no such evaluation (the message lists those it has), or its problems differ
+            between steps.
         """
         lines = read_entries(self.path / "evaluations.jsonl")
         by_step = {line["step"]: line for line in lines if line["benchmark"] == benchmark}
         if not by_step:
             found = sorted({line["benchmark"] for line in lines})
-            raise StoreError(f"{self.path} has no evaluation {benchmark!r}; it has {found}")
+            raise StoreError(f"{self.path} has no evaluation {benchmark!r}; it has {found}.")
         steps = sorted(by_step)
         if len({tuple(line["prompt_id"]) for line in by_step.values()}) > 1:
-            raise StoreError(f"{self.path}: {benchmark!r} is not the same problems at every step")
+            raise StoreError(
+                f"{self.path}: the problems of {benchmark!r} differ between steps; "
+                "expected the same ones at every step."
+            )
         return xr.Dataset(
             {"score": (("step", "problem"), [by_step[step]["score"] for step in steps])},
             {"step": steps, "prompt_id": ("problem", by_step[steps[0]]["prompt_id"])},
@@ -166,50 +170,50 @@ class Run:
         Raises
         ------
         StoreError
-            There is no such step, its file is torn, or its schema is newer.
+            The step is not recorded, its file is torn, or its schema is newer.
         """
         (files,) = self._files([step])
         return read_step(files)
 
     def states(self, steps: Iterable[int] | None = None) -> xr.Dataset:
-        """Line up the states of many steps, lazily.
+        """Concatenate the states of many steps, lazily.
 
         Parameters
         ----------
         steps : iterable of int, optional
-            Which steps; all by default. Taken once each, in order.
+            Steps to read, each once and in order. Default: all.
 
         Returns
         -------
         xarray.Dataset
-            The variables over `state`, one dask block a step. The `rollout` coordinate counts
+            The variables over `state`, one dask block per step. The `rollout` coordinate counts
             through all steps: it is the row in ``rollouts(steps)``.
 
         Raises
         ------
         StoreError
-            There is no recorded step, or not that one.
+            No step is recorded, or not all of those requested.
         """
         return self._concatenate("state", steps)
 
     def rollouts(self, steps: Iterable[int] | None = None) -> xr.Dataset:
-        """Line up the rollouts of many steps, lazily.
+        """Concatenate the rollouts of many steps, lazily.
 
         Parameters
         ----------
         steps : iterable of int, optional
-            Which steps; all by default. Taken once each, in order.
+            Steps to read, each once and in order. Default: all.
 
         Returns
         -------
         xarray.Dataset
-            The variables over `rollout`, with a `step` coordinate, one dask block a step; token
+            The variables over `rollout`, with a `step` coordinate, one dask block per step; token
             ids are left out (`prompt_ids`, `response_ids`).
 
         Raises
         ------
         StoreError
-            There is no recorded step, or not that one.
+            No step is recorded, or not all of those requested.
         """
         return self._concatenate("rollout", steps)
 
@@ -228,10 +232,10 @@ class Run:
 
         chosen = self.steps if steps is None else sorted(set(steps))
         if not chosen:
-            raise StoreError(f"{self.path} has no recorded step to read")
+            raise StoreError(f"{self.path} has no recorded step to read.")
         files = self._files(chosen)
-        # All steps of a run have one form, so the first one's variables describe them all; of the
-        # others only the counts are read.
+        # All steps of a run have one form, so the first one's variables describe them all. Only
+        # the counts of the others are read.
         first = self.load(chosen[0])
         n_state, n_rollout = np.array([read_counts(some) for some in files]).T
         rows = n_state if dim == "state" else n_rollout
@@ -270,13 +274,13 @@ class Run:
             if step not in recorded:
                 listed = ", ".join(map(str, list(recorded)[:20])) + ", …" * (len(recorded) > 20)
                 raise StoreError(
-                    f"{self.path} has no step {step}; recorded are: {listed or 'none so far'}"
+                    f"{self.path} has no step {step}; recorded steps: {listed or 'none so far'}."
                 )
         return [recorded[step] for step in steps]
 
 
 def _locate(path: str | Path) -> Path:
-    """Make a path of what names a run: on disk, or elsewhere if it begins with a protocol."""
+    """Turn a run's name into a path: on disk, or elsewhere if it begins with a protocol."""
     if not isinstance(path, str):
         return path
     if "://" not in path:
@@ -285,17 +289,17 @@ def _locate(path: str | Path) -> Path:
         from upath import UPath
     except ImportError as error:
         raise StoreError(
-            f"{path} is not on this disk: install opdprobe[cloud] to read it there, or copy it here"
+            f"{path} is not on this disk: install opdprobe[cloud] to read it there, or copy it."
         ) from error
     try:
         return UPath(path)  # pyright: ignore[reportReturnType]  # has what a Path has, for reading
     except (ImportError, ValueError) as error:
-        raise StoreError(f"{path} cannot be reached: {error}") from error
+        raise StoreError(f"{path} cannot be reached ({error}): check the address.") from error
 
 
 def _rows(ds: xr.Dataset, ids: str, lengths: str) -> list[NDArray[np.int32]]:
     if ids not in ds:
-        raise StoreError(f"{ids} was not recorded in this run")
+        raise StoreError(f"{ids} was not recorded in this run.")
     ends = np.cumsum(ds[lengths].values)
     flat = ds[ids].values
     return [flat[end - n : end] for end, n in zip(ends, ds[lengths].values, strict=True)]

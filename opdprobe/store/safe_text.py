@@ -1,7 +1,7 @@
-"""Read JSON and YAML from anybody.
+"""Read JSON and YAML from untrusted files.
 
-The parsers have more ways to fail than their documentation names, and YAML's references let one
-line of text stand for gigabytes.
+The parsers fail in more ways than their documentation names, and YAML's references let one line of
+text expand to gigabytes.
 """
 
 import json
@@ -16,7 +16,7 @@ def parse_json(text: str | bytes) -> Any:
     Raises
     ------
     ValueError
-        The text is no JSON, is nested too deeply, or holds a number of absurd length.
+        The text is not JSON, is nested too deeply, or holds a number with too many digits.
 
     Examples
     --------
@@ -51,7 +51,7 @@ def parse_yaml(text: str) -> Any:
     Raises
     ------
     ValueError
-        The text is no YAML, names a type (``!!python/…``), refers to a list or a mapping elsewhere
+        The text is not YAML, names a type (``!!python/…``), refers to a list or a mapping elsewhere
         in it, or is nested too deeply.
 
     Examples
@@ -68,12 +68,12 @@ def parse_yaml(text: str) -> Any:
     except RecursionError:
         raise ValueError("nested too deeply") from None
     except (yaml.YAMLError, ValueError, AttributeError, LookupError, TypeError) as error:
-        # PyYAML's constructors raise the last four for such values as 2026-13-01 or !!bool 7.
+        # PyYAML's constructors raise the last four for values such as 2026-13-01 or !!bool 7.
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from error
 
 
 def is_number(value: object) -> bool:
-    """Say whether a parsed value is a number that a float can hold; NaN and infinities are.
+    """Return whether a parsed value is a number that a float can hold; NaN and infinities count.
 
     Examples
     --------

@@ -1,12 +1,12 @@
-"""The store's contract: dimensions, variables, dtypes and units of one recorded step.
+"""The store's schema: dimensions, variables, dtypes and units of one recorded step.
 
 A step is one `xarray.Dataset`. Its main dimension `state` is flat: one row for every recorded
-response position of every recorded rollout. `VARIABLES` is the only place where a name, a dtype,
-a unit or a long name is written down; `step_dataset` builds a step, `validate` checks one. Inside
-opdprobe a step is a `Step`.
+response position of every recorded rollout. `VARIABLES` is the only place that defines a name, a
+dtype, a unit or a long name; `step_dataset` builds a step, `validate` checks one. Inside opdprobe a
+step is a `Step`.
 
-A model behind a server tells its own top-k and the drawn token only. A step names such models in
-its attribute ``missing``, a list; NaN then stands for what was not told: that model's entropy, its
+A model behind a server reports only its own top-k and the drawn token. A step lists such models in
+its attribute ``missing``; NaN then stands for what was not reported: that model's entropy, its
 log-probabilities of tokens that only the other model lists, and the divergence.
 """
 
@@ -30,7 +30,7 @@ _BLOCK = 8192
 
 
 class Variable(NamedTuple):
-    """One row of the schema: what a variable is called, lies on, holds and measures."""
+    """One row of the schema: a variable's dimensions, dtype, unit and long name."""
 
     dims: tuple[str, ...]
     dtype: str  # "str", or a numpy dtype name
@@ -46,7 +46,7 @@ VARIABLES: dict[str, Variable] = {
     "rollout": Variable(("state",), "int32", "1", "row of the rollout tables", True),
     "position": Variable(("state",), "int32", "1", "position in the response, from 0", True),
     "step": Variable(("state",), "int32", "1", "training step", True),
-    # one row a state
+    # one row per state
     "token_id": Variable(("state", "support", "rank"), "int32", "1", "top-k token ids", True),
     "logp": Variable(
         ("state", "model", "support", "rank"), "float32", "nats", "log-probability", True
@@ -62,7 +62,7 @@ VARIABLES: dict[str, Variable] = {
     "sampled_logp": Variable(
         ("state", "model"), "float32", "nats", "log-probability of the sampled token"
     ),
-    # one row a rollout
+    # one row per rollout
     "prompt_id": Variable(("rollout",), "str", "1", "prompt"),
     "prompt_length": Variable(("rollout",), "int32", "1", "prompt length in tokens"),
     "length": Variable(("rollout",), "int32", "1", "response length in tokens"),
@@ -79,15 +79,14 @@ _RAGGED = {"prompt_ids": "prompt_length", "response_ids": "length"}
 
 @dataclass(frozen=True)
 class Step:
-    """A valid step: what opdprobe itself hands on, until somebody wants a Dataset.
+    """A valid step in the form that opdprobe uses internally; made by `build_step` or `to_step`.
 
-    Made by `build_step` and `to_step`, which check it. Without a Dataset around its variables,
-    which takes longer to make than to write.
+    Its variables are not in a Dataset, which would take longer to make than to write.
 
     Attributes
     ----------
     variables
-        Name to variable, in memory.
+        Variables by name, in memory.
     attrs
         Attributes of the step.
     """
@@ -96,7 +95,7 @@ class Step:
     attrs: Mapping[Any, Any]
 
     def __getitem__(self, name: str) -> xr.Variable:
-        """Give a variable, as a Dataset does with its coordinates too."""
+        """Return a variable or a coordinate by its name."""
         return self.variables[name]
 
     @property
@@ -105,14 +104,14 @@ class Step:
         return {dim: n for v in self.variables.values() for dim, n in v.sizes.items()}
 
     def to_dataset(self) -> xr.Dataset:
-        """Put a Dataset around the variables."""
+        """Make a Dataset of the variables."""
         coords = {name: self.variables[name] for name in COORDS if name in self.variables}
         data = {name: v for name, v in self.variables.items() if name not in coords}
         return xr.Dataset(data, coords, self.attrs)
 
 
 def match_tokens(student_ids: ArrayLike, teacher_ids: ArrayLike) -> NDArray[np.signedinteger]:
-    """Where each of the student's tokens stands in the teacher's list.
+    """Find the place of each of the student's tokens in the teacher's list.
 
     Parameters
     ----------
@@ -141,8 +140,8 @@ def match_tokens(student_ids: ArrayLike, teacher_ids: ArrayLike) -> NDArray[np.s
     student, teacher = np.asarray(student_ids), np.asarray(teacher_ids)
     if student.shape[:-1] != teacher.shape[:-1] or student.ndim == 0:
         raise ValueError(
-            f"student_ids has shape {student.shape} and teacher_ids {teacher.shape}: "
-            "expected (..., k) and (..., m) with equal leading axes"
+            f"student_ids has shape {student.shape} and teacher_ids {teacher.shape}; "
+            "expected (..., k) and (..., m) with equal leading axes."
         )
     k, m = student.shape[-1], teacher.shape[-1]
     n = int(np.prod(student.shape[:-1]))
@@ -151,8 +150,8 @@ def match_tokens(student_ids: ArrayLike, teacher_ids: ArrayLike) -> NDArray[np.s
     match = np.empty((n, k), dtype)
     for start in range(0, n, _BLOCK):
         rows = slice(start, start + _BLOCK)
-        # Rank first: each comparison then runs along a long contiguous axis. One pass a teacher
-        # token, without an (n, k, m) tensor.
+        # Rank first: each comparison then runs along a long contiguous axis. One pass per
+        # teacher token avoids an (n, k, m) tensor.
         student_kn = np.ascontiguousarray(student[rows].T)
         teacher_mn = np.ascontiguousarray(teacher[rows].T)
         best = np.zeros(student_kn.shape, dtype)  # m - index, so that the first hit is the maximum
@@ -188,7 +187,8 @@ def step_dataset(
     """Build one valid step from plain arrays.
 
     Computes `match`, casts to the schema's dtypes and attaches units and long names. N is the
-    number of states, R of rollouts; axis `model` and axis `support` are (student, teacher).
+    number of states, R the number of rollouts; the axes `model` and `support` are
+    (student, teacher).
 
     Parameters
     ----------
@@ -196,8 +196,8 @@ def step_dataset(
         Each model's top-k token ids, most probable first.
     logp : float, shape (N, 2, 2, k)
         ``logp[:, m, s]`` is the full-vocabulary log-probability, in nats, that model m gives to
-        the tokens ``token_id[:, s]``. ``-inf`` is probability 0; NaN is allowed where `attrs` says
-        so (see the module).
+        the tokens ``token_id[:, s]``. ``-inf`` is probability 0; NaN is allowed for ``missing``
+        models (see the module).
     entropy : float, shape (N, 2)
         Full-vocabulary entropy of both models, in nats.
     reverse_kl : float, shape (N,)
@@ -214,15 +214,16 @@ def step_dataset(
     prompt_id : str, shape (R,), optional
         Prompt names.
     prompt_length, length : int, shape (R,), optional
-        Tokens in the prompt and in the response (of which fewer may be recorded as states).
+        Number of tokens in the prompt and in the response; not every response token need be
+        recorded as a state.
     finished : bool, shape (R,), optional
-        Whether the response ended by itself.
+        Whether the response ended by itself rather than at the length limit.
     correct : float, shape (R,), optional
         Correctness in [0, 1]; NaN where the response was not graded.
     prompt_ids, response_ids : int, shape (sum of lengths,), optional
-        Token ids of all rows, one after the other.
+        Token ids of all rows, concatenated.
     attrs : mapping, optional
-        More attributes of the step; ``missing`` lists the models of which only a part is known.
+        More attributes of the step; ``missing`` lists the models that are only partly known.
 
     Returns
     -------
@@ -246,18 +247,18 @@ def step_dataset(
 
 
 def build_step(arrays: Mapping[str, ArrayLike | None], attrs: Mapping[str, Any] | None) -> Step:
-    """Build a step, as `step_dataset`, without a Dataset around it.
+    """Build a step like `step_dataset`, but not as a Dataset.
 
     Parameters
     ----------
     arrays : mapping of str to array_like
-        What `step_dataset` takes by name; None where something is not known.
+        The arrays that `step_dataset` takes, by name; None for one that is not known.
     attrs : mapping, optional
         More attributes of the step.
     """
     ids = np.asarray(arrays["token_id"])
     if ids.ndim != 3 or ids.shape[1] != len(MODELS):
-        raise StoreError(f"token_id has shape {ids.shape}, expected (states, 2, k)")
+        raise StoreError(f"token_id has shape {ids.shape}; expected (states, 2, k).")
     ids = _cast("token_id", ids)
     given = {
         **arrays,
@@ -275,14 +276,14 @@ def build_step(arrays: Mapping[str, ArrayLike | None], attrs: Mapping[str, Any] 
         values = _cast(name, array)
         if values.ndim != len(variable.dims):
             raise StoreError(
-                f"{name} has shape {values.shape}, expected one axis for each of {variable.dims}"
+                f"{name} has shape {values.shape}; expected one axis for each of {variable.dims}."
             )
         for dim, n in zip(variable.dims, values.shape, strict=True):
             if sizes.setdefault(dim, n) != n:
                 shapes = {key: np.shape(a) for key, a in given.items() if a is not None}
                 raise StoreError(
                     f"the arrays of a step disagree: {name} has {n} along {dim}, another variable "
-                    f"{sizes[dim]}; shapes: {shapes}"
+                    f"{sizes[dim]}; shapes: {shapes}."
                 )
         variables[name] = xr.Variable(variable.dims, values, variable_attrs(name))
     step = Step(variables, {"schema_version": SCHEMA_VERSION, **(attrs or {})})
@@ -291,11 +292,11 @@ def build_step(arrays: Mapping[str, ArrayLike | None], attrs: Mapping[str, Any] 
 
 
 def variable_attrs(name: str) -> dict[str, str]:
-    """Units and long name of a variable, as attributes."""
+    """Return the units and the long name of a variable, as attributes."""
     return {"units": VARIABLES[name].units, "long_name": VARIABLES[name].long_name}
 
 
-# (wanted kind, kind that came): nothing is lost here that the schema's dtype could have kept.
+# (kind wanted, kind given): casts that lose nothing that the schema's dtype could keep.
 _SAFE_CASTS = {("i", "u"), ("f", "i"), ("f", "u"), ("f", "b")}
 
 
@@ -310,10 +311,10 @@ def _cast(name: str, values: ArrayLike) -> np.ndarray:
     if array.size == 0:
         return array.astype(wanted)  # an empty list arrives as float64
     if wanted.kind != came.kind and (wanted.kind, came.kind) not in _SAFE_CASTS:
-        raise StoreError(f"{name} came as {came}, expected {dtype}")
+        raise StoreError(f"{name} has dtype {came}; expected {dtype}.")
     cast = array.astype(wanted)
     if wanted.kind == "i" and (lost := array[cast != array]).size:
-        raise StoreError(f"{name} holds {lost[0]}, which does not fit {dtype}")
+        raise StoreError(f"{name} holds {lost[0]}, which does not fit {dtype}.")
     return cast
 
 
@@ -323,14 +324,14 @@ def check_version(version: Any, where: str) -> None:
     Parameters
     ----------
     version : object
-        The `schema_version` attribute as found, None where there is none.
+        The `schema_version` attribute, None if it is absent.
     where : str
-        What carries it; begins the message.
+        What carries it; the message begins with this.
 
     Raises
     ------
     StoreError
-        No version, or a newer one.
+        The version is absent, or newer.
 
     Examples
     --------
@@ -338,25 +339,25 @@ def check_version(version: Any, where: str) -> None:
     >>> check_version(2, "run")
     Traceback (most recent call last):
     ...
-    opdprobe.errors.StoreError: run: store of schema 2, this opdprobe reads <= 1: upgrade opdprobe
+    opdprobe.errors.StoreError: run: schema_version = 2; expected at most 1: upgrade opdprobe.
     """
     if not isinstance(version, int | np.integer):
         raise StoreError(
-            f"{where}: attribute schema_version is {version!r}, expected an integer: "
-            "this is no opdprobe step, or its attributes were dropped"
+            f"{where}: schema_version = {version!r}; expected an integer: "
+            "opdprobe did not write this, or its attributes were dropped."
         )
     if version > SCHEMA_VERSION:
         raise StoreError(
-            f"{where}: store of schema {version}, this opdprobe reads <= {SCHEMA_VERSION}: "
-            "upgrade opdprobe"
+            f"{where}: schema_version = {version}; expected at most {SCHEMA_VERSION}: "
+            "upgrade opdprobe."
         )
 
 
 def validate(ds: xr.Dataset) -> None:
     """Check that a dataset is a step in this schema; loads lazy variables to do so.
 
-    Optional variables (`VARIABLES`, `required=False`) are checked where present; variables that
-    the schema does not know are left alone.
+    Optional variables (`VARIABLES`, `required=False`) are checked if present; variables that
+    the schema does not know are ignored.
 
     Parameters
     ----------
@@ -366,7 +367,7 @@ def validate(ds: xr.Dataset) -> None:
     Raises
     ------
     StoreError
-        The first violation found: the variable, what came, what was expected.
+        At the first violation; the message names the variable, what it is and what was expected.
 
     Examples
     --------
@@ -376,17 +377,17 @@ def validate(ds: xr.Dataset) -> None:
     >>> validate(ds.drop_vars("entropy"))
     Traceback (most recent call last):
     ...
-    opdprobe.errors.StoreError: entropy is missing, expected dims ('state', 'model')
+    opdprobe.errors.StoreError: entropy is missing; expected dims ('state', 'model').
     """
     to_step(ds)
 
 
 def to_step(ds: xr.Dataset) -> Step:
-    """Take the Dataset off a step, which is checked and loaded; as `validate`."""
+    """Check and load a Dataset as `validate` does, and return it as a `Step`."""
     check_version(ds.attrs.get("schema_version"), "step")
     for name in COORDS:
         if name in ds.variables and name not in ds.coords:
-            raise StoreError(f"{name} is a data variable, expected a coordinate: ds.set_coords")
+            raise StoreError(f"{name} is a data variable; expected a coordinate: ds.set_coords.")
     step = Step(ds.compute().variables, ds.attrs)
     values = _check_given(step)
     ids, match = values["token_id"], values["match"]
@@ -396,13 +397,13 @@ def to_step(ds: xr.Dataset) -> Step:
 
 
 def _check_given(step: Step) -> dict[str, NDArray[Any]]:
-    """Check all but `match`, which `build_step` computes itself; gives the variables' arrays."""
+    """Check all but `match`, which `build_step` computes itself; return the variables' arrays."""
     for name, variable in VARIABLES.items():
         _check_form(step, name, variable)
     values = {name: step[name].values for name in VARIABLES if name in step.variables}
     for name in ("model", "support"):
         if (labels := tuple(values[name].tolist())) != MODELS:
-            raise StoreError(f"{name} is {labels}, expected {MODELS}")
+            raise StoreError(f"{name} = {labels}; expected {MODELS}.")
     _check_numbers(values, step.attrs.get("missing", []))
     _check_top_k(values["token_id"], values["logp"])
     _check_rollouts(values, step.sizes.get("rollout"))
@@ -412,23 +413,23 @@ def _check_given(step: Step) -> dict[str, NDArray[Any]]:
 def _check_form(step: Step, name: str, variable: Variable) -> None:
     if name not in step.variables:
         if variable.required:
-            raise StoreError(f"{name} is missing, expected dims {variable.dims}")
+            raise StoreError(f"{name} is missing; expected dims {variable.dims}.")
         return
     if step[name].dims != variable.dims:
-        raise StoreError(f"{name} has dims {step[name].dims}, expected {variable.dims}")
+        raise StoreError(f"{name} has dims {step[name].dims}; expected {variable.dims}.")
     kinds = "UOT" if variable.dtype == "str" else np.dtype(variable.dtype).kind
     if step[name].dtype.kind not in kinds:
-        raise StoreError(f"{name} has dtype {step[name].dtype}, expected {variable.dtype}")
+        raise StoreError(f"{name} has dtype {step[name].dtype}; expected {variable.dtype}.")
 
 
 def _check_numbers(arrays: Mapping[str, NDArray[Any]], missing: Any) -> None:
-    """Signs and ranges, one rule a unit or kind."""
+    """Check signs and ranges, one rule per unit or kind."""
     may_be_missing = _may_be_missing(arrays, missing)
     for name, values in arrays.items():
         dtype = VARIABLES[name].dtype
         if dtype not in ("int32", "float32"):
             continue
-        # Written as ~(good) where NaN has to count as bad.
+        # Written as ~(good) where NaN must count as bad.
         if dtype == "int32":
             bad, expected = values < 0, ">= 0"
         elif name == "correct":
@@ -447,9 +448,9 @@ def _check_numbers(arrays: Mapping[str, NDArray[Any]], missing: Any) -> None:
 def _may_be_missing(
     arrays: Mapping[str, NDArray[Any]], missing: Any
 ) -> dict[str, NDArray[np.bool_]]:
-    """Where NaN is allowed: what the models that are named in `missing` do not tell."""
+    """Mark where NaN is allowed: the values that the models in `missing` do not report."""
     if not isinstance(missing, list) or not all(model in MODELS for model in missing):
-        raise StoreError(f"missing is {missing!r}, expected a list of models out of {MODELS}")
+        raise StoreError(f"missing = {missing!r}; expected a list of models out of {MODELS}.")
     if not missing:
         return {}
     ids = arrays["token_id"]
@@ -467,15 +468,15 @@ def _check(name: str, values: np.ndarray, bad: np.ndarray, expected: str) -> Non
     if bad.any():
         where = tuple(int(i) for i in np.argwhere(bad)[0])
         raise StoreError(
-            f"{name} is {values[where]} at index {where} "
-            f"({int(bad.sum())} of {bad.size} values), expected {expected}"
+            f"{name} = {values[where]} at index {where} "
+            f"({int(bad.sum())} of {bad.size} values); expected {expected}."
         )
 
 
 def _check_top_k(ids: NDArray[np.integer], logp: NDArray[np.floating]) -> None:
     ordered = np.sort(ids, axis=-1)
     if (ordered[..., 1:] == ordered[..., :-1]).any():
-        # The first match of a list in itself is 0, 1, 2, … exactly where no id comes twice.
+        # A list matched with itself gives 0, 1, 2, … exactly if no id occurs twice.
         twice = match_tokens(ids, ids) != np.arange(ids.shape[2])
         for s, support in enumerate(MODELS):
             _check(f"token_id of support {support}", ids[:, s], twice[:, s], "ids without repeats")
@@ -485,15 +486,15 @@ def _check_top_k(ids: NDArray[np.integer], logp: NDArray[np.floating]) -> None:
         rising[:, 1:] = own[:, 1:] > own[:, :-1] + _TOLERANCE
         _check(f"logp of support {support}", own, rising, "most probable first")
     mass = np.einsum("...k->...", np.exp(logp))  # for a short axis, faster than `sum`
-    _check("probability mass of logp", mass, mass > 1 + _TOLERANCE, "<= 1: normalise over all")
+    _check("probability mass of logp", mass, mass > 1 + _TOLERANCE, "<= 1: normalise over all ids")
 
 
 def _check_rollouts(arrays: Mapping[str, NDArray[Any]], n_rollout: int | None) -> None:
     if ("sampled_id" in arrays) != ("sampled_logp" in arrays):
-        raise StoreError("only one of sampled_id, sampled_logp is present, expected both or none")
+        raise StoreError("only one of sampled_id, sampled_logp is present; expected both or none.")
     rollout, position = arrays["rollout"], arrays["position"]
     if n_rollout is not None:
-        _check("rollout", rollout, rollout >= n_rollout, f"< {n_rollout}, the rollouts given")
+        _check("rollout", rollout, rollout >= n_rollout, f"< {n_rollout}, the number of rollouts")
     if "length" in arrays:
         length = arrays["length"][rollout]
         _check("position", position, position >= length, "less than the response's length")
@@ -501,12 +502,12 @@ def _check_rollouts(arrays: Mapping[str, NDArray[Any]], n_rollout: int | None) -
         if ids not in arrays:
             continue
         if lengths not in arrays:
-            raise StoreError(f"{ids} is present without {lengths}, expected both: rows need ends")
+            raise StoreError(f"{ids} is present without {lengths}; expected both, or neither.")
         came, total = arrays[ids].size, int(arrays[lengths].sum())
         if came != total:
-            raise StoreError(f"{ids} holds {came} tokens, expected sum({lengths}) = {total}")
+            raise StoreError(f"{ids} holds {came} tokens; expected sum({lengths}) = {total}.")
     if "response_ids" in arrays and "sampled_id" in arrays:
         start = np.cumsum(arrays["length"]) - arrays["length"]
         drawn = arrays["response_ids"][start[rollout] + position]
         sampled = arrays["sampled_id"]
-        _check("sampled_id", sampled, sampled != drawn, "the token of response_ids there")
+        _check("sampled_id", sampled, sampled != drawn, "the token of response_ids at that place")

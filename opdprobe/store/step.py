@@ -1,13 +1,13 @@
 """One recorded step on disk: a zarr-v3 group in an uncompressed zip file.
 
-The file appears whole or not at all: it is written under a temporary name, flushed to disk and
-renamed into place. Plain xarray reads it, without opdprobe::
+The file appears complete or not at all: it is written under a temporary name, flushed to disk and
+renamed into place. Plain xarray reads it without opdprobe::
 
     xr.open_dataset("zip::run_dir/steps/000120.zarr.zip", engine="zarr", consolidated=False)
 
-A variable is one chunk for up to 131072 states and never split along another axis. Reading a step
-verifies the checksum of all that is read and closes the file again, so that a run of any number of
-steps holds no file open.
+A variable has one chunk per 131072 states and is never split along another axis. Reading a step
+verifies the checksum of everything that is read and closes the file again, so that a run of any
+number of steps holds no file open.
 """
 
 from collections.abc import Sequence
@@ -27,11 +27,11 @@ from opdprobe.store.step_parts import open_files
 
 _KEPT_BITS = 12
 _COUNTS = ("n_state", "n_rollout")  # attributes on disk, so that a reader can plan without data
-_OF_XARRAY = ("coordinates", "dtype")  # what xarray notes for itself among a variable's attributes
+_OF_XARRAY = ("coordinates", "dtype")  # attributes that xarray adds to a variable
 
 
 def write_step_file(path: Path, step: xr.Dataset | Step) -> None:
-    """Write a valid, loaded step to `path`, whole or not at all.
+    """Write a valid, loaded step to `path`, completely or not at all.
 
     `logp` is rounded to 12 bits of mantissa, so that it compresses well. The relative error is at
     most 2**-13: 0.002 nats for a token of probability 1e-7, and 4.5e-5 of probability for any
@@ -41,13 +41,13 @@ def write_step_file(path: Path, step: xr.Dataset | Step) -> None:
     Parameters
     ----------
     path : pathlib.Path
-        The file; replaced where it exists.
+        The file; replaced if it exists.
     step : xarray.Dataset or Step
         The step.
     """
     variables = step.variables
     of_rollouts = (len(v) for v in variables.values() if v.dims == ("rollout",))
-    # Without tables of rollouts, those that have states count.
+    # Without rollout tables, count up to the last rollout that has a state.
     n_rollout = next(of_rollouts, variables["rollout"].values.max(initial=-1) + 1)
     attributes = {
         **step.attrs,
@@ -83,7 +83,7 @@ def read_step(files: Sequence[Path]) -> xr.Dataset:
         variables: dict[str, xr.Variable] = {}
         for name in sorted(archive.variables, key=[*VARIABLES].index):
             values = archive.rows(name)
-            # Decoded chunks are read-only. Text comes as objects, and numpy asks what size it has.
+            # Decoded chunks are read-only. Text is decoded as objects; numpy finds its width.
             values = np.array(values.tolist(), str) if values.dtype == object else values.copy()
             attrs = archive.form(name)["attributes"]
             attrs = {key: attrs[key] for key in attrs if key not in _OF_XARRAY}
@@ -93,7 +93,7 @@ def read_step(files: Sequence[Path]) -> xr.Dataset:
 
 
 def read_counts(files: Sequence[Path]) -> tuple[int, int]:
-    """Read how many states and rollouts a step has, and nothing else (0.1 ms a file)."""
+    """Read only the numbers of states and rollouts of a step (0.1 ms per file)."""
     with open_files(files) as archive:
         return archive.n_state, archive.n_rollout
 
@@ -105,20 +105,20 @@ def read_block(
     row_shape: tuple[int, ...],
     block_id: tuple[int, ...],
 ) -> NDArray[Any]:
-    """Read one variable of one step, for a dask array with one block a step.
+    """Read one variable of one step, for a dask array with one block per step.
 
     Parameters
     ----------
     files : sequence of sequence of pathlib.Path
-        Of each step, its files.
+        The files of each step.
     variable : str
-        Which variable.
+        Name of the variable.
     shift : sequence of int
-        What to add to its values, per step; empty for nothing.
+        Number to add to its values, per step; empty to add nothing.
     row_shape : tuple of int
-        Shape of a row, in the steps before.
+        Shape of a row in the first step.
     block_id : tuple of int
-        The first entry says which step.
+        The first entry is the index of the step.
 
     Returns
     -------
@@ -135,8 +135,8 @@ def read_block(
         values = archive.rows(variable)
     if values.shape[1:] != row_shape:
         raise StoreError(
-            f"{archive.path}: a row of {variable} has shape {values.shape[1:]}, but {row_shape} in "
-            "the first step: move it to the run that it belongs to"
+            f"{archive.path}: a row of {variable} has shape {values.shape[1:]}; expected "
+            f"{row_shape}, as in the first step: move the file to its own run."
         )
     return values + values.dtype.type(shift[row]) if shift else values
 
@@ -152,7 +152,7 @@ def round_mantissa(values: NDArray[np.float32]) -> NDArray[np.float32]:
     Returns
     -------
     ndarray of float32
-        Within a relative error of 2**-13; infinities, NaN and zeros as they were.
+        Within a relative error of 2**-13; infinities, NaN and zeros are unchanged.
 
     Examples
     --------
@@ -171,17 +171,17 @@ def round_mantissa(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def estimate_bytes(n_states: int, k: int) -> int:
-    """Expect how many bytes a step takes on disk, compressed.
+    """Estimate how many bytes a step takes on disk, compressed.
 
-    A fit, from above, to steps over a vocabulary of 50 000 to 150 000 tokens (within 20 % for
+    An upper fit to steps over a vocabulary of 50 000 to 150 000 tokens (within 20 % for
     1000 states and more). A small vocabulary or confident models take less.
 
     Parameters
     ----------
     n_states : int
-        Recorded positions a step.
+        Recorded positions per step.
     k : int
-        Tokens kept a state.
+        Tokens kept per state.
 
     Returns
     -------
@@ -193,6 +193,6 @@ def estimate_bytes(n_states: int, k: int) -> int:
     >>> estimate_bytes(100_000, 16), estimate_bytes(0, 16)
     (21724000, 24000)
     """
-    # Ids and log-probs cost 12 bytes a state and rank, the rest 25 a state; the constant is the
-    # metadata of some 20 arrays.
+    # Ids and log-probs cost 12 bytes per state and rank, the rest 25 per state; the constant is the
+    # metadata of about 20 arrays.
     return 24_000 + n_states * (25 + 12 * k)

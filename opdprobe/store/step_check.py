@@ -1,8 +1,8 @@
 """Check that a step file has exactly the form that opdprobe writes, before anything is decoded.
 
-A run may come from anywhere, and `opdprobe.store.step_decode` believes what it reads: it would fill
-an array of a petabyte that has no chunk, make room for as many texts as a chunk announces, and
-decode every chunk in the one encoding it knows, whatever the metadata names. So only that form
+A run may come from anywhere, and `opdprobe.store.step_decode` trusts what it reads: it would fill
+an array of a petabyte that has no chunk, allocate as many texts as a chunk announces, and decode
+every chunk in the one encoding it knows, whatever the metadata names. So only the written form
 passes: arrays of the schema, in one of two encodings, of sizes that the file can account for.
 """
 
@@ -29,12 +29,12 @@ _ARRAY_KEYS = {
     *("attributes", "dimension_names", "zarr_format", "node_type", "storage_transformers"),
 }
 _ATTRIBUTES = {"units", "long_name", "coordinates"}
-# What a step may decode to: blosc takes 255 bytes to 1 at best, and a chunk of zeros has no bytes.
+# Limits of a decoded step: blosc packs 255 bytes into 1 at best, and a chunk of zeros has no bytes.
 _MOST_BYTES, _MOST_TIMES = 2**26, 1000
 
 
 class _Array(NamedTuple):
-    """What the metadata of one variable says."""
+    """Metadata of one variable."""
 
     dtype: np.dtype
     shape: tuple[int, ...]
@@ -46,12 +46,12 @@ class _Array(NamedTuple):
 
 
 def is_member(name: str) -> bool:
-    """Say whether a step file has members of such a name."""
+    """Return whether a step file may have a member of this name."""
     return _MEMBER.fullmatch(name) is not None
 
 
 def check_members(members: Mapping[str, bytes], file_size: int, where: str) -> None:
-    """Check the group and the variables of a step, as they lie in its file.
+    """Check the group and the variables of a step, as its file stores them.
 
     Parameters
     ----------
@@ -60,14 +60,14 @@ def check_members(members: Mapping[str, bytes], file_size: int, where: str) -> N
     file_size : int
         Bytes of the file.
     where : str
-        What to call the file, should its schema be newer.
+        What the message calls the file if its schema is newer.
 
     Raises
     ------
     StoreError
         The schema is newer.
     ValueError
-        Anything else that `opdprobe.store.step` does not write; says what.
+        Anything else is not as `opdprobe.store.step` writes it; the message says what.
     """
     counts = read_group(members["zarr.json"], where)
     arrays = {
@@ -92,7 +92,7 @@ def check_members(members: Mapping[str, bytes], file_size: int, where: str) -> N
 
 
 def read_group(content: bytes, where: str) -> tuple[int, int]:
-    """Read how many states and rollouts a step has, from its group's metadata.
+    """Read the numbers of states and rollouts of a step from its group's metadata.
 
     Raises
     ------
@@ -104,25 +104,25 @@ def read_group(content: bytes, where: str) -> tuple[int, int]:
     group = _object("zarr.json", content, _GROUP_KEYS)
     attributes = group.get("attributes")
     if group.get("node_type") != "group":
-        raise ValueError("zarr.json describes no group")
+        raise ValueError("zarr.json does not describe a group")
     if not isinstance(attributes, dict):
         raise ValueError("zarr.json has no attributes")
     check_version(attributes.get("schema_version"), where)
     counts = attributes.get("n_state"), attributes.get("n_rollout")
     if not all(_is_count(count) for count in counts):
         raise ValueError(f"n_state and n_rollout are {shown(counts)}, expected two counts")
-    return counts  # pyright: ignore[reportReturnType]  # checked a line above
+    return counts  # pyright: ignore[reportReturnType]  # checked on the line above
 
 
 def _read_array(name: str, content: bytes) -> _Array:
     if name not in VARIABLES:
-        raise ValueError(f"{name} is no variable of the schema")
+        raise ValueError(f"{name} is not a variable of the schema")
     variable, where = VARIABLES[name], f"{name}/zarr.json"
     meta = _object(where, content, _ARRAY_KEYS)
     wanted = ["int8", "int16"] if name == "match" else [variable.dtype.replace("str", "string")]
     attributes, data_type = meta.get("attributes"), meta.get("data_type")
     if isinstance(attributes, dict) and attributes.get("dtype") == "bool" == wanted[0]:
-        # How xarray wrote truth values before 2026.9: as numbers, marked by the attribute.
+        # xarray before 2026.9 wrote booleans as numbers, marked by this attribute.
         wanted, attributes = ["int8"], {k: v for k, v in attributes.items() if k != "dtype"}
     if data_type not in wanted:
         raise ValueError(f"{name} has type {shown(data_type)}, expected {' or '.join(wanted)}")
@@ -131,7 +131,8 @@ def _read_array(name: str, content: bytes) -> _Array:
         raise ValueError(f"{name} has dims {dims}, expected {list(variable.dims)}")
     dtype = np.dtype("U" if data_type == "string" else data_type)
     if (wrong := _unlike_written(meta, attributes, dtype, len(variable.dims))) is not None:
-        raise ValueError(f"{where} has {wrong} {shown(meta.get(wrong))}, not as written")
+        found = shown(meta.get(wrong))
+        raise ValueError(f"{where} has {wrong} {found}, which opdprobe does not write")
     chunks = meta["chunk_grid"]["configuration"]["chunk_shape"]
     return _Array(dtype, tuple(meta["shape"]), tuple(chunks))
 
@@ -169,14 +170,14 @@ def _check_chunk(name: str, content: bytes, array: _Array) -> None:
     place = [int(index) for index in name.split("/")[2:]]
     ends = [-(-size // chunk) for size, chunk in zip(array.shape, array.chunks, strict=True)]
     if len(place) != len(ends) or any(i >= end for i, end in zip(place, ends, strict=True)):
-        raise ValueError(f"{name} is outside of the variable's shape {array.shape}")
+        raise ValueError(f"{name} is outside the variable's shape {array.shape}")
     items = math.prod(array.chunks)
     if array.dtype.kind == "U":
         if _zstd_size(content) > _MOST_BYTES + _MOST_TIMES * len(content):
             raise ValueError(f"{name} would take {_zstd_size(content)} bytes")
         try:
             text = Zstd().decode(content)
-            # The decoder makes room for as many texts as the chunk says that it has.
+            # The decoder allocates as many texts as the chunk says it has.
             if len(text) < 4 or struct.unpack("<I", text[:4])[0] != items:
                 raise ValueError(f"not {items} texts")
             VLenUTF8().decode(text)
@@ -194,7 +195,7 @@ def _check_chunk(name: str, content: bytes, array: _Array) -> None:
 def _zstd_size(content: bytes) -> int:
     """Unpacked size that a zstd frame announces; ValueError if it announces none."""
     if len(content) < 6 or content[:4] != b"\x28\xb5\x2f\xfd":
-        raise ValueError("a chunk of text is no zstd frame")
+        raise ValueError("a chunk of text is not a zstd frame")
     flags = content[4]
     single, n_size = bool(flags & 0x20), (0, 2, 4, 8)[flags >> 6]
     start = 5 + (not single) + (0, 1, 2, 4)[flags & 3]
@@ -209,16 +210,16 @@ def _object(name: str, content: bytes, keys: set[str]) -> dict[str, Any]:
     try:
         found = parse_json(content)
     except ValueError as error:
-        raise ValueError(f"{name} is no JSON: {error}") from error
+        raise ValueError(f"{name} is not JSON: {error}") from error
     if not isinstance(found, dict) or found.get("zarr_format") != 3:
         raise ValueError(f"{name} is not of zarr format 3")
     if unknown := sorted(set(found) - keys):
-        raise ValueError(f"{name} has a field {shown(unknown[0])}")
+        raise ValueError(f"{name} has an unknown field {shown(unknown[0])}")
     return found
 
 
 def _get(value: Any, *keys: str) -> Any:
-    """``value[key][key]…``, or None where one of them is no mapping, or has no such key."""
+    """Return ``value[key][key]…``, or None if one of them is not a mapping or lacks the key."""
     for key in keys:
         value = value.get(key) if isinstance(value, dict) else None
     return value

@@ -1,8 +1,8 @@
-"""A step file, open for reading: its members, checked, and the rows of its variables, decoded.
+"""Read a step file: check its members and decode rows of its variables.
 
-zarr's own reader takes some 10 ms a step, whatever the step's size. That is nothing to somebody
-who looks at a step, and most of the time of a curve through many small ones; so rows are decoded
-here, from the one form that `opdprobe.store.step_check` lets through.
+zarr's own reader takes about 10 ms per step, whatever the step's size. That is nothing for a single
+step, but most of the time of a curve through many small ones; so rows are decoded here, from the
+one form that `opdprobe.store.step_check` accepts.
 """
 
 import errno
@@ -29,26 +29,26 @@ _UNREADABLE = (
     *(zipfile.BadZipFile, EOFError, zlib.error, NotImplementedError),
     *(IsADirectoryError, ValueError, RuntimeError, struct.error, OverflowError),
 )
-_ZIP64_SIZE = 2**31  # of a file: from here on, members get extra fields
+_ZIP64_SIZE = 2**31  # size of a file from which on members get extra fields
 
 
 class MissingStepError(StoreError):
-    """A step file is not there."""
+    """A step file does not exist."""
 
 
 class StepArchive:
-    """A step file, open for reading; made by `open_archive`.
+    """A step file opened for reading; made by `open_archive`.
 
     Attributes
     ----------
     path : pathlib.Path
         The file.
     n_state, n_rollout : int
-        States and rollouts of the step.
+        Numbers of states and rollouts of the step.
     attributes : dict
-        Of the step.
+        Attributes of the step.
     variables : list of str
-        What is in it, in no particular order.
+        Names of its variables, in no particular order.
     """
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
@@ -57,12 +57,12 @@ class StepArchive:
         self._zip = zipfile.ZipFile(file)
         self._members = {m.filename: m for m in self._zip.infolist() if not m.is_dir()}
         if unknown := [name for name in self._members if not is_member(name)]:
-            raise ValueError(f"a member called {shown(unknown[0])}")
+            raise ValueError(f"it has a member called {shown(unknown[0])}")
         infos = self._members.values()
         if sum(m.file_size for m in infos) > self._size or any(m.compress_type for m in infos):
             raise ValueError("its members are compressed, or overlap")
-        # A flipped bit in the length of a comment hides the members after it, and a chunk that is
-        # not there would be read as fill values.
+        # A flipped bit in the length of a comment hides the members after it, and a missing chunk
+        # would be read as fill values.
         if any(m.comment or (m.extra and self._size < _ZIP64_SIZE) for m in infos):
             raise ValueError("its members carry comments")
         if "zarr.json" not in self._members:
@@ -76,7 +76,7 @@ class StepArchive:
         ]
 
     def members(self, *prefixes: str) -> dict[str, bytes]:
-        """Read the group's metadata and all members whose names begin so, and check them.
+        """Read and check the group's metadata and all members whose names begin with a prefix.
 
         Raises
         ------
@@ -94,7 +94,7 @@ class StepArchive:
         return members
 
     def check_sizes(self) -> None:
-        """See from their metadata that all variables fit together, and in memory.
+        """Check by their metadata that all variables agree in size and fit in memory.
 
         Raises
         ------
@@ -117,14 +117,14 @@ class StepArchive:
         return name
 
     def rows(self, variable: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
-        """Decode rows of a variable; reads the chunks that hold them and no other.
+        """Decode rows of a variable; reads only the chunks that hold them.
 
         Parameters
         ----------
         variable : str
             One of `variables`.
         start, stop : int
-            Which rows, the last exclusive; all by default.
+            Range of rows, `stop` exclusive. Default: all.
 
         Returns
         -------
@@ -148,7 +148,7 @@ class StepArchive:
         with reading(self.path):
             (size, *others), rest = _chunk_shape(meta), meta["shape"][1:]
             if any(chunk < length for chunk, length in zip(others, rest, strict=True)):
-                raise ValueError(f"{variable} is split along another axis than its first")
+                raise ValueError(f"{variable} is split along an axis other than its first")
             blocks = [_decode(members.get(name), meta) for name in names]
             blocks = [block[(slice(None), *map(slice, rest))] for block in blocks]
         joined = blocks[0] if len(blocks) == 1 else np.concatenate(blocks)
@@ -174,12 +174,12 @@ def open_archive(path: Path) -> Iterator[StepArchive]:
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Turn what goes wrong while a step file is read into a StoreError that names it."""
+    """Turn errors in reading a step file into a StoreError that names the file."""
     try:
         yield
     except FileNotFoundError:
         raise MissingStepError(
-            f"{path} is missing: it was removed, or the run was rolled back"
+            f"{path} is missing: it was removed, or the run was rolled back."
         ) from None
     except _UNREADABLE as error:
         raise torn(path, error) from error
@@ -190,10 +190,10 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def torn(path: Path, why: object) -> StoreError:
-    """Say that a file is torn or foreign, and what to do."""
+    """Make the error for a torn or foreign file, which says what to do."""
     return StoreError(
         f"{path} is torn or not a step ({why}): delete it to read the run without this step, "
-        "or resume the run from a step before it"
+        "or resume the run from a step before it."
     )
 
 
@@ -209,7 +209,7 @@ def _chunk_shape(meta: dict[str, Any]) -> list[int]:
 
 
 def _chunk_names(variable: str, meta: dict[str, Any], start: int, stop: int) -> list[str]:
-    """Name the chunks that hold some rows."""
+    """Name the chunks that hold the rows."""
     size, *others = _chunk_shape(meta)
     last = max(start, stop - 1) // size
     return [f"{variable}/c/{i}{'/0' * len(others)}" for i in range(start // size, last + 1)]

@@ -1,7 +1,7 @@
-"""A step as the members of a zarr-v3 group, JSON and chunks through blosc, and these as a zip file.
+"""Encode a step as the members of a zarr-v3 group, and write these as a zip file.
 
-zarr writes the same members (tests compare). But it takes over a millisecond per array whatever its
-size, a step has twenty arrays, and a small model's step takes a quarter of a second.
+zarr writes the same members (tests compare them), but takes over a millisecond per array, whatever
+its size. A step has twenty arrays, and a small model's training step takes a quarter of a second.
 """
 
 import json
@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from opdprobe.store.schema import COORDS, Step
 
-_CHUNK = 131_072  # rows of a variable in a chunk; never split along another axis
+_CHUNK = 131_072  # rows of a variable per chunk; other axes are never split
 _FILL: dict[str, Any] = {"f": "NaN", "i": 0, "b": False, "O": ""}
 _BLOSC = Blosc("lz4", clevel=5, shuffle=Blosc.BITSHUFFLE)
-# Numpy's numbers and arrays may be among the attributes.
+# Attributes may hold numpy numbers and arrays.
 _JSON = json.JSONEncoder(separators=(",", ":"), default=lambda x: x.tolist())
 
 
@@ -36,16 +36,16 @@ def step_members(
     step : xarray.Dataset or Step
         In memory.
     attributes : mapping
-        Of the group, in place of the step's own.
+        Attributes of the group, in place of the step's own.
     **instead : ndarray
-        Values that stand in for those of a variable.
+        Values that replace those of a variable.
 
     Returns
     -------
     dict of str to bytes
-        Members by name, in order: the group's metadata comes last, after all that it announces.
+        Members by name, in order: the group's metadata comes last, after all that it describes.
     """
-    # What xarray looks for to know coordinates from data. A dimension's own it finds by name.
+    # xarray tells coordinates from data by this attribute; dimension coordinates it knows by name.
     dims = {dim for variable in step.variables.values() for dim in variable.dims}
     coordinates = sorted(set(COORDS) - dims)
     members: dict[str, bytes] = {}
@@ -56,7 +56,7 @@ def step_members(
             own["coordinates"] = " ".join(coordinates)
         values = instead.get(name, variable.values)
         if values.dtype.kind in "UT":
-            # zarr has a stable encoding for strings of any length, none for those of one length.
+            # zarr has a stable encoding for strings of variable length, none for fixed length.
             values = values.astype(object)
         shape = max(1, min(_CHUNK, len(values))), *values.shape[1:]
         for i, chunk in enumerate(_chunks(values, shape)):
@@ -79,7 +79,7 @@ def write_zip(members: Mapping[str, bytes], file: BinaryIO) -> None:
     Parameters
     ----------
     members : mapping of str to bytes
-        What is in it, by name.
+        Content by name.
     file : binary file
         Open for writing, empty.
     """
@@ -89,14 +89,14 @@ def write_zip(members: Mapping[str, bytes], file: BinaryIO) -> None:
 
 
 def _chunks(values: NDArray[Any], shape: tuple[int, ...]):
-    """Encode each run of rows; None stands for one that holds nothing but the fill value."""
+    """Encode each block of rows; yield None for one that holds only the fill value."""
     fill = float("nan") if values.dtype.kind == "f" else _FILL[values.dtype.kind]
     for start in range(0, len(values), shape[0]):
         rows = values[start : start + shape[0]]
         if (np.isnan(rows) if values.dtype.kind == "f" else rows == fill).all():
             yield None
             continue
-        if len(rows) < shape[0]:  # a chunk on disk is always whole
+        if len(rows) < shape[0]:  # a chunk on disk always has the full shape
             rest = np.full((shape[0] - len(rows), *shape[1:]), fill, values.dtype)
             rows = np.concatenate([rows, rest])
         if values.dtype == object:

@@ -1,8 +1,8 @@
-"""The files of a step: one, or one part from each process that recorded it.
+"""The files of a step: one, or one part per process that recorded it.
 
 ``steps/000120.zarr.zip``, or ``steps/000120.1-of-2.zarr.zip`` and ``steps/000120.2-of-2.zarr.zip``.
-A part is a step file by itself, of some of the step's rollouts; the parts one after the other are
-the step. As long as one of them is missing, the step is not recorded.
+A part is a complete step file of some of the step's rollouts; the parts in order are the step. A
+step counts as recorded only if none of its parts is missing.
 """
 
 import re
@@ -20,22 +20,22 @@ from opdprobe.store.step_decode import MissingStepError, StepArchive, open_archi
 # A step is an int32.
 _NAME = re.compile(r"(\d{6,9})(?:\.([1-9]\d{0,5})-of-([1-9]\d{0,5}))?\.zarr\.zip", re.ASCII)
 
-LABELS = ("model", "support")  # the same in each part
+LABELS = ("model", "support")  # equal in all parts
 
-Part = tuple[int, int]  # which, counted from 0, of how many
+Part = tuple[int, int]  # rank, from 0, and number of parts
 
 
 def step_path(run_dir: Path, step: int, part: Part = (0, 1)) -> Path:
-    """Name the file of a step, or of a part of it, whether or not there is one."""
+    """Return the path of a step's file, or of a part of it, whether or not it exists."""
     if step < 0:
-        raise StoreError(f"step is {step}, expected >= 0")
+        raise StoreError(f"step = {step}; expected >= 0.")
     rank, size = part
     which = "" if size == 1 else f".{rank + 1}-of-{size}"
     return run_dir / "steps" / f"{step:06d}{which}.zarr.zip"
 
 
 def list_files(run_dir: Path) -> dict[Path, tuple[int, Part]]:
-    """List all files of steps, with those of steps that are not whole; in no particular order."""
+    """List all files of steps, complete or not, in no particular order."""
     found = {}
     for path in (run_dir / "steps").glob("*.zarr.zip"):
         if name := _NAME.fullmatch(path.name):
@@ -51,7 +51,7 @@ def step_files(run_dir: Path) -> dict[int, tuple[Path, ...]]:
         if rank < size:
             found.setdefault((step, size), {})[rank] = path
     whole = {key: files for key, files in found.items() if len(files) == key[1]}
-    # Of the fewest parts, if a step was ever recorded in two ways.
+    # The fewest parts win if a step was recorded with different numbers of them.
     return {
         step: tuple(path for _, path in sorted(whole[step, size].items()))
         for step, size in sorted(whole, key=lambda key: (key[0], -key[1]))
@@ -59,12 +59,12 @@ def step_files(run_dir: Path) -> dict[int, tuple[Path, ...]]:
 
 
 def list_steps(run_dir: Path) -> list[int]:
-    """List the recorded steps of a run, in order; one that is being written is none yet."""
+    """List the recorded steps of a run, in order; one that is still being written is left out."""
     return list(step_files(run_dir))
 
 
 class JoinedArchive:
-    """The parts of a step, open for reading as if they were one file; made by `open_files`.
+    """The parts of a step, opened for reading as if they were one file; made by `open_files`.
 
     Attributes and methods are those of `opdprobe.store.step_decode.StepArchive`.
     """
@@ -78,7 +78,7 @@ class JoinedArchive:
         self.n_rollout = sum(archive.n_rollout for archive in archives)
 
     def check_sizes(self) -> None:
-        """See that each part fits together by itself."""
+        """Check the sizes of each part."""
         for archive in self._archives:
             archive.check_sizes()
 
@@ -98,12 +98,12 @@ class JoinedArchive:
         first_row = first_rollout = 0
         for archive in self._archives:
             n = archive.form(variable)["shape"][0]
-            # Rows of this part; none, where the asked-for ones lie in other parts.
+            # Rows of this part; none if the requested rows lie in other parts.
             begin = _clamp(start - first_row, 0, n)
             end = n if stop is None else _clamp(stop - first_row, begin, n)
             block = archive.rows(variable, begin, end)
             if blocks and block.shape[1:] != blocks[0].shape[1:]:
-                raise torn(archive.path, f"{variable} is unlike the first part's")
+                raise torn(archive.path, f"{variable} differs in shape from the first part's")
             if variable == "rollout":
                 block = block + block.dtype.type(first_rollout)
             blocks.append(block)
@@ -136,7 +136,7 @@ def open_step(run_dir: Path, step: int) -> Iterator[StepArchive | JoinedArchive]
     with ExitStack() as stack:
         try:
             archive = stack.enter_context(open_archive(step_path(run_dir, step)))
-        except MissingStepError:  # to look first would be one request more, where these cost
+        except MissingStepError:  # listing the files first would cost a request
             if not (files := step_files(run_dir).get(step)):
                 raise
             archive = stack.enter_context(open_files(files))

@@ -1,7 +1,7 @@
-"""The states of a run, piece by piece: what a pass through a run of any size reads.
+"""Read the states of a run in pieces, so that a pass through a run of any size fits in memory.
 
-A piece holds at most 131,072 states, small steps side by side or a part of a large one, and reads
-and decodes a variable when that is first used.
+A piece holds at most 131,072 states, from several small steps or a part of a large one. It reads
+and decodes a variable when the variable is first used.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,8 +20,8 @@ from opdprobe.store.schema import COORDS, MODELS, SCHEMA_VERSION, VARIABLES, var
 from opdprobe.store.step_decode import StepArchive
 from opdprobe.store.step_parts import LABELS, JoinedArchive, open_step, step_files
 
-PIECE = 131_072  # states; a large step's parts are then its chunks
-# A batch of small steps holds some 50,000 states (at k = 16), and so many files open.
+PIECE = 131_072  # states; the parts of a large step are then its chunks
+# Limits of a batch of small steps: about 50,000 states (at k = 16), and the number of open files.
 _BATCH_BYTES = 8 * 2**20
 _BATCH_STEPS = 64
 
@@ -32,10 +32,11 @@ class Piece(NamedTuple):
     Attributes
     ----------
     states : xarray.Dataset
-        Their variables; valid until the next piece is asked for. The step's tables of rollouts are
-        in it where the batch is one step.
+        Their variables; valid until the next piece is requested. If the batch is one step, the
+        step's rollout tables are included.
     parts : list of (step, n_rollout, n_state)
-        Which steps they are of, in order: how many rollouts each has in all, and states here.
+        The steps of these states, in order: each step's total number of rollouts, and its number of
+        states in this piece.
     """
 
     states: xr.Dataset
@@ -50,20 +51,20 @@ class _Segment(NamedTuple):
 
     @property
     def rows(self) -> tuple[int, ...]:
-        """Arguments of `StepArchive.rows`; none for all rows, which are read in one go."""
+        """Arguments of `StepArchive.rows`; none for all rows, which are read at once."""
         whole = self.start == 0 and self.stop == self.archive.n_state
         return () if whole else (self.start, self.stop)
 
 
 def batches(run: Run, *, joined: bool = True) -> list[list[int]]:
-    """Divide a run's steps into batches of some megabytes, each read by one process.
+    """Divide a run's steps into batches of a few megabytes, each read by one process.
 
     Parameters
     ----------
     run : Run
         The run.
     joined : bool
-        Whether small steps come together; else a batch is a step.
+        Whether a batch may hold several small steps; otherwise, each batch is one step.
     """
     found: list[list[int]] = []
     filled = 0
@@ -78,7 +79,7 @@ def batches(run: Run, *, joined: bool = True) -> list[list[int]]:
 
 
 def pieces(run: Run, steps: Sequence[int]) -> Iterator[Piece]:
-    """Read the states of some steps, in pieces; their files are open meanwhile.
+    """Read the states of some steps in pieces; their files stay open meanwhile.
 
     Parameters
     ----------
@@ -90,12 +91,12 @@ def pieces(run: Run, steps: Sequence[int]) -> Iterator[Piece]:
     Yields
     ------
     Piece
-        A step without a state is in one, too.
+        States in the order of the steps; a step without states is in a piece, too.
 
     Raises
     ------
     StoreError
-        A file is missing, torn, not a step, or unlike the first.
+        A file is missing, torn, not a step, or differs in form from the first.
     """
     with ExitStack() as stack:
         archives = ((step, stack.enter_context(open_step(run.path, step))) for step in steps)
@@ -103,21 +104,21 @@ def pieces(run: Run, steps: Sequence[int]) -> Iterator[Piece]:
             columns = _columns(segments, tables=len(steps) == 1)
             parts = [(s.step, s.archive.n_rollout, s.stop - s.start) for s in segments]
             yield Piece(_dataset(columns), parts)
-            # A Dataset and its accessors hold each other: without this, some hundred megabytes
-            # would wait for the garbage collector.
+            # A Dataset and its accessors refer to each other: without this, about a hundred
+            # megabytes would wait for the garbage collector.
             for column in columns:
                 column.forget()
 
 
 def _segments(archives: Iterable[tuple[int, StepArchive | JoinedArchive]]) -> Iterator[_Segment]:
-    """Cut steps into segments of at most `PIECE` states; a step without a state gives one, too."""
+    """Cut steps into segments of at most `PIECE` states; a step without states gives one, too."""
     for step, archive in archives:
         for start in range(0, max(archive.n_state, 1), PIECE):
             yield _Segment(step, archive, start, min(start + PIECE, archive.n_state))
 
 
 def _together(segments: Iterable[_Segment]) -> Iterator[list[_Segment]]:
-    """Collect segments in order as long as they have at most `PIECE` states together."""
+    """Group consecutive segments that have at most `PIECE` states together."""
     waiting: list[_Segment] = []
     for segment in segments:
         if waiting and sum(s.stop - s.start for s in (*waiting, segment)) > PIECE:
@@ -129,7 +130,7 @@ def _together(segments: Iterable[_Segment]) -> Iterator[list[_Segment]]:
 
 
 def _columns(segments: list[_Segment], *, tables: bool) -> "list[_Column]":
-    """Prepare the variables of a piece; with the step's tables of rollouts, if asked for."""
+    """Prepare the variables of a piece, with the step's rollout tables if requested."""
     step, first = segments[0].step, segments[0].archive
     columns = []
     for name in VARIABLES:
@@ -154,7 +155,7 @@ def _dataset(columns: "list[_Column]") -> xr.Dataset:
 
 
 class _Column(BackendArray):
-    """One variable of a piece: read when first used, then kept until it is told to forget."""
+    """One variable of a piece: read when first used, then kept until `forget` is called."""
 
     def __init__(self, name: str, segments: list[_Segment]) -> None:
         form = segments[0].archive.form(name)
@@ -182,7 +183,7 @@ class _Column(BackendArray):
         block = segment.archive.rows(self.name, *segment.rows)
         if block.shape[1:] != self.shape[1:]:
             raise StoreError(
-                f"{segment.archive.path}: a row of {self.name} has shape {block.shape[1:]}, "
-                f"but {self.shape[1:]} in the steps before: move it to the run that it belongs to"
+                f"{segment.archive.path}: a row of {self.name} has shape {block.shape[1:]}; "
+                f"expected {self.shape[1:]}, as in the steps before: move the file to its own run."
             )
         return block

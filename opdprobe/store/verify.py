@@ -1,6 +1,6 @@
-"""Verify a run: is every file in it as it was written?
+"""Verify that every file of a run is as it was written.
 
-A step's file carries checksums of all that is in it; of the rest, the last checkpoint does
+A step file carries checksums of its content; those of the other files are in the last checkpoint
 (`opdprobe.store.checksums`).
 """
 
@@ -33,12 +33,12 @@ class Verification(NamedTuple):
     Attributes
     ----------
     n_files : int
-        Files that were read.
+        Number of files that were read.
     faults : list of Fault
-        What is wrong, one entry a file; empty if the run is as it was written.
+        What is wrong, one entry per file; empty if the run is as it was written.
     unproven : list of pathlib.Path
-        Text that reads well, but of which no checkpoint has a checksum: in it, a number could have
-        become another.
+        Text files that can be read, but that no checkpoint has a checksum of: a changed number in
+        them would go unnoticed.
     """
 
     n_files: int
@@ -49,8 +49,8 @@ class Verification(NamedTuple):
 def verify_run(path: str | Path) -> Verification:
     """Read all files of a run to their ends and compare them with their checksums.
 
-    Nobody should be writing the run meanwhile. What is derived from a run (pages, figures, sums)
-    is left out.
+    No process should be writing the run meanwhile. Files derived from a run (pages, figures, sums)
+    are left out.
 
     Parameters
     ----------
@@ -60,12 +60,12 @@ def verify_run(path: str | Path) -> Verification:
     Returns
     -------
     Verification
-        How many files there are, and what is wrong with which.
+        How many files were read, and what is wrong with which of them.
 
     Raises
     ------
     StoreError
-        There is no such directory.
+        `path` is not a directory.
 
     Examples
     --------
@@ -80,7 +80,7 @@ def verify_run(path: str | Path) -> Verification:
     """
     folder = Path(path)
     if not folder.is_dir():
-        raise StoreError(f"{folder} is no directory, expected that of a run")
+        raise StoreError(f"{folder} is not a directory; expected the directory of a run.")
     texts = [folder / name for name in TEXTS if (folder / name).is_file()]
     steps = list_files(folder)
     checkpoints = [p for p in sorted((folder / "checkpoints").glob("*")) if p.name.isdecimal()]
@@ -94,7 +94,7 @@ def verify_run(path: str | Path) -> Verification:
         faults += [*own, *check_texts(checkpoint, folder)]
         if not own:
             summed |= read_checksums(checkpoint).keys()
-    first: dict[Path, Fault] = {}  # what is said first of a file says most
+    first: dict[Path, Fault] = {}  # the first fault of a file says most
     for fault in faults:
         first.setdefault(fault.path, fault)
     return Verification(
@@ -109,7 +109,7 @@ def _text(folder: Path, texts: list[Path]) -> list[Fault]:
     for name, parse in (("run.json", parse_json), ("config.yaml", parse_yaml)):
         try:
             if not isinstance(parse((folder / name).read_text(encoding="utf-8")), dict):
-                raise ValueError("it holds no names and values")
+                raise ValueError("it does not hold a mapping")
         except (ValueError, OSError) as error:
             faults.append(Fault(folder / name, f"cannot be read ({error}): restore the file"))
     if not faults:
@@ -134,17 +134,17 @@ def _step(path: Path, step: int) -> list[Fault]:
         validate(ds)
     except StoreError as error:
         return [Fault(path, str(error))]
-    except OSError as error:  # of the disk
+    except OSError as error:  # the disk failed
         return [Fault(path, f"cannot be read ({error})")]
     found = sorted(set(ds["step"].values.tolist()) - {step})
-    return [Fault(path, f"holds step {found[0]}: give it its name back")] if found else []
+    return [Fault(path, f"holds step {found[0]}: rename the file to match")] if found else []
 
 
 def _missing(folder: Path, checkpoint: int) -> list[Fault]:
-    """Name the steps, or parts of them, that should be there.
+    """Report steps that are missing, and steps of which only some parts exist.
 
-    Those are the steps before a checkpoint, which is written after them, and before another step:
-    as many of them as the run was to record, or logged what a record says.
+    A step is missing if it lies before a checkpoint or before another step, both of which are
+    written later, and if the run was configured to record it or logged metrics of its recording.
     """
     recorded = step_files(folder)
     whole = {file for files in recorded.values() for file in files}
@@ -156,7 +156,7 @@ def _missing(folder: Path, checkpoint: int) -> list[Fault]:
     try:
         every = open_run(folder).config.get("record_every")
         entries = read_entries(folder / LINES[0])
-    except StoreError:  # said already
+    except StoreError:  # reported already
         return faults
     if every == 0:
         return faults

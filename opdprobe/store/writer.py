@@ -30,15 +30,15 @@ from opdprobe.store.step import write_step_file
 from opdprobe.store.step_parts import Part, list_files, step_path
 
 _LIBRARIES = ("opdprobe", "numpy", "xarray", "zarr", "torch", "transformers")
-# Attributes that may differ when a run is continued: the code's state, not what is trained on what.
+# Attributes that may differ when a run is continued: they describe the code, not the experiment.
 _MAY_CHANGE = ("schema_version", "versions", "commit")
 
 
 class RunWriter:
     """Write a run directory, step by step.
 
-    Creating a writer creates the directory, or continues the run in it. What a killed writer left
-    behind (temporary files, half a line of metrics) is removed. One process writes a directory at
+    Creating a writer creates the directory, or continues the run in it. Leftovers of a killed
+    writer (temporary files, half a line of metrics) are removed. One process writes a directory at
     a time.
 
     Parameters
@@ -46,24 +46,24 @@ class RunWriter:
     run_dir : path-like
         Directory of the run: absent, empty, or holding the run to continue.
     attrs : mapping
-        What the run is: models, revisions, hashes, tokenizer hash, k, sampling, seed, commit, ….
-        JSON types only. ``schema_version``, ``versions`` (of libraries) and ``commit`` are added.
+        Identity of the run: models, revisions, hashes, tokenizer hash, k, sampling, seed, commit,
+        …. JSON types only. ``schema_version``, ``versions`` (of libraries) and ``commit`` are
+        added.
     config : mapping
         Settings of the run. YAML types only.
     resume : bool
-        Continue the run in `run_dir`, where there is one.
+        Continue the run in `run_dir` if there is one.
     part : tuple of (int, int)
-        Which of how many processes this is: each writes a part of every step. The first one's
-        writer, which has to be made before the others, does everything else alone: in the others,
-        metrics, evaluations and truncation are left to it.
+        ``(rank, size)`` of this process. Each process writes its part of every step. Create rank
+        0's writer first: it alone writes metrics and evaluations and truncates.
 
     Raises
     ------
     StoreError
-        There is a run already and `resume` is false; it is the run of something else (an
-        attribute other than ``commit`` differs); or the directory holds other files.
+        The directory already holds a run and `resume` is false; it holds another run (an attribute
+        other than ``commit`` differs); or it holds other files.
     ConfigError
-        The run has another config; the message lists each key, old and new.
+        The run has another config; the message lists the old and new value of each changed key.
 
     Examples
     --------
@@ -92,11 +92,11 @@ class RunWriter:
         self._metrics_file = self.path / "metrics.jsonl"
         self._evaluations_file = self.path / "evaluations.jsonl"
         self._written: set[int] = set()
-        self._form: dict[str, Any] | None = None  # of the run's steps, once there is one
+        self._form: dict[str, Any] | None = None  # of the run's steps, once one is written
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="opdprobe-writer")
-        self._pending: list[Future] = []  # on the thread, in order
+        self._pending: list[Future] = []  # submitted to the thread, in order
         if part[0] > 0:
-            open_run(self.path)  # or say why not
+            open_run(self.path)  # raises unless rank 0 has created it
             return
         config_text = _to_yaml(config)
         root = json.loads(json.dumps(dict(attrs)))  # tuples become lists, as they do on disk
@@ -123,20 +123,20 @@ class RunWriter:
         if not resume:
             raise StoreError(
                 f"{self.path} holds a run already ({len(run.steps)} recorded steps): "
-                "resume it, or choose another directory"
+                "resume it, or choose another directory."
             )
         if changes := differences(run.attrs, attrs, ignore=_MAY_CHANGE):
             raise StoreError(
-                f"{self.path} is the run of something else: {changes}; choose another directory"
+                f"{self.path} holds a different run: {changes}; choose another directory."
             )
         if changes := differences(run.config, config):
             raise ConfigError(
                 f"{self.path} was begun with another config: {changes}; "
-                "restore it, or choose another directory"
+                "restore it, or choose another directory."
             )
         self._steps_dir.mkdir(exist_ok=True)
         self._remove_temporaries()
-        self._rewrite_lines(math.inf)  # drops half a last line
+        self._rewrite_lines(math.inf)  # drops an incomplete last line
         if run.steps:
             self._form = _form(run.load(run.steps[-1]))
 
@@ -145,7 +145,7 @@ class RunWriter:
             remove_temporaries(directory)
 
     def write_step(self, step: int, ds: xr.Dataset) -> Path:
-        """Write one step, whole or not at all.
+        """Write one step, completely or not at all.
 
         `logp` is rounded to 12 bits of mantissa: a relative error of at most 2**-13, which is
         0.002 nats for a token of probability 1e-7. Everything else is exact.
@@ -153,7 +153,7 @@ class RunWriter:
         Parameters
         ----------
         step : int
-            Training step, >= 0. A step that a continued run holds already is replaced.
+            Training step, >= 0. A step that a continued run already holds is replaced.
         ds : xarray.Dataset
             A step that passes `opdprobe.validate`; its `step` coordinate equals `step`.
 
@@ -165,26 +165,28 @@ class RunWriter:
         Raises
         ------
         StoreError
-            The dataset is no valid step, or has other variables than the steps before; this writer
-            wrote the step already; or the disk is full (nothing half-written is left).
+            The dataset is not a valid step, or has other variables than the steps before; this
+            writer already wrote the step; or the disk is full (nothing half-written is left).
         """
         return self._write(step, to_step(ds))
 
     def _write(self, step: int, made: Step) -> Path:
         if step in self._written:
-            raise StoreError(f"step {step} was written already: a step does not change")
+            raise StoreError(f"step {step} was already written: a step cannot be changed.")
         if unknown := sorted(str(name) for name in set(made.variables) - set(VARIABLES)):
-            raise StoreError(f"{unknown[0]} is no variable of the schema: ds.drop_vars({unknown})")
+            raise StoreError(
+                f"{unknown[0]} is not a variable of the schema: use ds.drop_vars({unknown})."
+            )
         steps = made["step"].values
         if (steps != step).any():
             found = np.unique(steps).tolist()
-            raise StoreError(f"step is {found} in the dataset, expected {step} throughout")
+            raise StoreError(f"step = {found} in the dataset; expected {step} throughout.")
         form = _form(made)
         if self._form not in (None, form):
             changes = differences(self._form or {}, form)
             raise StoreError(
-                f"step {step} is unlike the run's steps before: {changes}; "
-                "all steps of a run have the same variables and k"
+                f"step {step} differs from the run's earlier steps: {changes}; "
+                "expected the same variables and k in all steps."
             )
         path = step_path(self.path, step, self._part)
         write_step_file(path, made)
@@ -193,23 +195,23 @@ class RunWriter:
         return path
 
     def submit_step(self, step: int, ds: xr.Dataset | Callable[[], Step]) -> None:
-        """Write one step on a thread, while the caller goes on.
+        """Write one step on a thread, while the caller continues.
 
-        One step is written at a time: this waits until the one before is on disk.
+        One step is written at a time: this waits until the previous one is on disk.
 
         Parameters
         ----------
         step
             As for `write_step`.
         ds : xarray.Dataset or callable
-            As for `write_step`, or what makes a `opdprobe.store.schema.Step`, called on the thread.
-            A Step is not checked again, which would be a third of the cost. The arrays must not
-            change any more.
+            As for `write_step`, or a function, called on the thread, that makes a
+            `opdprobe.store.schema.Step`. A Step is not checked again, which would be a third of the
+            cost. The arrays must not change afterwards.
 
         Raises
         ------
         StoreError
-            What `write_step` raised for the step before.
+            What `write_step` raised for the previous step.
         """
         self.flush()
 
@@ -219,7 +221,7 @@ class RunWriter:
         self._pending.append(self._thread.submit(write))
 
     def submit_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Append one line of metrics, which readers see at once; the thread puts it on disk.
+        """Append one line of metrics, which readers see at once; the thread flushes it to disk.
 
         Parameters
         ----------
@@ -229,7 +231,7 @@ class RunWriter:
         Raises
         ------
         StoreError
-            The disk is full, or what went wrong on the thread before.
+            The disk is full, or an earlier write on the thread failed.
         """
         self._wait(1)
         if self._part[0] == 0:
@@ -242,17 +244,17 @@ class RunWriter:
         Raises
         ------
         StoreError
-            What went wrong with them.
+            What writing them raised.
         """
         self._wait(0)
 
     def _wait(self, most: int) -> None:
-        """Let so many of the last deeds on the thread go on, and wait for those before."""
+        """Block until at most `most` submitted writes are pending."""
         while len(self._pending) > most:
             try:
-                self._pending[0].result()  # an interrupt leaves it to the next to wait for
+                self._pending[0].result()  # if interrupted, the next call waits for it
             except Exception:
-                wait(self._pending)  # of these only the first failure is told: it explains the rest
+                wait(self._pending)  # report only the first failure; it usually explains the rest
                 self._pending.clear()
                 raise
             self._pending.pop(0)
@@ -260,7 +262,7 @@ class RunWriter:
     def log_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Append one line of metrics.
 
-        Several lines of one step add up; of one name, the last counts.
+        Lines of one step are merged; the last value of a name counts.
 
         Parameters
         ----------
@@ -290,7 +292,7 @@ class RunWriter:
         benchmark : str
             Name of the problem set.
         prompt_ids : sequence of str
-            Its problems.
+            Names of its problems.
         scores : sequence of float
             Mean score of each problem's samples, in [0, 1].
 
@@ -313,7 +315,7 @@ class RunWriter:
         line = (json.dumps(entry) + "\n").encode()
         with (
             explain_unwritable(f"writing to {path}"),
-            # Unbuffered: a buffer would try once more to write what was taken back.
+            # Unbuffered: a buffer would retry the write that was taken back.
             open(path, "ab", buffering=0) as file,
         ):
             end = file.tell()
@@ -327,12 +329,12 @@ class RunWriter:
                 raise
 
     def truncate_after(self, step: int) -> None:
-        """Drop all that was recorded after a step, to go on from there.
+        """Drop everything recorded after a step, to resume from it.
 
         Parameters
         ----------
         step : int
-            The last step to keep: of metrics, evaluations and step files.
+            The last step to keep, in metrics, evaluations and step files.
         """
         self._written = {written for written in self._written if written <= step}
         if self._part[0] > 0:
@@ -388,12 +390,12 @@ def _to_yaml(config: Mapping[str, Any]) -> str:
         return yaml.safe_dump(json.loads(json.dumps(dict(config))), sort_keys=False)
     except TypeError as error:
         raise ConfigError(
-            f"the config cannot be written as YAML ({error}): expected only str, int, float, "
-            "bool, None, lists and dicts"
+            f"the config cannot be written as YAML ({error}); expected only str, int, float, "
+            "bool, None, lists and dicts."
         ) from error
 
 
 def _form(ds: xr.Dataset | Step) -> dict[str, Any]:
-    """Describe what all steps of a run share: which variables there are, and k."""
+    """Describe what all steps of a run share: the names of their variables, and k."""
     names = sorted(str(name) for name in ds.variables)
     return {name: "present" for name in names} | {"k": ds.variables["logp"].shape[-1]}

@@ -109,7 +109,7 @@ CASES = [
     ),
     _failed(
         "a run that is not there",
-        "StoreError: FOLDER/absent does not exist, expected the directory of a run",
+        "StoreError: FOLDER/absent does not exist; expected the directory of a run.",
         *("inspect", "FOLDER/absent"),
     ),
     _failed(
@@ -130,7 +130,7 @@ CASES = [
         "a path that holds markup and a terminal's orders",
         _inspected,
         Exit1,
-        "error: StoreError: FOLDER/[red]\\x1b[31mrun: attribute schema_version is None, expected "
-        "an integer: this is no opdprobe step, or its attributes were dropped",
+        "error: StoreError: FOLDER/[red]\\x1b[31mrun: schema_version = None; expected an "
+        "integer: opdprobe did not write this, or its attributes were dropped.",
     ),
 ]

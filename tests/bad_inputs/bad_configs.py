@@ -121,7 +121,7 @@ CASES = [
     _config(
         "settings that YAML cannot hold, to be recorded",
         lambda folder: RunWriter(folder / "run", attrs={}, config={"k": {1, 2}}, resume=False),
-        "the config cannot be written as YAML (Object of type set is not JSON serializable): "
-        "expected only str, int, float, bool, None, lists and dicts",
+        "the config cannot be written as YAML (Object of type set is not JSON serializable); "
+        "expected only str, int, float, bool, None, lists and dicts.",
     ),
 ]

@@ -30,7 +30,7 @@ def _logits(
 def _bad_maximum(who: str, value: str) -> str:
     return (
         f"{who} logits have a maximum of {value} at rollout 0, column 1; expected finite numbers, "
-        "or -inf for tokens ruled out but not for all: check the model's dtype and the mask"
+        "with -inf for tokens ruled out but not for all: check the model's dtype and the mask."
     )
 
 
@@ -46,56 +46,58 @@ CASES = [
     _logits(
         "vocabularies of two sizes",
         VocabularyError,
-        "student logits have 3 columns, teacher logits 2; cut both to the shared vocabulary "
-        "first, logits[..., :len(tokenizer)]: the rest is padding",
+        "student logits have 3 columns, teacher logits 2; expected one vocabulary: cut both to "
+        "it with logits[..., :len(tokenizer)], because the rest is padding.",
         _GOOD,
         _GOOD[:, :2],
     ),
     _logits(
         "states of two numbers",
         ValueError,
-        "student logits have shape (2, 3), teacher logits (1, 3); expected the same states in both",
+        "student logits have shape (2, 3), teacher logits (1, 3); expected the same states in "
+        "both.",
         _GOOD,
         _GOOD[:1],
     ),
     _logits(
         "an empty vocabulary",
         ConfigError,
-        "k is 2, the vocabulary has 0 tokens; take 1 <= k <= that",
+        "k = 2; expected 1 <= k <= 0, the vocabulary's size.",
         _GOOD[:, :0],
         _GOOD[:, :0],
     ),
     _logits(
         "k above the vocabulary",
         ConfigError,
-        "k is 4, the vocabulary has 3 tokens; take 1 <= k <= that",
+        "k = 4; expected 1 <= k <= 3, the vocabulary's size.",
         _GOOD,
         k=4,
     ),
     _logits(
         "a number",
         ValueError,
-        "logits are scalars; expected the vocabulary on the last axis",
+        "logits are scalars; expected the vocabulary on the last axis.",
         1.0,
     ),
     _logits(
         "temperature 0",
         ConfigError,
-        "temperature is 0; it divides the logits, so take it > 0",
+        "temperature = 0; expected a finite number > 0.",
         _GOOD,
         temperature=0,
     ),
     _logits(
         "a mask of another shape",
         ValueError,
-        "mask has shape (3,); expected (2,), the logits' without the last axis",
+        "mask has shape (3,); expected (2,), as the logits without their last axis.",
         _GOOD,
         mask=[True, True, False],
     ),
     _logits(
         "a sampled token outside of the vocabulary",
         ValueError,
-        "sampled_ids runs from 0 to 3 at the kept positions; expected 0 to 2: mask padding out",
+        "sampled_ids runs from 0 to 3 at the kept positions; expected 0 to 2: mask out the "
+        "padding.",
         _GOOD,
         sampled_ids=[0, 3],
     ),
@@ -104,6 +106,7 @@ CASES = [
         "log-probabilities that were not normalised",
         lambda _: validate(synthetic_step(k=4).map(lambda v: v * 0 if v.name == "logp" else v)),
         StoreError,
-        "probability mass of logp is 4.0 at index (0, 0, 0) …, expected <= 1: normalise over all",
+        "probability mass of logp = 4.0 at index (0, 0, 0) …; expected <= 1: normalise over all "
+        "ids.",
     ),
 ]

@@ -181,13 +181,16 @@ def _log(fed: str, content: str, source: str, message: str) -> Case:
 
 _LOGS = [
     _log(
-        "a console log without a step", "done\n", "verl", "FOLDER/log.txt holds no logged step; …"
+        "a console log without a step",
+        "done\n",
+        "verl",
+        "FOLDER/log.txt holds no logged step; expected a training log of verl.",
     ),
     _log(
         "a step that is no number",
         '{"step": Infinity, "data": {}}\n',
         "verl",
-        "FOLDER/log.txt, line 1: ValueError('the step is inf, expected a whole number'); expected "
+        "FOLDER/log.txt, line 1: ValueError('step = inf; expected an integer'); expected "
         "{'step': …, 'data': {…}} as verl's file logger writes it.",
     ),
     _log(

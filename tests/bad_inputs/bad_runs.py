@@ -16,7 +16,7 @@ from opdprobe.testing import synthetic_run
 
 _RUN = "FOLDER/run"
 _STEP = f"{_RUN}/steps/000000.zarr.zip"
-_DELETE = ": delete it to read the run without this step, or resume the run from a step before it"
+_DELETE = ": delete it to read the run without this step, or resume the run from a step before it."
 
 
 def _made(folder: Path, **options: Any) -> Run:
@@ -131,51 +131,52 @@ _DIRECTORIES = [
         "a directory that is not there",
         lambda folder: open_run(folder / "absent"),
         StoreError,
-        "FOLDER/absent does not exist, expected the directory of a run",
+        "FOLDER/absent does not exist; expected the directory of a run.",
     ),
     Case(
         "Runs",
         "a directory of something else",
         open_run,
         StoreError,
-        "FOLDER is not a run: it has no run.json; expected the directory that a run was written to",
+        "FOLDER is not a run: it has no run.json; expected the directory that a run was written "
+        "to.",
     ),
     _run(
         "a newer schema",
         _newer,
-        f"{_RUN}: store of schema 99, this opdprobe reads <= 1: upgrade opdprobe",
+        f"{_RUN}: schema_version = 99; expected at most 1: upgrade opdprobe.",
     ),
     _run(
         "no schema",
         _text("run.json", "{}"),
-        f"{_RUN}: attribute schema_version is None, expected an integer: this is no opdprobe "
-        "step, or its attributes were dropped",
+        f"{_RUN}: schema_version = None; expected an integer: opdprobe did not write this, or "
+        "its attributes were dropped.",
     ),
     _run(
         "run.json that is a list",
         _text("run.json", "[]"),
-        f"{_RUN}/run.json holds [], expected names and values: restore the file",
+        f"{_RUN}/run.json holds []; expected a mapping: restore the file.",
     ),
     _run(
         "run.json cut off",
         _text("run.json", '{"schema_version": 1'),
-        f"run.json or config.yaml in {_RUN} cannot be read (…): restore the file",
+        f"run.json or config.yaml in {_RUN} cannot be read (…): restore the file.",
     ),
     _run(
         "config.yaml with a tag that would run a command",
         _text("config.yaml", "k: !!python/object/apply:os.system ['true']"),
         f"run.json or config.yaml in {_RUN} cannot be read (could not determine a constructor "
-        "for the tag …): restore the file",
+        "for the tag …): restore the file.",
     ),
     _run(
         "a line of metrics that is not JSON",
         _text("metrics.jsonl", '{"step": 0, "loss": 0.5}\n{"step": 1, "lo\n'),
-        f"{_RUN}/metrics.jsonl, line 2: …; remove the line",
+        f"{_RUN}/metrics.jsonl, line 2: …; remove the line.",
     ),
     _run(
         "a metric that is a text",
         _text("metrics.jsonl", '{"step": 0, "loss": "low"}\n'),
-        f"{_RUN}/metrics.jsonl, line 1: 'low' is no number; remove the line",
+        f"{_RUN}/metrics.jsonl, line 1: 'low' is not a number; remove the line.",
     ),
     _run(
         "an evaluation with a score too few",
@@ -183,28 +184,28 @@ _DIRECTORIES = [
             "evaluations.jsonl",
             '{"step": 0, "benchmark": "easy", "prompt_id": ["a", "b"], "score": [1.0]}\n',
         ),
-        f"{_RUN}/evaluations.jsonl, line 1: expected one score for each prompt_id; remove the line",
+        f"{_RUN}/evaluations.jsonl, line 1: expected one score per prompt_id; remove the line.",
     ),
     Case(
         "Runs",
         "a step that was not recorded",
         lambda folder: _made(folder).load(7),
         StoreError,
-        f"{_RUN} has no step 7; recorded are: 0, 1",
+        f"{_RUN} has no step 7; recorded steps: 0, 1.",
     ),
     Case(
         "Runs",
         "an evaluation that was not done",
         lambda folder: _made(folder).evaluation("hard"),
         StoreError,
-        f"{_RUN} has no evaluation 'hard'; it has []",
+        f"{_RUN} has no evaluation 'hard'; it has [].",
     ),
     Case(
         "Runs",
         "the run of something else, to be continued",
         lambda folder: _continued(folder, attrs={"seed": 1}),
         StoreError,
-        f"{_RUN} is the run of something else: seed: 0 before, 1 now; choose another directory",
+        f"{_RUN} holds a different run: seed: 0 before, 1 now; choose another directory.",
     ),
     Case(
         "Runs",
@@ -212,14 +213,14 @@ _DIRECTORIES = [
         lambda folder: _continued(folder, config={"k": 8}),
         ConfigError,
         f"{_RUN} was begun with another config: k: 4 before, 8 now; restore it, or choose another "
-        "directory",
+        "directory.",
     ),
     Case(
         "Runs",
         "a run that is there, not to be continued",
         lambda folder: _continued(folder, resume=False),
         StoreError,
-        f"{_RUN} holds a run already (0 recorded steps): resume it, or choose another directory",
+        f"{_RUN} holds a run already (0 recorded steps): resume it, or choose another directory.",
     ),
     Case(
         "Runs",
@@ -227,15 +228,15 @@ _DIRECTORIES = [
         _beside_a_thesis,
         StoreError,
         "FOLDER is not empty (thesis.tex is in it) and not a run: choose a new or an empty "
-        "directory",
+        "directory.",
     ),
     Case(
         "Runs",
         "a step of another run among a run's",
         _of_another_run,
         StoreError,
-        f"{_RUN}/steps/000001.zarr.zip: a row of … has shape …, but … in the first step: move it "
-        "to the run that it belongs to",
+        f"{_RUN}/steps/000001.zarr.zip: a row of … has shape …; expected …, as in the first step: "
+        "move the file to its own run.",
     ),
 ]
 
@@ -246,7 +247,7 @@ _STEPS = [
     _run(
         "a link that leads nowhere",
         _link,
-        f"{_STEP} is missing: it was removed, or the run was rolled back",
+        f"{_STEP} is missing: it was removed, or the run was rolled back.",
     ),
     _torn(
         "a step without a variable",
@@ -256,7 +257,7 @@ _STEPS = [
     _torn(
         "a step with a variable that there is not",
         _members(lambda members: members.update({"hidden/zarr.json": members["step/zarr.json"]})),
-        "hidden is no variable of the schema",
+        "hidden is not a variable of the schema",
     ),
     _torn(
         "a variable with other dimensions",
@@ -271,8 +272,8 @@ _STEPS = [
     _torn(
         "a codec that unpickles",
         _metadata("entropy", codecs=[{"name": "numcodecs.pickle", "configuration": {}}]),
-        "entropy/zarr.json has codecs [{'configuration': {}, 'name': 'numcodecs.pickle'}], not as "
-        "written",
+        "entropy/zarr.json has codecs [{'configuration': {}, 'name': 'numcodecs.pickle'}], which "
+        "opdprobe does not write",
     ),
     _torn(
         "an array of zarr format 2, whose filters unpickle",
@@ -282,12 +283,12 @@ _STEPS = [
     _torn(
         "metadata of format 2 beside that of format 3",
         _members(lambda members: members.update({"entropy/.zarray": b"{}"})),
-        "a member called 'entropy/.zarray'",
+        "it has a member called 'entropy/.zarray'",
     ),
     _torn(
         "a member that would be written outside",
         _members(lambda members: members.update({"../../.bashrc": b"true"})),
-        "a member called '../../.bashrc'",
+        "it has a member called '../../.bashrc'",
     ),
     _torn(
         "a shape that would fill the memory",

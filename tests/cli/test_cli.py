@@ -208,12 +208,12 @@ def test_run_directories_that_do_not_fit_are_left_alone(run_dir, tmp_path, capsy
     assert "is not empty (thesis.tex is in it) and not a run" in reason
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
     reason, _ = failed(capsys, train(tmp_path / "thesis.tex", *SET))
-    assert "is a file, expected a directory" in reason
+    assert "is a file; expected a directory" in reason
     reason, _ = failed(capsys, train(run_dir, *SET, "--set", "support=union"))
     assert "was begun with another config: support: 'student' before, 'union' now" in reason
     other = ["--student", "zoo:rl-small", "--teacher", "zoo:sft-small"]
     reason, _ = failed(capsys, train(run_dir, *SET, models=other))
-    assert "is the run of something else" in reason
+    assert "holds a different run" in reason
     reason, _ = failed(capsys, train(run_dir, *SET, "--no-resume"))
     assert "holds a run already (2 recorded steps)" in reason
 
@@ -442,7 +442,7 @@ def test_failures_as_a_process_have_no_traceback(tmp_path):
     done = process("-m", "opdprobe.cli.parser", "inspect", str(tmp_path / "absent"))
     assert done.returncode == 1
     assert done.stdout == ""
-    reason = f"{tmp_path / 'absent'} does not exist, expected the directory of a run"
+    reason = f"{tmp_path / 'absent'} does not exist; expected the directory of a run."
     assert done.stderr == f"error: StoreError: {reason}\n"
 
 

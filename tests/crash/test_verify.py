@@ -180,7 +180,7 @@ def test_a_missing_step_is_named(tmp_path):
 
 def test_a_step_under_another_name_is_named(run_dir, changed):
     changed("steps/000001.zarr.zip", (run_dir / "steps/000000.zarr.zip").read_bytes())
-    assert faults(run_dir) == {"steps/000001.zarr.zip": "holds step 0: give it its name back"}
+    assert faults(run_dir) == {"steps/000001.zarr.zip": "holds step 0: rename the file to match"}
 
 
 def test_a_part_without_the_others_is_named(tmp_path):
@@ -212,4 +212,4 @@ def test_the_command_says_what_no_checksum_covers(tmp_path, capsys):
     verified = json.loads(capsys.readouterr().out)["verified"]
     assert verified.endswith("without a checksum: run.json, config.yaml, metrics.jsonl")
     assert main(["inspect", str(tmp_path / "absent"), "--verify"]) == 1
-    assert "absent is no directory, expected that of a run" in capsys.readouterr().err
+    assert "absent is not a directory; expected the directory of a run." in capsys.readouterr().err

@@ -462,7 +462,7 @@ def test_probing_checkpoints_resumes(saved, tmp_path):
     assert all(at_once.load(step).identical(run.load(step)) for step in at_once.steps)
     with pytest.raises(ConfigError, match="num_generations: 1 before, 2 now"):
         probe_checkpoints(saved, *arguments, **SMALL | {"num_generations": 2})
-    with pytest.raises(StoreError, match="run of something else: teacher"):
+    with pytest.raises(StoreError, match="holds a different run: teacher"):
         probe_checkpoints(saved, models()[0], *arguments[1:], **SMALL)
 
 

@@ -98,7 +98,7 @@ def check_core(env: Environment, version: str) -> None:
             assert (run / name).stat().st_size > 1000, name
     assert "sft-small" in env.run(env.opdprobe, "zoo", "list")
     refused = env.run(env.opdprobe, *TRAIN, "--run-dir", "none", fails=True)
-    assert "which is not installed: pip install 'opdprobe[train]'" in refused, refused
+    assert "which is not installed: run pip install 'opdprobe[train]' first." in refused, refused
     assert "Traceback" not in refused, refused
 
 

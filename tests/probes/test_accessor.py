@@ -23,7 +23,7 @@ def parts(ds):
     return ids, ds.logp.values, probes.overlap_mask(ids[:, 0], ids[:, 1])
 
 
-# Every method that gives one value a state: what it should be, and its unit.
+# Every method that gives one value per state: what it should be, and its unit.
 METHODS = {
     "overlap_ratio": (lambda ids, logp, mask, ds: probes.overlap_ratio(ids[:, 0], ids[:, 1]), "1"),
     "overlap_mass": (lambda ids, logp, mask, ds: probes.overlap_mass(logp[:, 0, 0], mask), "1"),
@@ -77,7 +77,7 @@ def test_many_states_are_taken_in_blocks(ds, monkeypatch):
     monkeypatch.setattr("opdprobe.probes.accessor._BLOCK", 4)
     for name, one in expected.items():
         xr.testing.assert_identical(getattr(ds.opd, name)(), one)
-        first = ds.isel(state=0)  # a state by itself has no axis to cut
+        first = ds.isel(state=0)  # a single state has no axis to cut
         xr.testing.assert_allclose(getattr(first.opd, name)(), one[0])
 
 
@@ -149,7 +149,7 @@ def test_sequence_mean_reward(ds):
     for row, value in enumerate(reward.values):
         mine = sampled[ds["rollout"].values == row]
         assert np.isnan(value) if mine.size == 0 else value == pytest.approx(mine.mean())
-    # Ready to be compared with correctness, one row a rollout.
+    # Ready to be compared with correctness, one row per rollout.
     assert 0 <= probes.reward_auroc(reward, ds.correct) <= 1
 
 
@@ -190,8 +190,8 @@ def test_refusals(ds):
     with pytest.raises(StoreError, match="no variable 'token_id'"):
         ds.drop_vars(["match", "token_id"]).opd.overlap_ratio()
     with pytest.raises(
-        ConfigError, match=r"model is 'techer'; choose one of \('student', 'teacher"
+        ConfigError, match=r"model = 'techer'; expected one of \('student', 'teacher"
     ):
         ds.opd.overlap_mass("techer")
-    with pytest.raises(ConfigError, match="support is 'union'"):
+    with pytest.raises(ConfigError, match="support = 'union'"):
         ds.opd.topk_mass(support="union")

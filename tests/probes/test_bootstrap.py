@@ -1,4 +1,4 @@
-"""The bootstrap: against scipy's and against units written out."""
+"""The bootstrap against scipy's and against units written out."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def test_every_replicate_draws_n_units(n, seed):
     np.testing.assert_array_equal(drawn, draw_units(n, seed, 100))
 
 
-def test_nothing_is_drawn_of_nothing():
+def test_no_units_give_no_draws():
     assert draw_units(0, 0).shape == (N_BOOT, 0)
 
 
@@ -55,6 +55,6 @@ def test_a_mean_by_rows_is_the_mean_by_counts():
     np.testing.assert_allclose(found.samples, want.samples)
 
 
-def test_nothing_to_divide_by_is_unknown():
+def test_division_by_zero_is_nan():
     assert np.isnan(ratio(1.0, 0.0))
     np.testing.assert_array_equal(ratio(np.array([1.0, 2.0]), np.array([0.0, 4.0])), [np.nan, 0.5])

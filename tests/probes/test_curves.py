@@ -76,7 +76,7 @@ def test_interval_agrees_with_scipy():
 
 
 def test_rollouts_not_states_are_resampled():
-    # One value a rollout: more states of the same rollouts add no information.
+    # One value per rollout: more states of the same rollouts add no information.
     ds = synthetic_step(n_rollouts=6, length=50)
     widths = []
     for length in (1, 50):
@@ -172,7 +172,7 @@ def test_by_position_needs_no_step():
     np.testing.assert_allclose(without.value, with_step.value)
 
 
-def test_the_result_says_what_it_is():
+def test_the_result_is_labelled():
     result = curve(states(), "entropy_gap", ci=0.9, n_boot=200, seed=3)
     assert result.attrs == {
         "units": "nats",
@@ -189,21 +189,21 @@ def test_the_result_says_what_it_is():
 
 def test_refusals():
     ds = states()
-    with pytest.raises(ConfigError, match=r"'entropy_gab'; ds.opd offers .*entropy_gap"):
+    with pytest.raises(ConfigError, match=r"'entropy_gab'; expected .* ds.opd: .*entropy_gap"):
         curve(ds, "entropy_gab")
-    with pytest.raises(ConfigError, match="offers"):
+    with pytest.raises(ConfigError, match="expected a function, or a method"):
         curve(ds, "_get")
     with pytest.raises(ValueError, match=r"dims \('state', 'rank'\); expected a DataArray over"):
         curve(ds, "overlap_mask")
     with pytest.raises(ValueError, match="gave a float with dims None"):
         curve(ds, lambda d: 1.0)  # pyright: ignore[reportArgumentType]  # the point of the test
-    with pytest.raises(ConfigError, match="choose 'step' or 'position'"):
+    with pytest.raises(ConfigError, match="expected 'step' or 'position'"):
         curve(ds, patchy, by="rollout")
-    with pytest.raises(ConfigError, match="bins are ranges of positions"):
+    with pytest.raises(ConfigError, match="expected by = 'position'"):
         curve(ds, patchy, bins=3)
     bad: Any
     for bad in (0, 2.5, [3], [3, 3], "ab"):
-        with pytest.raises(ConfigError, match="bins is"):
+        with pytest.raises(ConfigError, match="bins = "):
             curve(ds, patchy, by="position", bins=bad)
     for bad in ({"ci": 1.0}, {"ci": 0.0}, {"n_boot": 99}):
         with pytest.raises(ConfigError, match="expected 0 < ci < 1 and n_boot >= 100"):

@@ -82,7 +82,7 @@ def test_equal_models_have_no_advantage(case):
 
 
 def test_rounding_does_not_make_a_divergence_negative():
-    # Equal models up to a shift, which the last bit of the logs only nearly survives.
+    # Equal models up to a shift, which rounds differently in the last bit of the logs.
     logp = np.random.default_rng(0).normal(size=(1000, 4))
     advantage = overlap_token_advantage(logp, logp - 3.0, np.ones(logp.shape, bool))
     assert (advantage <= 0).all()
@@ -146,7 +146,7 @@ def test_nan_off_the_mask_does_not_spread():
 
 
 def test_unknown_definition():
-    with pytest.raises(ConfigError, match="'paper', 'sum', 'thunlp', 'verl'"):
+    with pytest.raises(ConfigError, match="expected one of 'paper', 'sum', 'thunlp', 'verl'"):
         overlap_token_advantage([0.0], [0.0], [True], definition="trl")
 
 

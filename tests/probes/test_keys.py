@@ -169,7 +169,7 @@ def test_renaming():
 
 @pytest.mark.parametrize("call", [find, names_of])
 def test_an_unknown_source(call):
-    with pytest.raises(ConfigError, match="'nemo'; choose one of verl, thunlp, trl, ms-swift"):
+    with pytest.raises(ConfigError, match="'nemo'; expected one of verl, thunlp, trl, ms-swift"):
         call("loss", "nemo")
     with pytest.raises(ConfigError, match="'nemo'"):
         as_logged(synthetic_step(), "nemo")

@@ -42,7 +42,7 @@ def check_verl(metrics):
 def test_the_file_logger(write):
     lines = [json.dumps({"step": step, "data": data}) for step, data in ENTRIES]
     check_verl(read_log(write("\n".join(lines) + "\n"), "verl"))
-    # Blank lines and half a last line, as a run leaves them that is still writing.
+    # Blank lines and an incomplete last line, as in the log of a run that is still writing.
     check_verl(read_log(write("\n\n".join(lines) + '\n{"step": 5, "da'), "verl"))
 
 
@@ -54,7 +54,7 @@ def test_the_console_logger(write):
     check_verl(read_log(write("\n".join(lines)), "verl"))
 
 
-def test_console_values_that_numpy_printed_and_that_are_no_numbers(write):
+def test_console_values_printed_by_numpy_and_values_that_are_not_numbers(write):
     log = write("step:2 - actor/entropy:np.float64(0.5) - actor/lr:1e-06 - tag:none - a:b:3\n")
     metrics = read_log(log, "verl")
     assert {name: metrics[name].item() for name in metrics.data_vars} == {
@@ -64,7 +64,7 @@ def test_console_values_that_numpy_printed_and_that_are_no_numbers(write):
     }
 
 
-def test_one_key_means_another_thing_elsewhere(write):
+def test_a_key_means_something_else_in_another_log(write):
     log = write('{"step": 1, "data": {"actor/pg_loss": 0.1, "val-topk/adv_intersection": -0.02}}\n')
     assert set(read_log(log, "thunlp").data_vars) == {
         "loss_thunlp",
@@ -117,15 +117,15 @@ def test_a_step_logged_twice_keeps_the_later_values(write):
         ('{"step": 1\n{"step": 2, "data": {}}\n', "thunlp", "line 1"),
     ],
 )
-def test_what_is_no_log(write, text, source, message):
+def test_text_that_is_not_a_log(write, text, source, message):
     with pytest.raises(StoreError, match=message):
         read_log(write(text), source)
 
 
-def test_no_file_no_text_no_source(write, tmp_path):
-    with pytest.raises(StoreError, match="is no file"):
+def test_missing_file_binary_file_and_unknown_source(write, tmp_path):
+    with pytest.raises(StoreError, match="is not a file"):
         read_log(tmp_path / "absent.jsonl", "verl")
-    with pytest.raises(StoreError, match="is no file"):
+    with pytest.raises(StoreError, match="is not a file"):
         read_log(tmp_path, "trl")
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(StoreError, match="not UTF-8"):

@@ -26,7 +26,7 @@ def run(tmp_path_factory):
 
 
 def finished(ds):
-    """A function that wants a table of rollouts, as only a whole step has it."""
+    """A function that uses a rollout table, which only a complete step has."""
     return ds.opd.entropy("teacher").where(ds["finished"].values[ds["rollout"].values])
 
 
@@ -147,7 +147,7 @@ def test_refusals(run):
             curves(run, [bad])
 
 
-_PATIENCE = 240  # seconds: a cluster whose workers are gone is waited for without an end
+_PATIENCE = 240  # seconds; without a limit, a cluster that lost its workers is awaited forever
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +169,7 @@ def cluster():
 
 
 def test_a_cluster_gives_the_curves_of_one_thread(run, cluster, monkeypatch):
-    monkeypatch.setattr("opdprobe.store.stream._BATCH_STEPS", 1)  # else one batch has them all
+    monkeypatch.setattr("opdprobe.store.stream._BATCH_STEPS", 1)  # else one batch has all
     on_cluster = partial(cluster.get_executor().map, timeout=_PATIENCE)
     for by in ("step", "position"):
         spread = curves(run, by=by, map=on_cluster)

@@ -107,7 +107,7 @@ def test_order_of_states_does_not_matter():
     xr.testing.assert_allclose(heat_map(ds.isel(state=order), patchy), heat_map(ds, patchy))
 
 
-def test_positions_that_nobody_reaches_are_no_row_unless_asked_for():
+def test_positions_that_no_response_reaches_have_no_row_unless_requested():
     ds = states().isel(state=states().position.values != 2)
     np.testing.assert_array_equal(heat_map(ds, patchy).position, [0, 1, 3, 4, 5, 6, 7, 8])
     beyond = heat_map(ds, patchy, bins=[0, 9, 12])
@@ -115,7 +115,7 @@ def test_positions_that_nobody_reaches_are_no_row_unless_asked_for():
     assert np.isnan(beyond["value"].values[1]).all()
 
 
-def test_a_step_without_states_is_a_column_of_nothing(tmp_path):
+def test_a_step_without_states_is_an_empty_column(tmp_path):
     run = synthetic_run(tmp_path / "run", [4], n_rollouts=2, length=0)
     for bins, rows in ((None, 0), (5, 1)):  # no position occurs: one range, with nothing in it
         found = heat_map(run, "entropy", bins=bins)
@@ -138,7 +138,7 @@ def test_infinite_values_stay_visible():
     assert heat_map(ds, lambda d: probe(d).clip(max=9), bins=1)["value"][0, 0] == -np.inf
 
 
-def test_the_result_says_what_it_is():
+def test_the_result_is_labelled():
     found = heat_map(states(), "entropy", bins=2)
     assert found.attrs == {"units": "nats", "long_name": "student entropy"} == found.value.attrs
     assert found.step.attrs["long_name"] == "training step"
@@ -147,13 +147,13 @@ def test_the_result_says_what_it_is():
 
 def test_refusals():
     ds = states()
-    with pytest.raises(ConfigError, match=r"'entropi'; ds.opd offers .*entropy"):
+    with pytest.raises(ConfigError, match=r"'entropi'; expected .* ds.opd: .*entropy"):
         heat_map(ds, "entropi")
     with pytest.raises(ValueError, match=r"dims \('state', 'rank'\); expected a DataArray over"):
         heat_map(ds, "overlap_mask")
     bad: Any
     for bad in (0, 2.5, [3], [3, 3], "ab"):
-        with pytest.raises(ConfigError, match="bins is"):
+        with pytest.raises(ConfigError, match="bins = "):
             heat_map(ds, patchy, bins=bad)
     for name in ("step", "position"):
         with pytest.raises(ValueError, match=f"no coordinate '{name}'"):

@@ -34,7 +34,7 @@ def test_sequence_mean_reward_is_zero_for_equal_models_in_any_order(states, rand
     assert set(np.flatnonzero(~np.isnan(reward))) == set(rollout)
 
 
-def test_sequence_mean_reward_keeps_what_is_not_finite():
+def test_sequence_mean_reward_keeps_nonfinite_values():
     reward = sequence_mean_reward(
         [-1.0, -np.inf, -1.0, -1.0], [-np.inf, -np.inf, np.nan, -0.5], [0, 1, 2, 3]
     )

@@ -91,6 +91,6 @@ def test_mass_set_size_degenerate_lists():
 
 
 @pytest.mark.parametrize("mass", [0.0, -0.1, 1.01, float("nan")])
-def test_mass_set_size_refuses_what_is_no_mass(mass):
-    with pytest.raises(ConfigError, match=r"take it in \(0, 1\]"):
+def test_mass_set_size_refuses_invalid_masses(mass):
+    with pytest.raises(ConfigError, match=r"expected a probability in \(0, 1\]"):
         mass_set_size([0.0], mass=mass)

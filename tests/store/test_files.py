@@ -1,4 +1,4 @@
-"""Files and directories are written whole or not at all."""
+"""Files and directories are written completely or not at all."""
 
 import errno
 import os
@@ -80,13 +80,13 @@ def test_a_directory_that_fails_midway_leaves_the_one_before(tmp_path, monkeypat
     with monkeypatch.context() as patch:
         if fails != "fill":
             patch.setattr(os, fails, full)
-        with pytest.raises(StoreError, match=r"could not write .*model \(.*No space.*Make room"):
+        with pytest.raises(StoreError, match=r"could not write .*model \(.*No space.*free some"):
             replace_it()
     assert (path / "a.txt").read_text() == "old"
     assert names(tmp_path) == ["model"]
 
 
-def test_what_is_no_error_of_the_disk_passes_and_leaves_nothing(tmp_path):
+def test_another_exception_passes_and_leaves_nothing(tmp_path):
     with pytest.raises(ZeroDivisionError), write_directory(tmp_path / "model") as directory:
         (directory / "a.txt").write_text(str(1 / 0))
     assert names(tmp_path) == []
@@ -118,5 +118,5 @@ def test_an_incomplete_last_line_is_left_out(tmp_path):
     file.write_text('{"a": 1}\n{"a": 2}\n{"a"')
     assert read_lines(file) == [{"a": 1}, {"a": 2}]
     file.write_text("[1]\n")
-    with pytest.raises(StoreError, match=r"lines\.jsonl, line 1: \[1\] is no object"):
+    with pytest.raises(StoreError, match=r"lines\.jsonl, line 1: \[1\] is not an object"):
         read_lines(file)

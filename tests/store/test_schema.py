@@ -99,7 +99,7 @@ def test_rollout_tables_and_sampled_tokens_are_optional():
     assert ds["match"].values.tolist() == [[-1, 0], [0, 1]]
 
 
-def test_probability_zero_and_no_state_at_all_are_legitimate():
+def test_probability_zero_and_a_step_without_states_are_valid():
     logp = np.full((2, 2, 2, 2), -1.0)
     logp[..., 1] = -np.inf
     validate(step_dataset(**minimal(logp=logp, reverse_kl=[np.inf, 0.0])))
@@ -118,10 +118,10 @@ def test_attrs_and_a_step_per_state_are_kept():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"token_id": [[1, 2]]}, r"token_id has shape \(1, 2\), expected \(states, 2, k\)"),
-        ({"token_id": [[[3.0, 1.5]] * 2] * 2}, "token_id came as float64, expected int32"),
+        ({"token_id": [[1, 2]]}, r"token_id has shape \(1, 2\); expected \(states, 2, k\)"),
+        ({"token_id": [[[3.0, 1.5]] * 2] * 2}, "token_id has dtype float64; expected int32"),
         ({"token_id": [[[2**31, 1]] * 2] * 2}, "token_id holds 2147483648, which does not fit"),
-        ({"entropy": [1.0, 2.0]}, r"entropy has shape \(2,\), expected one axis for each of"),
+        ({"entropy": [1.0, 2.0]}, r"entropy has shape \(2,\); expected one axis for each of"),
         ({"reverse_kl": [0.1, 0.1, 0.1]}, "arrays of a step disagree: .*state"),
         ({"sampled_id": [1, 1]}, "only one of sampled_id, sampled_logp"),
         ({"response_ids": [1]}, "response_ids is present without length"),
@@ -148,37 +148,37 @@ def swapped_ranks(ds):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda ds: ds.drop_vars("logp"), "logp is missing, expected dims"),
+        (lambda ds: ds.drop_vars("logp"), "logp is missing; expected dims"),
         (lambda ds: ds.drop_vars("rollout"), "rollout is missing"),
         (lambda ds: ds.reset_coords("position"), "position is a data variable"),
         (lambda ds: ds.transpose("rank", ...), r"token_id has dims \('rank', 'state', 'support'\)"),
-        (lambda ds: ds.assign(entropy=ds.entropy.astype(int)), "entropy has dtype int64, expected"),
-        (lambda ds: ds.assign(prompt_id=ds.length), "prompt_id has dtype int32, expected str"),
-        (lambda ds: ds.isel(model=[1, 0]), r"model is \('teacher', 'student'\), expected"),
-        (changed("token_id", (1, 0, 2), -5), r"token_id is -5 at index \(1, 0, 2\)"),
-        (changed("logp", (0, 1, 1, 3), np.nan), r"logp is nan at index \(0, 1, 1, 3\)"),
-        (changed("logp", (0, 0, 1, 3), 0.5), "logp is 0.5 .* expected a log-probability"),
+        (lambda ds: ds.assign(entropy=ds.entropy.astype(int)), "entropy has dtype int64; expected"),
+        (lambda ds: ds.assign(prompt_id=ds.length), "prompt_id has dtype int32; expected str"),
+        (lambda ds: ds.isel(model=[1, 0]), r"model = \('teacher', 'student'\); expected"),
+        (changed("token_id", (1, 0, 2), -5), r"token_id = -5 at index \(1, 0, 2\)"),
+        (changed("logp", (0, 1, 1, 3), np.nan), r"logp = nan at index \(0, 1, 1, 3\)"),
+        (changed("logp", (0, 0, 1, 3), 0.5), "logp = 0.5 .* expected a log-probability"),
         (changed("logp", (0, 0), -0.1), "probability mass of logp .* normalise over all"),
-        (changed("sampled_logp", (2, 1), np.nan), r"sampled_logp is nan at index \(2, 1\)"),
-        (changed("entropy", (2, 1), np.inf), r"entropy is inf at index \(2, 1\)"),
-        (changed("entropy", (2, 1), -1), "entropy is -1.0"),
-        (changed("reverse_kl", 2, np.nan), "reverse_kl is nan"),
-        (changed("reverse_kl", 2, -0.2), "reverse_kl is -0.2"),
-        (changed("correct", 0, 1.5), "correct is 1.5 .* expected 0 to 1"),
-        (changed("match", (0, 0), 3), "match is 3 .* expected match_tokens"),
-        (changed("match", (0, 0), -2), "match is -2 .* expected match_tokens"),
+        (changed("sampled_logp", (2, 1), np.nan), r"sampled_logp = nan at index \(2, 1\)"),
+        (changed("entropy", (2, 1), np.inf), r"entropy = inf at index \(2, 1\)"),
+        (changed("entropy", (2, 1), -1), "entropy = -1.0"),
+        (changed("reverse_kl", 2, np.nan), "reverse_kl = nan"),
+        (changed("reverse_kl", 2, -0.2), "reverse_kl = -0.2"),
+        (changed("correct", 0, 1.5), "correct = 1.5 .* expected 0 to 1"),
+        (changed("match", (0, 0), 3), "match = 3 .* expected match_tokens"),
+        (changed("match", (0, 0), -2), "match = -2 .* expected match_tokens"),
         (swapped_ranks, "logp of support student .* expected most probable first"),
-        (changed("rollout", 0, 4), "rollout is 4 .* expected < 4"),
-        (changed("rollout", 0, -1), "rollout is -1 .* expected >= 0"),
-        (changed("position", 0, 8), "position is 8 .* less than the response's length"),
-        (changed("length", 0, 9), "response_ids holds 32 tokens, expected .* = 33"),
-        (changed("prompt_length", 0, 4), "prompt_ids holds 12 tokens, expected .* = 13"),
-        (changed("sampled_id", 5, 60), r"sampled_id is 60 at index \(5,\)"),
+        (changed("rollout", 0, 4), "rollout = 4 .* expected < 4"),
+        (changed("rollout", 0, -1), "rollout = -1 .* expected >= 0"),
+        (changed("position", 0, 8), "position = 8 .* less than the response's length"),
+        (changed("length", 0, 9), "response_ids holds 32 tokens; expected .* = 33"),
+        (changed("prompt_length", 0, 4), "prompt_ids holds 12 tokens; expected .* = 13"),
+        (changed("sampled_id", 5, 60), r"sampled_id = 60 at index \(5,\)"),
         (lambda ds: ds.drop_vars("sampled_logp"), "only one of sampled_id, sampled_logp"),
-        (lambda ds: ds.drop_attrs(deep=False), "schema_version is None"),
+        (lambda ds: ds.drop_attrs(deep=False), "schema_version = None"),
         (
             lambda ds: ds.assign_attrs(schema_version=99),
-            f"store of schema 99, this opdprobe reads <= {SCHEMA_VERSION}: upgrade",
+            f"schema_version = 99; expected at most {SCHEMA_VERSION}: upgrade",
         ),
     ],
 )

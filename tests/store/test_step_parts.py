@@ -55,7 +55,7 @@ def one(tmp_path):
 
 @pytest.fixture(params=[[2], [0], [5], [1, 2, 4]], ids=str)
 def parted(request, tmp_path):
-    """Parts of some rollouts, of none, or of one without a token."""
+    """Parts with some rollouts, with none, or with one that has no token."""
     return write(tmp_path / "parted" / "run", request.param)
 
 
@@ -94,12 +94,12 @@ def test_pages_are_the_same(one, parted, tmp_path):
     assert pages[0] == pages[1]
 
 
-def test_a_step_without_one_of_its_parts_is_none(tmp_path):
+def test_a_step_that_lacks_a_part_is_not_recorded(tmp_path):
     run = write(tmp_path / "run", [1, 2])
     files = run.files[3]
     files[1].unlink()
     assert run.steps == [0, 4]
-    with pytest.raises(StoreError, match="no step 3; recorded are: 0, 4"):
+    with pytest.raises(StoreError, match="no step 3; recorded steps: 0, 4"):
         run.load(3)
     assert opdprobe.curve(run, "overlap_ratio").step.values.tolist() == [0, 4]
 
@@ -111,7 +111,7 @@ def test_a_torn_part_is_named(tmp_path):
         run.load(3)
 
 
-def test_truncation_takes_all_parts_also_of_steps_that_are_not_whole(tmp_path):
+def test_truncation_removes_all_parts_even_of_incomplete_steps(tmp_path):
     run = write(tmp_path / "run", [2])
     run.files[4][0].unlink()
     first, second = writers(run.path, 2, resume=True)
@@ -125,7 +125,7 @@ def test_truncation_takes_all_parts_also_of_steps_that_are_not_whole(tmp_path):
     assert run.metrics.step.values.tolist() == [0]
 
 
-def test_only_the_first_part_s_writer_keeps_the_rest(tmp_path):
+def test_only_rank_0_writes_metrics_and_evaluations(tmp_path):
     first, second = writers(tmp_path, 2)
     second.log_metrics(0, {"loss": 2.0})
     second.log_evaluation(0, "math", ["a"], [1.0])
@@ -135,12 +135,12 @@ def test_only_the_first_part_s_writer_keeps_the_rest(tmp_path):
     assert open_run(tmp_path).metrics.loss.values.tolist() == [1.0]
 
 
-def test_a_part_needs_the_run_that_the_first_one_made(tmp_path):
+def test_other_ranks_need_the_run_that_rank_0_created(tmp_path):
     with pytest.raises(StoreError, match="expected the directory of a run"):
         RunWriter(tmp_path / "run", attrs={}, config={}, resume=True, part=(1, 2))
 
 
-def test_files_of_other_names_are_no_parts(tmp_path):
+def test_files_with_other_names_are_ignored(tmp_path):
     (tmp_path / "steps").mkdir()
     for name in (
         "000001.1-of-1.zarr.zip",

@@ -84,7 +84,7 @@ def test_equal_steps_give_equal_bytes(tmp_path):
     assert first.read_bytes() == again.read_bytes()
 
 
-def test_many_chunks_a_step(tmp_path, monkeypatch):
+def test_many_chunks_per_step(tmp_path, monkeypatch):
     monkeypatch.setattr("opdprobe.store.step_encode._CHUNK", 7)
     ds = synthetic_step(k=4)
     writer(tmp_path).write_step(0, ds)
@@ -190,13 +190,13 @@ def test_a_run_without_steps_says_so(tmp_path):
     assert run.metrics.sizes["step"] == 0
     with pytest.raises(StoreError, match="has no recorded step to read"):
         run.states()
-    with pytest.raises(StoreError, match="has no step 3; recorded are: none so far"):
+    with pytest.raises(StoreError, match="has no step 3; recorded steps: none so far"):
         run.load(3)
 
 
-def test_a_missing_step_lists_those_there_are(tmp_path):
+def test_a_missing_step_lists_the_recorded_ones(tmp_path):
     run = synthetic_run(tmp_path, steps=[1, 4])
-    with pytest.raises(StoreError, match="has no step 3; recorded are: 1, 4"):
+    with pytest.raises(StoreError, match="has no step 3; recorded steps: 1, 4"):
         run.states([1, 3])
 
 
@@ -215,7 +215,7 @@ def test_metrics_merge_lines_and_fill_gaps(tmp_path):
     np.testing.assert_array_equal(metrics["accuracy"], [np.nan, 0.5, np.nan])
 
 
-def test_half_a_last_line_is_left_out_and_repaired(tmp_path):
+def test_an_incomplete_last_line_is_left_out_and_repaired(tmp_path):
     writer(tmp_path).log_metrics(0, {"loss": 1.0})
     file = tmp_path / "metrics.jsonl"
     whole = file.read_text()
@@ -235,8 +235,8 @@ def test_a_broken_line_in_the_middle_is_an_error(tmp_path):
 # --- creating and continuing ----------------------------------------------------------------------
 
 
-def test_a_run_keeps_what_it_is_and_its_config(tmp_path):
-    writer(tmp_path / "new" / "run", resume=True)  # nothing there to resume: begins
+def test_a_run_keeps_its_attributes_and_its_config(tmp_path):
+    writer(tmp_path / "new" / "run", resume=True)  # nothing to resume: creates the run
     run = open_run(str(tmp_path / "new" / "run"))
     assert run.config == CONFIG
     assert run.attrs["teacher"] == {"name": "b", "layers": [1, 2]}
@@ -245,12 +245,12 @@ def test_a_run_keeps_what_it_is_and_its_config(tmp_path):
     assert names(run.path) == [".lock", "config.yaml", "run.json", "steps"]
 
 
-def test_resuming_goes_on_and_replaces_a_step(tmp_path):
+def test_resuming_continues_and_replaces_a_step(tmp_path):
     write = writer(tmp_path)
     for step in (0, 1, 2):
         write.write_step(step, synthetic_step(step))
         write.log_metrics(step, {"loss": step})
-    with pytest.raises(StoreError, match="step 2 was written already"):
+    with pytest.raises(StoreError, match="step 2 was already written"):
         write.write_step(2, synthetic_step(2))
     (tmp_path / "steps" / ".tmp-000003.zarr.zip").write_bytes(b"half")
     (tmp_path / ".tmp-run.json").write_bytes(b"half")
@@ -291,10 +291,10 @@ def test_resuming_with_another_config_prints_the_difference(tmp_path):
     )
 
 
-def test_resuming_the_run_of_something_else_is_refused(tmp_path):
+def test_resuming_a_different_run_is_refused(tmp_path):
     writer(tmp_path)
     attrs = ATTRS | {"teacher": {"name": "x", "layers": [1, 2]}}
-    with pytest.raises(StoreError, match=r"something else: teacher\.name: 'b' before, 'x' now;"):
+    with pytest.raises(StoreError, match=r"a different run: teacher\.name: 'b' before, 'x' now;"):
         writer(tmp_path, resume=True, attrs=attrs)
 
 
@@ -303,7 +303,7 @@ def test_a_directory_with_other_files_is_refused_untouched(tmp_path):
     with pytest.raises(StoreError, match=r"is not empty \(thesis\.tex is in it\) and not a run"):
         writer(tmp_path)
     assert names(tmp_path) == ["thesis.tex"]
-    with pytest.raises(StoreError, match="is a file, expected a directory"):
+    with pytest.raises(StoreError, match="is a file; expected a directory"):
         writer(tmp_path / "thesis.tex")
 
 
@@ -325,11 +325,11 @@ def test_a_config_that_yaml_cannot_hold_is_refused(tmp_path):
 @pytest.mark.parametrize(
     ("step", "ds", "message"),
     [
-        (1, synthetic_step(2), r"step is \[2\] in the dataset, expected 1 throughout"),
-        (-1, synthetic_step(0).assign_coords(step=("state", np.full(32, -1))), "step is -1"),
-        (1, synthetic_step(1, k=4), "unlike the run's steps before: k: 16 before, 4 now"),
+        (1, synthetic_step(2), r"step = \[2\] in the dataset; expected 1 throughout"),
+        (-1, synthetic_step(0).assign_coords(step=("state", np.full(32, -1))), "step = -1"),
+        (1, synthetic_step(1, k=4), "differs from the run's earlier steps: k: 16 before, 4 now"),
         (1, synthetic_step(1).drop_vars("correct"), "correct: 'present' before, absent now"),
-        (1, synthetic_step(1).assign(mine=("state", [0] * 32)), r"mine is no variable of the sch"),
+        (1, synthetic_step(1).assign(mine=("state", [0] * 32)), r"mine is not a variable of the"),
         (1, synthetic_step(1).drop_vars("logp"), "logp is missing"),
     ],
 )
@@ -369,7 +369,7 @@ def test_a_full_disk_leaves_nothing_half_written(tmp_path, monkeypatch, replaced
             write.log_metrics(1, {"loss": 2.0})
     assert names(tmp_path / "steps") == ["000000.zarr.zip"]
     assert (tmp_path / "steps" / "000000.zarr.zip").read_bytes() == before
-    write.write_step(1, synthetic_step(1))  # and goes on once there is space
+    write.write_step(1, synthetic_step(1))  # and continues once there is space
     write.log_metrics(2, {"loss": 3.0})
     assert open_run(tmp_path).metrics["step"].values.tolist() == [0, 2]
 
@@ -420,7 +420,7 @@ def test_a_truncated_step_is_named(tmp_path, share):
     assert run.load(0).sizes["state"] == 32
 
 
-def test_a_flipped_byte_is_found_also_lazily(tmp_path):
+def test_a_flipped_byte_is_found_lazily_too(tmp_path):
     run = synthetic_run(tmp_path, steps=[0])
     file = tmp_path / "steps" / "000000.zarr.zip"
     states = run.states()
@@ -435,7 +435,7 @@ def test_a_flipped_byte_is_found_also_lazily(tmp_path):
         states["entropy"].compute()
 
 
-def test_a_foreign_zip_is_no_step(tmp_path):
+def test_a_foreign_zip_is_not_a_step(tmp_path):
     run = synthetic_run(tmp_path, steps=[0])
     with zipfile.ZipFile(tmp_path / "steps" / "000000.zarr.zip", "w") as archive:
         archive.writestr("hello.txt", "hello")
@@ -447,7 +447,7 @@ def test_a_newer_schema_asks_for_an_upgrade(tmp_path):
     run = synthetic_run(tmp_path, steps=[0])
     newer = synthetic_step().assign_attrs(schema_version=SCHEMA_VERSION + 1)
     write_step_file(tmp_path / "steps" / "000000.zarr.zip", newer)
-    message = f"store of schema {SCHEMA_VERSION + 1}, this opdprobe reads <= {SCHEMA_VERSION}"
+    message = f"schema_version = {SCHEMA_VERSION + 1}; expected at most {SCHEMA_VERSION}: upgrade"
     with pytest.raises(StoreError, match=message):
         run.load(0)
     root = json.loads((tmp_path / "run.json").read_text())
@@ -457,7 +457,7 @@ def test_a_newer_schema_asks_for_an_upgrade(tmp_path):
 
 
 @pytest.mark.parametrize("broken", ["run.json", "config.yaml"])
-def test_what_is_no_run_is_refused(tmp_path, broken):
+def test_a_directory_that_is_not_a_run_is_refused(tmp_path, broken):
     with pytest.raises(StoreError, match=r"is not a run: it has no run\.json"):
         open_run(tmp_path)
     writer(tmp_path / "run")
@@ -527,7 +527,7 @@ for kill in range(10):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="forks the writer that it kills")
 @pytest.mark.slow
-def test_a_killed_writer_leaves_whole_steps_and_never_disturbs_a_reader(tmp_path):
+def test_a_killed_writer_leaves_complete_steps_and_never_disturbs_a_reader(tmp_path):
     path = tmp_path / "run"
     polls = 0
     with subprocess.Popen(
@@ -559,7 +559,7 @@ def test_a_killed_writer_leaves_whole_steps_and_never_disturbs_a_reader(tmp_path
     assert not list(path.rglob(".tmp-*"))
 
 
-def test_opening_warns_of_nothing(tmp_path):
+def test_opening_gives_no_warning(tmp_path):
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         run = synthetic_run(tmp_path, steps=[0, 1])

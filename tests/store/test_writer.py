@@ -73,7 +73,7 @@ def test_a_step_without_states_is_written_as_by_zarr():
     assert encode.step_members(none, {}).keys() == by_zarr(none.copy(), 131_072).keys()
 
 
-def test_a_step_file_whose_offsets_need_fields_of_their_own_can_be_read(tmp_path, monkeypatch):
+def test_a_step_file_with_zip64_fields_can_be_read(tmp_path, monkeypatch):
     """From 2 GiB on; here, from 10 kB on."""
     monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 10_000)
     monkeypatch.setattr(archive, "_ZIP64_SIZE", 10_000)
@@ -83,7 +83,7 @@ def test_a_step_file_whose_offsets_need_fields_of_their_own_can_be_read(tmp_path
     xr.testing.assert_identical(open_run(tmp_path).load(0)["match"], synthetic_step(0).match)
 
 
-def test_submitted_steps_are_written_one_at_a_time_while_the_caller_goes_on(tmp_path, monkeypatch):
+def test_submitted_steps_are_written_one_at_a_time_beside_the_caller(tmp_path, monkeypatch):
     started, may_end, active = threading.Event(), threading.Event(), []
 
     def slow(path, ds):
@@ -109,13 +109,13 @@ def test_submitted_steps_are_written_one_at_a_time_while_the_caller_goes_on(tmp_
 
 
 @pytest.mark.parametrize("by", ["flush", "submit"])
-def test_what_went_wrong_on_the_thread_is_raised_by_the_next_call(tmp_path, by):
+def test_an_error_on_the_thread_is_raised_by_the_next_call(tmp_path, by):
     out = writer(tmp_path)
     out.submit_step(5, synthetic_step(4))
-    with pytest.raises(StoreError, match=r"step is \[4\] in the dataset, expected 5"):
+    with pytest.raises(StoreError, match=r"step = \[4\] in the dataset; expected 5"):
         out.flush() if by == "flush" else out.submit_step(6, synthetic_step(6))
     assert open_run(tmp_path).steps == []
-    out.submit_step(7, synthetic_step(7))  # said once
+    out.submit_step(7, synthetic_step(7))  # raised only once
     out.flush()
     assert open_run(tmp_path).steps == [7]
 
@@ -144,20 +144,20 @@ def test_metrics_are_read_at_once_and_on_disk_after_their_step(tmp_path, monkeyp
     assert synced.count((tmp_path / "metrics.jsonl").stat().st_ino) >= 3
 
 
-def test_of_several_failures_the_first_is_told(tmp_path, monkeypatch):
+def test_only_the_first_of_several_failures_is_raised(tmp_path, monkeypatch):
     out = writer(tmp_path)
     out.submit_step(5, synthetic_step(4))
     with monkeypatch.context() as patch:
         patch.setattr("opdprobe.store.writer._put_on_disk", lambda path: 1 / 0)
         out.submit_metrics(5, {"loss": 0.5})
-        with pytest.raises(StoreError, match=r"step is \[4\] in the dataset, expected 5"):
+        with pytest.raises(StoreError, match=r"step = \[4\] in the dataset; expected 5"):
             out.submit_metrics(6, {"loss": 0.5})
     out.submit_metrics(7, {"loss": 0.5})
     out.flush()
     assert open_run(tmp_path).metrics["step"].values.tolist() == [5, 7]
 
 
-def test_a_wait_that_is_interrupted_can_be_taken_up_again(tmp_path, monkeypatch):
+def test_an_interrupted_wait_can_be_repeated(tmp_path, monkeypatch):
     out = writer(tmp_path)
     out.submit_step(0, synthetic_step(0))
     with monkeypatch.context() as patch:
@@ -197,11 +197,11 @@ def test_a_step_is_the_same_on_disk_whether_it_was_checked_before_or_is_checked_
     assert (out.path / "steps" / now.name).read_bytes() == now.read_bytes()
 
 
-def test_a_dataset_is_checked_and_a_step_was_when_it_was_made(tmp_path):
+def test_a_dataset_is_checked_when_written_and_a_step_when_made(tmp_path):
     bad = synthetic_step(0).assign(entropy=lambda ds: -ds["entropy"])
     out = writer(tmp_path)
     out.submit_step(0, bad)
-    with pytest.raises(StoreError, match=r"entropy is -.*expected finite and >= 0"):
+    with pytest.raises(StoreError, match=r"entropy = -.*expected finite and >= 0"):
         out.flush()
     assert open_run(tmp_path).steps == []
     out.submit_step(0, lambda: Step(bad.variables, bad.attrs))
@@ -218,7 +218,7 @@ time.sleep(600)
 """
 
 
-def test_one_process_writes_a_run_at_a_time_and_a_killed_one_lets_go(tmp_path):
+def test_one_process_writes_a_run_at_a_time_and_a_killed_one_releases_it(tmp_path):
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
     ) as other:
@@ -226,7 +226,7 @@ def test_one_process_writes_a_run_at_a_time_and_a_killed_one_lets_go(tmp_path):
             assert other.stdout.readline() == "held\n"
             with pytest.raises(StoreError, match="is being written by another process: wait"):
                 writer(tmp_path, resume=True)
-            assert open_run(tmp_path).steps == []  # reading is for everybody
+            assert open_run(tmp_path).steps == []  # any process may read
         finally:
             other.kill()
     writer(tmp_path, resume=True).write_step(0, synthetic_step(0))
@@ -247,7 +247,7 @@ def test_a_writer_made_by_a_thread_that_has_ended_lets_go(tmp_path):
             other.kill()
 
 
-def test_a_process_may_go_on_with_a_run_that_it_has_open(tmp_path):
+def test_a_process_may_continue_a_run_that_it_has_open(tmp_path):
     first = writer(tmp_path)
     first.write_step(0, synthetic_step(0))
     again = writer(tmp_path, resume=True)
@@ -262,7 +262,7 @@ def test_a_directory_that_may_not_be_written(tmp_path, monkeypatch, code):
 
     out = writer(tmp_path)
     monkeypatch.setattr("os.replace", refuse)
-    with pytest.raises(StoreError, match=r"not allowed to write while writing .*000000"):
+    with pytest.raises(StoreError, match=r"no permission for writing .*000000"):
         out.write_step(0, synthetic_step(0))
     assert not list((tmp_path / "steps").iterdir())
 

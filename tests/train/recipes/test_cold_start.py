@@ -371,7 +371,7 @@ def test_directories_of_something_else_are_left_alone(tmp_path):
         StoreError, match=r"is not empty \(thesis.tex is in it\) and not a cold start"
     ):
         start(tmp_path)
-    with pytest.raises(StoreError, match="is a file, expected a directory"):
+    with pytest.raises(StoreError, match="is a file; expected a directory"):
         start(tmp_path / "thesis.tex")
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
     (tmp_path / "cold").mkdir()
