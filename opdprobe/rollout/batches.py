@@ -10,9 +10,9 @@ from torch import Tensor
 from opdprobe.models.head import Body
 from opdprobe.rollout.sample import Rollouts
 
-# What a pass through both models and back costs beside its tokens, as a number of tokens. On a CPU
-# that is 5.5 ms for the tiny pair of `benchmarks/step_parts.py`, whose tokens take 55 µs each; for
-# accelerators it is an estimate.
+# Fixed cost of a forward and backward pass through both models, in tokens. On a CPU it is 5.5 ms
+# for the tiny pair of `benchmarks/step_parts.py`, whose tokens take 55 µs each; for accelerators it
+# is an estimate.
 _PASS_CPU, _PASS = 100, 1024
 # On a CPU, more tokens than this leave the cache between one layer and the next.
 _MOST_TOKENS_CPU = 2048
@@ -20,7 +20,7 @@ _MOST_TOKENS_CPU = 2048
 
 @dataclass(frozen=True)
 class Batch:
-    """Some rollouts as one padded batch, and where its states are.
+    """Some rollouts as one padded batch, and the places of its states.
 
     Parameters
     ----------
@@ -52,7 +52,7 @@ class Batch:
 def batches(
     rollouts: Rollouts, *, micro_batch_tokens: int, pad_id: int, device: torch.device | str = "cpu"
 ) -> Iterator[Batch]:
-    """Cut rollouts into the micro-batches of similar length that cost least, longest first.
+    """Divide rollouts into micro-batches of similar length at the least cost, longest first.
 
     Parameters
     ----------
@@ -62,7 +62,7 @@ def batches(
         Most tokens a micro-batch may hold, padding included (on a CPU it may hold fewer); a single
         longer rollout gets a micro-batch of its own.
     pad_id
-        Filler.
+        Token id for the padding.
     device
         Where the tensors go.
 
@@ -105,19 +105,19 @@ def batches(
 
 
 def _sizes(lengths: Sequence[int], micro_batch_tokens: int, cost: int) -> list[int]:
-    """Choose how many rows go together so that tokens, padding included, and passes cost least.
+    """Choose the sizes of batches for which passes and tokens, padding included, cost least.
 
     Parameters
     ----------
     lengths
-        Of the rows, longest first.
+        Lengths of the rows, longest first.
     micro_batch_tokens
-        In one batch, if that has several rows.
+        Most tokens in a batch of several rows.
     cost
-        Of a pass, in tokens.
+        Cost of a pass, in tokens.
     """
-    # From the end: rows from i on cost least if the batch that starts with row i is cut so that it
-    # and the least that the rows behind it can cost are least together.
+    # From the last row to the first: best[i] is the least cost of the rows from i on, and size[i]
+    # the size of the batch that starts with row i and attains it.
     n = len(lengths)
     best, size, rows = np.zeros(n + 1), [0] * n, np.arange(1, n + 1)
     for i in reversed(range(n)):

@@ -1,4 +1,4 @@
-"""What one model makes of a prefix that the other has written."""
+"""Let one model continue a prefix that the other has written, and grade the result."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,15 +23,15 @@ class Sampling:
     Parameters
     ----------
     max_completion_length
-        Longest whole response, prefix included: the limit under which the prefix was sampled.
+        Longest full response, prefix included: the limit with which the prefix was sampled.
     temperature, top_p
-        Those of the prefix make the comparison fair.
+        Use those of the prefix for a fair comparison.
     seed
-        Of the random numbers.
+        Seed of the random numbers.
     width
         Sample from the first `width` ids only (`Pair.width`).
     micro_batch_tokens
-        Most tokens sampled at once, prompts and padding included: bounds the memory.
+        Most tokens sampled at once, prompts and padding included; bounds the memory.
     """
 
     max_completion_length: int
@@ -61,18 +61,18 @@ def continuation_gain(
     Parameters
     ----------
     step : Dataset
-        A graded step of the student's: one of a run (``run.load(step)``), or what
-        `opdprobe.rollout.once.probe` gives.
+        A graded step of the student's rollouts: one of a run (``run.load(step)``), or the result of
+        `opdprobe.rollout.once.probe`.
     teacher, tokenizer
         The model that continues, and the tokenizer both models share.
     prompts
-        At least those that the step's rollouts answer; matched by id.
+        Prompts, among them those of the step's rollouts; matched by id.
     grader
-        Response text and prompt to a score: the one that `step` was graded by.
+        Maps response text and prompt to a score; use the grader of `step`.
     sampling
-        Of the continuations.
+        How the continuations are sampled.
     depths
-        Student tokens kept, 0 or more. 0 is the teacher's own answer.
+        Numbers of student tokens kept, 0 or more. At 0 the teacher writes the full answer.
     which : bool or (rollout,) array_like of bool
         The rollouts that are continued; all by default.
 
@@ -82,7 +82,7 @@ def continuation_gain(
         Over ``(depth, rollout)``, in [0, 1], NaN for a rollout that has ended at `depth` or is not
         one of `which`:
 
-        - ``teacher``: score of prefix and teacher's continuation;
+        - ``teacher``: score of the prefix with the teacher's continuation;
         - ``student``: score of the rollout itself;
         - ``gain``: their difference, in [-1, 1]; above 0 where the teacher does better.
 
@@ -103,8 +103,8 @@ def continuation_gain(
     limit = sampling.max_completion_length
     if len(set(depths)) < len(depths) or not all(0 <= d < limit for d in depths):
         raise ConfigError(
-            f"depths are {list(depths)}; expected different numbers from 0 to {limit - 1}, one "
-            "below max_completion_length."
+            f"depths = {list(depths)}; expected different numbers from 0 to {limit - 1}, "
+            "which is max_completion_length - 1."
         )
     own = step["correct"].values.astype(np.float64)
     if np.isnan(own).any():
@@ -112,7 +112,7 @@ def continuation_gain(
             f"{np.isnan(own).sum()} of {own.size} rollouts are not graded; sample them with a "
             "grader, from prompts with answers."
         )
-    # Cut where it ends, a rollout is not continued.
+    # A rollout that is cut at its end is not continued.
     cuts = [np.where(which, depth, step["length"].values) for depth in depths]
     scores = np.array(
         [continued(step, teacher, tokenizer, prompts, grader, sampling, cut=cut) for cut in cuts]
@@ -140,13 +140,13 @@ def continued(
     *,
     cut: ArrayLike,
 ) -> NDArray[np.float64]:
-    """Cut rollouts short, let a model write on, and grade what comes out.
+    """Cut rollouts short, let a model continue them, and grade the results.
 
     Parameters
     ----------
     step : Dataset
-        Rollouts of any model: ``prompt_id``, ``prompt_ids``, ``response_ids`` and lengths as in
-        the store's schema are read.
+        Rollouts of any model. Reads ``prompt_id``, ``prompt_ids``, ``response_ids`` and lengths,
+        as in the store's schema.
     model
         The model that continues.
     tokenizer, prompts, grader, sampling
@@ -196,8 +196,8 @@ def _prompts_of(step: xr.Dataset, by_id: Mapping[str, Prompt]) -> list[Prompt]:
     ids = [str(name) for name in step["prompt_id"].values]
     if missing := sorted(set(ids) - set(by_id)):
         raise PromptError(
-            f"{len(missing)} prompts of the step are not among those given, the first is "
-            f"{missing[0]!r}; pass the prompts that were sampled."
+            f"{len(missing)} prompts of the step are not among those given; the first is "
+            f"{missing[0]!r}: pass the prompts that were sampled."
         )
     return [by_id[name] for name in ids]
 
@@ -205,7 +205,7 @@ def _prompts_of(step: xr.Dataset, by_id: Mapping[str, Prompt]) -> list[Prompt]:
 def _batches(
     rows: list[int], starts: list[list[int]], cuts: list[int], sampling: Sampling
 ) -> list[list[int]]:
-    """Rows of similar length together, at most `micro_batch_tokens` with their padding."""
+    """Group rows of similar length, at most `micro_batch_tokens` per group with padding."""
     order, out = sorted(rows, key=lambda i: -(len(starts[i]) + cuts[i])), []
     while order:
         longest = len(starts[order[0]]) + sampling.max_completion_length

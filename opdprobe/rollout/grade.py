@@ -1,7 +1,7 @@
-"""Is a response right? Answers to mathematics problems, compared by math-verify.
+"""Grade responses to mathematics problems with math-verify.
 
-`Grader` is what a trainer or an evaluation takes: any function of a response and its prompt that
-gives a score. `grade_math` is one.
+A `Grader` is any function that maps a response and its prompt to a score; trainers and evaluations
+take one. `grade_math` is a grader.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ __all__ = ["Grader", "grade_math", "grade_rollouts"]
 
 Grader = Callable[[str, Prompt], float]
 
-# A response can ask for 9^9^9^9: math-verify would compute it. Its own default.
+# Limits the time for a response such as 9^9^9^9, which math-verify would compute; its own default.
 _SECONDS = 5
 
 # "Answer: 34" on its own line, as the DAPO prompts ask for; also in bold.
@@ -34,9 +34,9 @@ _ANSWER_LINE = re.compile(
 
 
 def grade_math(response: str, answer: Prompt | str) -> bool:
-    r"""Say whether a response's final answer equals the reference.
+    r"""Return whether a response's final answer equals the reference.
 
-    The final answer is what stands in the last ``\boxed{}``; without one, what follows the last
+    The final answer is the content of the last ``\boxed{}``; without one, the rest of the last
     line that begins with "Answer:"; without that, the last expression that math-verify finds
     anywhere. A response cut off in mid-thought is therefore judged by its last number: do not
     grade unfinished responses if that matters.
@@ -44,12 +44,11 @@ def grade_math(response: str, answer: Prompt | str) -> bool:
     Parameters
     ----------
     response : str
-        The student's text. A response with no readable answer is incorrect, and so is one that
-        math-verify fails on or needs more than 5 s for (its contract; it does not raise). The
-        time limit works in the main thread on POSIX only, where signals do; elsewhere there is
-        none.
+        The student's text. A response without a readable answer is incorrect, and so is one on
+        which math-verify fails or takes longer than 5 s (it does not raise then). The time limit
+        uses signals, so it works only in the main thread on POSIX; elsewhere there is none.
     answer : Prompt or str
-        The reference: LaTeX or a number, bare or in ``\boxed{}``, or a prompt that carries it.
+        The reference: LaTeX or a number, bare or in ``\boxed{}``, or a prompt that has it.
 
     Returns
     -------
@@ -77,13 +76,13 @@ def grade_math(response: str, answer: Prompt | str) -> bool:
     False
     """
     if importlib.util.find_spec("math_verify") is None:
-        raise ConfigError("grade_math needs math-verify; pip install 'opdprobe[math]'")
+        raise ConfigError("grade_math needs math-verify: pip install 'opdprobe[math]'.")
     from math_verify import verify
 
     reference = answer.answer if isinstance(answer, Prompt) else answer
     if reference is None or not reference.strip():
         where = f"prompt {answer.id!r}" if isinstance(answer, Prompt) else f"the answer {answer!r}"
-        raise PromptError(f"{where} gives nothing to grade against; load prompts with answers")
+        raise PromptError(f"{where} gives nothing to grade against: load prompts with answers.")
     seconds = _time_limit()
     return verify(
         list(_parse_reference(reference)),
@@ -109,18 +108,18 @@ def grade_rollouts(
     prompts
         The prompt of each response.
     grader
-        Text and prompt to a score.
+        Maps text and prompt to a score.
 
     Returns
     -------
     list of float
-        One score a response.
+        One score per response.
     """
     texts = tokenizer.batch_decode([list(ids) for ids in response_ids], skip_special_tokens=True)
     return [float(grader(text, prompt)) for text, prompt in zip(texts, prompts, strict=True)]
 
 
-@functools.lru_cache(maxsize=4096)  # one problem is graded for every rollout of it
+@functools.lru_cache(maxsize=4096)  # all rollouts of a problem share its reference
 def _parse_reference(reference: str) -> tuple[Any, ...]:
     text = reference if r"\boxed" in reference else rf"\boxed{{{reference}}}"
     return tuple(_parse(text, _time_limit()))

@@ -1,4 +1,4 @@
-"""Keys and values of the tokens so far, kept with room for more.
+"""A cache of keys and values whose buffers have room for more tokens.
 
 transformers' own cache copies everything for each new token: sampling a response of T tokens moves
 T²/2 tokens through memory where T would do.
@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedConfig
 from transformers.cache_utils import DynamicLayer
 
-# Room for this share of what is there, and for so many tokens at least, is added at a time.
+# Each time the buffers grow, they grow by this share, and by at least this number of tokens.
 _SHARE, _LEAST = 0.25, 64
 
 
@@ -21,7 +21,7 @@ class RoomyLayer(DynamicLayer):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args, **kwargs
     ) -> tuple[Tensor, Tensor]:
-        """Append; gives all keys and all values."""
+        """Append keys and values; return all of them."""
         keys, values = self.keys, self.values
         if keys is None or values is None:
             self.lazy_initialization(key_states, value_states)
@@ -39,10 +39,10 @@ class RoomyLayer(DynamicLayer):
         return keys, values
 
     def spread(self, shift: Tensor) -> None:
-        """Have the one row as many times as there are shifts, so many tokens further right.
+        """Repeat the single row once per entry of `shift`, copy i moved right by ``shift[i]``.
 
-        As under padding on the left; as many tokens as before are kept, and what stands where the
-        padding is does not count.
+        Left padding moves tokens in the same way. The length stays the same; the freed positions
+        hold arbitrary values and must be masked.
         """
         assert self.keys is not None
         assert self.values is not None
@@ -52,12 +52,12 @@ class RoomyLayer(DynamicLayer):
         self._buffers = None
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Have each row so many times."""
+        """Repeat each row `repeats` times."""
         super().batch_repeat_interleave(repeats)
         self._buffers = None
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep some rows."""
+        """Keep the rows at `indices`."""
         super().batch_select_indices(indices)
         self._buffers = None
 
@@ -70,7 +70,7 @@ def _copied(tensor: Tensor, room: int) -> Tensor:
 
 
 def roomy_cache(config: PreTrainedConfig) -> DynamicCache:
-    """Make an empty cache for a model; layers of other kinds, for a sliding window, stay theirs."""
+    """Make an empty cache for a model; layers of other kinds (sliding window) stay as they are."""
     cache = DynamicCache(config=config)
     cache.layers = [
         RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers

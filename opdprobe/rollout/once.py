@@ -1,4 +1,4 @@
-"""Look at a student through a teacher once, without training."""
+"""Score a student's rollouts with both models once, without training."""
 
 from collections.abc import Sequence
 
@@ -44,27 +44,27 @@ def probe(
     num_generations
         Rollouts per prompt.
     k
-        Tokens kept for either model.
+        Number of top tokens kept per model.
     max_completion_length
         Longest response.
     temperature
-        Of sampling and of the recorded distributions.
+        Temperature of sampling and of the recorded distributions.
     grader
-        Response text and prompt to a score; None leaves `correct` NaN.
+        Maps response text and prompt to a score; None leaves `correct` NaN.
     step
-        The training step that the record is labelled with.
+        Training step to label the record with.
     seed
         The same seed and student give the same rollouts, whatever the teacher.
     micro_batch_tokens
         Most tokens in a micro-batch, padding included.
     processes
-        They share the prompts, each with models of its own.
+        Processes that share the prompts, each with its own copy of the models.
 
     Returns
     -------
     Dataset
         One step in the store's schema, see `opdprobe.store.schema`; with several processes,
-        this one's part of it.
+        this process's part of it.
 
     Raises
     ------
@@ -75,7 +75,8 @@ def probe(
     total, share = len(prompts), processes.share(len(prompts))
     if total < processes.size:
         raise ConfigError(
-            f"{total} prompts for {processes.size} processes: give more, or start fewer."
+            f"{total} prompts for {processes.size} processes; expected at least one prompt per "
+            "process: give more prompts, or start fewer processes."
         )
     prompts = prompts[share]
     rollouts = sample(

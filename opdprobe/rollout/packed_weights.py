@@ -1,14 +1,13 @@
-"""Products of a few rows with large weights on CPUs, from weights laid out for them.
+"""Fast products of a few rows with large weights on CPUs, from weights in oneDNN's own layout.
 
 Sampling one token for each of eight rollouts multiplies eight rows by every weight of the model.
 BLAS then reads float32 weights at less than half of the speed at which it reads them for one row;
-oneDNN, given the weights in blocks of its own order, reads them nearly twice as fast as that
-(`benchmarks/step_parts.py` measures all three). Laying the weights out anew costs about as much as
-two tokens, so it pays for a batch of rollouts, not for one pass.
+oneDNN, given weights in its own blocked layout, reads them nearly twice as fast as BLAS does then
+(`benchmarks/step_parts.py` measures all three). Converting the weights costs about as much as two
+tokens, so it pays for a batch of rollouts, but not for one pass.
 
 The operators are those that torch.compile uses on CPUs for frozen weights. They are private to
-torch, so they are tried before they are used, and where they do not work the layers stay as they
-are.
+torch, so they are tested before use; where they do not work, the layers stay unchanged.
 """
 
 import logging
@@ -22,21 +21,21 @@ from torch import Tensor, nn
 
 logger = logging.getLogger("opdprobe")
 
-# Where packing was measured to pay: below either limit BLAS is as fast or faster, above the last
-# the gain is small. A weight of fewer elements stays in the cache anyhow.
+# Packing was measured to pay within these limits: with fewer rows or elements BLAS is as fast or
+# faster (a smaller weight stays in the cache), with more rows the gain is small.
 _MIN_ROWS, _MAX_ROWS = 4, 32
 _MIN_ELEMENTS = 2**18
 
 
 @contextmanager
 def packed_weights(model: nn.Module, rows: int) -> Iterator[None]:
-    """Let a model's large linear layers multiply `rows` rows at a time from packed weights.
+    """Run a model's large linear layers from packed weights, for products of `rows` rows.
 
     For inference: no gradient flows through these layers, and a change of their weights inside the
     block is not seen. Results differ from the layers' own in rounding. Does nothing on other
-    devices, in other dtypes, under autocast, for numbers of rows where it does not pay, and where
-    torch's operators for it do not work, which is logged once. Takes a second copy of the weights
-    it packs.
+    devices, in other dtypes, under autocast, for numbers of rows at which it does not pay, and if
+    torch's operators do not work, which is logged once. The packed weights are a second copy in
+    memory.
 
     Parameters
     ----------
@@ -66,7 +65,7 @@ def packed_weights(model: nn.Module, rows: int) -> Iterator[None]:
 def _is_large(layer: nn.Module) -> TypeGuard[nn.Linear]:
     return (
         type(layer) is nn.Linear
-        and "forward" not in vars(layer)  # somebody else's, under an offloading hook for one
+        and "forward" not in vars(layer)  # replaced by other code, such as an offloading hook
         and layer.weight.device.type == "cpu"
         and layer.weight.dtype == torch.float32
         and layer.weight.numel() >= _MIN_ELEMENTS
@@ -86,8 +85,8 @@ def _works() -> bool:
     except (AttributeError, NotImplementedError, RuntimeError, TypeError) as error:
         why = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
     logger.warning(
-        "torch %s cannot multiply with packed weights as opdprobe asks it to (%s): large models "
-        "are sampled from more slowly on CPUs.",
+        "torch %s cannot multiply with packed weights as opdprobe asks it to (%s): sampling from "
+        "large models is slower on CPUs.",
         *(torch.__version__, why),
     )
     return False

@@ -1,4 +1,4 @@
-"""A student and a teacher that speak one vocabulary, ready to be scored at the same states."""
+"""A student and a teacher that share one vocabulary, ready to be scored at the same states."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,7 +23,7 @@ from opdprobe.rollout.score import Scores, score
 
 @dataclass(frozen=True)
 class Scored:
-    """One micro-batch: its states, both models' hidden states there, and what they say.
+    """One micro-batch: its states, and both models' hidden states and scores there.
 
     Parameters
     ----------
@@ -32,7 +32,7 @@ class Scored:
     hidden : Tensor (N, D)
         The student's last hidden states; with gradient if gradients are enabled.
     teacher_hidden : Tensor (N, D')
-        The teacher's, without.
+        The teacher's last hidden states, without gradient.
     scores
         Top-k, entropies and divergence at the same states, without gradient.
     """
@@ -44,13 +44,13 @@ class Scored:
 
 
 class Pair:
-    """A student and a teacher of one vocabulary.
+    """A student and a teacher that share one vocabulary.
 
     Parameters
     ----------
     student, teacher : PreTrainedModel or peft.PeftModel
-        Causal LMs on one device. Logits beyond the shared vocabulary are cut, with a note. A
-        teacher that is the student itself, under adapters, is the student without its adapters.
+        Causal LMs on one device. Logits beyond the shared vocabulary are cut, with a note in
+        the log. If both are the same adapted model, the teacher is that model without its adapters.
     tokenizer : PreTrainedTokenizerBase
         The student's.
     teacher_tokenizer : PreTrainedTokenizerBase, optional
@@ -70,7 +70,7 @@ class Pair:
     VocabularyError
         The tokenizers differ; names the first differing token.
     ConfigError
-        An adapter is no part of the layers.
+        A model is not a transformers model, or has a learned prompt.
     """
 
     def __init__(
@@ -104,12 +104,12 @@ class Pair:
         teacher_tokenizer: PreTrainedTokenizerBase | None = None,
         device: torch.device | None = None,
     ) -> "Pair":
-        """Load what is a name or path, and make a pair.
+        """Load models that are given by name or path, and make a pair.
 
         Parameters
         ----------
         student, teacher
-            A model, or a name or path of one.
+            A model, or its name or path.
         tokenizer
             The student's. Read from `student` if that is a name or path.
         teacher_tokenizer
@@ -122,7 +122,7 @@ class Pair:
         ModelError
             A model or tokenizer does not load.
         ConfigError
-            A student that is already loaded came without `tokenizer`.
+            The student is already loaded, and `tokenizer` is missing.
         VocabularyError
             The tokenizers differ; names the first differing token.
         """
@@ -155,7 +155,7 @@ class Pair:
         rollouts
             What the student sampled.
         k
-            Tokens kept for either model.
+            Number of top tokens kept per model.
         temperature
             Divides both models' logits.
         micro_batch_tokens
@@ -187,11 +187,11 @@ class Pair:
 
 @contextmanager
 def recomputing(model: PreTrainedModel) -> Iterator[None]:
-    """Have layers that are marked for gradient checkpointing do it in evaluation mode, too.
+    """Make layers that are marked for gradient checkpointing do it in evaluation mode, too.
 
-    transformers does it in training mode only, which would switch dropout on as well: with that,
-    the distribution that is trained would not be the one that sampled. So a layer is in training
-    mode until it asks, and in evaluation mode when it computes.
+    transformers does it only in training mode, which also switches dropout on: the trained
+    distribution would then differ from the sampled one. So each layer is in training mode when it
+    decides whether to checkpoint, and in evaluation mode when it computes.
     """
     layers: list[Any] = [
         layer

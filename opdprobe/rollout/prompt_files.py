@@ -84,17 +84,17 @@ def load_prompts(
     """
     path = Path(os.path.expanduser(path))
     if limit is not None and limit < 1:
-        raise ConfigError(f"limit is {limit}; give a number of rows, 1 or more, or None for all")
+        raise ConfigError(f"limit = {limit}; expected 1 or more, or None for all rows.")
     if not path.is_file():
         found = "a directory" if path.is_dir() else "no such file"
-        raise PromptError(f"{path}: {found}; expected a .parquet or .jsonl file of prompts")
+        raise PromptError(f"{path}: {found}; expected a .parquet or .jsonl file of prompts.")
     if path.suffix == ".parquet":
         rows = _read_parquet(path, limit)
     elif path.suffix == ".jsonl":
         rows = _read_jsonl(path, limit)
     else:
         raise PromptError(
-            f"{path}: expected a .parquet or .jsonl file, got {path.suffix or path.name!r}"
+            f"{path}: expected a .parquet or .jsonl file, got {path.suffix or path.name!r}."
         )
     return prompts_from_rows(
         rows,
@@ -113,7 +113,7 @@ def prompts_from_rows(
     repair_boxed: bool = False,
     on_error: OnError = "raise",
 ) -> list[Prompt]:
-    r"""Make prompts of rows, such as those of a `datasets.Dataset`.
+    r"""Make prompts from rows, such as those of a `datasets.Dataset`.
 
     Parameters
     ----------
@@ -124,12 +124,12 @@ def prompts_from_rows(
     source : str
         What to call the rows in messages.
     answer_column : str, optional
-        Take answers from this column, and insist on it.
+        Column to take answers from; every row must have it.
     repair_boxed : bool
-        Replace the literal ``\boxed{{}}`` of dapo-math-17k-processed by ``\boxed{}``. How many
-        prompts that concerns is logged either way.
+        Replace the literal ``\boxed{{}}`` of dapo-math-17k-processed by ``\boxed{}``. The number
+        of prompts that have it is logged either way.
     on_error : {"raise", "skip"}
-        What an unusable row does: stop everything, or be left out and logged.
+        Whether an unusable row raises an error, or is left out and logged.
 
     Returns
     -------
@@ -139,8 +139,8 @@ def prompts_from_rows(
     Raises
     ------
     PromptError
-        Rows that lack a column, are empty or repeat an id (listed, by number from 0); no usable
-        row at all, under "skip" too.
+        Rows lack a column, are empty or repeat an id (listed by number, from 0), or no row is
+        usable; the latter with "skip" too.
 
     Examples
     --------
@@ -160,9 +160,9 @@ def prompts_from_rows(
         try:
             prompt, was_boxed = _from_row(row, number, answer_column, repair_boxed)
             if prompt.id in first_row:
-                raise PromptError(f"id {shown(prompt.id)} repeats row {first_row[prompt.id]}")
+                raise PromptError(f"id {shown(prompt.id)} repeats row {first_row[prompt.id]}.")
         except PromptError as error:
-            faults.append(f"row {number}: {error}")
+            faults.append(f"row {number}: {error}".rstrip("."))
             continue
         first_row[prompt.id] = number
         prompts.append(prompt)
@@ -184,15 +184,15 @@ def save_prompts(prompts: Iterable[Prompt], path: str | Path) -> None:
     Parameters
     ----------
     prompts : iterable of Prompt
-        At least one; ids differ. A row has `prompt`, `id`, `answer` and the columns of `meta`.
+        At least one; ids must differ. A row has `prompt`, `id`, `answer` and the columns of `meta`.
     path : str or Path
-        The .jsonl file; replaced where it exists, whole or not at all.
+        The .jsonl file. An existing one is replaced atomically.
 
     Raises
     ------
     PromptError
-        There is no prompt, an id repeats, or a prompt would not be read back equal: `meta` holds
-        what JSON does not, or verl's columns that contradict the id or the answer.
+        There is no prompt, an id repeats, or a prompt would not be read back equal: `meta` has
+        values that JSON cannot hold, or verl's columns that contradict the id or the answer.
     StoreError
         The disk is full.
 
@@ -207,16 +207,16 @@ def save_prompts(prompts: Iterable[Prompt], path: str | Path) -> None:
     """
     path = Path(os.path.expanduser(path))
     if path.suffix != ".jsonl":
-        raise PromptError(f"{path}: expected a path that ends in .jsonl, as load_prompts does")
+        raise PromptError(f"{path}: expected a path that ends in .jsonl.")
     lines: list[str] = []
     seen: set[str] = set()
     for prompt in prompts:
         if prompt.id in seen:
-            raise PromptError(f"{path}: two prompts have the id {prompt.id!r}; rename one")
+            raise PromptError(f"{path}: two prompts have the id {prompt.id!r}: rename one.")
         seen.add(prompt.id)
         lines.append(_to_line(prompt))
     if not lines:
-        raise PromptError(f"{path}: no prompts to write; expected at least one")
+        raise PromptError(f"{path}: no prompts to write; expected at least one.")
     text = "".join(line + "\n" for line in lines)
     write_text(path, text)
 
@@ -231,14 +231,17 @@ def _to_line(prompt: Prompt) -> str:
     try:
         line = json.dumps(row)
     except (TypeError, ValueError) as error:
-        raise PromptError(f"prompt {prompt.id!r} cannot be written as JSON: {error}") from error
+        raise PromptError(
+            f"prompt {prompt.id!r} cannot be written as JSON ({error}): correct its messages or "
+            "meta."
+        ) from error
     found, _ = _from_row(json.loads(line), 0, None, False)
     for name in ("id", "text", "messages", "answer", "meta"):
         wanted, got = getattr(prompt, name), getattr(found, name)
         if wanted != got:
             raise PromptError(
-                f"prompt {prompt.id!r} would not be read back as it is: its {name} is {wanted!r}, "
-                f"but would be {got!r}; correct its meta, which has {sorted(prompt.meta)}"
+                f"prompt {prompt.id!r} would not be read back unchanged: its {name} is {wanted!r}, "
+                f"but would be {got!r}; correct its meta, which has {sorted(prompt.meta)}."
             )
     return line
 
@@ -246,13 +249,13 @@ def _to_line(prompt: Prompt) -> str:
 def _from_row(
     row: Mapping[str, Any], number: int, answer_column: str | None, repair_boxed: bool
 ) -> tuple[Prompt, bool]:
-    """Make the row's prompt, and say whether it has the broken box."""
+    """Make the row's prompt; return it, and whether it has the broken box."""
     if not isinstance(row, Mapping):
-        raise PromptError(f"a {type(row).__name__}, expected a mapping of columns to values")
+        raise PromptError(f"a {type(row).__name__}; expected a mapping of columns to values.")
     columns = ["prompt"] if answer_column is None else ["prompt", answer_column]
     for column in columns:
         if row.get(column) is None:
-            raise PromptError(f"no column {column!r} among {shown(sorted(map(str, row)))}")
+            raise PromptError(f"no column {column!r} among {shown(sorted(map(str, row)))}.")
     prompt = row["prompt"]
     if isinstance(prompt, str):
         messages = [{"content": prompt}]
@@ -260,7 +263,7 @@ def _from_row(
         messages = [dict(part) for part in prompt]
     else:
         raise PromptError(
-            f"'prompt' is a {type(prompt).__name__}, expected str or list of messages"
+            f"'prompt' is of type {type(prompt).__name__}; expected str or list of messages."
         )
     boxed = False
     for message in messages:
@@ -275,7 +278,7 @@ def _from_row(
         else _nested(row, "reward_model", "ground_truth", "answer")
     )
     if isinstance(answer, Mapping | list | tuple):
-        raise PromptError(f"the answer is {shown(answer)}, expected a text or a number")
+        raise PromptError(f"the answer is {shown(answer)}; expected a text or a number.")
     used = {"prompt", "answer", "id", answer_column}
     return (
         Prompt(
@@ -298,7 +301,7 @@ def _plain(value: Any) -> str:
     try:
         return str(value)
     except ValueError:  # Python refuses to write an int of more than 4300 digits
-        raise PromptError(f"{shown(value)}; give it as text") from None
+        raise PromptError(f"{shown(value)}: give it as text.") from None
 
 
 def _nested(row: Mapping[str, Any], column: str, key: str, plain: str) -> Any:
@@ -317,7 +320,9 @@ def _read_parquet(path: Path, limit: int | None) -> list[dict[str, Any]]:
         with pq.ParquetFile(path) as file:
             return file.read().slice(0, limit).to_pylist()
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
-        raise PromptError(f"{path}: not a readable parquet file: {error}") from error
+        raise PromptError(
+            f"{path}: not a readable parquet file ({error}): check that it is complete."
+        ) from error
 
 
 def _read_jsonl(path: Path, limit: int | None) -> list[dict[str, Any]]:
@@ -332,7 +337,7 @@ def _read_jsonl(path: Path, limit: int | None) -> list[dict[str, Any]]:
                     break
     except (UnicodeDecodeError, OSError) as error:
         raise PromptError(
-            f"{path}: not a readable UTF-8 text: {error}; save it as UTF-8"
+            f"{path}: not a readable UTF-8 text ({error}): save it as UTF-8."
         ) from error
     return rows
 
@@ -341,7 +346,11 @@ def _json_object(line: str, where: str) -> dict[str, Any]:
     try:
         row = parse_json(line)
     except ValueError as error:
-        raise PromptError(f"{where} is not JSON ({error}): {line[:60]!r}") from error
+        raise PromptError(
+            f"{where} is not JSON ({error}): {line[:60]!r}; expected a JSON object per line."
+        ) from error
     if not isinstance(row, dict):
-        raise PromptError(f"{where} is not a JSON object: {line[:60]!r}")
+        raise PromptError(
+            f"{where} is not a JSON object: {line[:60]!r}; expected a JSON object per line."
+        )
     return row

@@ -68,8 +68,8 @@ class Prompt:
     Raises
     ------
     PromptError
-        Both or neither of `messages` and `text`; a message without role and content; nothing
-        but white space; what is no str, or no Unicode text.
+        Both or neither of `messages` and `text` are given; a message lacks a role or a content;
+        the question is blank; a field is not a str, or not Unicode text.
 
     Examples
     --------
@@ -78,7 +78,7 @@ class Prompt:
     >>> Prompt("8", text=" ")
     Traceback (most recent call last):
     ...
-    opdprobe.errors.PromptError: prompt '8': empty prompt
+    opdprobe.errors.PromptError: prompt '8': empty prompt.
     """
 
     id: str
@@ -89,16 +89,16 @@ class Prompt:
 
     def __post_init__(self) -> None:
         if reason := self._fault():
-            raise PromptError(f"prompt {shown(self.id)}: {reason}")
+            raise PromptError(f"prompt {shown(self.id)}: {reason}.")
 
     def _fault(self) -> str | None:
         if not isinstance(self.id, str):
-            return f"the id is of type {type(self.id).__name__}, expected str"
+            return f"the id is of type {type(self.id).__name__}; expected str"
         if self.answer is not None and not isinstance(self.answer, str):
-            return f"the answer is of type {type(self.answer).__name__}, expected str or None"
+            return f"the answer is of type {type(self.answer).__name__}; expected str or None"
         texts = [self.id, self.answer or ""]
         if self.text is not None and not isinstance(self.text, str):
-            return f"the text is of type {type(self.text).__name__}, expected str"
+            return f"the text is of type {type(self.text).__name__}; expected str"
         if self.text is not None:
             if self.messages:
                 return "both messages and a text; give one"
@@ -110,14 +110,11 @@ class Prompt:
                 return f"a message needs a role and a content, both str; got {shown(message)}"
             texts += message["role"], message["content"]
         if broken := next(filter(None, map(_LONE.search, texts)), None):
-            # No tokenizer reads it, and no file that is UTF-8 can hold it.
+            # No tokenizer reads it, and no UTF-8 file can hold it.
             return f"half a surrogate pair, U+{ord(broken[0]):04X}, in the text; replace it"
-        # The model answers the last turn: if that says nothing, there is no question.
-        return (
-            None
-            if (self.text is not None or self.messages) and texts[-1].strip()
-            else ("empty prompt")
-        )
+        # The model answers the last turn: if that is blank, there is no question.
+        asked = (self.text is not None or self.messages) and texts[-1].strip()
+        return None if asked else "empty prompt"
 
     @property
     def question(self) -> str:
@@ -127,7 +124,7 @@ class Prompt:
 
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """A prompt and the token ids the model sees: template, special tokens and all."""
+    """A prompt and the token ids the model sees, chat template and special tokens included."""
 
     prompt: Prompt
     ids: tuple[int, ...]
@@ -155,8 +152,8 @@ def encode_prompts(
     prompts : sequence of Prompt
         The prompts.
     max_length : int
-        The longest prompt allowed, in tokens (paper Table 2: 1024). None is cut: half a question
-        is another question.
+        The longest prompt allowed, in tokens (paper Table 2: 1024). No prompt is truncated: half a
+        question is another question.
     template : str, optional
         A wording that replaces the prompts' own: ``{question}`` in it stands for the question
         without the instructions it came with (`strip_instruction`). Other braces are literal.
@@ -165,7 +162,7 @@ def encode_prompts(
     enable_thinking : bool
         Passed to the chat template; the paper's Qwen3 runs have it off (paper sect. 4).
     on_error : {"raise", "skip"}
-        What an unusable prompt does: stop everything, or be left out and logged.
+        Whether an unusable prompt raises an error, or is left out and logged.
 
     Returns
     -------
@@ -175,26 +172,26 @@ def encode_prompts(
     Raises
     ------
     PromptError
-        Prompts that are too long, come to no token, or that the chat template refuses (listed by
-        place in the sequence, from 0); or no prompt is usable, under "skip" too.
+        Prompts are too long, have no tokens, or are refused by the chat template (listed by index,
+        from 0), or no prompt is usable; the latter with "skip" too.
     ConfigError
         `template` does not contain ``{question}``, or `max_length` is below 1.
     """
     if template is not None and "{question}" not in template:
-        raise ConfigError(f"the template has no place for {{question}}: {shown(template)}")
+        raise ConfigError(f"template = {shown(template)}; expected {{question}} in it.")
     if max_length < 1:
-        raise ConfigError(f"max_length is {max_length}; it must be 1 or more")
+        raise ConfigError(f"max_length = {max_length}; expected 1 or more.")
     encoded: list[EncodedPrompt] = []
     faults: list[str] = []
     for number, prompt in enumerate(prompts):
         try:
             ids = _encode(tokenizer, prompt, template, enable_thinking)
             if not ids:
-                raise PromptError("no tokens")
+                raise PromptError("no tokens.")
             if len(ids) > max_length:
-                raise PromptError(f"{len(ids)} tokens, more than max_length {max_length}")
+                raise PromptError(f"{len(ids)} tokens, more than max_length {max_length}.")
         except PromptError as error:
-            faults.append(f"row {number} (id {shown(prompt.id)}): {error}")
+            faults.append(f"row {number} (id {shown(prompt.id)}): {error}".rstrip("."))
         else:
             encoded.append(EncodedPrompt(prompt, tuple(ids)))
     report_faults("encode_prompts", faults, len(prompts), kept=len(encoded), on_error=on_error)
@@ -202,7 +199,7 @@ def encode_prompts(
 
 
 def strip_instruction(text: str) -> str:
-    r"""Take the known instructions off a question (paper App. C.3 compares questions so).
+    r"""Remove the known instructions from a question, to compare questions (paper App. C.3).
 
     Parameters
     ----------
@@ -213,7 +210,7 @@ def strip_instruction(text: str) -> str:
     Returns
     -------
     str
-        The question; any other text comes back as it is.
+        The question; any other text is returned unchanged.
 
     Examples
     --------
@@ -246,7 +243,7 @@ def _encode(
         )
     except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
         # A template is a program; it may refuse a role, or fail.
-        raise PromptError(f"the chat template fails: {error}") from error
+        raise PromptError(f"the chat template fails: {error}.") from error
     assert isinstance(text, str)  # tokenize=False
     # The chat template writes the special tokens itself.
     return _tokens(tokenizer, text, add_special_tokens=False)
@@ -257,13 +254,13 @@ def _tokens(
 ) -> list[int]:
     if unknown := _unknown_words(tokenizer, text):
         raise PromptError(
-            f"the tokenizer has no token for {shown(unknown)}, and none for unknown words"
+            f"the tokenizer has no token for {shown(unknown)}, and none for unknown words."
         )
     return tokenizer(text, add_special_tokens=add_special_tokens).input_ids
 
 
 def _unknown_words(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:
-    """Words that a tokenizer of words would fail on, with an error of no class of its own."""
+    """Words on which a word-level tokenizer would raise a bare Exception."""
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     model = getattr(backend, "model", None)
     if type(model).__name__ != "WordLevel" or tokenizer.unk_token is not None:
@@ -276,9 +273,9 @@ def _unknown_words(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:
 def report_faults(
     source: str, faults: list[str], count: int, *, kept: int, on_error: OnError
 ) -> None:
-    """Raise for, or log, the rows that cannot be used."""
+    """Raise an error that lists the rows that cannot be used, or log them."""
     if count == 0:
-        raise PromptError(f"{source}: no rows; expected at least one prompt")
+        raise PromptError(f"{source}: no rows; expected at least one prompt.")
     if not faults:
         return
     listed = "; ".join(faults[:10]) + ("; …" if len(faults) > 10 else "")
@@ -287,7 +284,7 @@ def report_faults(
         logger.warning("%s They are left out.", message)
         return
     raise PromptError(
-        f"{message} Nothing is left."
+        f"{message} No usable row is left: correct them."
         if on_error == "skip"
         else f'{message} Correct them, or leave them out with on_error="skip".'
     )

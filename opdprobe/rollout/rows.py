@@ -1,4 +1,4 @@
-"""From what a step computed to a row in the store."""
+"""Lay out a step's rollouts and scores as rows of the store."""
 
 import math
 from collections.abc import Sequence
@@ -24,22 +24,22 @@ def record_step(
     correct: Sequence[float] | None = None,
     missing: Sequence[str] = (),
 ) -> Step:
-    """Lay out a step in the store's schema: one row a state, in rollout order.
+    """Lay out a step in the store's schema: one row per state, in rollout order.
 
     Parameters
     ----------
     step
-        Optimiser steps the student had taken when it sampled.
+        Number of optimiser steps the student had taken when it sampled.
     rollouts
-        What it sampled.
+        What the student sampled.
     scores
-        What both models say, in rollout order.
+        Both models' scores, in rollout order.
     prompts
         Each rollout's prompt.
     correct
         Each rollout's grade in [0, 1], if graded.
     missing
-        Models of which only a part is known; see `opdprobe.store.schema`.
+        Models whose scores are only partly known; see `opdprobe.store.schema`.
 
     Returns
     -------
@@ -78,7 +78,7 @@ def record_dataset(
     correct: Sequence[float] | None = None,
     missing: Sequence[str] = (),
 ) -> xr.Dataset:
-    """Lay out a step as `record_step`, for somebody who wants a Dataset."""
+    """Lay out a step as `record_step` does, and return it as a Dataset."""
     return record_step(step, rollouts, scores, prompts, correct, missing).to_dataset()
 
 
@@ -95,15 +95,15 @@ def thin(
     Parameters
     ----------
     step
-        A whole step, or a part of one.
+        A full step, or a part of one.
     fraction
-        Share of the step's rollouts kept, at least one.
+        Share of the step's rollouts to keep, in (0, 1]; at least one rollout is kept.
     max_positions
-        States kept of each rollout; None keeps all. The texts stay whole.
+        Most states kept per rollout; None keeps all. The texts stay complete.
     seed
-        Of the choice of rollouts.
+        Seed of the choice of rollouts.
     part
-        ``(first, total)``: the rollouts are those from `first` on of the step's `total`.
+        ``(first, total)``: `step` has those from index `first` on of `total` rollouts.
     """
     if fraction == 1 and max_positions is None:
         return step
@@ -122,14 +122,14 @@ def thin(
         "prompt_token": np.repeat(keep, variables["prompt_length"].values),
         "response_token": np.repeat(keep, variables["length"].values),
     }
-    # Places rather than truth values, which would be turned into places for each variable anew.
+    # Indices rather than masks, which NumPy would convert to indices again for each variable.
     places = {dim: np.flatnonzero(mask) for dim, mask in rows.items()}
     kept: dict[str, xr.Variable] = {}
     for name, variable in variables.items():
         dim = str(variable.dims[0])
         values = variable.values[places[dim]] if dim in places else variable.values
         kept[str(name)] = xr.Variable(variable.dims, values, variable.attrs, fastpath=True)
-    rollout = kept["rollout"].values  # a copy: its rows are among the kept ones now
+    rollout = kept["rollout"].values  # a copy, renumbered here among the kept rollouts
     rollout[:] = (np.cumsum(keep) - 1)[rollout]
     return Step(kept, step.attrs)
 
@@ -144,13 +144,13 @@ def step_metrics(
     dataset
         The step.
     processes
-        Each has a part of the step in its `dataset`, and gets the averages over all.
+        Each process passes its part of the step as `dataset`, and gets the averages over all.
 
     Returns
     -------
     dict
-        Keys are the probes' names; ``empty_overlap`` is the share of states whose overlap set is
-        empty, which the advantage leaves out. Nats and shares.
+        Averages by the probes' names, in nats, tokens or as shares. ``empty_overlap`` is the share
+        of states whose overlap set is empty, which the advantage leaves out.
     """
     # The probes themselves rather than ds.opd: this runs every step, and the accessor's labels cost
     # more than the arithmetic where a step is small.

@@ -1,4 +1,4 @@
-"""Sampling responses from a model.
+"""Sample responses from a model.
 
 One prefill serves all rollouts of a prompt, and rows that have ended leave the batch: the two
 things `generate` does not do and on-policy distillation needs most.
@@ -21,26 +21,26 @@ from opdprobe.rollout.packed_weights import packed_weights
 # Dropping rows copies the cache, so it waits until this share of the batch has ended.
 _DROP_AT = 0.25
 
-# Columns in a pile when drawing: the piles' sums and the pile that is picked are both short then.
+# Columns per pile when drawing: the piles' sums and the pile that is picked are both short then.
 _PILE = 32
 
-# What all prompts begin with is computed once where that spares so many tokens: a further pass
-# through the model costs as much as about a hundred.
+# The common beginning of all prompts is computed once if that spares at least this number of
+# tokens: an extra pass through the model costs about as much as a hundred.
 _LEAST_SPARED = 128
 
 
 @dataclass(frozen=True)
 class Rollouts:
-    """Prompts and the responses sampled from them, one entry a rollout.
+    """Prompts and the responses sampled from them, one entry per rollout.
 
     Parameters
     ----------
     prompt_ids, response_ids
         Token ids without padding; a response that ended includes its end-of-sequence token.
     finished
-        Whether the response ended by itself rather than at the length limit.
+        Whether the response ended with an end-of-sequence token, not at the length limit.
     prompt_index
-        Row of the prompt list that each rollout belongs to.
+        Index of each rollout's prompt in the list of prompts.
     """
 
     prompt_ids: list[list[int]]
@@ -53,15 +53,15 @@ class Rollouts:
 
     @property
     def n_tokens(self) -> int:
-        """Response tokens of all rollouts together."""
+        """Number of response tokens in all rollouts."""
         return sum(map(len, self.response_ids))
 
 
 def draw(logits: Tensor, u: Tensor, *, temperature: float = 1.0, top_p: float = 1.0) -> Tensor:
-    """Draw one token a row by inverting the cumulative distribution.
+    """Draw one token per row by inverting the cumulative distribution.
 
-    One uniform number a row, and two short searches instead of a sum over the whole vocabulary:
-    several times faster than `torch.multinomial` over 150,000 tokens.
+    This takes one uniform number per row, and two short searches instead of a sum over the full
+    vocabulary: it is several times faster than `torch.multinomial` over 150,000 tokens.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ def draw(logits: Tensor, u: Tensor, *, temperature: float = 1.0, top_p: float = 
     temperature
         Above 0; 0 takes the most probable token.
     top_p
-        Keep the smallest set of most probable tokens whose mass reaches it; 1 keeps all.
+        Keep the smallest set of most probable tokens whose mass reaches this; 1 keeps all.
 
     Returns
     -------
@@ -99,9 +99,9 @@ def draw(logits: Tensor, u: Tensor, *, temperature: float = 1.0, top_p: float = 
 def _invert(weights: Tensor, u: Tensor) -> Tensor:
     """Pick the column where a row's running sum passes u times its total, (N, V), (N, 1) -> (N, 1).
 
-    Many columns are dealt out to q piles of `_PILE` (column j goes to pile j mod q, so that summing
-    the piles runs along memory), and the few that are left over are piles of one. First a pile is
-    picked by the running sum of the piles, then a column in it.
+    The columns of a wide row are dealt to q piles of `_PILE` (column j goes to pile j mod q, so
+    that summing the piles runs along memory); each of the few left over is a pile of one. First a
+    pile is picked by the running sum of the piles, then a column in it.
     """
     q = weights.shape[1] // _PILE
     if q < _PILE:  # one short sum takes fewer operations than two shorter ones
@@ -114,7 +114,7 @@ def _invert(weights: Tensor, u: Tensor) -> Tensor:
     whole = pile < q
     before = torch.where(pile > 0, cdf.gather(1, (pile - 1).clamp(min=0)), 0)
     first = torch.where(whole, pile, pile - q + q * _PILE)
-    # A pile of one is its column and _PILE - 1 repetitions of it without weight.
+    # A pile of one is its column and _PILE - 1 repetitions of it with weight 0.
     rank = torch.arange(_PILE, device=weights.device)
     columns = first + torch.where(whole, q * rank, 0)
     inside = torch.where(whole | (rank == 0), weights.gather(1, columns), 0).cumsum(-1)
@@ -122,8 +122,8 @@ def _invert(weights: Tensor, u: Tensor) -> Tensor:
 
 
 def _first_above(cdf: Tensor, target: Tensor) -> Tensor:
-    # right=True finds the first entry above the target: one without weight is never picked. A u of
-    # 1 (on some devices) or rounding must not lead past the last entry that has any.
+    # right=True finds the first entry above the target, so a column of weight 0 is never picked.
+    # u = 1 (on some devices) or rounding must not lead past the last column that has a weight.
     last = (cdf < cdf[:, -1:]).sum(-1, keepdim=True)
     return torch.minimum(torch.searchsorted(cdf, target, right=True), last)
 
@@ -135,7 +135,7 @@ def left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor
     -------
     ids : Tensor (B, T)
     mask : Tensor (B, T)
-        1 where a real token stands, int64.
+        1 at real tokens, 0 at padding; int64.
     """
     width = max(map(len, rows))
     ids = torch.tensor([[pad_id] * (width - len(r)) + list(r) for r in rows])
@@ -144,14 +144,14 @@ def left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor
 
 
 def _shared_tokens(prompts: Sequence[Sequence[int]], cache: DynamicCache) -> int:
-    """Count the tokens that all prompts begin with, as with a system prompt; 0 if too few."""
+    """Count the tokens that all prompts begin with (a system prompt, say); 0 if too few."""
     if not all(type(layer) is RoomyLayer for layer in cache.layers):
-        # Keys that a sliding window has left cannot be put where a shorter prompt has them.
+        # A sliding window has dropped keys that a shorter prompt, shifted right, still needs.
         return 0
-    # Between the first and the last in lexical order lie all others.
+    # What the first and the last in lexical order have in common, all have.
     rows = sorted(map(list, prompts))
     same = takewhile(lambda pair: pair[0] == pair[1], zip(rows[0], rows[-1], strict=False))
-    # The last tokens are left: their logits are the first to be sampled from.
+    # The last column is not shared: its logits are the first to be sampled from.
     n = min(sum(1 for _ in same), max(map(len, rows)) - 1)
     return n if n * (len(rows) - 1) >= _LEAST_SPARED else 0
 
@@ -165,13 +165,13 @@ class _Live:
     cache
         Keys and values of all tokens so far.
     rollout : Tensor (B,)
-        Which rollout a row is.
+        Index of each row's rollout.
     alive : Tensor (B,), bool
-        Whether it has not ended.
+        Whether the row's rollout has not ended.
     position : Tensor (B, 1)
-        Of its last token, not counting padding.
+        Position of the row's last token, not counting padding.
     mask : Tensor (B, T) or None
-        1 where a real token stands; None without padding, where models do without a mask.
+        1 at real tokens; None if there is no padding, since no mask is needed then.
     """
 
     cache: DynamicCache
@@ -274,27 +274,27 @@ def sample(
     eos_ids
         Tokens that end a response.
     pad_id
-        Filler on the left of short prompts; any id works, it is masked.
+        Pads short prompts on the left; any id works, since it is masked.
     temperature, top_p
-        Sampling distribution. On-policy distillation wants 1 and 1 (Table 2): with top-p below 1
+        Sampling distribution. On-policy distillation uses 1 and 1 (Table 2): with top-p below 1
         the sampled token no longer estimates the KL.
     generator
         Source of randomness on the model's device; None uses torch's global one.
     width
         Sample from the first `width` ids only (vocabulary shared with another model).
     part
-        ``(first, total)``: the prompts are those from `first` on of `total` in all. A rollout draws
-        the numbers that it would draw among all of them, so that the parts can be sampled apart.
+        ``(first, total)``: `prompts` are those from index `first` on of `total`. A rollout draws
+        the same random numbers as if all were sampled together, so parts can be sampled separately.
 
     Returns
     -------
     Rollouts
-        In the order of `prompts`; the rollouts of a prompt stand next to each other.
+        In the order of `prompts`; the rollouts of a prompt are adjacent.
 
     Raises
     ------
     NonFiniteError
-        If the model's logits hold NaN.
+        The largest logit of a state is NaN or infinite.
     """
     with evaluating(model):
         live, logits = _prefill(model, prompts, pad_id, num_generations)
@@ -309,8 +309,8 @@ def sample(
         first, total = part or (0, len(prompts))
         with packed_weights(model, n_rollouts):
             for t in range(max_completion_length):
-                # A number for each rollout, live or not, here or elsewhere: what one draws does not
-                # depend on the others.
+                # One number per rollout, live or not, in this part or another: what a rollout draws
+                # does not depend on the others.
                 u = torch.rand(num_generations * total, generator=generator, device=source)
                 u = u.to(device)[num_generations * first + live.rollout]
                 token = draw(logits[:, :width], u, temperature=temperature, top_p=top_p)
@@ -321,7 +321,7 @@ def sample(
                         f"prompt {bad}, response position {t}. Check the weights and the dtype "
                         "(float16 overflows)."
                     )
-                responses[live.rollout, t] = token  # of an ended row it is cut off below
+                responses[live.rollout, t] = token  # cut off below if the row has ended
                 ended = live.alive & torch.isin(token, eos)
                 if ended.any():
                     lengths[live.rollout[ended]] = t + 1
@@ -344,6 +344,6 @@ def sample(
 
 
 def step_generator(seed: int, step: int, device: torch.device | str) -> torch.Generator:
-    """Random numbers of one step: a function of seed and step, so a resumed run draws the same."""
+    """Return a step's generator: it depends on seed and step, so a resumed run draws the same."""
     state = np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]
     return torch.Generator(device).manual_seed(int(state >> 1))

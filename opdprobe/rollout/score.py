@@ -1,10 +1,11 @@
-"""What both models say at each student-visited state, from hidden states, without gradient.
+"""Score both models at each student-visited state, from hidden states, without gradient.
 
 Logits exist for one chunk of rows at a time and only here: no (batch, time, vocabulary) tensor is
 ever held, for either model.
 
 In shapes, N is the number of states, D the hidden size, V the vocabulary and K the tokens kept per
-state; axes of size 2 run over (student, teacher), the model first, whose top-k second.
+state; axes of size 2 run over (student, teacher): the first over the models, the second over whose
+top-k it is.
 """
 
 from collections.abc import Sequence
@@ -19,7 +20,7 @@ from opdprobe.rollout.tiles import cut_tiles, fill_tile, sum_dtype, tile_buffer,
 from opdprobe.rollout.top_tokens import TopTokens, pick
 from opdprobe.store.schema import MODELS
 
-# The matrix product of a tile on a CPU wants this many rows.
+# The matrix product of a tile on a CPU needs this many rows to be efficient.
 _TILE_ROWS = 128
 
 
@@ -36,7 +37,7 @@ class Scores:
         Log-probability over the full vocabulary that each model gives to each of those tokens,
         in nats.
     entropy : Tensor (N, 2)
-        Of the full distributions, in nats.
+        Entropy of the full distributions, in nats.
     reverse_kl : Tensor (N,)
         KL(student‖teacher) over the full vocabulary, in nats.
     sampled_logp : Tensor (N, 2)
@@ -81,13 +82,13 @@ def score(
     student_hidden, teacher_hidden : Tensor (N, D)
         Last hidden states at the states; the two models' D may differ.
     student_head, teacher_head
-        Output heads of one common width.
+        Output heads of equal width.
     sampled_ids : Tensor (N,)
         The tokens the student drew there.
     k
-        Tokens kept for either model.
+        Number of top tokens kept per model.
     temperature
-        Divides the logits of both models: the distribution the student sampled from.
+        Divides the logits of both models; use the one the student sampled with.
 
     Returns
     -------
@@ -102,7 +103,7 @@ def score(
     """
     width = student_head.width
     if k > width:
-        raise ConfigError(f"k = {k} is larger than the shared vocabulary of {width} tokens.")
+        raise ConfigError(f"k = {k}; expected at most {width}, the size of the shared vocabulary.")
     n_rows, tiles = vocabulary_tiles(width, student_hidden.device, _TILE_ROWS)
     buffer = tile_buffer(student_hidden, n_rows, tiles)
     top = TopTokens(tiles, k, student_hidden.device)
@@ -140,7 +141,7 @@ class _RunningSums:
 
     Entropy and divergence follow from centred logits z and weights e^z, without a normalised copy:
     H = log Z - E[z], KL = E_p[z_S - z_T] - log Z_S + log Z_T. The largest logit so far is
-    subtracted, and where it grows the sums so far follow. The operations are the same for both
+    subtracted; when it grows, the sums so far are rescaled. The operations are the same for both
     models, so that equal models give exactly 0.
 
     Attributes
@@ -162,7 +163,7 @@ class _RunningSums:
         self.mean, self.cross = torch.zeros_like(self.total), torch.zeros_like(self.total[0])
 
     def add(self, logits: Tensor, largest: Tensor) -> None:
-        """Add a tile of logits (2, N, tokens), whose largest are (2, N)."""
+        """Add a tile of logits (2, N, tokens); `largest` (2, N) holds the largest of each row."""
         before, self.largest = self.largest, torch.maximum(self.largest, largest)
         shift = before - self.largest
         shrink = shift.exp()
@@ -175,7 +176,7 @@ class _RunningSums:
         self.mean += z.mul_(weight).sum(-1)
 
     def finish(self) -> tuple[Tensor, Tensor]:
-        """Entropy of both models (2, N) and KL(student‖teacher) (N,), in nats."""
+        """Return the entropy of both models (2, N) and KL(student‖teacher) (N,), in nats."""
         mean, cross, log_total = self.mean / self.total, self.cross / self.total[0], self._log_total
         entropy = log_total - mean
         reverse_kl = mean[0] - cross - log_total[0] + log_total[1]

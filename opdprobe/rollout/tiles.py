@@ -1,4 +1,4 @@
-"""Logits a chunk of rows at a time, and on a CPU a tile of the vocabulary at a time.
+"""Logits by chunks of rows, and on a CPU by tiles of the vocabulary.
 
 In shapes, N is the number of states, D the hidden size and V the vocabulary.
 """
@@ -12,21 +12,21 @@ from opdprobe.models.head import Head
 
 # Logits held at once, per model, where several columns of one row are needed: 32 MiB of float32.
 _CHUNK_ELEMENTS = 2**23
-# On a CPU the arithmetic goes tile by tile, half a MiB each, so that the dozen passes over a
+# On a CPU the arithmetic works tile by tile, half a MiB each, so that the dozen passes over a
 # tile find it in the second-level cache: from main memory they would take four times as long as the
 # matrix product.
 _TILE_ELEMENTS = 2**17
 
 
 def chunk_rows(n_rows: int, width: int, *, times: int = 1) -> Iterator[slice]:
-    """Slices of rows whose logits fill at most one chunk, or `times` as much."""
+    """Yield slices of rows whose logits fill at most `times` chunks."""
     step = max(1, times * _CHUNK_ELEMENTS // width)
     for start in range(0, n_rows, step):
         yield slice(start, min(start + step, n_rows))
 
 
 def vocabulary_tiles(width: int, device: torch.device, rows: int) -> tuple[int, list[slice]]:
-    """Choose how many rows of logits to hold, and the runs of tokens to compute them in.
+    """Choose the number of rows of logits to hold, and the ranges of tokens to compute.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ def vocabulary_tiles(width: int, device: torch.device, rows: int) -> tuple[int, 
     -------
     n_rows : int
     tiles : list of slice
-        All of one width but the last.
+        All of equal width except the last.
     """
     if device.type == "cpu":
         n_rows = max(rows, _TILE_ELEMENTS // width)
@@ -52,10 +52,10 @@ def vocabulary_tiles(width: int, device: torch.device, rows: int) -> tuple[int, 
 
 
 def tile_buffer(hidden: Tensor, n_rows: int, tiles: Sequence[slice]) -> Tensor:
-    """Room for both models' logits at a chunk of rows, (tiles, 2, n_rows, tokens of a tile).
+    """Allocate both models' logits at a chunk of rows, (tiles, 2, n_rows, tokens of a tile).
 
     One buffer serves all chunks: fresh memory costs more than the arithmetic on it. A tile is
-    contiguous, since in rows as long as the vocabulary each would lie on pages of its own.
+    contiguous: in rows as long as the vocabulary, each of its rows would lie on different pages.
     """
     dtype = torch.promote_types(hidden.dtype, torch.float32)
     width = tiles[0].stop - tiles[0].start
@@ -71,9 +71,9 @@ def cut_tiles(buffer: Tensor, tiles: Sequence[slice], n_rows: int) -> list[Tenso
 
 
 def sum_dtype(buffer: Tensor) -> torch.dtype:
-    """What to add tiles up in: a sum of a thousand of them in float32 would lose the small ones.
+    """Dtype to add tiles up in: a float32 sum of a thousand tiles would lose the small ones.
 
-    Elsewhere than on a CPU there is one tile, and not every accelerator has float64.
+    Other devices than a CPU have one tile, and not every accelerator has float64.
     """
     return torch.float64 if buffer.device.type == "cpu" else buffer.dtype
 
@@ -86,7 +86,7 @@ def fill_tile(
     Parameters
     ----------
     logits : Tensor (2, N, tokens of the tile)
-        What is filled.
+        Filled in place.
     models
         Output head and last hidden states (N, D) of the student, then of the teacher.
     tile

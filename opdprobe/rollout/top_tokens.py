@@ -1,9 +1,9 @@
-"""The most probable tokens of each state, from logits that lie in tiles.
+"""Find the most probable tokens of each state, in logits that are stored in tiles.
 
-The tokens are dealt out to piles, and the k largest logits lie in the k piles with the largest
-peaks. Finding the peaks is one pass, and the search among peaks, then in k piles, costs a fraction
-of `topk` over everything. Within a tile of q piles, column j belongs to pile j mod q, so that
-taking peaks runs along memory. Columns left over are piles of one.
+The tokens are dealt to piles, and the k largest logits lie in the k piles with the largest peaks.
+Finding the peaks takes one pass, and the search among the peaks, then in k piles, costs a fraction
+of `topk` over all tokens. Within a tile of q piles, column j belongs to pile j mod q, so that
+taking peaks runs along memory. Each column left over is a pile of one.
 
 In shapes, 2 runs over student and teacher, N over states, K over the tokens kept per state.
 """
@@ -29,7 +29,7 @@ class TopTokens:
     tiles
         Tokens of each tile.
     k
-        How many to find; at most the vocabulary.
+        Number of logits to find; at most the size of the vocabulary.
     device
         Where the logits are.
     """
@@ -68,7 +68,7 @@ class TopTokens:
         logits : Tensor (tiles, 2, N, tokens of a tile)
             As in `opdprobe.rollout.tiles.tile_buffer`; finite.
         peaks : Tensor (2, N, piles)
-            Those of all tiles.
+            Peaks of all tiles.
 
         Returns
         -------
@@ -79,8 +79,8 @@ class TopTokens:
         ids, values = self._tokens(logits, pile[..., :k])
         best, place = _largest(values, k + 1)
         ids = ids.gather(-1, place[..., :k])
-        # Logits of 16 bits have many equals, and which of them `topk` finds is up to it: rows that
-        # have any are searched again.
+        # 16-bit logits have many ties, and `topk` may return any of the tied tokens: rows with ties
+        # are searched again.
         tied = (best[..., 1:] == best[..., :-1]).any(-1)
         tied |= (peak[..., k:] == peak[..., k - 1 : k]).any(-1)
         rows = tied.any(0).nonzero().squeeze(-1)
@@ -89,16 +89,16 @@ class TopTokens:
         return ids
 
     def _find_among_ties(self, logits: Tensor, peaks: Tensor) -> Tensor:
-        """Search every pile that ties for the last place, and put equals in the order of ids."""
+        """Search every pile that ties for the last place, and order ties by id."""
         k, n_rows = self._k, logits.shape[2]
         last = peaks.topk(k).values[..., -1:]
         n_piles = int((peaks >= last).sum(-1).max())
-        if n_piles > 4 * k and n_rows > 1:  # a row of one value everywhere: not all rows at once
+        if n_piles > 4 * k and n_rows > 1:  # all logits may be equal: go row by row
             one_by_one = ((logits[:, :, [i]], peaks[:, [i]]) for i in range(n_rows))
             return torch.cat([self._find_among_ties(*row) for row in one_by_one], 1)
         ids, values = self._tokens(logits, peaks.topk(n_piles).indices)
         last = values.topk(k).values[..., -1:]
-        # The k smallest of these keys: what is above the last value, then what equals it by id.
+        # The k smallest keys: those of values above the last one, then of values equal to it by id.
         beyond = self._members.numel()  # more than any id
         key = torch.where(values > last, ids, torch.where(values == last, ids + beyond, 2 * beyond))
         place = key.topk(k, largest=False).indices
@@ -106,7 +106,7 @@ class TopTokens:
         return ids.gather(-1, values.argsort(dim=-1, descending=True, stable=True))
 
     def _tokens(self, logits: Tensor, piles: Tensor) -> tuple[Tensor, Tensor]:
-        """Ids and logits of all tokens in some piles of each row; minus infinity at no token."""
+        """Ids and logits of all tokens in some piles of each row; minus infinity for fillers."""
         ids = self._members[piles].flatten(-2)
         return ids, pick(logits, ids.clamp(min=0)).masked_fill_(ids < 0, -math.inf)
 
@@ -138,7 +138,7 @@ def _pile_size(width: int, k: int) -> int:
 
 
 def _members(tile: slice, pile: int) -> Tensor:
-    """Tokens of each pile of a tile, (piles, pile); -1 fills the piles of one."""
+    """Tokens of each pile of a tile, (piles, pile); -1 fills up the piles of one."""
     ids = torch.arange(tile.start, tile.stop)
     q = len(ids) // pile
     rest = ids[q * pile :, None]
@@ -146,7 +146,7 @@ def _members(tile: slice, pile: int) -> Tensor:
 
 
 def _largest(values: Tensor, n: int) -> tuple[Tensor, Tensor]:
-    """Values and places of the n largest, or of all if there are fewer, as `topk` gives them."""
+    """Values and indices of the n largest, or of all if there are fewer, as `topk` gives them."""
     n = min(n, values.shape[-1])
     if values.device.type != "cpu" or values.shape[-1] > _SHORT:
         top = values.topk(n)

@@ -272,7 +272,7 @@ _TOKENIZERS = [
     ),
     _encoded(
         "a chat template that reaches for Python's classes",
-        "the chat template fails: access to attribute '__class__' of 'str' object is unsafe.",
+        "the chat template fails: access to attribute '__class__' of 'str' object is unsafe",
         template="{{ ''.__class__.__mro__ }}",
     ),
     _encoded(

@@ -57,57 +57,61 @@ _FILES = [
     _prompts(
         "a file that is not there",
         lambda folder: load_prompts(folder / "absent.parquet"),
-        "FOLDER/absent.parquet: no such file; expected a .parquet or .jsonl file of prompts",
+        "FOLDER/absent.parquet: no such file; expected a .parquet or .jsonl file of prompts.",
     ),
     _prompts(
         "a directory",
         load_prompts,
-        "FOLDER: a directory; expected a .parquet or .jsonl file of prompts",
+        "FOLDER: a directory; expected a .parquet or .jsonl file of prompts.",
     ),
     _prompts(
         "a file of another kind",
         _load("prompt\n2+2=\n", "prompts.csv"),
-        "FOLDER/prompts.csv: expected a .parquet or .jsonl file, got '.csv'",
+        "FOLDER/prompts.csv: expected a .parquet or .jsonl file, got '.csv'.",
     ),
     _prompts(
         "an empty file",
         _load(""),
-        "FOLDER/prompts.jsonl: no rows; expected at least one prompt",
+        "FOLDER/prompts.jsonl: no rows; expected at least one prompt.",
     ),
     _prompts(
         "a file in another encoding than UTF-8",
         _load('{"prompt": "¿2+2?"}\n'.encode("latin-1")),
-        "FOLDER/prompts.jsonl: not a readable UTF-8 text: …; save it as UTF-8",
+        "FOLDER/prompts.jsonl: not a readable UTF-8 text (…): save it as UTF-8.",
     ),
     _prompts(
         "a compressed file under the name of a plain one, cut off",
         _load(gzip.compress(_GOOD.encode())[:-4]),
-        "FOLDER/prompts.jsonl: not a readable UTF-8 text: …; save it as UTF-8",
+        "FOLDER/prompts.jsonl: not a readable UTF-8 text (…): save it as UTF-8.",
     ),
     _prompts(
         "a line that is not JSON",
         _load(_GOOD + "2+3=\n"),
-        "FOLDER/prompts.jsonl: line 2 is not JSON (…): '2+3=\\n'",
+        "FOLDER/prompts.jsonl: line 2 is not JSON (…): '2+3=\\n'; expected a JSON object per line.",
     ),
     _prompts(
         "a line of 100 000 brackets",
         _load("[" * 100_000),
-        "FOLDER/prompts.jsonl: line 1 is not JSON (nested too deeply): '" + "[" * 60 + "'",
+        "FOLDER/prompts.jsonl: line 1 is not JSON (nested too deeply): '"
+        + "[" * 60
+        + "'; expected a "
+        "JSON object per line.",
     ),
     _prompts(
         "a line that is a list",
         _load('["2+2="]\n'),
-        "FOLDER/prompts.jsonl: line 1 is not a JSON object: '[\"2+2=\"]\\n'",
+        "FOLDER/prompts.jsonl: line 1 is not a JSON object: '[\"2+2=\"]\\n'; expected a JSON "
+        "object per line.",
     ),
     _prompts(
         "a parquet file, cut off",
         _load(_parquet([{"prompt": "2+2="}])[:-9], "prompts.parquet"),
-        "FOLDER/prompts.parquet: not a readable parquet file: …",
+        "FOLDER/prompts.parquet: not a readable parquet file (…): check that it is complete.",
     ),
     _prompts(
         "a parquet file without rows",
         _load(_parquet([{"prompt": "2+2="}][:0]), "prompts.parquet"),
-        "FOLDER/prompts.parquet: no rows; expected at least one prompt",
+        "FOLDER/prompts.parquet: no rows; expected at least one prompt.",
     ),
 ]
 
@@ -118,7 +122,7 @@ _ROWS = [
     _row(
         "a prompt that is a number",
         {"prompt": 7},
-        "'prompt' is a int, expected str or list of messages",
+        "'prompt' is of type int; expected str or list of messages",
     ),
     _row(
         "a message without a role",
@@ -128,14 +132,14 @@ _ROWS = [
     _row(
         "an answer that is a list",
         {"prompt": "2+2=", "answer": ["4"]},
-        "the answer is ['4'], expected a text or a number",
+        "the answer is ['4']; expected a text or a number",
     ),
     _row(
         "half of a surrogate pair, as JSON can hold it",
         {"prompt": "2+2=\ud83d"},
         "prompt '0': half a surrogate pair, U+D83D, in the text; replace it",
     ),
-    _row("a row that is a text", "2+2=", "a str, expected a mapping of columns to values"),
+    _row("a row that is a text", "2+2=", "a str; expected a mapping of columns to values"),
     _row(
         "an id that would clear the screen",
         {"prompt": "", "id": "\x1b[2J"},
@@ -149,19 +153,21 @@ _ROWS = [
     _prompts(
         "nothing but unusable rows, to be skipped",
         lambda _: prompts_from_rows([{"prompt": ""}], on_error="skip"),
-        "prompts: 1 of 1 rows cannot be used: row 0: prompt '0': empty prompt. Nothing is left.",
+        "prompts: 1 of 1 rows cannot be used: row 0: prompt '0': empty prompt. No usable "
+        "row is left: correct them.",
     ),
     _prompts(
         "a prompt of another type",
         lambda _: Prompt("a", text=7),  # pyright: ignore[reportArgumentType]
-        "prompt 'a': the text is of type int, expected str",
+        "prompt 'a': the text is of type int; expected str.",
     ),
     _prompts(
         "columns that JSON cannot hold, to be saved",
         lambda folder: save_prompts(
             [Prompt("a", text="2+2=", meta={"seen": {1, 2}})], folder / "out.jsonl"
         ),
-        "prompt 'a' cannot be written as JSON: Object of type set is not JSON serializable",
+        "prompt 'a' cannot be written as JSON (Object of type set is not JSON serializable): "
+        "correct its messages or meta.",
     ),
 ]
 

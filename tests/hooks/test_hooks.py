@@ -214,7 +214,7 @@ def test_names_are_resolved_when_training_begins(tmp_path):
         ({"teacher": "./no/such/teacher"}, ModelError, "no such file or directory"),
         ({"prompts": "no-prompts.jsonl"}, PromptError, "no such file"),
         ({"prompts": []}, PromptError, "at least one prompt"),
-        ({"k": 65}, ConfigError, "k = 65 is larger than the shared vocabulary of 64"),
+        ({"k": 65}, ConfigError, "k = 65; expected at most 64, the size of the shared vocabulary"),
         ({"teacher_tokenizer": tiny_tokenizer(60)}, VocabularyError, "first at id 60"),
     ],
 )

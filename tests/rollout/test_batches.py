@@ -19,7 +19,7 @@ ROLLOUTS = Rollouts(
 
 
 def shapes(lengths, micro_batch_tokens=10_000):
-    """Shapes of the batches of rollouts whose inputs are of these lengths."""
+    """Shapes of the batches of rollouts whose inputs have these lengths."""
     rollouts = Rollouts(
         prompt_ids=[[7]] * len(lengths),
         response_ids=[[5] * n for n in lengths],
@@ -74,5 +74,5 @@ def test_batches_hold_every_state_once_and_keep_to_the_limit():
     assert lengths == sorted(lengths, reverse=True)
 
 
-def test_batches_of_empty_responses_are_none():
+def test_empty_responses_make_no_batch():
     assert list(batches(Rollouts([[1]], [[]], [False], [0]), micro_batch_tokens=8, pad_id=0)) == []

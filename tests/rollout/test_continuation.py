@@ -1,4 +1,4 @@
-"""The teacher takes over: against a loop that picks the most probable token."""
+"""Continuations equal those of a loop that picks the most probable token."""
 
 import numpy as np
 import pytest
@@ -49,7 +49,7 @@ def greedy(model, ids, n):
 
 
 class Recorder:
-    """A grader that notes what it saw and scores by the first number of the text."""
+    """A grader that records what it saw and scores by the parity of the text's length."""
 
     def __init__(self):
         self.seen = {}
@@ -59,7 +59,7 @@ class Recorder:
         return float(len(text) % 2)
 
 
-def test_the_teacher_goes_on_from_the_students_prefix():
+def test_the_teacher_continues_the_students_prefix():
     student, teacher, grade = sharp(0), sharp(1), Recorder()
     rollouts = rollouts_of(student)
     step = graded(rollouts, [0.0, 1.0, 1.0])
@@ -75,7 +75,7 @@ def test_the_teacher_goes_on_from_the_students_prefix():
             assert got["gain"].values[0, i] == score - step["correct"].values[i]
 
 
-def test_a_model_that_goes_on_from_its_own_prefix_gains_nothing():
+def test_a_model_that_continues_its_own_prefix_gains_nothing():
     student = sharp(0)
     rollouts = rollouts_of(student)
     texts = TOKENIZER.batch_decode(rollouts.response_ids, skip_special_tokens=True)
@@ -87,7 +87,7 @@ def test_a_model_that_goes_on_from_its_own_prefix_gains_nothing():
     np.testing.assert_array_equal(gain, 0)
 
 
-def test_what_has_ended_is_left_out():
+def test_ended_rollouts_are_left_out():
     rollouts = rollouts_of(sharp(0))
     rollouts.response_ids[1][2:] = []
     step = graded(rollouts, [1.0, 1.0, 1.0])
@@ -117,9 +117,11 @@ def test_each_rollout_has_its_own_cut_and_batches_change_nothing():
 
 
 @pytest.mark.parametrize("depths", [[8], [-1], [2, 2]])
-def test_depths_that_make_no_sense(depths):
+def test_impossible_depths_are_refused(depths):
     step = graded(rollouts_of(sharp(0)), [1.0, 1.0, 1.0])
-    with pytest.raises(ConfigError, match="different numbers from 0 to 7"):
+    with pytest.raises(
+        ConfigError, match=r"depths = \[.*\]; expected different numbers from 0 to 7"
+    ):
         continuation_gain(step, sharp(1), TOKENIZER, PROMPTS, Recorder(), GREEDY, depths=depths)
 
 

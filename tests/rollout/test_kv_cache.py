@@ -1,4 +1,4 @@
-"""A cache with room holds what transformers' own holds."""
+"""The cache with room for more tokens holds what transformers' own holds."""
 
 import pytest
 import torch
@@ -10,25 +10,25 @@ from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from opdprobe.rollout import kv_cache as module
 from opdprobe.rollout.kv_cache import RoomyLayer, roomy_cache
 
-DEEDS = st.one_of(
+ACTIONS = st.one_of(
     st.tuples(st.just("append"), st.integers(1, 9)),
     st.tuples(st.just("repeat"), st.integers(1, 3)),
     st.tuples(st.just("keep"), st.integers(0, 2**6 - 1)),
 )
 
 
-@given(st.lists(DEEDS, max_size=12), st.integers(1, 5))
-def test_the_same_tokens_as_without_room(deeds, least):
+@given(st.lists(ACTIONS, max_size=12), st.integers(1, 5))
+def test_it_holds_the_same_tokens_as_transformers_own(actions, least):
     generator = torch.Generator().manual_seed(0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "_LEAST", least)
         roomy, plain, batch = RoomyLayer(), DynamicLayer(), 3
-        for deed, n in [("append", 4), *deeds]:
-            if deed == "append":
+        for action, n in [("append", 4), *actions]:
+            if action == "append":
                 new = torch.randn(2, batch, 2, n, 3, generator=generator)
                 for got, want in zip(roomy.update(*new), plain.update(*new), strict=True):
                     assert torch.equal(got, want)
-            elif deed == "repeat":
+            elif action == "repeat":
                 batch = min(batch * n, 12)
                 n = batch // len(plain.keys)
                 batch = n * len(plain.keys)
@@ -45,7 +45,7 @@ def test_the_same_tokens_as_without_room(deeds, least):
             assert torch.equal(roomy.values, plain.values)
 
 
-def test_a_token_is_written_not_everything_copied():
+def test_appending_a_token_seldom_copies_the_others():
     layer = RoomyLayer()
     layer.update(*torch.randn(2, 1, 1, 5, 2))
     places = set()
@@ -54,7 +54,7 @@ def test_a_token_is_written_not_everything_copied():
     assert len(places) < 16
 
 
-def test_rows_are_spread_as_under_padding():
+def test_rows_are_spread_as_left_padding_would():
     layer = RoomyLayer()
     keys, values = (x.clone() for x in layer.update(*torch.randn(2, 1, 2, 5, 3)))
     layer.spread(torch.tensor([0, 2, 7]))

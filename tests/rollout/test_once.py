@@ -1,4 +1,4 @@
-"""A look at a student without training: what the trainer would record, and no trace of it."""
+"""`probe` gives what the trainer would record, and changes nothing."""
 
 import numpy as np
 import pytest

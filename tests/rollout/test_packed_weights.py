@@ -1,4 +1,4 @@
-"""Products of a few rows from packed weights: the layer's own, but for rounding."""
+"""Products of a few rows from packed weights equal the layer's own, up to rounding."""
 
 from functools import partial
 from types import SimpleNamespace
@@ -46,7 +46,7 @@ def test_a_packed_layer_gives_what_the_layer_gives(shape, bias):
 
 
 @needs_onednn
-def test_the_layer_is_itself_again_afterwards_and_shows_its_new_weights():
+def test_the_layer_is_restored_and_uses_its_new_weights():
     linear = layer(*WIDE)
     rows = torch.randn(8, WIDE[1])
     with pytest.raises(RuntimeError, match="halfway"), packed_weights(linear, 8):
@@ -80,7 +80,7 @@ def test_what_does_not_pay_or_would_change_the_arithmetic_is_left_alone():
         assert not is_packed(scaled)
 
 
-def test_a_forward_that_somebody_else_put_there_stays():
+def test_a_forward_replaced_by_other_code_stays():
     linear = layer(*WIDE)
     theirs = partial(nn.Linear.forward, linear)
     linear.forward = theirs
@@ -140,5 +140,5 @@ def test_a_torch_without_the_operators_samples_without_packing(monkeypatch, capl
     finally:
         module._works.cache_clear()
     (message,) = caplog.messages
-    assert "sampled from more slowly" in message
+    assert "sampling from large models is slower" in message
     assert why in message

@@ -1,4 +1,4 @@
-"""A pair is loaded in one way, whatever it is given as."""
+"""A pair is the same whether it is given as models, names or paths."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def test_names_and_paths_are_loaded_with_their_tokenizers(saved, as_):
         Pair.load(kind(saved / "student"), kind(saved / "absent"))
 
 
-def test_what_is_loaded_already_is_taken_as_it_is(saved):
+def test_loaded_models_are_used_as_they_are(saved):
     student, teacher, tokenizer = tiny_model(seed=0), tiny_model(seed=1), tiny_tokenizer()
     pair = Pair.load(student, teacher, tokenizer=tokenizer)
     assert pair.student is pair.outer_student is student
@@ -40,7 +40,7 @@ def test_what_is_loaded_already_is_taken_as_it_is(saved):
         Pair.load(student, saved / "teacher")
 
 
-def test_a_tokenizer_that_is_given_is_used_in_place_of_the_saved_one(saved):
+def test_a_given_tokenizer_replaces_the_saved_one(saved):
     with pytest.raises(VocabularyError, match="The tokenizers differ"):
         Pair.load(saved / "student", saved / "other")
     mine = tiny_tokenizer()
@@ -49,7 +49,7 @@ def test_a_tokenizer_that_is_given_is_used_in_place_of_the_saved_one(saved):
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-def test_a_model_goes_to_the_device_unless_it_is_there(monkeypatch, device):
+def test_a_model_moves_to_the_device_unless_it_is_there(monkeypatch, device):
     models, moved = (tiny_model(seed=0), tiny_model(seed=1)), []
     for model in models:
         monkeypatch.setattr(model, "to", moved.append)

@@ -1,4 +1,4 @@
-"""Prompts: reading, listing what is wrong, and turning into ids."""
+"""Prompts: reading them, listing what is wrong, and encoding them."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def user(content, id="0"):
 
 @pytest.fixture
 def tokenizer():
-    """One token a character; any text begins with <s>; the chat template has its own marks."""
+    """One token per character; any text begins with <s>; the chat template adds its own marks."""
     vocab = {token: i for i, token in enumerate(["<unk>", "<s>", "</s>", *string.printable, "²"])}
     backend = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     backend.pre_tokenizer = pre_tokenizers.Split("", "isolated")
@@ -160,7 +160,7 @@ def test_bad_rows_are_all_listed():
         "row 1: prompt '1': empty prompt",
         "row 2: no column 'prompt' among ['question']",
         "row 3: id '0' repeats row 0",
-        "row 4: 'prompt' is a int, expected str or list of messages",
+        "row 4: 'prompt' is of type int; expected str or list of messages",
         "row 5: prompt '5': empty prompt",
         'on_error="skip"',
     ]:
@@ -171,7 +171,7 @@ def test_bad_rows_are_skipped_only_if_asked(caplog):
     prompts = prompts_from_rows(BAD_ROWS, on_error="skip")
     assert [p.id for p in prompts] == ["0", "6"]
     assert "5 of 7 rows cannot be used" in caplog.text
-    with pytest.raises(PromptError, match="Nothing is left"):
+    with pytest.raises(PromptError, match="No usable row is left"):
         prompts_from_rows([{"prompt": ""}], on_error="skip")
 
 
@@ -187,7 +187,7 @@ def test_no_rows():
 
 
 @pytest.mark.parametrize("repair", [False, True])
-def test_broken_box_is_said_and_repaired_on_request(repair, caplog):
+def test_broken_box_is_logged_and_repaired_on_request(repair, caplog):
     rows = [verl_row(BROKEN.replace("{question}", q), index=q) for q in "AB"] + [verl_row()]
     prompts = prompts_from_rows(rows, repair_boxed=repair)
     want = (BOXED_TEMPLATE if repair else BROKEN).replace("{question}", "A")
@@ -232,7 +232,7 @@ def test_unusable_files(tmp_path, name, content, reason):
 
 
 def test_limit_below_one(tmp_path):
-    with pytest.raises(ConfigError, match="limit is 0"):
+    with pytest.raises(ConfigError, match="limit = 0; expected 1 or more"):
         load_prompts(tmp_path / "any.jsonl", limit=0)
 
 
@@ -301,9 +301,9 @@ def test_template_replaces_the_wording_and_keeps_braces(tokenizer):
 
 
 def test_bad_settings(tokenizer):
-    with pytest.raises(ConfigError, match=r"no place for \{question\}"):
+    with pytest.raises(ConfigError, match=r"template = 'Think!'; expected \{question\} in it"):
         encode_prompts(tokenizer, [user("a")], template="Think!")
-    with pytest.raises(ConfigError, match="max_length is 0"):
+    with pytest.raises(ConfigError, match="max_length = 0; expected 1 or more"):
         encode_prompts(tokenizer, [user("a")], max_length=0)
     with pytest.raises(PromptError, match="no rows"):
         encode_prompts(tokenizer, [])
@@ -379,7 +379,10 @@ def test_verl_rows_survive_saving(tmp_path):
     [
         ([], "no prompts to write"),
         ([user("a"), user("b")], "two prompts have the id '0'"),
-        ([Prompt("0", text="a", meta={"seen": {1, 2}})], "'0' cannot be written as JSON: .*set"),
+        (
+            [Prompt("0", text="a", meta={"seen": {1, 2}})],
+            r"'0' cannot be written as JSON \(.*set.*\): correct its messages or meta",
+        ),
         ([Prompt("0", text="a", meta={"pair": (1, 2)})], r"its meta is .*\(1, 2\).* but would be"),
         (
             [Prompt("0", text="a", meta={"extra_info": {"index": 7}})],
@@ -392,7 +395,7 @@ def test_verl_rows_survive_saving(tmp_path):
         ([Prompt("0", text="a", meta={"prompt": "b"})], "its text is 'a', but would be 'b'"),
     ],
 )
-def test_what_would_not_be_read_back_is_not_written(tmp_path, prompts, reason):
+def test_prompts_that_would_not_be_read_back_are_not_written(tmp_path, prompts, reason):
     with pytest.raises(PromptError, match=reason):
         save_prompts(prompts, tmp_path / "saved.jsonl")
     assert not list(tmp_path.iterdir())

@@ -39,7 +39,7 @@ def scores(n=8, k=2, vocab_size=50):
     )
 
 
-def test_one_row_a_state_in_rollout_order():
+def test_one_row_per_state_in_rollout_order():
     want = scores()
     ds = record_dataset(7, ROLLOUTS, want, PROMPTS, correct=[0.0, 1.0, 0.5])
     validate(ds)
@@ -88,7 +88,7 @@ def test_thinning_keeps_whole_rollouts_and_first_positions(lengths, fraction, po
         got, want = small.isel(state=small.rollout == row), ds.isel(state=ds.rollout == old)
         assert got.position.values.tolist() == list(range(first))
         np.testing.assert_array_equal(got.logp, want.logp[:first])
-        # The text stays whole.
+        # The text stays complete.
         assert small.length[row] == lengths[old]
         end = int(small.length[: row + 1].sum())
         text = small.response_ids.values[end - lengths[old] : end]

@@ -1,4 +1,4 @@
-"""Sampling: the distribution that is drawn from, and the batch that it is drawn in."""
+"""Sampling: the distribution of the draws, and their independence of the batch."""
 
 import copy
 
@@ -32,7 +32,7 @@ def generator(seed=0):
 
 
 def target(logits, temperature, top_p):
-    """Give the distribution by its definition: the fewest top tokens whose mass reaches top_p."""
+    """Compute the distribution by definition: the fewest top tokens whose mass reaches top_p."""
     weights = np.exp(np.asarray(logits) / temperature)
     p = weights / weights.sum()
     kept, mass = [], 0.0
@@ -83,7 +83,7 @@ def test_every_token_has_an_interval_of_its_probability(width):
     u = (torch.arange(n) + 0.5) / n
     tokens = torch.cat([draw(p.log().expand(len(part), -1), part) for part in u.split(1000)])
     counts = torch.bincount(tokens, minlength=width)
-    # Evenly spaced numbers hit an interval within one of what is due; the rest is rounding.
+    # Evenly spaced numbers hit an interval as often as is due, within one; the rest is rounding.
     torch.testing.assert_close(counts / n, p, rtol=0, atol=1.2 / n)
 
 
@@ -119,7 +119,7 @@ def seeded(model_class, config):
 
 
 def gpt2():
-    """Make a model with learnt absolute positions: to one of relative ones padding is invisible."""
+    """Make a model with learnt absolute positions; relative ones would hide a shift by padding."""
     config = GPT2Config(
         vocab_size=64,
         n_embd=16,
@@ -134,7 +134,7 @@ def gpt2():
 
 
 def windowed():
-    """Make a model whose layers see a few tokens back, and count padding among them."""
+    """Make a model with a sliding window, which counts padding."""
     config = MistralConfig(
         vocab_size=64,
         hidden_size=16,
@@ -215,7 +215,7 @@ def test_greedy_rollouts_equal_generate_row_by_row(make_model, eos, prompts, mon
         ([[1, *BEGINNING], [2, *BEGINNING]], [(2, 8)]),
     ],
 )
-def test_what_all_prompts_begin_with_passes_through_once(prompts, seen, monkeypatch):
+def test_the_common_beginning_of_all_prompts_is_computed_once(prompts, seen, monkeypatch):
     monkeypatch.setattr(rollout, "_LEAST_SPARED", 1)
     model, shapes = tiny_model(), []
     model.register_forward_pre_hook(

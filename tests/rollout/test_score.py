@@ -1,4 +1,4 @@
-"""Scores against float64 log-softmax and sort; and that batching is invisible."""
+"""Scores equal float64 log-softmax and sort, however they are batched."""
 
 import copy
 
@@ -104,7 +104,7 @@ def test_padding_changes_nothing(pair):
     close(scored(pair), want)
 
 
-def test_student_equal_to_teacher_is_exactly_zero():
+def test_equal_models_have_exactly_equal_scores():
     model = sharpened(0)
     got = scored(Pair(model, copy.deepcopy(model), tiny_tokenizer()))
     assert torch.equal(got.token_id[:, 0], got.token_id[:, 1])
@@ -153,5 +153,5 @@ def test_the_largest_are_those_of_a_sort(width, columns, monkeypatch):
 
 def test_k_is_at_most_the_shared_vocabulary(pair):
     assert scored(pair, k=60).token_id.shape == (ROLLOUTS.n_tokens, 2, 60)
-    with pytest.raises(ConfigError, match="k = 61 is larger than the shared vocabulary of 60"):
+    with pytest.raises(ConfigError, match="k = 61; expected at most 60"):
         scored(pair, k=61)
