@@ -232,7 +232,8 @@ def _to_line(prompt: Prompt) -> str:
         line = json.dumps(row)
     except (TypeError, ValueError) as error:
         raise PromptError(
-            f"prompt {prompt.id!r} cannot be written as JSON ({error}): correct its meta."
+            f"prompt {prompt.id!r} cannot be written as JSON ({error}): correct its messages or "
+            "meta."
         ) from error
     found, _ = _from_row(json.loads(line), 0, None, False)
     for name in ("id", "text", "messages", "answer", "meta"):

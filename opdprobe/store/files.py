@@ -76,6 +76,8 @@ def write_text(path: Path, text: str) -> None:
 
 def put_on_disk(path: Path) -> None:
     """Wait until a file's content, or a directory's list of names, is on disk."""
+    if os.name == "nt" and path.is_dir():
+        return  # Windows cannot open a directory
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

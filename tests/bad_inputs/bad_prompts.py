@@ -167,7 +167,7 @@ _ROWS = [
             [Prompt("a", text="2+2=", meta={"seen": {1, 2}})], folder / "out.jsonl"
         ),
         "prompt 'a' cannot be written as JSON (Object of type set is not JSON serializable): "
-        "correct its meta.",
+        "correct its messages or meta.",
     ),
 ]
 

@@ -381,7 +381,7 @@ def test_verl_rows_survive_saving(tmp_path):
         ([user("a"), user("b")], "two prompts have the id '0'"),
         (
             [Prompt("0", text="a", meta={"seen": {1, 2}})],
-            r"'0' cannot be written as JSON \(.*set.*\): correct its meta",
+            r"'0' cannot be written as JSON \(.*set.*\): correct its messages or meta",
         ),
         ([Prompt("0", text="a", meta={"pair": (1, 2)})], r"its meta is .*\(1, 2\).* but would be"),
         (
