@@ -433,7 +433,7 @@ def zoo(arguments: argparse.Namespace) -> None:
     names = arguments.name or list(members.MEMBERS)
     if unknown := sorted(set(names) - set(members.MEMBERS)):
         raise members.ZooError(
-            f"no zoo model {', '.join(unknown)}; expected {', '.join(members.MEMBERS)}."
+            f"no zoo model {', '.join(unknown)}; expected one of {', '.join(members.MEMBERS)}."
         )
     if arguments.action != "list":
         import transformers
