@@ -3,20 +3,20 @@
 #   make demo       a first run: one success and one failure, drawn and compared; about 2 minutes
 #   make reproduce  every figure of the paper on the built-in testbed, with one seed; about 15 minutes
 #   make test       lint, type-check and test
-#   make test-fast  test without what is slow, in a minute and a half
+#   make test-fast  run all but the slow tests, in a minute and a half
 #   make docs       build the user guide into site/
-#   make figures    draw the figures and list the claims again from the published results
+#   make figures    redraw the figures and relist the claims from the published results
 #   make lint       lint and type-check only
 #   make benchmarks    all tables of docs/performance.md, about 40 minutes
 #   make test-oldest   test with the oldest dependencies that pyproject.toml allows, in .venv-oldest
 #   make test-install  build the wheel and install it into fresh environments, without and with torch
 #   make clean      remove .venv, .venv-oldest and all caches; runs and results stay
-# Another interpreter: make demo PYTHON=python3.12 (after make clean, if .venv is there already).
+# For another interpreter: make demo PYTHON=python3.12 (after make clean, if .venv exists already).
 
 PYTHON ?= python3
 BIN := .venv/bin
-# A file's tests share what they need, so one process does them all. A process that a test has hung
-# is not started again: it would begin with that test.
+# The tests of a file share fixtures, so one process runs them all. A process that hung in a test is
+# not restarted: it would begin with that test again.
 PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
 .PHONY: demo reproduce test test-fast test-oldest test-install benchmarks docs figures lint clean
@@ -36,7 +36,7 @@ docs: export NO_MKDOCS_2_WARNING := 1
 docs: .venv/.installed-dev
 	@$(BIN)/mkdocs build --strict
 
-# One thread a process: torch and the two test processes would fight over the cores otherwise.
+# One thread per process: otherwise torch and the two test processes would compete for the cores.
 test: export OMP_NUM_THREADS := 1
 test: lint
 	@$(BIN)/python $(PYTEST) --durations=15
@@ -49,7 +49,7 @@ benchmarks: .venv/.installed-dev
 	@for name in step_parts training_step head_loss sampling recording analysis; do \
 	  echo; echo "## $$name"; echo; $(BIN)/python benchmarks/$$name.py || exit 1; done
 
-# Left out: random weights of that torch, of which no row of the batch ends early.
+# The deselected test needs a row that ends early; the random weights of the oldest torch give none.
 test-oldest: export OMP_NUM_THREADS := 1
 test-oldest: .venv-oldest/.installed
 	@.venv-oldest/bin/python $(PYTEST) \
@@ -74,8 +74,8 @@ lint: .venv/.installed-dev
 	@$(BIN)/lint-imports --no-logo
 	@$(BIN)/pyright
 
-# Two tiers in one environment: what trains and reports, and what the tests need besides. pip is
-# heard only if it fails.
+# Two tiers share one environment: training and reports, and additionally the tests' requirements.
+# The output of pip is shown only if it fails.
 define install
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
 	  "opdprobe needs Python 3.11 or newer; $(PYTHON) is %d.%d. Name another one, for example: \

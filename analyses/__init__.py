@@ -1,1 +1,1 @@
-"""From recorded runs to results: one module a question, numpy and xarray only."""
+"""From recorded runs to results: one module per question, numpy and xarray only."""

@@ -1,4 +1,4 @@
-"""Figures 6, 20: what tells a run that works from one that does not (§4.1, App. B.3)?"""
+"""Figures 6, 20: what distinguishes a run that works from one that fails (§4.1, App. B.3)?"""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Panels of bars: numbers that belong to models or whole runs, side by side."""
+"""Panels of bars: one number per model or run, side by side."""
 
 from collections.abc import Mapping, Sequence
 
@@ -16,7 +16,7 @@ def recovery_panel(
     Parameters
     ----------
     bars
-        Plotting role and legend label to one experiment a family.
+        Plotting role and legend label to one experiment per family.
     families
         Names of the families.
     """
@@ -35,7 +35,7 @@ def recovery_panel(
 
 
 def bar_series(groups: Sequence[Sequence[Estimate]], *, role: str, label: str) -> Series:
-    """One bar a group, at its place among the panel's ticks; a group has one estimate a seed."""
+    """Return one bar per group, at its tick; a group has one estimate per seed."""
     value, low, high = zip(*map(combine, groups), strict=True)
     x = list(range(len(groups)))
     return Series(role, label, x=x, y=list(value), low=list(low), high=list(high))

@@ -10,7 +10,7 @@ from analyses.reasons import REASONS
 from analyses.results import Claim, Results
 from opdprobe.report.estimate import number
 
-# Presets whose models are the testbed's: what it lacks explains nothing about anybody else's.
+# Presets on the testbed's models: the limits of the testbed explain no other models' results.
 _TESTBED = ("quick", "full")
 
 SIGNS = {"shown": "✓", "not shown": "–", "opposite": "✗"}
@@ -18,7 +18,7 @@ COLOURS = {"shown": "green", "not shown": "yellow", "opposite": "red"}
 
 
 def finding(claim: Claim) -> str:
-    """Write what was found for a claim: the number, its interval if it has one, its unit.
+    """Write a claim's result: the number, its interval if it has one, its unit.
 
     Examples
     --------
@@ -36,12 +36,12 @@ def finding(claim: Claim) -> str:
 
 
 def verdict(claim: Claim) -> str:
-    """Write a verdict with its sign, which tells it without colour."""
+    """Write a verdict with its sign, which shows it without colour."""
     return f"{SIGNS[claim.verdict]} {claim.verdict}"
 
 
 def counts(results: Sequence[Results]) -> dict[str, int]:
-    """Count the claims of each verdict, all verdicts included.
+    """Count the claims per verdict, including verdicts without claims.
 
     Examples
     --------
@@ -92,12 +92,12 @@ def claims_markdown(results: Sequence[Results]) -> str:
     Parameters
     ----------
     results : sequence of analyses.results.Results
-        One a figure; the first claim of each is the figure's main one.
+        One per figure; the first claim of each is the figure's main one.
 
     Returns
     -------
     str
-        A page with one table a figure.
+        A page with one table per figure.
     """
     found = counts(results)
     main = [result.claims[0] for result in results if result.claims]
@@ -130,7 +130,7 @@ def claims_markdown(results: Sequence[Results]) -> str:
         ]
         for claim in result.claims:
             cells = (claim.claim, claim.paper, finding(claim), claim.test, verdict(claim))
-            # A bar would end the cell.
+            # A bare bar would end the cell.
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
         why = [
             f"- *{claim.claim}*: {REASONS[claim.id]}"
@@ -143,7 +143,7 @@ def claims_markdown(results: Sequence[Results]) -> str:
 
 
 def _pilots(results: Sequence[Results]) -> list[str]:
-    """What was known when the testbed's runs were planned."""
+    """Say what was known when the testbed's runs were planned."""
     if not any(result.meta.preset in _TESTBED for result in results):
         return []
     return [

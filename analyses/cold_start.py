@@ -136,10 +136,10 @@ def mass(evidence: Evidence) -> Results:
 
 
 def _deviation(values: NDArray[np.float64]) -> Estimate:
-    """Estimate the standard deviation; the units to draw are steps."""
+    """Estimate the standard deviation; the bootstrap resamples steps."""
     centred = values - values.mean()
     return resample(centred**2).map(
         resample(centred),
-        # Of equal numbers, the mean of the squares can fall short of the squared mean by rounding.
+        # For equal numbers, rounding can put the mean of squares below the squared mean.
         by=lambda square, mean: np.sqrt(np.maximum(square - mean**2, 0)),
     )

@@ -16,7 +16,7 @@ from opdprobe.report.panel import Heat, Panel
 RUN = "length_6"
 N_ROWS = 20
 MAX_COLUMNS = 40
-# How far above the beginning of a response before training entropy has to be.
+# High entropy: this multiple of that at the beginning of responses before training.
 HIGH = 1.5
 
 
@@ -81,19 +81,19 @@ def _end_first(evidence: Evidence, figure: str, model: str, edges: NDArray[np.in
 
 
 def onsets(found: xr.Dataset) -> NDArray[np.float64]:
-    """First position from which on entropy is high, step by step.
+    """Return the position from which entropy is high, for each step.
 
     Parameters
     ----------
     found
-        A heat map of the entropy, positions in order, as `opdprobe.heat_map` gives it.
+        A heat map of the entropy, positions in order, from `opdprobe.heat_map`.
 
     Returns
     -------
     (step,) ndarray of float64
-        Start of the first range such that it and every later one that holds a state exceed 1.5
-        times the mean of the first quarter of the ranges at the first step; the end of the last
-        range if there is none.
+        Start of the first range from which on every range with a state exceeds 1.5 times the mean
+        of the first quarter of the ranges at the first step; the end of the last range if there is
+        no such range.
     """
     value, n = found["value"].values, found["n"].values
     start = slice(_quarter(len(value)))
@@ -113,13 +113,13 @@ def _quarter(n: int) -> int:
 
 
 def _edges(evidence: Evidence) -> NDArray[np.int64]:
-    """Ranges of positions up to the longest response of any seed, the same for all."""
+    """Return ranges of positions up to the longest response of any seed, shared by all seeds."""
     longest = max(int(run.rollouts()["length"].max()) for run in evidence.runs[RUN])
     return np.unique(np.linspace(0, max(longest, 1), N_ROWS + 1).round().astype(np.int64))
 
 
 def _panel(maps: list[xr.Dataset], model: str) -> Panel:
-    """Mean over the states of all seeds, neighbouring steps together."""
+    """Average over the states of all seeds, merging neighbouring steps."""
     steps = maps[0]["step"].values
     first = np.unique(np.linspace(0, steps.size, min(MAX_COLUMNS, steps.size) + 1).astype(int))[:-1]
     total = sum((found["value"].fillna(0) * found["n"]).values for found in maps)

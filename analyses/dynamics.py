@@ -1,4 +1,4 @@
-"""What sweeps over one setting share: logged scalars by step, and one point a setting (§6)."""
+"""Pieces that sweeps over one setting share: scalars by step, one point per setting (§6)."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -21,7 +21,7 @@ def dynamics_panels(
 ) -> list[Panel]:
     """Logged scalars by training step: overlap ratio, student entropy and gradient norm.
 
-    They are means over all states of a step, also where a part was recorded.
+    They are means over all states of a step, even if only a part was recorded.
 
     Parameters
     ----------
@@ -47,7 +47,7 @@ def dynamics_panels(
 
 
 def points(role: str, label: str, settings: Mapping[int, Sequence[Estimate]]) -> Series:
-    """One point a setting, at its place among the panel's ticks."""
+    """Return one point per setting, at its tick."""
     value, low, high = np.array([combine(e) for e in settings.values()]).reshape(-1, 3).T.tolist()
     return Series(role, label, x=list(settings), y=value, low=low, high=high)
 
@@ -55,12 +55,12 @@ def points(role: str, label: str, settings: Mapping[int, Sequence[Estimate]]) ->
 def logged(
     evidence: Evidence, experiment: str, metric: str, statistic: Callable[[NDArray], float]
 ) -> list[Estimate]:
-    """A statistic of a logged scalar over a run, one a seed.
+    """Return a statistic of a logged scalar over a run, one per seed.
 
     Parameters
     ----------
     metric
-        Name in ``Run.metrics``; steps that lack it, as the last evaluation's row does, are left
+        Name in ``Run.metrics``; steps without it, such as the row of the last evaluation, are left
         out.
     statistic
         Takes the values in the order of the steps.
@@ -83,7 +83,7 @@ def last_quarter(values: NDArray) -> float:
 
 
 def late_fall(values: NDArray, *, width: int = 5) -> float:
-    """Mean of the last `width` steps less the highest mean of as many in a row; 0 or below.
+    """Mean of the last `width` steps minus the highest mean of `width` successive steps; ≤ 0.
 
     Examples
     --------
@@ -108,7 +108,7 @@ def spike(values: NDArray) -> float:
 
 
 def largest_rise(values: NDArray) -> float:
-    """Largest rise from one step to the next; 0 where there is none.
+    """Largest rise from one step to the next; 0 if there is none.
 
     Examples
     --------

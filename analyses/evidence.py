@@ -1,4 +1,4 @@
-"""What every analysis takes, and the pieces that figures share: curves, accuracies, claims."""
+"""The input of every analysis, and the pieces that figures share: curves, accuracies, claims."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -35,17 +35,17 @@ class Evidence:
     preset
         Name of the preset.
     models
-        Role to the name of the model that plays it.
+        Role to the name of its model.
     runs
-        Experiment to its runs, one a seed.
+        Experiment to its runs, one per seed.
     scores
         Role and benchmark to the mean score of every problem, ndarray (problems,), in the order of
         the runs' evaluations.
     continuations
-        Experiment to what the teacher made of its rollouts' prefixes, one Dataset a seed as
-        `opdprobe.rollout.continuation.continuation_gain` gives it.
+        Experiment to the teacher's continuations of its rollouts' prefixes, one Dataset per seed
+        from `opdprobe.rollout.continuation.continuation_gain`.
     sums
-        Sums by rollout of runs that have been added up before, by directory.
+        Directory of a run to its sums by rollout; filled on first use.
     """
 
     preset: str
@@ -56,7 +56,7 @@ class Evidence:
     sums: dict[Path, RolloutSums] = field(default_factory=dict)
 
     def sums_of(self, run: Run) -> RolloutSums:
-        """Sums of a run's probes by rollout; added up when first asked for."""
+        """Return the sums of a run's probes by rollout; computed on first use."""
         if run.path not in self.sums:
             self.sums[run.path] = add_up(run)
         return self.sums[run.path]
@@ -67,10 +67,10 @@ class Evidence:
         return list(next(iter(self.scores.values())))
 
     def evaluations(self, run: Run, benchmark: str | None = None) -> tuple[list[int], NDArray]:
-        """Steps of a run's evaluations, and scores (steps, problems).
+        """Return the steps of a run's evaluations, and scores (steps, problems).
 
-        Without a benchmark, problems of all that the run was evaluated on: the mean over problems
-        is the accuracy that a figure calls by no name.
+        By default the problems of all its benchmarks; their mean is the accuracy of figures that
+        name no benchmark.
         """
         names = run.benchmarks if benchmark is None else [benchmark]
         found = [run.evaluation(name)["score"] for name in names]
@@ -79,7 +79,7 @@ class Evidence:
     def accuracy(
         self, experiment: str, *, end: int = -1, benchmark: str | None = None
     ) -> list[Estimate]:
-        """Accuracy of the student at the first (0) or last (-1) evaluation, one a seed."""
+        """Accuracy of the student at the first (0) or last (-1) evaluation, one per seed."""
         return [resample(self.evaluations(run, benchmark)[1][end]) for run in self.runs[experiment]]
 
     def role(self, role: str, *, benchmark: str | None = None) -> Estimate:
@@ -88,7 +88,7 @@ class Evidence:
         return resample(np.concatenate([self.scores[role][name] for name in names]))
 
     def recovery(self, experiment: str, *, benchmark: str | None = None) -> list[Estimate]:
-        """Gap recovery rate (paper §3.2), one a seed; all three accuracies on the same problems."""
+        """Gap recovery rate (§3.2), one per seed; all three accuracies on the same problems."""
         teacher = self.role(EXPERIMENTS[experiment].teacher, benchmark=benchmark)
         return [
             before.map(after, teacher, by=gap_recovery_rate)
@@ -100,14 +100,14 @@ class Evidence:
         ]
 
     def mean(self, experiment: str, probe: str, steps: slice) -> list[Estimate]:
-        """A probe's mean over all states of some of the recorded steps, one a seed.
+        """A probe's mean over all states of some recorded steps, one per seed.
 
         Probes are those of `analyses.sums.PROBES`.
         """
         return [self.sums_of(run).mean(probe, steps) for run in self.runs[experiment]]
 
     def by_step(self, experiment: str, probe: str) -> list[NDArray[np.float64]]:
-        """A probe's mean at each recorded step, one array a seed."""
+        """A probe's mean at each recorded step, one array per seed."""
         return [self.sums_of(run).means(probe) for run in self.runs[experiment]]
 
     def change(self, experiment: str, probe: str) -> list[Estimate]:
@@ -116,7 +116,7 @@ class Evidence:
         return differences(last, first)
 
     def remaining(self, experiment: str, probe: str) -> list[Estimate]:
-        """Last divided by first: the share of a quantity that training left."""
+        """A probe's mean over the last recorded steps divided by that over the first."""
         first, last = (self.mean(experiment, probe, end) for end in (FIRST, LAST))
         return ratios(last, first)
 
@@ -156,7 +156,7 @@ class Evidence:
 
 
 def _common(configs: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Settings that are the same everywhere."""
+    """Return the settings that all configurations share."""
     first, *others = configs
     return {
         key: value
@@ -171,7 +171,7 @@ def differences(of: Sequence[Estimate], to: Sequence[Estimate]) -> list[Estimate
 
 
 def ratios(of: Sequence[Estimate], to: Sequence[Estimate]) -> list[Estimate]:
-    """Divide the first by the second, seed by seed; NaN where that is 0."""
+    """Divide the first by the second, seed by seed; NaN where the second is 0."""
     return [a.map(b, by=ratio) for a, b in zip(of, to, strict=True)]
 
 
@@ -183,16 +183,16 @@ def accuracy_panel(
     title: str = "Accuracy",
     benchmark: str | None = None,
 ) -> Panel:
-    """Accuracy by training step.
+    """Return a panel of accuracy by training step.
 
     Parameters
     ----------
     experiments
         Experiment to legend label; an experiment's name is also its plotting role.
     references
-        Model role to label, drawn as horizontal lines.
+        Model role to label; drawn as horizontal lines.
     benchmark
-        One of them; all by default.
+        Name of one benchmark. Default: all.
     """
     series = []
     for name, label in experiments.items():
@@ -235,7 +235,7 @@ def curve_panel(evidence: Evidence, probe: str, experiments: Mapping[str, str]) 
 def curve_series(
     evidence: Evidence, experiment: str, probe: str, *, role: str, label: str
 ) -> Series:
-    """A probe by step: one run with its bootstrap band, or the mean of seeds with a t-interval."""
+    """A probe by step: mean of seeds, with a t-interval or, for few seeds, a bootstrap band."""
     every = [evidence.sums_of(run) for run in evidence.runs[experiment]]
     value = np.array([sums.means(probe) for sums in every])
     if len(every) >= MIN_SEEDS:
@@ -248,7 +248,7 @@ def curve_series(
 
 
 def metric_series(runs: Sequence[Run], name: str, *, role: str, label: str) -> Series:
-    """A logged scalar by step; it has a band with three seeds or more only."""
+    """A logged scalar by step; it has a band only for three or more seeds."""
     metrics = [run.metrics[name].dropna("step") for run in runs]
     value = np.array([m.values for m in metrics])
     low, high = _seed_interval(value)
@@ -277,7 +277,7 @@ def claim(
     whole_interval: bool = False,
     unit: str = "",
 ) -> Claim:
-    """Judge a claim by a test that stands in the code, its threshold included.
+    """Judge a claim by a test that the code fixes, including its threshold.
 
     Parameters
     ----------
@@ -286,16 +286,16 @@ def claim(
     text, paper
         The claim, and the paper's number for it.
     ours
-        The statistic, one estimate a seed.
+        The statistic, one estimate per seed.
     test
         The test in words.
     holds
-        The test: takes the mean over seeds.
+        The test; takes the mean over seeds.
     opposite
-        Whether the whole interval speaks for the opposite: takes its ends.
+        Takes both ends of the interval; whether all of it supports the opposite.
     whole_interval
-        Whether the test has to hold at both ends of the interval too. For a claim that names a
-        direction and no size: an estimate alone is on one side or the other by chance.
+        Whether the test must also hold at both ends of the interval. For a claim that names a
+        direction but no size: an estimate alone is on one side or the other by chance.
     """
     value, low, high = combine(ours)
     shown = holds(value) and (not whole_interval or (holds(low) and holds(high)))
@@ -316,9 +316,9 @@ def claim(
 def at_least(
     name: str, text: str, *, paper: str, ours: Sequence[Estimate], statistic: str, limit: float
 ) -> Claim:
-    """Judge a claim that something is larger, by so much; `statistic` says what `ours` is.
+    """Judge a claim that a difference is at least `limit`; `statistic` says what `ours` is.
 
-    Its opposite is that something is smaller: the whole interval is below 0.
+    The opposite holds if the whole interval is below 0.
     """
     return claim(
         name,
@@ -334,7 +334,7 @@ def at_least(
 def above(
     name: str, text: str, *, paper: str, ours: Sequence[Estimate], statistic: str, limit: float = 0
 ) -> Claim:
-    """Judge a claim that names a direction and no size: a difference > 0, a ratio > 1."""
+    """Judge a claim that names a direction but no size: a difference > 0, a ratio > 1."""
     return claim(
         name,
         text,

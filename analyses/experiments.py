@@ -1,7 +1,7 @@
-"""What is run, and on which models: the plan behind `opdprobe reproduce`.
+"""The experiments behind `opdprobe reproduce`, and the roles of their models and prompts.
 
-An experiment names *roles*; a preset says which model, which prompts play each role. The same code
-therefore runs on the testbed (quick, full), on the paper's models (paper) and on anybody's own.
+An experiment names *roles*; a preset assigns a model or a prompt set to each role. So the same code
+runs on the testbed (quick, full), on the paper's models (paper) and on the user's own.
 """
 
 from dataclasses import dataclass, field
@@ -49,11 +49,11 @@ class Experiment:
     train
         If False, the untrained student's rollouts are scored once and nothing is trained.
     steps, learning_rate
-        Factors on the preset's. Undoing RL takes longer than following it: what the teacher does,
-        the student has all but stopped to sample.
+        Factors on the preset's. Undoing RL takes longer than following it: the student hardly ever
+        samples what the teacher would do.
     select
-        How prompts are chosen (§5.2): ``mixed`` takes a share of `other` ones among them,
-        ``max_divergence`` those of both on which the two models differ most.
+        How prompts are chosen (§5.2): ``mixed`` replaces a share with `other` prompts,
+        ``max_divergence`` takes those of both sets on which the two models differ most.
     max_completion_length
         Longest response as a multiple of the preset's.
     """
@@ -70,7 +70,7 @@ class Experiment:
 
     @property
     def prompt_roles(self) -> tuple[str, ...]:
-        """Roles of the prompts it uses."""
+        """Roles of the prompts that the experiment uses."""
         return (self.prompts, "other") if self.select else (self.prompts,)
 
 
@@ -87,14 +87,14 @@ LENGTHS = {
 _PG = {"estimator": "policy_gradient"}
 
 EXPERIMENTS = {
-    # Long enough for the curves to level off: figures 1, 5, 6, 14, 18, 19.
+    # Figures 1, 5, 6, 14, 18, 19: long enough for the curves to level off.
     "success": Experiment("student", "rl_student", steps=4.0),
     "failure": Experiment("student", "large", steps=4.0),
     "reverse_small": Experiment("rl_student", "student", steps=4.0, learning_rate=3.0),
     "reverse_large": Experiment("rl_student", "large", steps=4.0, learning_rate=3.0),
     "probe_success": Experiment("student", "rl_student", train=False),
     "probe_failure": Experiment("student", "large", train=False),
-    # What variants of the success are compared with, at equal steps: its first quarter.
+    # The first quarter of the success, to compare its variants with at equal steps.
     "baseline": Experiment("student", "rl_student"),
     # Figure 7.
     "support_overlap": Experiment("student", "rl_student", overrides={"support": "overlap"}),
@@ -123,8 +123,8 @@ EXPERIMENTS = {
         name: Experiment("student", "rl_student", prompts="long", max_completion_length=length)
         for name, length in LENGTHS.items()
     },
-    # Figures 15, 16; k = 16 is `baseline`. With one token there is nothing to renormalise: only
-    # the policy gradient can learn from it.
+    # Figures 15, 16; k = 16 is `baseline`. A single token, renormalised, has no direct gradient:
+    # only the policy gradient can learn from it.
     "sampled": Experiment("student", "rl_student", overrides={"objective": "sampled", **_PG}),
     "k1_pg": Experiment("student", "rl_student", overrides={"k": 1, **_PG}),
     "k4_pg": Experiment("student", "rl_student", overrides={"k": 4, **_PG}),
@@ -135,7 +135,7 @@ EXPERIMENTS = {
     # Figure 20.
     "large_success": Experiment("large", "rl_large", steps=2.0),
     "large_failure": Experiment("large", "extra_large", steps=2.0),
-    # Data selection (§5.2): `template_original` has the content alone, `baseline` both.
+    # Data selection (§5.2): `template_original` has only the content, `baseline` both.
     "select_none": Experiment(
         "student", "rl_student", prompts="other_original", max_completion_length=1.5
     ),

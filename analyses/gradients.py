@@ -71,5 +71,5 @@ def analyse(evidence: Evidence) -> Results:
 
 
 def _start(run: Run, name: str) -> Estimate:
-    # Without the row of the last evaluation, which has no loss: a short run would reach it.
+    # Drop the row of the last evaluation, which has no loss: in a short run it is among the first.
     return resample(run.metrics[name].dropna("step").values[:EDGE])

@@ -1,4 +1,4 @@
-"""Figures 11 and 12: how long may responses be, and what becomes of those too long (§6.1)?"""
+"""Figures 11 and 12: how long may responses be, and what happens beyond (§6.1)?"""
 
 import numpy as np
 import xarray as xr
@@ -16,7 +16,7 @@ SHORTEST, *_, LONGEST = LENGTHS
 MIDDLE = ("length_3", "length_4", "length_5")
 # The run at the preset's own length, in the middle of the sweep.
 USUAL = "length_4"
-# A mean over fewer rollouts says more about who is left than about the depth.
+# A mean over fewer rollouts depends more on which are left than on the depth.
 MIN_ROLLOUTS = 20
 
 
@@ -152,7 +152,7 @@ def _gain_panel(gains: dict[int, list[Estimate]]) -> Panel:
 
 
 def _gains(continuations: list[xr.Dataset]) -> dict[int, list[Estimate]]:
-    """Mean gain by depth, one a seed; without depths that too few rollouts of a seed reach."""
+    """Mean gain by depth, one per seed; without depths that too few rollouts of a seed reach."""
     found = {}
     for depth in sorted(continuations[0]["depth"].values.tolist()):
         gains = [ds["gain"].sel(depth=depth).values for ds in continuations]

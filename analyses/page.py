@@ -1,4 +1,4 @@
-"""The report: one HTML page with the verdicts, the figures and the runs, in a single file."""
+"""The report of a reproduction: verdicts, figures and runs in a single HTML file."""
 
 import base64
 from collections.abc import Sequence
@@ -21,25 +21,25 @@ class ReportError(OPDProbeError):
 
 
 def write_report(path: Path, results: "Sequence[Results]", figure_dir: Path, *, title: str) -> None:
-    """Write the report, whole or not at all; it refers to no other file.
+    """Write the report as a self-contained page; the file appears only when complete.
 
     Parameters
     ----------
     path
         The HTML file, replaced if it exists.
     results : sequence of analyses.results.Results
-        One a figure, in the order to show them.
+        One per figure, in the order to show them.
     figure_dir
-        Where ``figNN.png`` lie, as `figures.make` wrote them: with their captions inside.
+        Directory of ``figNN.png`` as written by `figures.make`, which stores the captions inside.
     title
         Heading of the page.
 
     Raises
     ------
     ReportError
-        If a figure is missing or has no caption.
+        A figure is missing or has no caption.
     """
-    # Everything is text to be escaped: run labels and model names may come from anywhere.
+    # Escape all text: run labels and model names may come from anywhere.
     environment = Environment(
         loader=PackageLoader("analyses"), autoescape=True, undefined=StrictUndefined
     )
@@ -74,7 +74,7 @@ def _image(path: Path) -> dict[str, Any]:
 
 
 def _runs(results: "Sequence[Results]") -> dict[str, Any]:
-    """Table of runs: each once, though several figures show it."""
+    """Return the table of runs: one row per run, even if several figures show it."""
     rows: dict[str, dict[str, Any]] = {}
     for result in results:
         for name, run in result.meta.runs.items():

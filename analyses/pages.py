@@ -1,4 +1,4 @@
-"""The Markdown pages beside the figures: all claims, and all figures to look through."""
+"""The Markdown pages beside the figures: one with all claims, one with all figures."""
 
 import re
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ def gallery_markdown(results: Sequence[Results], figure_dir: str) -> str:
     results : sequence of analyses.results.Results
         One per figure.
     figure_dir : str
-        Where ``figNN.png`` and ``captions.md`` lie, as seen from the page.
+        Directory of ``figNN.png`` and ``captions.md``, relative to the page.
 
     Returns
     -------
@@ -50,12 +50,12 @@ def _anchor(heading: str) -> str:
 
 
 def write_pages(figure_dir: Path, results_dir: Path) -> list[Path]:
-    """Write ``claims.md`` and ``gallery.md`` beside a directory of figures, whole or not at all.
+    """Write ``claims.md`` and ``gallery.md`` atomically beside a directory of figures.
 
     Returns
     -------
     list of Path
-        The pages.
+        Paths of the pages.
     """
     pages = _pages(figure_dir, results_dir)
     figure_dir.parent.mkdir(parents=True, exist_ok=True)
@@ -70,13 +70,13 @@ def check_pages(figure_dir: Path, results_dir: Path) -> None:
     Raises
     ------
     OPDProbeError
-        One is missing or differs.
+        A page is missing or differs.
     """
     for path, text in _pages(figure_dir, results_dir).items():
         if not path.exists() or path.read_text(encoding="utf-8") != text:
             raise OPDProbeError(
-                f"{path} is missing, or not what the results in {results_dir} give; write it again "
-                "with `opdprobe figures`."
+                f"{path} is missing or out of date with the results in {results_dir}; write it "
+                "again with `opdprobe figures`."
             )
 
 

@@ -1,4 +1,4 @@
-"""Which models, prompts and settings play the roles of the experiments."""
+"""Presets: the models, prompts and settings of a reproduction, by role."""
 
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -22,17 +22,17 @@ class Preset:
     prompts
         Role to a name that `opdprobe.cli.names.resolve_prompts` takes.
     benchmarks
-        Name to evaluation problems, likewise.
+        Benchmark to a name that `opdprobe.cli.names.resolve_prompts` takes.
     long_benchmarks
-        The same, for the runs that vary the response length alone: problems whose answers are long.
+        More benchmarks, with long answers, for the runs that vary the response length.
     n_prompts, n_problems
-        How many of each; None takes all.
+        Number of prompts per role, and of problems per benchmark; None takes all.
     config
         Settings of every run, before an experiment's overrides.
     seeds
-        One run each.
+        One run per seed and experiment.
     n_probe
-        Prompts of a probe without training, `config.num_generations` rollouts each.
+        Number of prompts of a probe without training, with `config.num_generations` rollouts each.
     depths
         Prefix lengths of the continuation gain, in tokens.
     """
@@ -97,8 +97,8 @@ _QUICK = Preset(
 PRESETS = {
     "quick": _QUICK,
     "full": replace(_QUICK, seeds=(0, 1, 2, 3, 4)),
-    # The paper's models, prompts and hyper-parameters. Those that it names without a repository
-    # are paths to fill in, with --models.
+    # The paper's models, prompts and hyper-parameters. Paths stand for those without a public
+    # repository; replace them with --models.
     "paper": Preset(
         models={
             "student": "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B",
@@ -137,29 +137,29 @@ PRESETS = {
 
 
 def lacking(preset: Preset, figure: str) -> list[str]:
-    """Roles that a figure needs and a preset does not name, sorted."""
+    """Return the roles that a figure needs and a preset does not fill, sorted."""
     models, prompts = roles_of(figure)
     return sorted((models - set(preset.models)) | (prompts - set(preset.prompts)))
 
 
 def own_preset(path: Path, base: Preset) -> Preset:
-    """Read models, prompts and benchmarks of one's own from a YAML file.
+    """Read a user's own models, prompts and benchmarks from a YAML file.
 
     Parameters
     ----------
     path
-        Of the fields of `Preset`, ``models``, ``prompts`` and ``benchmarks`` are needed;
+        File with fields of `Preset`. ``models``, ``prompts`` and ``benchmarks`` are required;
         ``long_benchmarks`` is empty by default; ``seeds``, ``n_prompts``, ``n_problems``,
         ``n_probe``, ``depths`` replace those of `base`; ``config`` holds the settings of
-        `OPDConfig` that differ from `base`'s. A role that is not named is played by nobody, and the
-        figures that need it are left out.
+        `OPDConfig` that differ from `base`'s. Figures that need a role that is not named are left
+        out.
     base
-        Where everything else comes from.
+        Preset that supplies all other values.
 
     Raises
     ------
     ConfigError
-        The file is missing or no such mapping; a field or a role is unknown.
+        The file is missing or is not such a mapping, or a field or a role is unknown.
     """
     try:
         given = parse_yaml(path.read_text(encoding="utf-8"))
@@ -181,25 +181,29 @@ def own_preset(path: Path, base: Preset) -> Preset:
         value = changes.get(name)
         empty = value == {} and name != "long_benchmarks"
         if empty or not (isinstance(value, dict) and all(map(_is_name, value.values()))):
-            raise ConfigError(f"{path}: {name} should map roles to names; it is {shown(value)}.")
+            raise ConfigError(
+                f"{path}: {name} = {shown(value)}; expected a mapping of roles to names."
+            )
         if roles is not None:
             _refuse_unknown(path, f"role in {name}", set(value) - set(roles), set(roles))
     if "train" not in given["prompts"]:
-        raise ConfigError(f"{path}: prompts lack the role 'train', which all experiments need.")
+        raise ConfigError(
+            f"{path}: prompts lack the role 'train'; name one, which all experiments need."
+        )
     if "config" in given:
         if not isinstance(given["config"], dict):
-            raise ConfigError(f"{path}: config should hold name: value lines.")
+            raise ConfigError(f"{path}: config is not a mapping; expected name: value lines.")
         changes["config"] = OPDConfig.from_dict({**base.config.to_dict(), **given["config"]})
     for name in ("seeds", "depths"):
         if name in given:
             if not _are_numbers(given[name]):
                 raise ConfigError(
-                    f"{path}: {name} is {shown(given[name])}; expected a list of numbers."
+                    f"{path}: {name} = {shown(given[name])}; expected a list of numbers."
                 )
             changes[name] = tuple(given[name])
     for name in ("n_prompts", "n_problems", "n_probe"):
         if given.get(name) is not None and not _are_numbers([given[name]]):
-            raise ConfigError(f"{path}: {name} is {shown(given[name])}; expected a whole number.")
+            raise ConfigError(f"{path}: {name} = {shown(given[name])}; expected a whole number.")
     return replace(base, **changes)
 
 
@@ -219,5 +223,5 @@ def _refuse_unknown(path: Path, kind: str, unknown: set[str], known: set[str]) -
     if unknown:
         raise ConfigError(
             f"{path}: unknown {kind}: {', '.join(sorted(map(str, unknown)))}; "
-            f"there are {', '.join(sorted(known))}."
+            f"expected one of {', '.join(sorted(known))}."
         )

@@ -1,4 +1,4 @@
-"""Why a claim does not show on the testbed, by claim: for those that do not."""
+"""Why a claim does not show on the testbed, for each claim that does not."""
 
 REASONS = {
     "fig01.reverse": "As for figure 5.",

@@ -1,6 +1,6 @@
-"""Which analysis makes which figure, from which experiments.
+"""The analysis and the experiments of every figure.
 
-A new figure is a row here, the analysis that the row names, and a module of the figure's name in
+A new figure needs a row here, the analysis that the row names, and a module of the figure's name in
 `figures`.
 """
 
@@ -25,9 +25,9 @@ class Figure:
     ----------
     analysis
         Module in `analyses` and function in it, such as ``"alignment.analyse"``; by name, so that
-        a figure can be drawn, or a run be planned, without importing all analyses.
+        drawing a figure or planning a run does not import all analyses.
     experiments
-        What the analysis looks at; names of `analyses.experiments.EXPERIMENTS`.
+        Names of the experiments that the analysis uses, from `analyses.experiments.EXPERIMENTS`.
     """
 
     analysis: str
@@ -84,7 +84,7 @@ FIGURES = {
 
 
 def roles_of(figure: str) -> tuple[set[str], set[str]]:
-    """Roles of the models and of the prompts that a figure's experiments need."""
+    """Return the roles of the models and of the prompts that a figure needs."""
     experiments = [EXPERIMENTS[name] for name in FIGURES[figure].experiments]
     return (
         {role for e in experiments for role in (e.student, e.teacher)},
@@ -98,11 +98,13 @@ def needed(figures: Sequence[str] | None) -> list[str]:
     Raises
     ------
     OPDProbeError
-        If a figure is unknown; lists those there are.
+        A figure is unknown; lists the known ones.
     """
     chosen = list(FIGURES) if figures is None else figures
     unknown = sorted(set(chosen) - set(FIGURES))
     if unknown:
-        raise OPDProbeError(f"no figure {', '.join(unknown)}; there are {', '.join(FIGURES)}.")
+        raise OPDProbeError(
+            f"no figure {', '.join(unknown)}; expected one of {', '.join(FIGURES)}."
+        )
     names = {name for figure in chosen for name in FIGURES[figure].experiments}
     return [name for name in EXPERIMENTS if name in names]

@@ -1,7 +1,7 @@
-"""The results file: what an analysis hands to a figure and to the report, one small JSON a figure.
+"""The results file, one small JSON per figure: an analysis writes it, figure and report read it.
 
-Equal results give equal bytes: no time stamps, keys sorted. JSON has no NaN and no infinity; they
-are written as ``null`` and as ``"inf"`` or ``"-inf"``.
+Equal results give equal bytes: there are no time stamps, and keys are sorted. Since JSON has no NaN
+or infinity, they are written as ``null`` and as ``"inf"`` or ``"-inf"``.
 """
 
 import json
@@ -25,25 +25,25 @@ VERDICTS: tuple[Verdict, ...] = ("shown", "not shown", "opposite")
 
 
 class ResultsError(OPDProbeError):
-    """Results are missing, foreign, damaged, of a newer format or contradict themselves."""
+    """Results are missing, foreign, damaged, of a newer format, or contradict each other."""
 
 
 @dataclass(frozen=True)
 class Claim:
-    """A claim of the paper, and what these runs say about it.
+    """A claim of the paper, and the result of these runs on it.
 
     Parameters
     ----------
     id
-        The figure's name, a full stop and what is claimed: ``figNN.what``, ``selection.what``.
+        The figure's name, a full stop and the claim's name: ``figNN.what``, ``selection.what``.
     claim
         The paper's claim.
     paper
         The paper's number for it, as text.
     ours, low, high
-        The number found and its interval, in `unit`; NaN where there is none.
+        The number found and its interval, in `unit`; NaN if there is none.
     unit
-        Unit of the three; empty for a ratio.
+        Unit of these three; empty for a ratio.
     test
         The test that decides, in words.
     verdict
@@ -52,7 +52,7 @@ class Claim:
     Raises
     ------
     ResultsError
-        If the verdict is none of these.
+        The verdict is none of these.
 
     Examples
     --------
@@ -86,7 +86,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Meta:
-    """Where the numbers come from. No time stamps: the same input gives the same bytes.
+    """Provenance of the numbers, without time stamps: the same input gives the same bytes.
 
     Parameters
     ----------
@@ -95,11 +95,11 @@ class Meta:
     seeds
         Seeds, one run each.
     k
-        Tokens of a top-k list.
+        Number of tokens of a top-k list.
     n_rollouts, n_states
-        Recorded rollouts and states behind the figure.
+        Number of recorded rollouts and states behind the figure.
     interval
-        What bands and brackets are, in words.
+        Meaning of bands and brackets, in words.
     runs
         Run to its properties (``student``, ``teacher``, ``steps``, …), in the order to list them.
     commit
@@ -107,7 +107,7 @@ class Meta:
     version
         Version of opdprobe that analysed them.
     config
-        Settings that all the runs share; a run's own are among its properties, as ``settings``.
+        Settings that all runs share; the property ``settings`` of a run holds its own.
     """
 
     preset: str
@@ -124,19 +124,19 @@ class Meta:
 
 @dataclass(frozen=True)
 class Results:
-    """All that a figure shows and the report says about it.
+    """All data of a figure and of the report on it.
 
     Parameters
     ----------
     figure
-        ``figNN``, the paper's number; or ``selection``, for the comparison of ways to select data,
-        which the paper has no figure of.
+        ``figNN`` with the paper's number; or ``selection``, the comparison of ways to select data,
+        which has no figure in the paper.
     title
         Heading.
     section
         The paper's section, such as ``"4.1"`` or ``"B.1"``.
     claim
-        What the figure carries in the paper, in one line.
+        The paper's claim that the figure supports, in one line.
     meta
         Provenance.
     panels
@@ -147,7 +147,7 @@ class Results:
     Raises
     ------
     ResultsError
-        If the figure's name is neither ``figNN`` nor ``selection``.
+        The figure's name is neither ``figNN`` nor ``selection``.
 
     Examples
     --------
@@ -173,29 +173,29 @@ class Results:
     def __post_init__(self):
         if not re.fullmatch(r"fig\d\d|selection", self.figure):
             raise ResultsError(
-                f"figure {self.figure!r} should be figNN, such as fig06, or selection."
+                f"figure = {self.figure!r}; expected figNN, such as fig06, or selection."
             )
 
     @property
     def heading(self) -> str:
-        """Name and place in the paper, such as ``"Figure 6 (§4.1)"``."""
+        """Name and section in the paper, such as ``"Figure 6 (§4.1)"``."""
         name = "Data selection" if self.figure == "selection" else f"Figure {int(self.figure[3:])}"
         appendix = self.section[:1].isalpha()
         return f"{name} ({'App. ' if appendix else '§'}{self.section})"
 
 
 def save(results: Results, path: Path) -> None:
-    """Write a results file, whole or not at all; makes its directory.
+    """Write a results file atomically; creates its directory.
 
     Parameters
     ----------
     results
-        What to write.
+        The results.
     path
         The file, replaced if it exists.
     """
     content = {"format": FORMAT, "format_version": FORMAT_VERSION, **_encode(asdict(results))}
-    # The runs' order is the order to list them in; sorted keys would lose it.
+    # Runs are listed in this order, which sorted keys would lose.
     content["meta"]["runs"] = [{"name": n, **run} for n, run in content["meta"]["runs"].items()]
     text = json.dumps(content, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -208,12 +208,12 @@ def load(path: Path) -> Results:
     Parameters
     ----------
     path
-        What `save` wrote, named after its figure.
+        File written by `save`, named after its figure.
 
     Raises
     ------
     ResultsError
-        If the file is missing, is no results file, is damaged, or is of a newer format.
+        The file is missing, damaged, of a newer format, or not a results file.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -223,9 +223,9 @@ def load(path: Path) -> Results:
             f"run `opdprobe reproduce --only {path.stem}`."
         ) from None
     except ValueError as error:  # JSON's and UTF-8's errors are both ValueErrors
-        raise ResultsError(f"{path} is no JSON file ({error}); {_again(path)}") from None
+        raise ResultsError(f"{path} is not a JSON file ({error}); {_again(path)}") from None
     if not isinstance(content, dict) or content.pop("format", None) != FORMAT:
-        raise ResultsError(f'{path} has no "format": "{FORMAT}": it is no results file.')
+        raise ResultsError(f'{path} is not a results file; expected "format": "{FORMAT}" in it.')
     version = content.pop("format_version", None)
     if version != FORMAT_VERSION:
         raise ResultsError(
@@ -297,5 +297,5 @@ def _float(value: float | str | None) -> float:
     if isinstance(value, str):
         return float(value)
     if not isinstance(value, float | int):
-        raise TypeError(f"{value!r} is no number")
-    return value  # a whole number stays one: what is read is written again as it was
+        raise TypeError(f"{value!r} is not a number")
+    return value  # an int stays an int, so that saving again gives the same bytes

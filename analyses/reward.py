@@ -1,4 +1,4 @@
-"""Figure 14: does the teacher's reward tell right rollouts from wrong ones (§6.2)?"""
+"""Figure 14: does the teacher's reward separate right rollouts from wrong ones (§6.2)?"""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Figure 4: is a larger teacher of the same pipeline a better one, or one after RL (§3.2)?"""
+"""Figure 4: which helps more, a larger teacher of the same pipeline or RL of it (§3.2)?"""
 
 from dataclasses import replace
 
@@ -8,7 +8,7 @@ from analyses.experiments import EXPERIMENTS
 from analyses.results import Results
 from opdprobe.report.panel import Panel
 
-# Runs before and after the teacher's RL, one pair a family (paper: R1-Distill; Qwen3).
+# Runs before and after the teacher's RL, one pair per family (paper: R1-Distill; Qwen3).
 FAMILIES = {"Family 1": ("large_same", "large_rl"), "Family 2": ("post_same", "post_rl")}
 PAPER = ("5.3 % → 16.9 % (R1-Distill)", "15.6 % → 58.6 % (Qwen3)")
 # Plotting roles and labels, for both families: they share one legend.

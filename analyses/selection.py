@@ -19,7 +19,8 @@ RUNS = {
     "select_divergence": "largest divergence",
     "baseline": "template and content",
 }
-# What each claims to gain over no selection. The largest divergence is the reading of a summary.
+# The claimed gain of each over no selection. The paper names the largest divergence only in a
+# summary.
 GAINS = {
     "both": ("baseline", "the teacher's prompts in its own template help", "higher (figs. 9, 10)"),
     "template": ("select_template", "the teacher's template alone helps", "higher (fig. 9)"),

@@ -1,4 +1,4 @@
-"""The sums by rollout that analyses take, and their file."""
+"""The sums by rollout that analyses use, and their file."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -40,7 +40,7 @@ def window(run: Run, probe: Callable[[xr.Dataset], xr.DataArray], steps: Sequenc
 
 
 def save(sums: RolloutSums, path: Path) -> None:
-    """Write sums, whole or not at all; makes the directory."""
+    """Write sums atomically; creates the directory."""
     arrays: dict[str, Any] = {"steps": sums.steps, "first": sums.first, "length": sums.length}
     for name in sums.total:
         arrays[f"total/{name}"], arrays[f"n/{name}"] = sums.total[name], sums.n[name]
@@ -49,7 +49,7 @@ def save(sums: RolloutSums, path: Path) -> None:
 
 
 def load(path: Path) -> RolloutSums:
-    """Read what `save` wrote."""
+    """Read a file written by `save`."""
     with np.load(path, allow_pickle=False) as arrays:
         return RolloutSums(
             arrays["steps"],

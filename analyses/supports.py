@@ -71,7 +71,7 @@ def analyse(evidence: Evidence) -> Results:
 
 
 def _fall(run: Run) -> tuple[float, float]:
-    """How far the overlap ratio falls below its start, and how much it regains (5-step means)."""
+    """Return how far the overlap ratio falls below its start, and its regain (5-step means)."""
     values = run.metrics["overlap_ratio"].dropna("step").values
     width = min(5, len(values))
     smooth = np.convolve(values, np.ones(width) / width, "valid")

@@ -15,7 +15,7 @@ from analyses.results import Results
 from opdprobe.report.estimate import ranked
 from opdprobe.report.panel import Panel
 
-# `baseline` is k = 16. With one token there is no direct gradient: k = 1 is by policy gradient.
+# `baseline` is k = 16. A single token has no direct gradient, so k = 1 uses the policy gradient.
 RUNS = {
     "sampled": "sampled token",
     "k1_pg": "k = 1",
@@ -29,7 +29,7 @@ ALSO = {
     "k64_pg": "k = 64, policy gradient",
 }
 TICKS = ("sampled", "1", "4", "16", "64")
-# Experiment by its place among the ticks.
+# Tick to experiment.
 DIRECT = {2: "k4", 3: "baseline", 4: "k64"}
 POLICY_GRADIENT = {0: "sampled", 1: "k1_pg", 2: "k4_pg", 3: "k16_pg", 4: "k64_pg"}
 

@@ -1,12 +1,12 @@
-"""From results to figures: one module a figure, which draws and computes nothing.
+"""From results to figures: one module per figure, which draws but computes nothing.
 
-``figNN`` is the paper's figure NN; ``selection`` compares ways to choose prompts, which the paper
-has no figure of. Each has ``draw(results, axes=None)`` and ``caption(results)``.
-`opdprobe.report.style` fixes what everything looks like, `opdprobe.report.marks` draws a panel,
-`figures.panels` lays panels out.
+``figNN`` is the paper's figure NN; ``selection``, which compares ways to choose prompts, has no
+figure in the paper. Each has ``draw(results, axes=None)`` and ``caption(results)``.
+`opdprobe.report.style` defines the look, `opdprobe.report.marks` draws a panel, `figures.panels`
+lays panels out.
 
 `make` draws figures from the results files of a directory, `check` compares them with those on
-disk. To put a figure's panels into one of your own, give `draw` your axes, one a panel::
+disk. To put a figure's panels into your own figure, pass your axes to `draw`, one per panel::
 
     from pathlib import Path
     from matplotlib.figure import Figure

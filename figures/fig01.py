@@ -1,7 +1,7 @@
 """Figure 1: the three headlines in one strip.
 
-The larger teacher teaches more after its own RL; distilling backwards takes away what RL gave,
-towards a stronger teacher as well; and a run that works is one whose overlap ratio rises.
+The larger teacher teaches more after its own RL; reverse distillation undoes the gain of RL, even
+towards a stronger teacher; and in a run that works the overlap ratio rises.
 """
 
 from collections.abc import Sequence

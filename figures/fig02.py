@@ -1,7 +1,7 @@
 """Figure 2 (§3.1): a base student learns from the teacher whose thinking it shares.
 
-The RL'd base teacher wins over the one that was post-trained to another pattern, and starts with
-the higher overlap, though it is not the stronger one.
+The RL'd base teacher beats the one post-trained to another pattern, and starts with the higher
+overlap, though it is not the stronger model.
 """
 
 from collections.abc import Sequence

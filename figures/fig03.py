@@ -1,6 +1,6 @@
 """Figure 3 (§3.1): the two teachers of figure 2 are about equally strong.
 
-So what tells the two runs apart is not the teachers' accuracy.
+So the teachers' accuracy does not explain the difference of the two runs.
 """
 
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Figure 5 (§3.3): reverse distillation takes back what RL gave.
+"""Figure 5 (§3.3): reverse distillation undoes the gain of RL.
 
 The RL'd student regresses to its pre-RL level towards either teacher, the larger and stronger one
 included, along nearly the same curve.

@@ -1,4 +1,4 @@
-"""Figure 6 (§4.1): what tells a run that works from one that does not.
+"""Figure 6 (§4.1): what distinguishes a run that works from one that fails.
 
 In the success the overlap ratio rises, the overlap-token advantage goes to zero and the entropy gap
 narrows; in the failure all three stagnate, though the teacher is stronger.

@@ -1,4 +1,4 @@
-"""Figure 8 (§5.1): a cold start on the teacher's rollouts brings the student near enough.
+"""Figure 8 (§5.1): a cold start on the teacher's rollouts brings the student close enough.
 
 The student that was fine-tuned on rollouts of the teacher starts with the higher overlap, changes
 more smoothly and ends higher.

@@ -1,7 +1,7 @@
 """Figure 11 (§6.1): the teacher's signal fades with depth, so longer is not better.
 
-Accuracy is best for a middle range of maximum response lengths; what the teacher gains over the
-student by continuing its response falls with the length of the prefix.
+Accuracy is best for a middle range of maximum response lengths; the teacher's gain over the
+student in continuing a response falls with the length of the prefix.
 """
 
 from collections.abc import Sequence

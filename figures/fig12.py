@@ -1,7 +1,7 @@
 """Figure 12 (§6.1): the longest responses collapse late.
 
-Their overlap ratio falls, and entropy and gradient norm rise, after a start like that of the
-others.
+After a start like that of the others, their overlap ratio falls, and entropy and gradient norm
+rise.
 """
 
 from collections.abc import Sequence

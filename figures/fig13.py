@@ -1,6 +1,6 @@
 """Figure 13 (§6.1): instability starts at the end of responses and moves forward.
 
-The student's entropy rises first at the last positions, and then ever earlier ones.
+The student's entropy rises first at the last positions, then at ever earlier ones.
 """
 
 from collections.abc import Sequence

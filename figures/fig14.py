@@ -1,7 +1,7 @@
 """Figure 14 (§6.2): the reward is informative under both teachers.
 
 The sequence mean reward separates correct from incorrect rollouts (AUROC 0.73 and 0.75 in the
-paper), also under the teacher that fails: the failure is not for want of a signal in the sum.
+paper), even under the teacher that fails: the failure is not due to a lack of signal in the sum.
 """
 
 from collections.abc import Sequence

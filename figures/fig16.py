@@ -1,6 +1,6 @@
 """Figure 16 (§6.3): a single token makes training unstable.
 
-With k = 1, entropy and gradient norm have spikes that more tokens do not show.
+With k = 1, entropy and gradient norm have spikes, which do not appear with more tokens.
 """
 
 from collections.abc import Sequence

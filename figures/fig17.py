@@ -1,6 +1,6 @@
 """Figure 17 (App. A.3): figure 2, benchmark by benchmark.
 
-The RL'd base teacher wins on each of them.
+The RL'd base teacher wins on each.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
 """Figure 21 (App. C.2): after a cold start the shared tokens carry more probability.
 
-The overlap mass is high and stable with a cold start, low and unstable without.
+The overlap mass is high and stable with a cold start, low and unstable without one.
 """
 
 from collections.abc import Sequence

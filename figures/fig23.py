@@ -1,6 +1,6 @@
-"""Figure 23 (App. D.1): the teacher, too, is unsure at the end of responses first.
+"""Figure 23 (App. D.1): the teacher, too, becomes uncertain first at the end of responses.
 
-Its entropy on the student's responses shows the same trend, back to front, as the student's own.
+Its entropy on the student's responses shows the same trend as the student's own: back to front.
 """
 
 from collections.abc import Sequence

@@ -1,6 +1,6 @@
-"""Draw figures from results files: a PDF and a PNG each, and the captions of all.
+"""Draw figures from results files: a PDF and a PNG per figure, and one file of captions.
 
-The same results give the same bytes, on one release of Matplotlib. A PNG carries its caption as its
+With one release of Matplotlib the same results give the same bytes. A PNG stores its caption as its
 ``Description``.
 """
 
@@ -20,7 +20,7 @@ COMMITTED = Path(__file__).with_name("results")
 
 
 def figure_names() -> list[str]:
-    """Return the names of all figures there are: the paper's, then ``selection``.
+    """Return the names of all figures: the paper's, then ``selection``.
 
     Examples
     --------
@@ -36,11 +36,11 @@ def make(results_dir: Path, out_dir: Path, names: Sequence[str] | None = None) -
     Parameters
     ----------
     results_dir
-        Directory with a file a figure: ``figNN.json``, ``selection.json``.
+        Directory with one file per figure: ``figNN.json``, ``selection.json``.
     out_dir
-        Where to write; made if need be.
+        Directory to write to; created if needed.
     names
-        Figures to draw; by default all that `results_dir` has results for.
+        Figures to draw. Default: all that `results_dir` has results for.
 
     Returns
     -------
@@ -51,10 +51,10 @@ def make(results_dir: Path, out_dir: Path, names: Sequence[str] | None = None) -
     Raises
     ------
     FigureError
-        If a figure is unknown; lists those there are.
+        A figure is unknown; lists the known ones.
     ResultsError
-        If results are missing (those of a named figure, or all) or unreadable; names the command
-        that makes them. No file has been written then.
+        Results are missing (of a named figure, or all) or unreadable; names the command that makes
+        them. Then no file is written.
     """
     written = []
     for name, content in list(_files(Path(results_dir), names)):
@@ -76,7 +76,7 @@ def check(results_dir: Path, out_dir: Path, names: Sequence[str] | None = None) 
     Raises
     ------
     FigureError
-        If a file is missing or differs; names it and the command that draws it again.
+        A file is missing or differs; names it and the command that draws it again.
     """
     stale = []
     for name, content in _files(Path(results_dir), names):
@@ -85,8 +85,8 @@ def check(results_dir: Path, out_dir: Path, names: Sequence[str] | None = None) 
             stale.append(name)
     if stale:
         raise FigureError(
-            f"{', '.join(stale)} in {out_dir}: missing, or not what the results in {results_dir} "
-            f"give; draw again with `opdprobe figures --results {results_dir} --out {out_dir}`."
+            f"{', '.join(stale)} in {out_dir}: missing, or out of date with {results_dir}; "
+            f"draw again with `opdprobe figures --results {results_dir} --out {out_dir}`."
         )
 
 
@@ -98,8 +98,8 @@ def _files(results_dir: Path, names: Sequence[str] | None) -> Iterator[tuple[str
     unknown = sorted(set(names) - set(FIGURES))
     if unknown:
         raise FigureError(
-            f"no figure {', '.join(unknown)}; there are {', '.join(FIGURES)}, and the "
-            "directories of runs."
+            f"no figure {', '.join(unknown)}; expected one of {', '.join(FIGURES)}, or the "
+            "directory of a run."
         )
     for name in names:
         yield from _images(name, load(results_dir / f"{name}.json"))

@@ -1,4 +1,4 @@
-"""What figures are made of: axes, one a panel, in a grid; one legend below them; the caption."""
+"""The parts of figures: a grid of axes, one per panel; one legend below them; the caption."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +11,7 @@ from analyses.results import Results
 from opdprobe.report import marks
 from opdprobe.report.style import DOUBLE_COLUMN, SINGLE_COLUMN, FigureError, role, style
 
-ROW_HEIGHT = 2.1  # inches, of a row of panels with its titles and axis labels
+ROW_HEIGHT = 2.1  # inches per row of panels, with titles and axis labels
 MARGIN = 0.08  # inches
 
 
@@ -29,13 +29,13 @@ def draw(
     results
         The figure's results.
     axes
-        Axes to draw into, one a panel, in a figure of the caller's, who adds the legend; by default
-        a figure is made, as wide as one column of text for a single panel and as two for more, with
-        one legend below its panels.
+        Axes of the caller's figure to draw into, one per panel; the caller adds the legend.
+        Default: a new figure, one text column wide for a single panel and two for more, with one
+        legend below its panels.
     columns
         Largest number of panels side by side.
     sharey
-        Whether all panels have one vertical scale.
+        Whether all panels share one vertical scale.
 
     Returns
     -------
@@ -45,7 +45,7 @@ def draw(
     Raises
     ------
     FigureError
-        If there are not as many axes as panels, or a role is unknown.
+        The number of axes differs from that of panels, or a role is unknown.
     """
     if axes is not None:
         _fill(results, axes)
@@ -72,13 +72,13 @@ def caption(results: Results, reading: str) -> str:
     results
         The figure's results.
     reading
-        How to read the figure, in whole sentences.
+        How to read the figure, in full sentences.
 
     Returns
     -------
     str
-        One paragraph of plain text: the paper's claim, how to read the figure, and where its
-        numbers come from.
+        One paragraph of plain text: the paper's claim, how to read the figure, and the source of
+        its numbers.
     """
     meta = results.meta
     runs = "; ".join(
@@ -97,8 +97,8 @@ def caption(results: Results, reading: str) -> str:
 def _fill(results: Results, axes: Sequence[Axes]) -> None:
     if len(axes) != len(results.panels):
         raise FigureError(
-            f"{results.figure} has {len(results.panels)} panels, but there are {len(axes)} axes: "
-            "give one a panel."
+            f"{results.figure} has {len(results.panels)} panels, but there are {len(axes)} axes; "
+            "expected one per panel."
         )
     limits = marks.heat_limits(results.panels)
     for i, (panel, ax) in enumerate(zip(results.panels, axes, strict=True)):
@@ -118,9 +118,9 @@ def _fill(results: Results, axes: Sequence[Axes]) -> None:
 
 
 def _legend(figure: Figure, results: Results, axes: Sequence[Axes]) -> None:
-    """Add one legend below all panels, where it covers no data, and make the page longer for it.
+    """Add one legend below all panels, and make the figure taller to hold it.
 
-    What has the same label and look in several panels stands in it once: with its line and its bar,
+    An entry with the same label and look in several panels appears once, with its line and its bar
     if it has both.
     """
     entries = {}
@@ -131,7 +131,7 @@ def _legend(figure: Figure, results: Results, axes: Sequence[Axes]) -> None:
     if not entries:
         return
     labels = [label for label, _ in entries]
-    # Legends take tuples of artists, which their annotation does not know of.
+    # Legends accept tuples of artists, though their annotation does not say so.
     handles: list[Any] = [tuple(by_kind.values()) for by_kind in entries.values()]
     for rows in range(1, len(labels) + 1):
         legend = figure.legend(
@@ -150,5 +150,5 @@ def _legend(figure: Figure, results: Results, axes: Sequence[Axes]) -> None:
 
 def _owner(ax: Axes) -> Figure:
     figure = ax.get_figure(root=True)
-    assert figure is not None  # axes always belong to one
+    assert figure is not None  # axes always belong to a figure
     return figure

@@ -1,7 +1,8 @@
 """Data selection (§5.2): ways to choose prompts, side by side.
 
-No figure of the paper: it compares the template of the teacher's RL, its questions, both, a mixture
-with other questions, and the prompts on which the two models differ most, with none of these.
+This figure is not in the paper. It compares six choices: the template of the teacher's RL, its
+questions, both, a mixture with other questions, the prompts on which the two models differ most,
+and none of these.
 """
 
 from collections.abc import Sequence

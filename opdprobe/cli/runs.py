@@ -353,8 +353,8 @@ def _verify(arguments: argparse.Namespace) -> dict[str, str]:
             faults = {str(fault.path): fault.what for fault in found.faults}
             print(json.dumps({"run_dir": str(arguments.run_dir), "valid": False, "faults": faults}))
         raise StoreError(
-            f"{len(found.faults)} files of {arguments.run_dir} are missing or differ from what was "
-            "written:\n" + "\n".join(f"{fault.path}: {fault.what}" for fault in found.faults)
+            f"{arguments.run_dir} has missing or changed files ({len(found.faults)}):\n"
+            + "\n".join(f"{fault.path}: {fault.what}" for fault in found.faults)
         )
     unproven = ", ".join(path.name for path in found.unproven)
     without = f"; readable, but without a checksum: {unproven}" if unproven else ""
@@ -433,7 +433,7 @@ def zoo(arguments: argparse.Namespace) -> None:
     names = arguments.name or list(members.MEMBERS)
     if unknown := sorted(set(names) - set(members.MEMBERS)):
         raise members.ZooError(
-            f"no zoo model {', '.join(unknown)}; expected {', '.join(members.MEMBERS)}."
+            f"no zoo model {', '.join(unknown)}; expected one of {', '.join(members.MEMBERS)}."
         )
     if arguments.action != "list":
         import transformers

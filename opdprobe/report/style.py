@@ -171,10 +171,10 @@ def role(name: str) -> Role:
     >>> role("succes")
     Traceback (most recent call last):
     ...
-    opdprobe.report.style.FigureError: no role 'succes'; expected student, teacher, ...
+    opdprobe.report.style.FigureError: no role 'succes'; expected one of student, teacher, ...
     """
     if name not in ROLES:
-        raise FigureError(f"no role {name!r}; expected {', '.join(ROLES)}.")
+        raise FigureError(f"no role {name!r}; expected one of {', '.join(ROLES)}.")
     return ROLES[name]
 
 

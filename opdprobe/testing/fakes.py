@@ -1,4 +1,4 @@
-"""Small fakes for tests: steps and runs made of random logits, a tiny model, a tiny tokenizer.
+"""Small fakes for tests: steps and runs of random logits, a tiny model, a tiny tokenizer.
 
 The steps and runs need numpy and xarray only; `tiny_model` and `tiny_tokenizer` import torch and
 transformers when called.
@@ -32,28 +32,28 @@ def synthetic_step(
     agreement: float = 0.8,
     seed: int = 0,
 ) -> xr.Dataset:
-    """Make a valid step out of random logits.
+    """Make a valid step from random logits.
 
-    Both models' numbers come from one pair of full distributions a state, so they are consistent
-    with each other: masses, entropies, divergences and the drawn tokens.
+    All numbers of a state (masses, entropies, divergences, sampled token) come from one pair of
+    full distributions, so they are consistent.
 
     Parameters
     ----------
     step : int
-        Training step; another step draws other numbers.
+        Training step; different steps draw different numbers.
     n_rollouts : int
-        Rollouts, each from a prompt of its own.
+        Number of rollouts, each from its own prompt.
     length : int or sequence of int
-        Response length of every rollout, or of each; 0 is allowed.
+        Response length in tokens: one for all rollouts, or one per rollout; may be 0.
     k : int
-        Tokens kept a state, at most `vocab_size`.
+        Tokens kept per state, at most `vocab_size`.
     vocab_size : int
-        Tokens in the vocabulary.
+        Number of tokens in the vocabulary.
     agreement : float
-        Correlation of both models' logits: 1 makes the teacher the student itself, 0 makes them
-        independent.
+        Correlation of both models' logits, in [0, 1]: at 1 the teacher equals the student, at 0 the
+        two are independent.
     seed : int
-        Seed; equal arguments give equal steps.
+        Random seed; equal arguments give equal steps.
 
     Returns
     -------
@@ -106,7 +106,7 @@ def synthetic_run(path: str | Path, steps: Iterable[int] = range(3), **kwargs: A
     Parameters
     ----------
     path : path-like
-        Directory, absent or empty.
+        Directory; must be absent or empty.
     steps : iterable of int
         Steps to write.
     **kwargs
@@ -150,22 +150,22 @@ def tiny_model(
     hidden_size : int
         Width of the hidden states, a multiple of 4.
     layers : int
-        Decoder layers.
+        Number of decoder layers.
     seed : int
-        Seed of the weights; the global random state is left as it was.
+        Seed of the weights; the global random state does not change.
     tie : bool
         Whether the output head shares the embedding's weight.
 
     Returns
     -------
     transformers.LlamaForCausalLM
-        In float32, in evaluation mode; ids of pad, bos and eos are those of `tiny_tokenizer`.
+        In float32 and evaluation mode, with the pad, bos and eos ids of `tiny_tokenizer`.
     """
     with needs_train_extra("opdprobe.testing.tiny_model"):
         import torch
         from transformers import LlamaConfig, LlamaForCausalLM
 
-    # Not Qwen2: AutoTokenizer gives a saved Qwen2 directory a pre-tokeniser of its own.
+    # Not Qwen2: AutoTokenizer replaces the pre-tokeniser of a saved Qwen2 directory.
     config = LlamaConfig(
         vocab_size=vocab_size,
         hidden_size=hidden_size,
@@ -190,7 +190,7 @@ def tiny_tokenizer(vocab_size: int = 64) -> "PreTrainedTokenizerFast":
     Parameters
     ----------
     vocab_size : int
-        Tokens: six special ones, then as many of the numbers "0", "1", … as fit.
+        Number of tokens: six special ones, then the numbers "0", "1", ….
 
     Returns
     -------

@@ -229,7 +229,7 @@ def test_a_bar_in_a_test_does_not_end_its_cell():
 def test_the_pages_are_written_from_a_directory_and_checked(tmp_path):
     figures, from_ = tmp_path / "docs/figures", tmp_path / "results"
     save(results("fig06", ["shown"]), from_ / "fig06.json")
-    with pytest.raises(OPDProbeError, match=r"claims\.md is missing, or not what the results"):
+    with pytest.raises(OPDProbeError, match=r"claims\.md is missing or out of date"):
         check_pages(figures, from_)
     claims, gallery = write_pages(figures, from_)
     check_pages(figures, from_)

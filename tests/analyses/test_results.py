@@ -126,7 +126,7 @@ def test_a_missing_file_names_the_command(tmp_path):
 def test_what_is_no_json_is_refused(tmp_path, content):
     path = tmp_path / "fig06.json"
     path.write_bytes(content)
-    with pytest.raises(ResultsError, match=r"is no JSON file.*reproduce --only fig06`"):
+    with pytest.raises(ResultsError, match=r"is not a JSON file.*reproduce --only fig06`"):
         load(path)
 
 
@@ -134,7 +134,7 @@ def test_what_is_no_json_is_refused(tmp_path, content):
 def test_a_foreign_file_is_refused(tmp_path, content):
     path = tmp_path / "fig06.json"
     path.write_text(content, encoding="utf-8")
-    with pytest.raises(ResultsError, match="it is no results file"):
+    with pytest.raises(ResultsError, match="is not a results file"):
         load(path)
 
 
@@ -193,7 +193,7 @@ def test_contradictions_are_refused():
     with pytest.raises(ResultsError, match="verdict 'maybe'; choose one of shown, not shown"):
         claim(verdict="maybe")
     for name in ("6", "selections", "fig123"):
-        with pytest.raises(ResultsError, match=f"'{name}' should be figNN.* or selection"):
+        with pytest.raises(ResultsError, match=f"'{name}'; expected figNN.* or selection"):
             replace(example(), figure=name)
 
 

@@ -69,13 +69,13 @@ CASES = [
     ),
     _failed(
         "a model of the zoo that there is not",
-        "ZooError: no zoo model 'huge'; there are sft-small, …",
+        "ZooError: no zoo model 'huge'; expected one of sft-small, …",
         *("train", "--student", "zoo:huge", "--teacher", "zoo:sft-small"),
         *("--prompts", "zoo:train", "--run-dir", "FOLDER/run"),
     ),
     _failed(
         "prompts of the testbed that there are not",
-        "PromptError: no testbed problems zoo:harder; there are zoo:easy, …",
+        "PromptError: no testbed problems zoo:harder; expected one of zoo:easy, …",
         *(*_TRAIN, "--prompts", "zoo:harder", "--run-dir", "FOLDER/run"),
     ),
     _failed(

@@ -111,12 +111,12 @@ CASES = [
     _preset(
         "a preset with an unknown role",
         "models: {pupil: zoo:sft-small}\nprompts: {train: zoo:train}\nbenchmarks: {a: zoo:easy}\n",
-        "FOLDER/mine.yaml: unknown role in models: pupil; there are base, …",
+        "FOLDER/mine.yaml: unknown role in models: pupil; expected one of base, …",
     ),
     _preset(
         "a preset without models",
         "prompts: {train: zoo:train}\n",
-        "FOLDER/mine.yaml: models should map roles to names; it is None.",
+        "FOLDER/mine.yaml: models = None; expected a mapping of roles to names.",
     ),
     _config(
         "settings that YAML cannot hold, to be recorded",

@@ -183,7 +183,10 @@ def test_bad_prompts_can_be_left_out(tmp_path, capsys):
         (["--report-to", "tensorbored"], "report_to tensorbored: no such tracker"),
         (["--benchmark", "absent.parquet"], "absent.parquet: no such file"),
         (["--prompts", "absent.jsonl"], "absent.jsonl: no such file"),
-        (["--student", "zoo:huge"], "no zoo model 'huge'; there are sft-small, rl-small, sft-"),
+        (
+            ["--student", "zoo:huge"],
+            "no zoo model 'huge'; expected one of sft-small, rl-small",
+        ),
         (["--teacher", "./absent"], "./absent: no such file or directory"),
     ],
 )
@@ -319,7 +322,7 @@ def test_figures_are_drawn_beside_the_results_and_checked(tmp_path, capsys):
 
 def test_figures_without_name_or_results(tmp_path, capsys):
     reason, _ = failed(capsys, main(["figures", "fig99"]))
-    assert "no figure fig99; there are fig01, fig02" in reason
+    assert "no figure fig99; expected one of fig01, fig02" in reason
     reason, _ = failed(capsys, main(["figures", "--results", str(tmp_path)]))
     assert "opdprobe reproduce" in reason
     reason, _ = failed(capsys, main(["figures", "fig06", "--results", str(tmp_path)]))
@@ -373,7 +376,7 @@ def test_zoo_build_trains_what_is_named(tmp_path, monkeypatch, capsys):
 def test_an_unknown_member_lists_those_there_are(capsys):
     for action in ("list", "check", "build"):
         reason, _ = failed(capsys, main(["zoo", action, "huge"]))
-        assert "no zoo model huge; expected sft-small, rl-small, " in reason
+        assert "no zoo model huge; expected one of sft-small, rl-small, " in reason
 
 
 # Usage
@@ -414,7 +417,7 @@ def test_version_and_help(capsys):
 
 def test_reproduce_refuses_an_unknown_figure(tmp_path, capsys):
     reason, _ = failed(capsys, main(["reproduce", "--only", "fig99", "--out", str(tmp_path)]))
-    assert "no figure fig99; there are fig01, fig02, fig03" in reason
+    assert "no figure fig99; expected one of fig01, fig02, fig03" in reason
     assert not list(tmp_path.iterdir())
 
 

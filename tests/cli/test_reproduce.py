@@ -275,7 +275,7 @@ def test_the_plan_does_what_a_figure_needs_and_analyses_it_last(figure, roles):
 def test_figures_analyses_and_experiments_fit_together():
     assert needed(None) == list(EXPERIMENTS)  # no experiment is for nothing
     assert needed(["fig14", "fig06"]) == ["success", "failure", "probe_success", "probe_failure"]
-    with pytest.raises(OPDProbeError, match="no figure fig99; there are fig01, fig02,"):
+    with pytest.raises(OPDProbeError, match="no figure fig99; expected one of fig01, fig02,"):
         needed(["fig06", "fig99"])
 
 

@@ -203,7 +203,7 @@ def test_the_command_names_every_bad_file_and_fails(run_dir, changed, capsys):
     names = {str(run_dir / n) for n in ("steps/000001.zarr.zip", "metrics.jsonl", "config.yaml")}
     assert printed["faults"].keys() == names
     assert all(name in error for name in names)
-    assert "3 of the files of" in error
+    assert "has missing or changed files (3)" in error
 
 
 def test_the_command_says_what_no_checksum_covers(tmp_path, capsys):

@@ -465,7 +465,7 @@ def test_a_label_stands_in_the_legend_once_with_its_line_and_its_bar():
 
 
 def test_an_unknown_role_lists_those_there_are():
-    with pytest.raises(style.FigureError, match=r"no role 'succes'; expected student, teacher,"):
+    with pytest.raises(style.FigureError, match=r"no role 'succes'; expected one of student,"):
         marks.draw_lines(lines("Overlap ratio", ["succes"], labels=["s"]), Figure().subplots())
 
 
@@ -548,7 +548,7 @@ def test_without_any_results_the_command_that_makes_them_is_named(draw, tmp_path
 
 
 def test_unknown_names_list_those_there_are(results_dir, tmp_path):
-    with pytest.raises(style.FigureError, match=r"no figure fig6; there are fig01, fig02,"):
+    with pytest.raises(style.FigureError, match=r"no figure fig6; expected one of fig01, fig02,"):
         figures.make(results_dir, tmp_path, ["fig6"])
 
 

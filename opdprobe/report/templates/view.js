@@ -1,5 +1,5 @@
 
-// What a reader does: choose a token, turn to another step or rollout, follow a link.
+// The reader's actions: choose a token, turn to another step or rollout, follow a link.
 
 function choose(name, position, focus = true) {
   const pane = panes[name], span = pane.spans[position];
@@ -25,7 +25,7 @@ function choose(name, position, focus = true) {
   }
 }
 
-// On a narrow screen the token's panel covers half of the page: folded, it is one line.
+// On a narrow screen the token's panel covers half of the page; folded, it is one line.
 function foldDetail(folded) {
   byId("detail").classList.toggle("folded", folded);
   byId("fold").textContent = folded ? "more" : "less";
@@ -88,13 +88,13 @@ function detail(pane, position) {
   }
 }
 
-// ---- where we are, in the address
+// ---- the view, in the address
 
 function remember() {
   const parts = { run: view.run, step: stepNumber(view), rollout: view.rollout, token: view.token, by: quantity().name };
   if (view.with) parts.with = key(view.with);
   if (view.scope === "step") parts.scope = "step";
-  // Browsers refuse more than about three changes a second, which a held arrow key would exceed.
+  // Browsers refuse more than about three changes per second, which a held arrow key would exceed.
   clearTimeout(remembering);
   remembering = setTimeout(() => history.replaceState(null, "", "#" + new URLSearchParams(parts)), 400);
 }
@@ -116,7 +116,7 @@ function read() {
   return draw();
 }
 
-// Change what is shown. What stands beside it follows: the same prompt, else nothing.
+// Change what is shown. The second pane follows: the same prompt, or nothing.
 function go(change) {
   const before = view.with;
   byId("astray").hidden = true;
@@ -136,7 +136,7 @@ const turn = (what, by) => {
 
 // ---- input
 
-// The token nearest below or above, for the arrow keys.
+// The nearest token below or above, for the arrow keys.
 function vertical({ spans }, from, direction) {
   const centre = (span) => { const box = span.getClientRects()[0]; return [box.left + box.width / 2, box.top]; };
   const [x, y] = centre(spans[from]);
@@ -228,6 +228,6 @@ async function start() {
 start().catch((error) => {
   byId("status").className = "problem";
   byId("status").textContent = typeof DecompressionStream === "undefined"
-    ? "This browser cannot unpack the page's data: use one of 2023 or later."
+    ? "This browser cannot unpack the page's data: use one from 2023 or later."
     : `The page's data cannot be shown: ${error}`;
 });

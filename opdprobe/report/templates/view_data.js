@@ -1,12 +1,12 @@
 
 "use strict";
-// The page's data, unpacked: an index as JSON and one block a step (opdprobe/report/view_data.py),
-// each gzipped, in base64. And how numbers and tokens are written.
+// The page's data, unpacked: an index as JSON and one block per step (opdprobe/report/view_data.py),
+// each gzipped, in base64. Also the formats of numbers and tokens.
 
 const byId = (id) => document.getElementById(id);
 const LOGP_UNIT = 1e-3, LOWEST = 65534, UNKNOWN = 65535;
 
-let index; // what there is: runs with their steps, quantities, notices
+let index; // runs with their steps, quantities, notices
 
 async function inflate(id) {
   const binary = atob(byId(id).textContent), packed = new Uint8Array(binary.length);
@@ -52,7 +52,7 @@ function token(run, id) {
   return texts.get(id) ?? { kind: "id", text: id < 0 ? "?" : String(id) };
 }
 
-// In a list every space counts; in running text only what would not be seen is marked.
+// In a list every space is marked; in running text only text that would be invisible.
 const inList = ({ text }) => (text === "" ? "(empty)" : text.replace(/^ +| +$/g, (s) => "␣".repeat(s.length)).replaceAll("\n", "↵"));
 const inText = ({ text }) => text.replaceAll("\n", "↵\n");
 

@@ -1,12 +1,12 @@
 
-// What the page shows, drawn from its state. Every string is set with textContent: what a model
-// wrote stays text.
+// Draw the page from its state. Every string is set with textContent, so that a model's text stays
+// text.
 
-const WORST = 24; // buttons in the list of the worst tokens
+const WORST = 24; // number of buttons in the list of the worst tokens
 
 let view = {}; // what is shown: run, step (index), rollout, token, by, with {run, step, rollout}, scope
 const panes = {}; // a, b: {run, step, rollout, data, spans, states} as drawn
-let remembering; // the timer that writes it to the address
+let remembering; // the timer that writes the view to the address
 let worst = []; // the worst tokens of the scope, worst first: {rollout, token, value}
 
 const quantity = () => index.quantities[view.by];
@@ -20,7 +20,7 @@ function rolloutLabel(place) {
   return parts.filter((part) => part !== null).join(" · ");
 }
 
-// Other rollouts of the same prompt. Those of other runs and steps come first: they are the point.
+// Other rollouts of the same prompt. Those of other runs and steps come first: they matter most.
 function companions(place) {
   const prompt = header(place).prompt_id[place.rollout], found = [];
   if (prompt === null) return found;
@@ -46,7 +46,7 @@ async function draw() {
   const drawing = { ...view };
   view.drawing = drawing;
   const [a, b] = await Promise.all([view, view.with].map((one) => one && load(one.run, one.step)));
-  if (view.drawing !== drawing) return; // another choice came in between
+  if (view.drawing !== drawing) return; // another choice was made meanwhile
   const reading = document.activeElement.closest(".response") !== null;
   drawControls();
   drawLegend();
@@ -72,7 +72,7 @@ function drawControls() {
   byId("rollout-on").disabled = view.rollout === rows - 1;
   const others = companions(view);
   const label = (other) => `${index.runs.length > 1 ? index.runs[other.run].label + " · " : ""}step ${stepNumber(other)} · ${rolloutLabel(other)}`;
-  const none = { value: "", label: others.length ? "nothing" : "nothing: no other rollout of it here" };
+  const none = { value: "", label: others.length ? "nothing" : "nothing: no other rollout of this prompt" };
   fill(byId("with"), [none, ...others.map((other) => ({ value: key(other), label: label(other) }))], view.with ? key(view.with) : "");
   byId("with").disabled = others.length === 0;
   byId("scope").value = view.scope;
@@ -113,7 +113,7 @@ function drawPane(name, { run, step, rollout }, data) {
   pane.querySelector(".prompt").hidden = prompt.length === 0;
   pane.querySelector(".prompt .text").textContent = Array.from(prompt, (id) => inText(token(run, id))).join(gap);
 
-  // Where each token's state lies in the block; -1 where none was recorded.
+  // The index of each token's state in the block; -1 if none was recorded.
   const states = new Int32Array(response.length).fill(-1);
   for (let i = first; i < first + n_states; i++) states[data.position[i]] = i;
   const spans = Array.from(response, (id, position) => {
@@ -133,13 +133,13 @@ function drawPane(name, { run, step, rollout }, data) {
   panes[name] = { run, step, rollout, data, head, response, spans, states, selected: -1 };
   colour(name);
   const facts = [head.prompt_id[rollout] === null ? null : `prompt ${head.prompt_id[rollout]}`, grade(head.correct[rollout]),
-    head.finished[rollout] === null ? null : head.finished[rollout] ? "ended by itself" : "cut off",
+    head.finished[rollout] === null ? null : head.finished[rollout] ? "finished" : "cut off",
     `${response.length} tokens${n_states < response.length ? `, ${n_states} recorded` : ""}`, mean(name)];
   if (name === "b" && shared() > 0) facts.push(`the first ${shared()} tokens are the same`);
   pane.querySelector(".facts").textContent = facts.filter(Boolean).join(" · ");
 }
 
-// A token's own leading space stands before its box: within, it would hang at the end of a line.
+// A token's leading space is before its box: inside, it would hang at the end of a line.
 const spaced = (spans, gap) => spans.flatMap((span, i) => [(i ? gap : "") + (span.dataset.lead ?? ""), span]);
 
 function shared() {

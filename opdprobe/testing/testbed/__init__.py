@@ -1,1 +1,1 @@
-"""The built-in world: every effect of the paper on two CPU cores."""
+"""The built-in testbed: small models and problems that show the paper's effects on a CPU."""

@@ -1,4 +1,4 @@
-"""The members of the zoo: what each stands for, how it is made, and where it is. No torch."""
+"""The members of the zoo: what each stands for, how it is made, where it is. Without torch."""
 
 import json
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ from opdprobe.train.config import GRPOConfig, SFTConfig
 
 ZOO = Path(__file__).parent / "models"
 RECORD = "zoo.json"
-"""In a member's directory: how it was made, its hash and its accuracy."""
+"""File in a member's directory that records its recipe, hash and accuracy."""
 
 MAX_COMPLETION_LENGTH = 64
 """Longest response to a short problem, in tokens; the longest correct one has 46."""
@@ -53,17 +53,17 @@ class Member:
     Parameters
     ----------
     analog
-        The paper's model that it stands for.
+        The model of the paper that it stands for.
     recipe
         How it was trained.
     size
-        Width and depth, of a model trained from scratch.
+        Width and depth; only for a model trained from scratch.
     parent
         The member it was trained from, if any.
     corpus
-        Key of `opdprobe.testing.testbed.world.CORPORA`: what supervised training sees.
+        Key of `opdprobe.testing.testbed.world.CORPORA`: the data of supervised training.
     teacher
-        Instead of a corpus: the member whose rollouts supervised training sees (§5.1).
+        Member whose rollouts supervised training uses instead of a corpus (§5.1).
     """
 
     analog: str
@@ -101,16 +101,16 @@ MEMBERS = {
 
 
 class ZooError(OPDProbeError):
-    """A zoo model is unknown, missing, or not what the manifest says."""
+    """A zoo model is unknown, missing, or differs from its manifest."""
 
 
 def zoo_path(name: str) -> Path:
-    """Directory of a shipped model.
+    """Return the directory of a shipped model.
 
     Raises
     ------
     ZooError
-        If there is no such model.
+        There is no such model, or it is not built.
     """
     find_member(name)
     if not (ZOO / name / "model.safetensors").exists():
@@ -127,11 +127,11 @@ def find_member(name: str) -> Member:
         There is no member of this name.
     """
     if name not in MEMBERS:
-        raise ZooError(f"no zoo model {name!r}; there are {', '.join(MEMBERS)}.")
+        raise ZooError(f"no zoo model {name!r}; expected one of {', '.join(MEMBERS)}.")
     return MEMBERS[name]
 
 
 def manifest() -> dict[str, dict]:
-    """What is recorded of each built member: sha256, accuracy, parameters, recipe."""
+    """Read the record of each built member: sha256, accuracy, parameters, recipe."""
     paths = {name: ZOO / name / RECORD for name in MEMBERS}
     return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}

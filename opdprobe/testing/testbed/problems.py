@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from opdprobe.train.sft import Example
 
 N_TEST = 1024
-"""Problems at the head of each benchmark that no other split and no demonstration contains."""
+"""Number of problems at the head of each benchmark that nothing else contains."""
 
 BENCHMARKS = {
     "easy": world.Size((5, 6), 20),
@@ -37,12 +37,12 @@ SPLITS = {
     "long": world.Size((18, 24), 8),
     "deep": world.Size((9, 12), 8),
 }
-"""Problem sets by name: three benchmarks; what students are distilled on; what the RL teachers were
-trained on; problems of a kind that they were not; long ones; and a benchmark whose answers are
-longer than those that the RL teachers were trained to give."""
+"""Problem sets by name: three benchmarks; training problems of the students; training problems of
+the RL teachers; problems of a kind that these teachers were not trained on; long problems; and a
+benchmark whose answers are longer than the RL teachers were trained to give."""
 
 DATA_SOURCE = "testbed"
-"""What the prompts' column ``data_source`` says, by which a file of them is known again."""
+"""Value of the prompts' column ``data_source``; identifies a file of testbed prompts."""
 
 _HELD_OUT = (*BENCHMARKS, "deep")
 
@@ -53,9 +53,9 @@ def problems(n: int, *, split: str, template: str = "add") -> list[Prompt]:
     Parameters
     ----------
     n
-        How many.
+        Number of problems.
     split
-        Key of `SPLITS`; always the same sequence. None but a benchmark contains one of the first
+        Key of `SPLITS`; always the same sequence. Only benchmarks contain any of the first
         `N_TEST` problems of a benchmark.
     template
         Key of `opdprobe.testing.testbed.world.TEMPLATES`.
@@ -77,9 +77,11 @@ def problems(n: int, *, split: str, template: str = "add") -> list[Prompt]:
     """
     if split not in SPLITS:
         names = ", ".join(f"zoo:{name}" for name in SPLITS)
-        raise PromptError(f"no testbed problems zoo:{split}; there are {names}.")
+        raise PromptError(f"no testbed problems zoo:{split}; expected one of {names}.")
     if template not in world.TEMPLATES:
-        raise PromptError(f"no template {template!r}; there are {', '.join(world.TEMPLATES)}.")
+        raise PromptError(
+            f"no template {template!r}; expected one of {', '.join(world.TEMPLATES)}."
+        )
     out: list[Prompt] = []
     for problem in islice(_drawn(split), n):
         worded = replace(problem, template=template)
@@ -97,14 +99,14 @@ def problems(n: int, *, split: str, template: str = "add") -> list[Prompt]:
 
 @cache
 def held_out() -> frozenset[tuple[int, ...]]:
-    """Operands of the problems that models are tested on."""
+    """Return the operands of the problems that models are tested on."""
     return frozenset(
         problem.operands for name in _HELD_OUT for problem in islice(_drawn(name), N_TEST)
     )
 
 
 def _drawn(split: str) -> Iterator[world.Problem]:
-    """Draw distinct problems without end."""
+    """Yield distinct problems without end."""
     seen = set() if split in _HELD_OUT else set(held_out())
     rng = random.Random(f"problems/{split}")
     while True:
@@ -124,7 +126,7 @@ def grader(response: str, prompt: Prompt) -> float:
 def demonstrations(
     tokenizer: PreTrainedTokenizerBase, config: SFTConfig, corpus: str = "sft"
 ) -> Callable[[int], list[Example]]:
-    """Endless supervised data of a corpus, as a function of the step."""
+    """Return a function of the step that gives a corpus' batch of examples, without end."""
     ids = tokenizer.get_vocab()
     chat = [{"role": "user", "content": "QUESTION"}]
     text = str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))

@@ -1,4 +1,4 @@
-"""The testbed's tokenizer: one token a word, with a chat template."""
+"""The testbed's tokenizer: one token per word, with a chat template."""
 
 from tokenizers import Tokenizer, pre_tokenizers
 from tokenizers.models import WordLevel
@@ -20,7 +20,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     Returns
     -------
     PreTrainedTokenizerFast
-        Splits on white space; an unknown word is an error, not an ``<unk>``.
+        Splits on white space; an unknown word is an error rather than an ``<unk>``.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The wording of the testbed: paraphrases that carry style and no arithmetic."""
+"""The wording of the testbed: paraphrases that carry style but no arithmetic."""
 
 OPERATORS = tuple(
     "plus and with append adding including joining combining besides alongside counting taking "

@@ -1,8 +1,8 @@
 """The task of the testbed: add numbers, thinking aloud in one of three ways.
 
-A problem is five to eight numbers from 1 to 20, or, in the long ones, nine to twenty-four from 1
-to 8. A response is a chain of thought that ends in ``answer N``. Three **strategies** (the
-testbed's thinking patterns) lead there:
+A problem is five to eight numbers from 1 to 20; a long problem is nine to twenty-four numbers from
+1 to 8. A response is a chain of thought that ends in ``answer N``, in one of three **strategies**
+(the testbed's thinking patterns):
 
 direct
     name the total at once: short, and hard for a small model;
@@ -11,14 +11,14 @@ stepwise
 pairwise
     sum pairs, then pairs of sums.
 
-Supervised data mixes the three, so a model trained on it copies the mixture; reinforcement learning
-moves the mixture towards what earns reward; a larger model is better *at each strategy* and keeps
-the mixture. That is the paper's "thinking pattern" against "scale" (§3) in miniature.
+Supervised data mixes the three, so a model trained on it copies the mixture. Reinforcement learning
+moves the mixture towards what earns reward. A larger model is better *at each strategy* and keeps
+the mixture. This is a small version of the paper's "thinking pattern" against "scale" (§3).
 
-Wording is random: at most positions that are not numbers one of many paraphrases is drawn with
-Zipf frequencies, so that a model's top-16 holds 95 to 99.9 % of its mass and which tokens are in it
-is a question with an answer (§4.1). Without that tail a top-16 set is mostly noise below 1e-6.
-There are two **accents**, ``plain`` and ``formal``: the same words in other orders of frequency.
+Wording is random. At most positions that are not numbers, one of many paraphrases is drawn with
+Zipf frequencies, so that a model's top-16 tokens hold 95 to 99.9 % of its mass and are well defined
+(§4.1). Without this tail, most tokens of a top-16 set would be noise below 1e-6. The two
+**accents**, ``plain`` and ``formal``, use the same words in different orders of frequency.
 """
 
 import random
@@ -39,19 +39,19 @@ TEMPLATES = {
     "unseen": "the total {numbers}",
 }
 """User turns. Supervised data has mostly ``add`` and some ``total``; the RL teachers see only
-``add``; no model has been trained on ``unseen``, whose words they all know."""
+``add``. No model was trained on ``unseen``, though all know its words."""
 
 
 @dataclass(frozen=True)
 class Size:
-    """How long problems are.
+    """The size of problems.
 
     Parameters
     ----------
     operands
-        Fewest and most numbers to add.
+        Smallest and largest number of operands.
     largest
-        Largest of them; the smallest is 1.
+        Largest possible operand; the smallest is 1.
     """
 
     operands: tuple[int, int]
@@ -72,7 +72,7 @@ class Corpus:
     formal
         Share of responses in the formal accent.
     noise
-        Share of responses that slip: one of their sums is wrong, and what follows builds on it.
+        Share of responses with a slip: one of their sums is wrong, and the rest builds on it.
     """
 
     mixture: tuple[float, float, float]
@@ -85,7 +85,7 @@ CORPORA = {
     "pretraining": Corpus((0.50, 0.30, 0.20), formal=0.25, noise=0.15),
     "post": Corpus((0.50, 0.05, 0.45), formal=1.0),
 }
-"""Distilled reasoning; a noisy mixture of everything; and another pattern, worded formally."""
+"""Distilled reasoning, a noisy mixture of everything, and another pattern in formal wording."""
 
 TOTAL_SHARE, LONG_SHARE = 0.05, 0.10
 """Shares of the template ``total`` and of long problems in supervised data."""
@@ -105,8 +105,8 @@ class _Zipf:
         return self.words[bisect(self.cumulative, rng.random() * self.cumulative[-1])]
 
 
-# A slot is a position in a response with a word distribution of its own. Exponents put the mass of
-# the first 16 words at 0.90 (style) and 0.98 (operators, copulas).
+# A slot is a position in a response that has its own word distribution. The exponents give the
+# first 16 words a mass of 0.90 (style) and 0.98 (operators, copulas).
 _STYLED = (
     "open direct",
     "open stepwise",
@@ -154,7 +154,7 @@ class Problem:
 
 
 def vocabulary() -> list[str]:
-    """Every token of the world in id order: specials, numbers, structure, wording."""
+    """Return every token of the world in id order: specials, numbers, structure, wording."""
     numbers = [str(n) for n in range(LARGEST_NUMBER + 1)]
     return [*SPECIALS, *numbers, *STRUCTURE, *words.OPERATORS, *words.COPULAS, *words.STYLE]
 
@@ -178,15 +178,15 @@ def solve(
     Parameters
     ----------
     problem
-        What to add.
+        The problem to solve.
     strategy
         One of `STRATEGIES`.
     rng
-        Draws the wording, and the slip.
+        Source of the wording and the slip.
     accent
         One of `ACCENTS`.
     slip
-        Get one sum wrong, by 1 to 9, and go on from it.
+        Whether to get one sum wrong, by 1 to 9, and continue with it.
 
     Returns
     -------
@@ -214,13 +214,13 @@ def solve(
 
 
 def _slipped(rng: random.Random, total: int) -> int:
-    """Return a number near `total`, not `total`, that the vocabulary has."""
+    """Return a number of the vocabulary that is near `total` but differs from it."""
     near = [n for n in range(total - 9, total + 10) if 0 <= n <= LARGEST_NUMBER and n != total]
     return rng.choice(near)
 
 
 def strategy_of(response: str) -> str:
-    """Name the strategy of a response text, also of a wrong one; ``other`` if it has none.
+    """Name the strategy of a response text, right or wrong; ``other`` if it has none.
 
     Examples
     --------
@@ -238,7 +238,7 @@ def strategy_of(response: str) -> str:
     numbers = [t for t in thought if t.isdigit()]
     if len(numbers) < 6:
         return "other"
-    # Every sum of a running sum starts with the result before; of pairs, some can by chance.
+    # In a running sum every sum starts with the previous result; in pairs, some may by chance.
     chained = all(
         left == result for left, result in zip(numbers[3::3], numbers[2::3], strict=False)
     )
@@ -258,18 +258,18 @@ def demonstrate(
     *,
     held_out: Container[tuple[int, ...]] = (),
 ) -> list[tuple[Problem, list[str]]]:
-    """Draw `n` problems with a response each.
+    """Draw `n` problems with one response each.
 
     Parameters
     ----------
     rng
-        Draws everything.
+        Source of all draws.
     n
-        How many.
+        Number of problems.
     corpus
-        Their mixture.
+        Mixture of the responses.
     held_out
-        Operands of problems to leave out: those that models are tested on.
+        Operands of problems to leave out, which models are tested on.
     """
     out = []
     while len(out) < n:

@@ -1,7 +1,7 @@
 """Build the zoo, the testbed's shipped models, and check them.
 
 Every member is an ordinary Hugging Face directory (bfloat16 safetensors, tokenizer, chat template),
-so that nothing else in the library knows whether it runs on the testbed or on Qwen.
+so that the rest of the library does not know whether it runs on the testbed or on Qwen.
 """
 
 import hashlib
@@ -62,23 +62,23 @@ def measure(
 def build(
     name: str, work_dir: Path, stopping: Callable[[], bool] = lambda: False
 ) -> Iterator[dict[str, float]]:
-    """Train a member and put it into the zoo, yielding metrics a step; resumable.
+    """Train a member and put it into the zoo, yielding metrics per step; resumable.
 
     Parameters
     ----------
     name
         A member; its parent must be built.
     work_dir
-        Where checkpoints go.
+        Directory of the checkpoints.
     stopping
-        Asked after each step whether to stop there, with a checkpoint to go on from.
+        Called after each step; if true, the build stops with a checkpoint to resume from.
 
     Raises
     ------
     ZooError
         There is no such member, or its parent is not built.
     SystemExit
-        `stopping` said so.
+        `stopping` returned true.
     """
     member = find_member(name)
     recipe = member.recipe
@@ -125,23 +125,23 @@ def build_all(
     workers: int = 2,
     on_progress: Progress = lambda name, done, total: None,
 ) -> None:
-    """Build members side by side, parents first; resumable.
+    """Build members in parallel, parents first; resumable.
 
     Parameters
     ----------
     names
-        Members. A parent that is not among them must be built.
+        Members. A parent that is not among them must be built already.
     work_dir
-        Where checkpoints go.
+        Directory of the checkpoints.
     workers
-        Processes, one thread each.
+        Number of processes, one thread each.
     on_progress
-        Called with a member's name, steps done, steps in all.
+        Called with a member's name, its steps done and its number of steps.
 
     Raises
     ------
     SystemExit
-        SIGTERM came: each member in the making has a checkpoint of its last step.
+        SIGTERM was received; each member in progress has a checkpoint of its last step.
     """
     tasks = []
     for name in names:
@@ -156,12 +156,12 @@ def _build(name: str, work_dir: Path, report: Report) -> None:
     with sigterm_noted() as stopping:
         for metrics in build(name, work_dir, stopping):
             report(int(metrics["step"]) + 1, total)
-        if stopping():  # as it was published
+        if stopping():  # SIGTERM arrived while the member was published
             raise SystemExit(EXIT_CODE)
 
 
 def check(name: str, *, tolerance: float = 0.03) -> dict[str, float | str]:
-    """Check a shipped model against the manifest: the same bytes, and the same accuracy.
+    """Check that a shipped model has the bytes and the accuracy of its manifest.
 
     Returns
     -------
@@ -171,8 +171,8 @@ def check(name: str, *, tolerance: float = 0.03) -> dict[str, float | str]:
     Raises
     ------
     ZooError
-        The model is unknown, not built or not in the manifest; or its weights are not those the
-        manifest names, or measure more than `tolerance` away from it.
+        The model is unknown, not built or not in the manifest, its weights differ from the
+        manifest's, or its accuracy differs by more than `tolerance`.
     """
     path = zoo_path(name)
     entry = manifest().get(name)
@@ -181,20 +181,20 @@ def check(name: str, *, tolerance: float = 0.03) -> dict[str, float | str]:
     digest = _digest(path)
     if digest != entry["sha256"]:
         raise ZooError(
-            f"{name}: model.safetensors has sha256 {digest}, the manifest says {entry['sha256']}; "
+            f"{name}: model.safetensors has sha256 {digest}; expected {entry['sha256']}: "
             f"restore the file or rebuild it with `opdprobe zoo build {name}`."
         )
     accuracy = measure(load_model(path, dtype=torch.float32), load_tokenizer(path))
     if abs(accuracy - entry["accuracy"]) > tolerance:
         raise ZooError(
-            f"{name}: accuracy {accuracy:.3f}, the manifest says {entry['accuracy']:.3f} "
-            f"(tolerance {tolerance})."
+            f"{name}: accuracy {accuracy:.3f}; expected {entry['accuracy']:.3f} ± {tolerance}: "
+            f"rebuild it with `opdprobe zoo build {name}`."
         )
     return {"sha256": digest, "accuracy": accuracy, "recorded": entry["accuracy"]}
 
 
 def _publish(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Put a member into the zoo, whole and measured or not at all."""
+    """Measure a member and put it into the zoo atomically."""
     member = members.MEMBERS[name]
     with write_directory(members.ZOO / name) as directory:
         with saving():
@@ -213,14 +213,14 @@ def _publish(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBa
             else member.corpus,
             "recipe": {"type": type(member.recipe).__name__, **member.recipe.to_dict()},
         }
-        # One file a member, so that two may be built at the same time.
+        # One record per member, so that two can be built at the same time.
         (directory / RECORD).write_text(json.dumps(entry, indent=2) + "\n")
 
 
 def _new_model(tokenizer: PreTrainedTokenizerBase, *, hidden_size: int, layers: int):
     heads, ids = max(4, hidden_size // 32), tokenizer.get_vocab()
-    # Llama, not Qwen2: AutoTokenizer gives a Qwen2 directory Qwen's own pre-tokeniser, which splits
-    # numbers into digits, whatever the directory's tokenizer says.
+    # Llama, not Qwen2: AutoTokenizer replaces the pre-tokeniser of a Qwen2 directory with Qwen's
+    # own, which splits numbers into digits.
     config = LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=hidden_size,
@@ -234,7 +234,7 @@ def _new_model(tokenizer: PreTrainedTokenizerBase, *, hidden_size: int, layers: 
         eos_token_id=ids["<eos>"],
         pad_token_id=ids["<pad>"],
     )
-    # Initial weights come from torch's global generator: set it here and put it back.
+    # Initial weights come from torch's global generator: seed it here and restore it.
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(np.random.SeedSequence([hidden_size, layers]).generate_state(1)[0].item())
         return LlamaForCausalLM(config)

@@ -75,9 +75,13 @@ def test_templates_word_the_same_problems():
 
 
 def test_unknown_names_list_those_there_are():
-    with pytest.raises(PromptError, match=r"no template 'sum'; there are add, total, unseen\."):
+    with pytest.raises(
+        PromptError, match=r"no template 'sum'; expected one of add, total, unseen\."
+    ):
         problems(1, split="train", template="sum")
-    with pytest.raises(PromptError, match=r"no testbed problems zoo:test; there are zoo:easy, "):
+    with pytest.raises(
+        PromptError, match=r"no testbed problems zoo:test; expected one of zoo:easy, "
+    ):
         problems(1, split="test")
 
 
