@@ -1,9 +1,9 @@
-"""Watch a training run that is not ours: a trainer's, a plain loop's, or one already over.
+"""Record a training run of another trainer or of a plain loop, or one that has finished.
 
-A hook leaves the same store as `opdprobe.OPDTrainer`, and the training as it would be without it.
+A hook writes the same store as `opdprobe.OPDTrainer`, and does not change the training.
 
 =====================  ========================================================================
-`ProbeCallback`        transformers' `Trainer` and every trainer of TRL: every so many steps the
+`ProbeCallback`        transformers' `Trainer` and every trainer of TRL: every N steps, the
                        student answers fixed prompts
 `capture`              a plain torch loop: records what the loop's own forward pass computed
 `probe_checkpoints`    saved checkpoints, each answering the same prompts

@@ -1,4 +1,4 @@
-"""A run made of saved checkpoints: the steps are the checkpoints'."""
+"""Make a run from saved checkpoints: one step per checkpoint."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -34,8 +34,8 @@ def find_checkpoints(checkpoints: str | Path | Sequence[str | Path]) -> dict[int
     Parameters
     ----------
     checkpoints : str, Path or sequence of them
-        A directory that holds one directory a checkpoint; or the checkpoints themselves, each a
-        directory that ends in its step ("checkpoint-500"). A single model without a number is
+        A directory that holds one directory per checkpoint; or the checkpoints themselves, each a
+        directory whose name ends in its step ("checkpoint-500"). A single model without a number is
         step 0.
 
     Returns
@@ -48,7 +48,7 @@ def find_checkpoints(checkpoints: str | Path | Sequence[str | Path]) -> dict[int
     ModelError
         There is no checkpoint.
     ConfigError
-        A name among several has no step, or two have the same.
+        One of several names has no step, or two have the same step.
 
     Examples
     --------
@@ -72,17 +72,19 @@ def find_checkpoints(checkpoints: str | Path | Sequence[str | Path]) -> dict[int
         if not (numbered := [child for child in inside if _STEP.fullmatch(child.name)]):
             raise ModelError(
                 f"{path}: no checkpoint there; expected a saved model (config.json and "
-                "safetensors), or a directory of such whose names end in a step (checkpoint-500)."
+                "safetensors), or a directory of models whose names end in a step (checkpoint-500)."
             )
         paths += numbered
     if not paths:
-        raise ModelError("no checkpoints; expected a directory of them, or at least one path.")
+        raise ModelError(
+            "no checkpoints given; expected a directory of them, or at least one path."
+        )
     found: dict[int, Path] = {}
     for path in paths:
         match = _STEP.fullmatch(path.resolve().name)
         if match is None and len(paths) > 1:
             raise ConfigError(
-                f"{path}: the name ends in no step; expected one like checkpoint-500, since "
+                f"{path}: the name does not end in a step; expected one like checkpoint-500, since "
                 f"{len(paths)} checkpoints were given."
             )
         step = int(match[1]) if match else 0
@@ -110,9 +112,9 @@ def probe_checkpoints(
 ) -> Run:
     """Probe every checkpoint of a student on the same prompts, into one run.
 
-    Resumable: steps that the run holds already are left as they are, so that the same call goes
-    on after an interruption, and takes up checkpoints that have come since. Under
-    `accelerate launch`, processes share the prompts, and each writes its part of every step.
+    Resumable: steps that the run already holds are left as they are, so that the same call resumes
+    after an interruption, and adds checkpoints that were saved since. Under `accelerate launch`,
+    processes share the prompts, and each writes its part of every step.
 
     Parameters
     ----------
@@ -123,15 +125,15 @@ def probe_checkpoints(
     tokenizer : PreTrainedTokenizerBase, optional
         The students'; by default the one saved with the first checkpoint.
     teacher_tokenizer : PreTrainedTokenizerBase, optional
-        Compared with the students'; loaded along with a teacher that is a name.
+        Compared with the students'; loaded with the teacher if that is a name or path.
     on_progress : callable, optional
-        Called with (checkpoints done, checkpoints in all).
+        Called with (checkpoints done, checkpoints in total).
 
     Returns
     -------
     Run
-        Its steps are the checkpoints'; a step's attributes `checkpoint` and `weight_hash` say
-        which one it is of.
+        One step per checkpoint, which the step's attributes `checkpoint` and `weight_hash`
+        identify.
 
     Raises
     ------
@@ -176,7 +178,7 @@ def probe_checkpoints(
             if writer is None:
                 attrs = run_attrs(
                     pair,
-                    # Not one model: each step says which it is of.
+                    # Their folder, not one model: each step names its own.
                     {"name": str(first.parent if _STEP.fullmatch(first.name) else first)},
                     identity(pair.teacher),
                     recorded_by="probe_checkpoints",

@@ -1,6 +1,6 @@
 """Record a plain torch loop from what its own forward pass computed.
 
-Shape suffixes: B sequences, T tokens of each with padding, N tokens of responses, D hidden size.
+Shape suffixes: B sequences, T tokens per sequence with padding, N response tokens, D hidden size.
 """
 
 import hashlib
@@ -52,32 +52,32 @@ def capture(
     Inside the block, a forward pass of `student` that gets ``labels`` is recorded: the teacher
     runs over the same tokens, and both are scored where a label is not -100. A pass without
     labels is recorded by ``c.record(response_mask)`` right after it; other passes (sampling, say)
-    are not. Several passes (micro-batches) make one step. It is written when the block ends, and
-    not at all if the block fails.
+    are not. Several passes (micro-batches) make one step. The step is written when the block ends,
+    and not at all if the block raises.
 
     A token is a *response token* where its label is not -100 (or the mask is true); its state is
     the position before it, which predicts it. Labels are those of transformers, not yet shifted.
-    Of a row, the tokens from the first to the last response token are the response, what comes
-    before is the prompt; positions in between that are masked (a tool's output) are no states.
+    In each row, the tokens from the first to the last response token are the response, and those
+    before are the prompt; masked positions in between (a tool's output) are not states.
 
-    The student's distributions are those of the loop's pass as it is: with dropout in training
-    mode, in its autocast precision. The record belongs to `step`, whose update has not been made:
-    call the optimiser after the pass, inside the block or after it.
+    The student's distributions are those of the loop's own pass: with dropout in training mode, in
+    its autocast precision. The record describes the student before the update of `step`: call the
+    optimiser after the pass, inside the block or after it.
 
     Parameters
     ----------
     student : torch.nn.Module
-        The causal LM that the loop calls; under DDP or PEFT too.
+        The causal LM that the loop calls, also under DDP or PEFT.
     teacher : PreTrainedModel
         A causal LM of the same vocabulary. Moved to the student's device.
     run_dir : str or Path
-        The run: begun, or continued by a step. A step that it has already is replaced.
+        The run, which is created or gets one more step. A step that it already has is replaced.
     step : int
-        Updates the student has had.
+        Number of updates that the student has had.
     tokenizer : PreTrainedTokenizerBase
         The student's.
     k : int
-        Tokens kept for either model (paper Table 2: 16).
+        Tokens kept per model (paper Table 2: 16).
     temperature : float
         Divides both models' logits: the temperature that the responses were sampled at.
     teacher_tokenizer : PreTrainedTokenizerBase, optional
@@ -86,8 +86,8 @@ def capture(
     Yields
     ------
     Capture
-        After the block, its `dataset` and `metrics` are the step's. On a process that is not the
-        main one it records nothing.
+        After the block, its `dataset` and `metrics` are the step's. Only the main process records
+        anything.
 
     Raises
     ------
@@ -120,7 +120,7 @@ def capture(
     recorded = recorded_attrs(run_dir)
     attrs = run_attrs(
         pair,
-        # Before the block, which may train the student.
+        # Taken before the block, which may train the student.
         identity(inner, recorded.get("student")),
         identity(teacher, recorded.get("teacher")),
         recorded_by="capture",
@@ -167,7 +167,7 @@ class _Row:
 
 
 def _row(ids_T: Tensor, real_T: Tensor, chosen_T: Tensor, correct: float) -> _Row:
-    """Take a sequence apart, given which of its tokens are no padding and which are chosen."""
+    """Split a sequence, given which of its tokens are real (not padding) and which are chosen."""
     chosen = chosen_T.nonzero()[:, 0]
     start, end = (int(chosen[0]), int(chosen[-1]) + 1) if len(chosen) else (len(ids_T),) * 2
     return _Row(
@@ -180,14 +180,14 @@ def _row(ids_T: Tensor, real_T: Tensor, chosen_T: Tensor, correct: float) -> _Ro
 
 
 class Capture:
-    """What one step's forward passes said; made by `capture`.
+    """The record of one step's forward passes; made by `capture`.
 
     Attributes
     ----------
     dataset : xarray.Dataset
         The step, after the block.
     metrics : dict of str to float
-        Its means (`opdprobe.rollout.rows.step_metrics`), after the block.
+        The step's means (`opdprobe.rollout.rows.step_metrics`), after the block.
     """
 
     dataset: xr.Dataset
@@ -215,42 +215,45 @@ class Capture:
         Raises
         ------
         ConfigError
-            There is no pass that was not recorded yet, or shapes do not fit.
+            No unrecorded pass is left, or shapes do not fit.
         """
         if self._pair is None:
             return
         if self._pass is None:
             raise ConfigError(
                 "no forward pass to record: call the student that was given to capture() first. "
-                "A pass is recorded once, and one with labels by itself."
+                "A pass is recorded once, and automatically if it has labels."
             )
         seen, self._pass = self._pass, None
         ids_BT, real_BT = _tokens(seen)
         if response_mask.shape != ids_BT.shape:
             raise ConfigError(
-                f"response_mask has shape {tuple(response_mask.shape)}, expected that of "
-                f"input_ids: {tuple(ids_BT.shape)}."
+                f"response_mask has shape {tuple(response_mask.shape)}; expected that of "
+                f"input_ids, {tuple(ids_BT.shape)}."
             )
         if correct is not None and len(correct) != len(ids_BT):
-            raise ConfigError(f"correct has {len(correct)} grades for {len(ids_BT)} sequences.")
+            raise ConfigError(
+                f"correct has {len(correct)} grades for {len(ids_BT)} sequences; expected one each."
+            )
         chosen_BT = response_mask.to(ids_BT.device).bool() & real_BT
-        # A sequence's first token is predicted by nothing.
+        # Nothing predicts a sequence's first token.
         chosen_BT[:, 1:] &= real_BT[:, :-1]
         chosen_BT[:, 0] = False
         grades = [float("nan")] * len(ids_BT) if correct is None else map(float, correct)
         rows = [_row(*tensors) for tensors in zip(ids_BT, real_BT, chosen_BT, grades, strict=True)]
         self._rows += rows
         places = [(b, place - 1) for b, row in enumerate(rows) for place in row.places]
-        if places:  # of the states: a token is predicted at the position before it
+        if places:  # of the states, each one position before its token
             row_N, time_N = torch.tensor(places, device=ids_BT.device).T
             self._scores.append(self._score(seen, ids_BT, real_BT, row_N, time_N))
 
     def _score(
         self, seen: _Pass, ids_BT: Tensor, real_BT: Tensor, row_N: Tensor, time_N: Tensor
     ) -> Scores:
-        """Run the teacher over the pass's tokens and compare both models, now.
+        """Run the teacher over the pass's tokens and compare both models.
 
-        Not at the end of the block: the optimiser may have moved the student's head by then.
+        This cannot wait for the end of the block: the optimiser may have changed the student's head
+        by then.
         """
         pair = self._pair
         assert pair is not None
@@ -307,7 +310,7 @@ class Capture:
             self.record(named["labels"] != -100)
 
     def _close(self) -> None:
-        """Make the step of what was recorded."""
+        """Make the step from the recorded rows."""
         pair = self._pair
         assert pair is not None
         if not self._scores:
@@ -323,7 +326,7 @@ class Capture:
             finished=[not enders.isdisjoint(row.response_ids[-1:]) for row in self._rows],
             prompt_index=list(range(len(self._rows))),
         )
-        # The loop gives its prompts no names: equal prompts get equal ones, at any step.
+        # The loop does not name its prompts: equal prompts get equal names, at any step.
         names = [
             hashlib.sha256(repr(row.prompt_ids).encode()).hexdigest()[:12] for row in self._rows
         ]
@@ -340,7 +343,7 @@ class Capture:
 
 
 def _tokens(seen: _Pass) -> tuple[Tensor, Tensor]:
-    """Token ids of a pass and which of them are no padding, both (B, T), if all is as expected."""
+    """Return a pass's token ids and which are not padding, both (B, T), after checking them."""
     ids_BT, hidden = seen.input_ids, seen.hidden_BTD
     if ids_BT is None or hidden is None:
         missing = "input_ids" if ids_BT is None else "the output head's input"
@@ -351,20 +354,20 @@ def _tokens(seen: _Pass) -> tuple[Tensor, Tensor]:
     if hidden.shape[:2] != ids_BT.shape:
         raise ConfigError(
             f"the output head saw hidden states of shape {tuple(hidden.shape)} for input_ids of "
-            f"shape {tuple(ids_BT.shape)}; expected one a token: pass no logits_to_keep."
+            f"shape {tuple(ids_BT.shape)}; expected one per token: do not pass logits_to_keep."
         )
     mask = seen.attention_mask
     if mask is not None and mask.shape != ids_BT.shape:
         raise ConfigError(
-            f"attention_mask has shape {tuple(mask.shape)}, expected {tuple(ids_BT.shape)}: 1 at "
-            "tokens, 0 at padding."
+            f"attention_mask has shape {tuple(mask.shape)}; expected {tuple(ids_BT.shape)}, with 1 "
+            "at tokens and 0 at padding."
         )
     real_BT = torch.ones_like(ids_BT, dtype=torch.bool) if mask is None else mask.bool()
     if seen.position_ids is not None:
         both = real_BT[:, 1:] & real_BT[:, :-1]
         if (seen.position_ids.diff(dim=-1).expand_as(both)[both] != 1).any():
             raise ConfigError(
-                "position_ids do not count up: sequences packed into one row cannot be recorded; "
-                "give each a row of its own."
+                "position_ids do not increase by 1: sequences packed into one row cannot be "
+                "recorded; give each its own row."
             )
     return ids_BT, real_BT

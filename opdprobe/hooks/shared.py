@@ -1,4 +1,4 @@
-"""What the hooks share: which models are looked at, under which name, without leaving a trace."""
+"""What the hooks share: finding and naming the models, and running them without side effects."""
 
 import hashlib
 import logging
@@ -29,29 +29,29 @@ from opdprobe.train.config import Config
 
 logger = logging.getLogger("opdprobe")
 
-# Marks of a parameter that is only partly on this process: DeepSpeed ZeRO-3; FSDP 2 and tensor
-# parallelism; FSDP 1, whether it shows its flat parameters or the original ones.
+# Attributes of a parameter of which this process holds only a part: DeepSpeed ZeRO-3; FSDP 2 and
+# tensor parallelism; FSDP 1, whether it shows its flat parameters or the original ones.
 _SHARDED = ("ds_id", "device_mesh", "_fsdp_flattened")
 
 
 @dataclass(frozen=True)
 class ProbeConfig(Config):
-    """How a student is probed: what a run of probes stores as its settings.
+    """How a student is probed; a run of probes stores it as its settings.
 
     Parameters
     ----------
     k
-        Tokens kept for either model at a state.
+        Tokens kept per model and state.
     num_generations
         Rollouts per prompt.
     max_completion_length
         Longest response, in tokens.
     temperature
-        Of sampling and of the recorded distributions.
+        Temperature of sampling and of the recorded distributions.
     seed
-        Of the rollouts: a function of seed and step.
+        Seed of the rollouts, which depend on seed and step.
     every
-        Steps between two probes; None where the checkpoints decide.
+        Steps between two probes; None if the checkpoints decide.
     """
 
     k: int = 16
@@ -70,18 +70,18 @@ class ProbeConfig(Config):
 
 
 def unwrap(model: nn.Module) -> PreTrainedModel:
-    """Find the transformers model inside what a trainer has put around it.
+    """Find the transformers model inside a trainer's wrappers.
 
     Parameters
     ----------
     model : torch.nn.Module
         A model, compiled, in DistributedDataParallel, or under PEFT adapters. Adapters in its
-        layers (LoRA and kin) stay in force.
+        layers (LoRA and similar) stay active.
 
     Raises
     ------
     ConfigError
-        Its parameters are spread over processes, it has a learned prompt, or it is no
+        Its parameters are sharded over processes, it has a learned prompt, or it is not a
         transformers model.
     """
     if any(hasattr(p, mark) for p in model.parameters() for mark in _SHARDED):
@@ -95,12 +95,12 @@ def unwrap(model: nn.Module) -> PreTrainedModel:
 
 @contextmanager
 def undisturbed(*models: nn.Module) -> Iterator[None]:
-    """Run something in evaluation mode and give back modes and global random states.
+    """Run the block in evaluation mode, then restore modes and global random states.
 
-    Python's, numpy's and torch's (of the CPU and of the models' GPUs), whatever draws from them:
-    a grader, a model's initialisation.
+    The states are Python's, numpy's and torch's (of the CPU and of the models' GPUs), whatever
+    draws from them: a grader, a model's initialisation.
     """
-    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002  # the global one is what is kept
+    python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002  # the global state is restored
     gpus = {p.device for m in models for p in m.parameters() if p.device.type == "cuda"}
     with torch.random.fork_rng(list(gpus)), ExitStack() as modes:
         for model in models:
@@ -109,7 +109,7 @@ def undisturbed(*models: nn.Module) -> Iterator[None]:
             yield
         finally:
             random.setstate(python_state)
-            np.random.set_state(numpy_state)  # noqa: NPY002  # likewise
+            np.random.set_state(numpy_state)  # noqa: NPY002  # as above
 
 
 def make_pair(
@@ -118,7 +118,7 @@ def make_pair(
     tokenizer: PreTrainedTokenizerBase,
     teacher_tokenizer: PreTrainedTokenizerBase | None,
 ) -> Pair:
-    """Load the teacher where it is a name, put it beside the student, compare vocabularies.
+    """Load the teacher if it is a name, move it to the student's device, compare vocabularies.
 
     Raises
     ------
@@ -144,14 +144,14 @@ def make_pair(
 
 
 def read_prompts(prompts: Sequence[Prompt] | str | Path) -> Sequence[Prompt]:
-    """Read a file of prompts, where it is one."""
+    """Read the prompts if they are a file."""
     return load_prompts(prompts) if isinstance(prompts, str | Path) else prompts
 
 
 def encode(
     tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt] | str | Path
 ) -> tuple[list[EncodedPrompt], dict[str, Any]]:
-    """Encode prompts, and identify the set so that a continued run can tell another one."""
+    """Encode prompts, and identify the set so that a resumed run can detect another one."""
     encoded = encode_prompts(tokenizer, read_prompts(prompts))
     text = repr([(prompt.prompt.id, prompt.ids) for prompt in encoded])
     return encoded, {
@@ -168,7 +168,7 @@ def recorded_attrs(run_dir: Path) -> dict[str, Any]:
 def keep_tokenizer(run_dir: str | Path, tokenizer: PreTrainedTokenizerBase) -> None:
     """Keep the tokenizer in the run, so that its tokens can be shown as text later.
 
-    The student's name may be that of a hub, or of nothing that was saved.
+    The student's name may be a hub id, or name nothing that was saved.
     """
     folder = Path(run_dir) / "tokenizer"
     if not folder.exists():
@@ -186,7 +186,7 @@ def run_attrs(
     temperature: float,
     **more: Any,
 ) -> dict[str, Any]:
-    """Attributes of a run, named as those of `opdprobe.OPDTrainer`."""
+    """Attributes of a run, named as in `opdprobe.OPDTrainer`."""
     return {
         "recorded_by": recorded_by,
         "student": dict(student),

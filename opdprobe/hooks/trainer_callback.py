@@ -39,19 +39,19 @@ from opdprobe.store import RunWriter, open_run
 
 logger = logging.getLogger("opdprobe")
 
-# What the trainer logs under the names of our own trainer's metrics; figures of a run read them.
+# Logged by the trainer under the names of `OPDTrainer`'s metrics; a run's figures read them.
 _TAKEN_OVER = ("loss", "grad_norm", "learning_rate")
 
 
 class ProbeCallback(TrainerCallback):
-    """Probe the student of a trainer as it learns, and keep the run.
+    """Probe a trainer's student as it learns, and record the run.
 
     Before the first step, every `every` steps and at the end, the student answers a fixed set of
     prompts, both models are scored at every state it visits, and the record goes into the same
-    store that `opdprobe.OPDTrainer` writes. A record of step s is of the student after s updates.
-    The tokenizer is kept beside it, so that the run can be read without the models.
+    store that `opdprobe.OPDTrainer` writes. The record of step s describes the student after s
+    updates. The tokenizer is kept beside it, so that the run can be read without the models.
 
-    Training goes on as if the callback were not there: global random states (Python, numpy,
+    Training runs as if the callback were not there: global random states (Python, numpy,
     torch), every module's mode, gradients, generation settings and tokenizer are what they were.
     It costs time: `num_generations` rollouts per prompt of up to `max_completion_length` tokens,
     and one pass of both models over them. On several processes the main one probes and the others
@@ -60,10 +60,10 @@ class ProbeCallback(TrainerCallback):
     The step's means (`opdprobe.rollout.rows.step_metrics`) go, under ``opd/``, to the trainer's
     ``state.log_history``; with `attach` they reach its trackers and progress bar too. The run's
     own metrics hold them without the prefix, and the trainer's loss, gradient norm and learning
-    rate at the steps it logs them at: there, the loss of step s is what led up to s updates.
+    rate at the steps where it logs them: there, the loss of step s is that of the updates up to s.
 
-    A trainer that resumes from a checkpoint continues the run: what was recorded after the
-    checkpoint's step is dropped. One that starts from the beginning wants a new directory.
+    A trainer that resumes from a checkpoint continues the run: records after the checkpoint's
+    step are dropped. A trainer that starts at step 0 needs a new directory.
 
     Parameters
     ----------
@@ -71,12 +71,12 @@ class ProbeCallback(TrainerCallback):
         A causal LM of the student's vocabulary; a name is loaded (in float32) when training
         begins. It is moved to the student's device.
     prompts : sequence of Prompt or str or Path
-        What the student is asked, every time the same; or a file for `opdprobe.load_prompts`,
+        The same prompts for every probe, or a file of them for `opdprobe.load_prompts`, which is
         read when training begins. Both models see them in the student's chat template.
     run_dir : str or Path
         Where the run is kept; see `opdprobe.open_run`.
     k : int
-        Tokens kept for either model (paper Table 2: 16).
+        Tokens kept per model (paper Table 2: 16).
     every : int
         Steps between two probes.
     num_generations : int
@@ -88,11 +88,11 @@ class ProbeCallback(TrainerCallback):
     tokenizer : PreTrainedTokenizerBase, optional
         The student's; the trainer's processing class by default.
     teacher_tokenizer : PreTrainedTokenizerBase, optional
-        Compared with the student's; loaded along with a teacher that is a name.
+        Compared with the student's; loaded with the teacher if that is a name or path.
     seed : int
-        Of the rollouts.
+        Seed of the rollouts.
     temperature : float
-        Of sampling and of the recorded distributions.
+        Temperature of sampling and of the recorded distributions.
 
     Raises
     ------
@@ -102,8 +102,8 @@ class ProbeCallback(TrainerCallback):
     VocabularyError
         When training begins: the tokenizers differ.
     StoreError
-        When training begins: `run_dir` holds something else, or a run already though training
-        starts at step 0.
+        When training begins: `run_dir` holds something else, or already holds a run although
+        training starts at step 0.
     NonFiniteError
         A model's logits are NaN or infinite; names model and step.
 
@@ -161,17 +161,17 @@ class ProbeCallback(TrainerCallback):
         self.tokenizer = tokenizer
         self.teacher_tokenizer = teacher_tokenizer
         self._trainer: Trainer | None = None
-        # On the main process, from the beginning of training on.
+        # Set on the main process when training begins.
         self._writer: RunWriter | None = None
         self._pair: Pair
         self._encoded: list[EncodedPrompt]
 
     def attach(self, trainer: Trainer) -> None:
-        """Add this callback to a trainer, with its trackers and progress bar for the scalars.
+        """Add this callback to a trainer, and send the scalars to its trackers and progress bar.
 
-        transformers shows a callback neither the trainer nor the other callbacks, and runs the
-        trackers before it: one that is only passed in ``callbacks=[…]`` can write the log history
-        but not reach the trackers.
+        transformers gives a callback access to neither the trainer nor the other callbacks, and
+        runs the trackers first: a callback that is only passed in ``callbacks=[…]`` can write the
+        log history but cannot reach the trackers.
 
         Parameters
         ----------
@@ -185,7 +185,7 @@ class ProbeCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Open the run and probe the student as it comes."""
+        """Open the run and probe the student as it is."""
         if not state.is_world_process_zero:
             return
         student = unwrap(kwargs["model"])
@@ -194,8 +194,8 @@ class ProbeCallback(TrainerCallback):
         tokenizer = self.tokenizer or getattr(given, "tokenizer", given)
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
             raise ConfigError(
-                f"the trainer's processing_class is {type(tokenizer).__name__}, expected a "
-                "tokenizer; pass ProbeCallback(…, tokenizer=) or the trainer's processing_class=."
+                f"the trainer's processing_class is {type(tokenizer).__name__}; expected a "
+                "tokenizer: pass ProbeCallback(…, tokenizer=) or the trainer's processing_class=."
             )
         if args.report_to and self._trainer is None:
             logger.warning(
@@ -232,7 +232,7 @@ class ProbeCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Probe if it is time."""
+        """Probe every `every` steps and at the last one."""
         last = state.global_step >= state.max_steps or control.should_training_stop
         if last or state.global_step % self.every == 0:
             self._probe(args, state, control)
@@ -240,7 +240,7 @@ class ProbeCallback(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Take over loss, gradient norm and learning rate into the run's metrics."""
+        """Copy loss, gradient norm and learning rate into the run's metrics."""
         logs = kwargs["logs"]
         taken = {name: logs[name] for name in _TAKEN_OVER if name in logs}
         if self._writer is not None and taken:
@@ -250,7 +250,7 @@ class ProbeCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Probe a student whose training was stopped between two probes."""
-        # The best model, put back by now, is not the one of the last step.
+        # The best model, loaded by now, is not that of the last step.
         if not args.load_best_model_at_end:
             self._probe(args, state, control)
 
@@ -270,19 +270,19 @@ class ProbeCallback(TrainerCallback):
         metrics = step_metrics(dataset)
         self._writer.log_metrics(step, metrics)
         # NaN means that there is nothing to average (nothing graded, say); trackers that write
-        # JSON stumble over it.
+        # JSON cannot represent it.
         self._log(
             {f"opd/{name}": x for name, x in metrics.items() if not math.isnan(x)}, state, control
         )
 
     def _log(self, logs: dict[str, float], state: TrainerState, control: TrainerControl) -> None:
         if self._trainer is None:
-            # What Trainer.log does, less the callbacks.
+            # What Trainer.log does, without the callbacks.
             epoch = {} if state.epoch is None else {"epoch": state.epoch}
             state.log_history.append({**logs, **epoch, "step": state.global_step})
             return
-        # Not the trainer's own `log`: TRL's would empty the averages it is gathering for the next
-        # regular log. And a log clears should_log, which would cancel that one.
+        # Not the trainer's own `log`: TRL's would reset the averages that it gathers for the next
+        # regular log. A log also clears should_log, which would cancel that one.
         due = control.should_log
         Trainer.log(self._trainer, logs)
         control.should_log = due

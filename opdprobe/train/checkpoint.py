@@ -1,7 +1,7 @@
-"""Checkpoints: written beside the last one, then renamed, so that a kill leaves the old or the new.
+"""Checkpoints: each is written beside the last one, then renamed; a kill leaves the old or the new.
 
 A checkpoint is an ordinary Hugging Face directory (safetensors, tokenizer) plus ``optimizer.pt``
-and ``checksums.json``; of a model under PEFT adapters it is that of the adapter alone.
+and ``checksums.json``. For a model under PEFT adapters, it holds the adapter alone.
 """
 
 import pickle
@@ -32,7 +32,7 @@ class Checkpoint:
     path
         Its directory.
     step
-        The next step to do: that many optimiser steps are in it.
+        The next step to run; also the number of optimiser steps done.
     """
 
     path: Path
@@ -55,7 +55,7 @@ def save_checkpoint(
 ) -> Checkpoint:
     """Write a checkpoint and delete the older ones.
 
-    It is the same whether the model is sharded or not, and can be gone on with either way.
+    It does not depend on whether the model is sharded, and can be resumed either way.
 
     Parameters
     ----------
@@ -64,14 +64,14 @@ def save_checkpoint(
     step
         Optimiser steps done.
     model, tokenizer, optimization
-        What to save; torch's global random state goes with them, and checksums of the run's text.
+        What to save. torch's global random state and checksums of the run's text files are added.
     processes
-        They all call this; the main one writes.
+        All of them must call this; the main one writes.
 
     Raises
     ------
     StoreError
-        The disk is full or cannot be written; the checkpoint before is still there.
+        The disk is full or cannot be written; the previous checkpoint is still there.
     """
     parent = run_dir / "checkpoints"
     final = parent / f"{step:06d}"
@@ -93,12 +93,12 @@ def save_checkpoint(
 
 
 def load_checkpoint(checkpoint: Checkpoint, model: nn.Module, optimization: Optimization) -> None:
-    """Put weights, optimiser and random state back, bit for bit.
+    """Restore weights, optimiser and random state, bit for bit.
 
     Raises
     ------
     StoreError
-        A file is missing, torn, or of another model or optimiser.
+        A file is missing, torn, or belongs to another model or optimiser.
     """
     if faults := check_checkpoint(checkpoint.path):
         raise _unreadable(checkpoint, f"{faults[0].path.name} {faults[0].what}")
@@ -122,6 +122,6 @@ def load_checkpoint(checkpoint: Checkpoint, model: nn.Module, optimization: Opti
 
 def _unreadable(checkpoint: Checkpoint, why: object) -> StoreError:
     return StoreError(
-        f"the checkpoint {checkpoint.path} cannot be read ({why}): it is torn, or of another model "
-        "or optimiser. Delete it to start the run anew."
+        f"the checkpoint {checkpoint.path} cannot be read ({why}): it is torn, or belongs "
+        "to another model or optimiser. Delete it to start the run from its first step."
     )

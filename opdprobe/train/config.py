@@ -1,7 +1,7 @@
 """Settings of the trainers, one frozen dataclass each; YAML in, YAML stored with the run.
 
-Names of training options are those of transformers and TRL. Every default of `OPDConfig` is the
-paper's and says where it stands; a field that the paper does not state says so.
+Training options have the names that transformers and TRL give them. Every default of `OPDConfig` is
+the paper's, with its place there; a field that the paper does not state says so.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Self
 from opdprobe.errors import ConfigError, shown
 from opdprobe.store.safe_text import is_number, parse_yaml
 
-# Those of transformers' `get_scheduler` that warm-up and the number of steps determine.
+# The schedules of transformers' `get_scheduler` that need only warm-up and the number of steps.
 _SCHEDULES = (
     "constant",
     "constant_with_warmup",
@@ -27,7 +27,7 @@ _SCHEDULES = (
 
 @dataclass(frozen=True)
 class Config:
-    """What the configurations share: checks of range and choice, YAML, keyword updates."""
+    """What the configurations share: checks of type, range and choice, and reading of YAML."""
 
     _choices: ClassVar[dict[str, tuple[str, ...]]] = {}
     _positive: ClassVar[tuple[str, ...]] = ()
@@ -67,9 +67,9 @@ class Config:
         if unknown:
             raise ConfigError(
                 f"unknown setting {', '.join(unknown)} for {cls.__name__}; "
-                f"it has {', '.join(sorted(known))}."
+                f"expected one of {', '.join(sorted(known))}."
             )
-        # YAML 1.1 takes 1e-6 for text: only 1.0e-6 is a number to it.
+        # YAML 1.1 reads 1e-6 as text; only 1.0e-6 is a number.
         return cls(
             **{
                 name: _number(value) if known[name].type is float else value
@@ -92,7 +92,7 @@ class Config:
                 "lines."
             ) from error
         except ValueError as error:
-            raise ConfigError(f"{path} is not readable as YAML: {error}") from error
+            raise ConfigError(f"{path} is not readable as YAML: {error}.") from error
         if values is not None and not isinstance(values, dict):
             raise ConfigError(
                 f"{path} holds a {type(values).__name__}; expected name: value lines."
@@ -127,51 +127,51 @@ class OPDConfig(Config):
         Size of the top-k sets, for the loss and for the record (Table 2: 16).
     estimator
         ``direct`` differentiates the divergence (Eq. 5); ``policy_gradient`` is the reference
-        code's update, one detached advantage a token. See `opdprobe.train.losses`.
+        code's update, one detached advantage per token. See `opdprobe.train.losses`.
     divergence
         ``reverse_kl`` (the paper), ``forward_kl`` or ``jsd``.
     tail
         Mass outside the support: ``renormalise`` (the paper), ``bucket`` or ``drop``.
     temperature, top_p
-        Of rollouts (Table 2: 1.0 and 1.0). The temperature also divides the logits that are
-        scored: p and q are the distributions at that temperature.
+        Sampling of rollouts (Table 2: 1.0 and 1.0). The temperature also divides the logits that
+        are scored: p and q are the distributions at that temperature.
     batch_size
-        Prompts a step (Table 2: 64); one optimiser step each (mini-batch 64).
+        Prompts per step (Table 2: 64), which is one optimiser step (mini-batch 64).
     num_generations
         Rollouts per prompt (Table 2: 4).
     max_prompt_length, max_completion_length
-        Tokens (Table 2: 1024 and 7168).
+        Longest prompt and longest response, in tokens (Table 2: 1024 and 7168).
     learning_rate
-        Of AdamW (Table 2: 1e-6), after `warmup_steps` of linear warm-up. Its schedule, weight
-        decay, betas and clipping are not stated in the paper.
+        AdamW's (Table 2: 1e-6), after `warmup_steps` of linear warm-up. The paper does not state
+        the schedule, weight decay, betas and clipping.
     num_train_epochs
         Passes over the prompts (Table 2: 1), unless `max_steps` is set.
     max_steps
-        Optimiser steps; None means `num_train_epochs` decide.
+        Optimiser steps; None: as many as `num_train_epochs` take.
     lr_scheduler_type
-        One of transformers' schedules; ``constant`` warms up too if `warmup_steps` says so.
+        One of transformers' schedules; ``constant`` also warms up if `warmup_steps` is above 0.
     max_grad_norm
         Clipping threshold of the global gradient norm, which is logged before clipping.
     micro_batch_tokens
         Most tokens, padding included, in one forward and backward pass. Changes memory and
         speed; results change only by rounding.
     record_every, record_fraction, record_max_positions
-        Thinning of the store: every n-th step (0: nothing), that share of a step's rollouts, that
-        many first positions of each (None: all).
+        What the store keeps: every `record_every`-th step (0: nothing), a fraction of a step's
+        rollouts, and the first `record_max_positions` positions of each (None: all).
     eval_every, eval_n, eval_temperature, eval_top_p
-        In-training evaluation, avg@n (paper: n = 16, T 0.7, top-p 0.95); 0 switches it off. The
-        first and the last step are always evaluated.
+        In-training evaluation every `eval_every` steps, avg@n (paper: n = 16, T 0.7, top-p 0.95).
+        The first and the last step are always evaluated (0: only these).
     eval_max_completion_length
         Longest response in evaluation; None: `max_completion_length`.
     save_steps
-        A checkpoint every that many steps (0: only at the end).
+        Steps between two checkpoints (0: one checkpoint, at the end).
     seed
-        Of prompt order, rollouts and evaluation.
+        Seed of prompt order, rollouts and evaluation.
 
     Raises
     ------
     ConfigError
-        A value is out of range, or a combination cannot train (see below).
+        A value is out of range, or a combination cannot train (see the examples).
 
     Examples
     --------
@@ -184,7 +184,7 @@ class OPDConfig(Config):
     >>> OPDConfig(objective="topk", estimator="scalar_policy_gradient")
     Traceback (most recent call last):
         ...
-    opdprobe.errors.ConfigError: a top-k KL as one scalar advantage a position has zero expected ...
+    opdprobe.errors.ConfigError: a top-k KL as one scalar advantage per position has zero ...
     """
 
     objective: str = "topk"
@@ -262,9 +262,9 @@ class OPDConfig(Config):
                 raise ConfigError(f"{name} = {getattr(self, name)}; expected at most 1.")
         if self.estimator == "scalar_policy_gradient" and self.objective != "sampled":
             raise ConfigError(
-                "a top-k KL as one scalar advantage a position has zero expected gradient "
+                "a top-k KL as one scalar advantage per position has zero expected gradient "
                 "on-policy: it does not depend on the sampled token, and E[∇ log p] = 0. Use "
-                "estimator='policy_gradient' (one advantage a token) or 'direct'."
+                "estimator='policy_gradient' (one advantage per token) or 'direct'."
             )
         if self.objective == "sampled" and self.estimator != "policy_gradient":
             raise ConfigError(
@@ -295,14 +295,14 @@ class SFTConfig(Config):
     Parameters
     ----------
     learning_rate, warmup_ratio, lr_scheduler_type, batch_size, num_train_epochs
-        Table 3: 1e-5, 0.05, cosine, 8 a device, 1 epoch, full parameters.
+        Table 3: 1e-5, 0.05, cosine, 8 per device, 1 epoch, full parameters.
     max_steps
-        Optimiser steps; None means `num_train_epochs` decide.
+        Optimiser steps; None: as many as `num_train_epochs` take.
     optimizer
-        ``adamw``, or ``muon`` for the body's matrices with AdamW for the rest: small models learn
-        arithmetic from scratch in a third of the steps.
+        ``adamw``, or ``muon`` for the body's matrices with AdamW for the rest: small models then
+        learn arithmetic from scratch in a third of the steps.
     muon_learning_rate
-        Of the Muon part.
+        Learning rate of the Muon part.
     """
 
     learning_rate: float = 1e-5
@@ -341,8 +341,8 @@ class GRPOConfig(Config):
     learning_rate, temperature, batch_size, num_generations
         Table 1: 1e-6, 1.0, 64 prompts, 8 rollouts; no KL term, token-mean loss.
     max_steps
-        Optimiser steps, one a batch: purely on-policy, so the importance ratio is 1 and there is
-        nothing to clip.
+        Optimiser steps, one per batch: purely on-policy, so the importance ratio is 1 and nothing
+        is clipped.
     """
 
     learning_rate: float = 1e-6

@@ -39,17 +39,17 @@ def evaluate(
     prompts
         Encoded problems with answers.
     grader
-        Response text and prompt to a score.
+        Maps response text and prompt to a score in [0, 1].
     num_generations, temperature, top_p
         The paper's avg@16 at 0.7 and 0.95.
     max_completion_length
         Longest response.
     seed
-        The same seed gives the same random numbers whatever the model.
+        The same seed gives the same random numbers for every model.
     width
         Sample from the first `width` ids only: a padded model has logits without a token.
     processes
-        They share the problems, and each gets all scores; each has the model to itself.
+        They share the problems; each runs the full model on its own and gets all scores.
 
     Returns
     -------

@@ -2,8 +2,8 @@
 
 Autograd would keep a copy of the logits for every operation, or compute them again in the backward
 pass: six matrix products with the heads in all. The loss is a sum over states, so the gradient of
-a few hundred of them can be formed while their logits are there: four products, and nothing kept
-but the gradients themselves.
+a few hundred of them can be formed while their logits are in memory: four products, and only the
+gradients themselves are kept.
 
 In shapes, N is the number of states, D the hidden size, V the vocabulary and C the number of tokens
 in a tile.
@@ -32,7 +32,7 @@ def full_divergence(
     kind: str = "reverse_kl",
     temperature: float = 1.0,
 ) -> Tensor:
-    """Sum a divergence over the full vocabulary over states.
+    """Sum a full-vocabulary divergence over states.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ def full_divergence(
     teacher_hidden : Tensor (N, D')
         The teacher's.
     head, teacher_head
-        Output heads of one width.
+        Output heads of equal width.
     kind
         ``reverse_kl`` KL(p‖q), ``forward_kl`` KL(q‖p) or ``jsd``, their symmetric mean to the
         mixture (p + q) / 2.
@@ -105,8 +105,8 @@ class _FullDivergence(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grad_outputs: Tensor):
         (grad_output,) = grad_outputs
-        # Given away rather than saved: what autograd owns alone becomes .grad without a copy, and
-        # the head's is as large as its weight.
+        # Handed over rather than saved: what autograd alone owns becomes .grad without a copy, and
+        # the head's gradient is as large as its weight.
         grads, ctx.grads = ctx.grads, None
         grads = [None if g is None else g.mul_(grad_output) for g in grads]
         return None, None, None, None, None, *grads
@@ -130,7 +130,7 @@ def _fill(
 
 
 def _add_terms(loss: Tensor, blocks: Sequence[Tensor], log_z: Tensor, kind: str) -> Tensor:
-    """Add all terms at a chunk of states to the loss; return the sums Σ f'_i of each, (N, 1)."""
+    """Add all terms at a chunk of states to the loss; return Σ f'_i at each, (N, 1)."""
     slope = torch.zeros_like(log_z[0], dtype=loss.dtype)
     for block in blocks:
         u, v = block - log_z

@@ -1,7 +1,8 @@
-"""GRPO, purely on-policy: what makes the testbed's RL teachers (paper Table 1).
+"""Purely on-policy GRPO, which makes the testbed's RL teachers (paper Table 1).
 
-One optimiser step a batch of rollouts, so the importance ratio is 1 and clipping never acts; no KL
-term; the loss is a mean over all tokens of the batch. It is not a general RL trainer.
+Each batch of rollouts gets one optimiser step, so the importance ratio is 1 and clipping never
+acts. There is no KL term; the loss is a mean over all tokens of the batch. This is not a general RL
+trainer.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -33,7 +34,7 @@ def group_advantages(rewards: torch.Tensor) -> torch.Tensor:
     Returns
     -------
     Tensor (prompts, generations)
-        Mean 0 a row; 0 where all rewards of a row are equal.
+        Mean 0 per row; 0 where all rewards of a row are equal.
     """
     centred = rewards - rewards.mean(1, keepdim=True)
     return centred / (rewards.std(1, keepdim=True, correction=0) + 1e-6)
@@ -48,23 +49,23 @@ def grpo(
     run_dir: Path | None = None,
     stopping: Callable[[], bool] = lambda: False,
 ) -> Iterator[dict[str, float]]:
-    """Train in place, yielding one dictionary of metrics a step.
+    """Train in place, yielding one dictionary of metrics per step.
 
     Parameters
     ----------
     model, tokenizer
         The policy.
     prompts_at
-        Prompts of a step; a function of the step alone, so that a resumed run sees the same.
+        Maps a step to its prompts; depends on the step alone, so that a resumed run sees the same.
     grader
-        Response text and prompt to a reward in [0, 1].
+        Maps response text and prompt to a reward in [0, 1].
     config
         Sampling and optimisation.
     run_dir
-        Where checkpoints go every `config.save_steps`; the newest one there is resumed.
+        Gets a checkpoint every `config.save_steps` steps; the newest one there is resumed.
     stopping
-        Asked after each step whether to stop there, with a checkpoint to go on from; not asked
-        without `run_dir`.
+        Called after each step; if true, training writes a checkpoint and stops. Not called without
+        `run_dir`.
 
     Yields
     ------
@@ -74,7 +75,7 @@ def grpo(
     Raises
     ------
     SystemExit
-        `stopping` said so; the metrics of the step before came first.
+        `stopping` returned true; the metrics of the last step were yielded before.
     """
     body, head = split_head(model)
     optimization = Optimization(
@@ -106,7 +107,7 @@ def grpo(
         reward = torch.tensor(grade_rollouts(tokenizer, rollouts.response_ids, graded, grader))
         advantage = group_advantages(reward.view(-1, config.num_generations)).flatten()
         n_tokens = rollouts.n_tokens
-        # Rollouts of a group with equal rewards have no gradient: they count in the mean only.
+        # Rollouts of a group with equal rewards have no gradient; they count in the mean only.
         useful = advantage.nonzero().flatten().tolist()
         kept = Rollouts(
             [rollouts.prompt_ids[i] for i in useful],

@@ -1,4 +1,4 @@
-"""How a run is started: what accelerate offers that would not do what it seems to is refused."""
+"""Launch checks: refuse accelerate settings that would be ignored or train the wrong thing."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -13,52 +13,53 @@ from opdprobe.models.processes import Processes
 
 
 def check_launch(accelerator: Accelerator) -> None:
-    """Refuse ways to spread and to round that would not train what they seem to."""
+    """Refuse kinds of distribution and precision that would train the wrong thing."""
     kind = str(accelerator.distributed_type.value)
-    # Asked of the environment: on a CPU accelerate leaves FSDP out without a word.
+    # Read from the environment: on a CPU, accelerate silently ignores FSDP.
     if parse_flag_from_env("ACCELERATE_USE_FSDP"):
         kind = "FSDP"
         version = os.environ.get("FSDP_VERSION", "1")
         if version != "2":
             raise ConfigError(
-                f"launched with FSDP {version}, which makes one long vector of a layer's weights: "
-                "ask for version 2 (--fsdp_version 2, or FSDP_VERSION=2)."
+                f"launched with FSDP {version}, which flattens a layer's weights into one vector; "
+                "expected version 2: pass --fsdp_version 2, or set FSDP_VERSION=2."
             )
         if parse_flag_from_env("FSDP_OFFLOAD_PARAMS"):
             raise ConfigError(
-                "launched with FSDP and parameters offloaded to the CPU (fsdp_offload_params): "
-                "parts stay on the device here. Switch it off; more processes make parts smaller."
+                "launched with FSDP and parameters offloaded to the CPU (fsdp_offload_params); "
+                "expected shards to stay on the device: switch it off. If memory is short, use "
+                "more processes."
             )
     if kind not in ("NO", "FSDP") and not kind.startswith("MULTI_"):
         raise ConfigError(
-            f"launched with {kind}: OPDTrainer has whole models in each process (--multi_gpu), or "
-            "spreads them over the processes by FSDP (--use_fsdp --fsdp_version 2)."
+            f"launched with {kind}; expected full models in each process (--multi_gpu), or models "
+            "sharded by FSDP (--use_fsdp --fsdp_version 2)."
         )
     if accelerator.mixed_precision not in ("no", "bf16"):
         raise ConfigError(
-            f"launched with mixed precision {accelerator.mixed_precision}, expected bf16 or no: "
-            "without a scaled loss, small gradients are zero in a narrower range."
+            f"launched with mixed precision {accelerator.mixed_precision}; expected bf16 or no: "
+            "the loss is not scaled, so small gradients underflow to zero in a narrower range."
         )
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Refuse a tracker that accelerate would leave out without a word."""
+    """Refuse a tracker that accelerate would silently ignore."""
     known = ["all", *map(str, get_available_trackers())]
     missing = sorted(set(names) - set(known))
     if missing:
         raise ConfigError(
-            f"report_to {', '.join(missing)}: no such tracker, or its package is not installed; "
-            f"ready here: {', '.join(known[1:]) or 'none'}."
+            f"report_to = {', '.join(missing)}: unknown tracker, or its package is not installed; "
+            f"available: {', '.join(known[1:]) or 'none'}."
         )
 
 
 def check_agreement(processes: Processes, given: Mapping[str, Any]) -> None:
-    """Refuse processes that were given different things."""
+    """Raise if the processes were given different models, settings or prompts."""
     first, *others = processes.gather(given)
     for rank, theirs in enumerate(others, start=1):
         if differing := [name for name in first if theirs[name] != first[name]]:
             raise ConfigError(
-                f"process {rank} was given other {' and '.join(differing)} than process 0: load "
-                "the same in each, and seed what is random (torch.manual_seed before an adapter "
-                "is put on)."
+                f"process {rank} and process 0 were given a different {' and '.join(differing)}: "
+                "load the same in each, and seed what is random (torch.manual_seed before adding "
+                "an adapter)."
             )

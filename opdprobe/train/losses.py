@@ -1,7 +1,7 @@
 """The objectives of on-policy distillation (paper §2.2), as sums over states.
 
 Every objective compares the student's distribution p with the teacher's q at student-visited
-states. Three choices make one:
+states. Three choices make an objective:
 
 * *which tokens*: the sampled one, the full vocabulary, or a top-k support;
 * *what happens to the mass outside the support* (`tail`): renormalise both on it (Eq. 5), put it
@@ -30,8 +30,8 @@ from opdprobe.rollout.tiles import chunk_rows, log_softmax
 from opdprobe.train.config import OPDConfig
 from opdprobe.train.full_vocabulary import full_divergence
 
-# Largest log-probability mass of a support whose tail is still a bucket: log(1 - e^x) has an
-# infinite slope at x = 0, where the tail holds less than float32 can tell.
+# Upper limit of a support's log-probability mass if its tail is a bucket: log(1 - e^x) has an
+# infinite slope at x = 0, where the tail is below float32's resolution.
 _MAX_LOG_MASS = -1e-7
 
 
@@ -78,7 +78,7 @@ def restrict(logp: Tensor, mask: Tensor, tail: str) -> Tensor:
         Tokens of the support.
     tail
         ``renormalise``: divide by the mass on the support. ``bucket``: append the mass outside it
-        as one more outcome. ``drop``: leave the values as they are (no distribution any more).
+        as one more outcome. ``drop``: leave the values as they are (no longer a distribution).
 
     Returns
     -------
@@ -153,7 +153,7 @@ def distillation_loss(part: Scored, pair: Pair, config: OPDConfig) -> Tensor:
     ``direct`` with top-k, reverse KL and renormalisation is Eq. 5. The policy-gradient update of
     the reference code, with weights p̄(v)(log q(v) - log p(v)), is not its gradient: it equals
     ∇KL(p̄‖q̄) + [KL(p̄‖q̄) + log(P/Q)] ∇log P, with P and Q the two models' mass on the support.
-    The second term also moves mass into or out of the support, and is all there is at k = 1.
+    The second term also moves mass into or out of the support, and is the only one at k = 1.
 
     References
     ----------
@@ -200,7 +200,7 @@ def distillation_loss(part: Scored, pair: Pair, config: OPDConfig) -> Tensor:
 def weighted_nll(
     hidden: Tensor, head: Head, ids: Tensor, weight: Tensor, temperature: float = 1.0
 ) -> Tensor:
-    """Negative log-likelihood of some tokens, weighted: the surrogate of every policy gradient.
+    """Weighted negative log-likelihood of some tokens: the surrogate of every policy gradient.
 
     Parameters
     ----------
@@ -231,8 +231,8 @@ def weighted_nll(
 class _SumOfChunks(torch.autograd.Function):
     """Sum a function over row chunks and form its gradient in the same pass.
 
-    Keeping logits for the backward pass would take (N, V) memory, recomputing them there a third
-    matrix product; since the loss is a sum, each chunk can be differentiated at once instead.
+    Keeping logits for the backward pass would take (N, V) memory, and recomputing them there a
+    third matrix product; since the loss is a sum, each chunk can be differentiated at once.
     """
 
     @staticmethod
@@ -260,7 +260,7 @@ class _SumOfChunks(torch.autograd.Function):
     @staticmethod
     def backward(ctx, *grad_outputs: Tensor):
         (grad_output,) = grad_outputs
-        # Given away rather than saved: what autograd owns alone becomes .grad without a copy.
+        # Handed over rather than saved: what autograd alone owns becomes .grad without a copy.
         grads, ctx.grads = ctx.grads, None
         return None, None, *(None if g is None else g.mul_(grad_output) for g in grads)
 

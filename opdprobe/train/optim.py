@@ -14,23 +14,23 @@ from opdprobe.models.sharding import full, on_main, part
 class Optimization:
     """AdamW, or Muon for matrices with AdamW for the rest, under one schedule.
 
-    A parameter in bfloat16 or float16 is trained as a copy in float32, to which it is set after
-    each step: it has 8 or 11 bits, and a step at the paper's rate changes it by less than half the
-    last one, so by itself it would never move.
+    A parameter in bfloat16 or float16 is trained as a float32 copy and set to it after each step.
+    With its 8 or 11 significant bits it would otherwise never change: a step at the paper's
+    learning rate is less than half of the last bit.
 
-    Of a sharded model each process keeps and updates its parts, as large as they are: states and
-    copies, too.
+    With a sharded model, each process keeps and updates only its shards, with their optimiser
+    states and copies.
 
     Parameters
     ----------
     model
         Its trainable parameters are updated.
     learning_rate, weight_decay, max_grad_norm
-        Of AdamW; the norm is global.
+        AdamW's settings; the norm is global.
     schedule
-        A name transformers' `get_scheduler` knows.
+        One of the names that transformers' `get_scheduler` takes.
     total_steps, warmup_steps
-        Of the schedule.
+        Length of the schedule and of its warm-up.
     muon_learning_rate
         If given, the matrices inside the layers are trained with Muon at this rate.
 
@@ -55,8 +55,8 @@ class Optimization:
         trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
         if not trained:
             raise ConfigError(
-                f"{type(model).__name__} has no parameter that is trained: all have "
-                "requires_grad=False. Switch it on for some, or add an adapter."
+                f"{type(model).__name__} has no trainable parameter: all have requires_grad=False. "
+                "Set it to True for some, or add an adapter."
             )
         named = [(n, _at_least_float32(p)) for n, p in trained]
         self._weights = [p for _, p in trained]
@@ -94,10 +94,10 @@ class Optimization:
         ]
 
     def collect(self) -> list[Tensor]:
-        """Give the tensors that are trained, which have all gradients so far in `grad`.
+        """Return the trained tensors, with all gradients so far in `grad`.
 
-        These are the model's parameters, or their copies in float32, which take the gradients over.
-        Called after each micro-batch, it has them add up in float32.
+        These are the model's parameters, or their float32 copies, to which the gradients move.
+        Call this after each micro-batch, so that gradients add up in float32.
         """
         for weight, parameter in self._copied():
             if weight.grad is not None:
@@ -107,13 +107,13 @@ class Optimization:
         return self._parameters
 
     def zero_grad(self) -> None:
-        """Forget all gradients."""
+        """Clear all gradients."""
         for tensor in (*self._weights, *self._parameters):
             tensor.grad = None
 
     @property
     def learning_rate(self) -> float:
-        """Of the next step."""
+        """Learning rate of the next step."""
         return self.optimizers[0].param_groups[0]["lr"]
 
     def step(self) -> float:
@@ -146,9 +146,9 @@ class Optimization:
         return [(weight, parameter) for weight, parameter in pairs if weight is not parameter]
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a resumed run needs to go on bit for bit.
+        """Return what a resumed run needs to continue bit for bit.
 
-        Tensors of a sharded model are gathered: all processes have to ask, and process 0 gets them.
+        Tensors of a sharded model are gathered: all processes must call this; process 0 gets them.
         """
         return {
             "optimizers": [
@@ -159,7 +159,7 @@ class Optimization:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore what `state_dict` returned."""
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             numbered = dict(enumerate(p for g in optimizer.param_groups for p in g["params"]))
             optimizer.load_state_dict(
@@ -172,10 +172,10 @@ class Optimization:
 
 
 def _mapped(state: dict[str, Any], change: Callable[[int, Tensor], Tensor]) -> dict[str, Any]:
-    """Change the tensors that an optimiser keeps, which come with the number of the parameter."""
+    """Apply `change` to each tensor of an optimiser's state, with the number of its parameter."""
     per_parameter = {
         i: {
-            # What has no axes is a count of steps.
+            # A tensor without axes is a number of steps.
             name: change(i, value) if isinstance(value, Tensor) and value.ndim else value
             for name, value in values.items()
         }

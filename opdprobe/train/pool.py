@@ -1,4 +1,4 @@
-"""Work for several processes side by side, in an order that some of it asks for."""
+"""Run tasks in parallel processes, each one after the tasks that it depends on."""
 
 import logging
 import multiprocessing
@@ -18,9 +18,9 @@ from opdprobe.train.sigterm import EXIT_CODE, sigterm_noted
 logger = logging.getLogger("opdprobe")
 
 Report = Callable[[int, int], None]
-"""Called with steps done, steps in all."""
+"""Called with steps done, steps in total."""
 Progress = Callable[[str, int, int], None]
-"""Called with a task's label, steps done, steps in all."""
+"""Called with a task's label, steps done, steps in total."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,13 @@ class Task:
     label
         Its name, shown to the user.
     function
-        Called in a process of its own as ``function(*arguments, report)``; of a module's top level.
+        Called in a worker process as ``function(*arguments, report)``; defined at a module's top
+        level.
     arguments
-        What can be pickled.
+        Must be picklable.
     after
-        Labels of tasks that have to be finished before; of other tasks than those given, no matter.
+        Labels of tasks that must finish first. Labels that are not among the given tasks are
+        ignored.
     """
 
     label: str
@@ -51,26 +53,26 @@ def work(
     workers: int = 2,
     on_progress: Progress = lambda label, done, total: None,
 ) -> None:
-    """Do tasks side by side, in the order given where nothing else is asked for.
+    """Run tasks in parallel, in the given order where `Task.after` does not require another.
 
     Parameters
     ----------
     tasks
-        Those listed earlier start earlier.
+        Tasks listed earlier start earlier.
     workers
-        Processes, one thread each.
+        Number of processes, with one thread each.
     on_progress
-        Called whenever a task has moved on.
+        Called whenever a task reports progress.
 
     Raises
     ------
     SystemExit
-        SIGTERM came, and was passed on: what can be gone on with has been put on disk.
+        SIGTERM came and was passed on to the processes, which saved what can be resumed.
     ValueError
         Tasks wait for each other; none was started.
     OPDProbeError
-        A process was killed. What a task raises comes through as it is: the log says at once which
-        task it was, no other is started, and those that have started are finished first.
+        A process was killed. An error of a task is raised unchanged: the log names the task at
+        once, no other task is started, and running tasks finish first.
     """
     order = _in_order(tasks)
     # Fresh interpreters: forking a process that has used torch's threads can hang.
@@ -88,7 +90,7 @@ def work(
             while running or (left and failure is None):
                 ready.update(order.get_ready())
                 startable = [label for label in left if label in ready and failure is None]
-                # No more than there are processes: what the pool holds in reserve it also does.
+                # At most one per process: the pool would also run a queued task after a failure.
                 for label in startable[: workers - len(running)]:
                     running[pool.submit(_do, left.pop(label))] = label
                 done, _ = wait(running, timeout=0.2, return_when=FIRST_COMPLETED)
@@ -111,11 +113,11 @@ def work(
                         _report_failure(label, error, running.values(), left)
         except BrokenProcessPool as error:
             if stopping():
-                logger.warning("stopped by SIGTERM; the same command goes on where it was.")
+                logger.warning("stopped by SIGTERM; the same command resumes the work.")
                 raise SystemExit(EXIT_CODE) from None
             raise OPDProbeError(
-                f"a process was killed during {' or '.join(running.values())}, perhaps for want of "
-                "memory; the same command goes on where it was, with --workers 1 in less memory."
+                f"a process was killed during {' or '.join(running.values())}, perhaps because "
+                "memory ran out: the same command resumes the work, with --workers 1 in less of it."
             ) from error
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
@@ -141,7 +143,7 @@ def _report_failure(
 ) -> None:
     reason = next(iter(str(error).splitlines()), "")
     logger.error(
-        "%s failed (%s: %s); finished first: %s; not started: %s.",
+        "%s failed (%s: %s); still running: %s; not started: %s.",
         *(label, type(error).__name__, reason),
         ", ".join(running) or "nothing",
         ", ".join(left) or "nothing",
@@ -156,8 +158,8 @@ def _start_worker(progress: Any) -> None:
     global _progress
     _progress = progress
     # Read by torch and transformers when a task imports them: an analysis needs neither. The models
-    # are tiny, so a second thread costs more than it gives. What transformers says while it loads a
-    # model would run into the bars of the process that waits.
+    # are tiny, so a second thread costs more than it gives. What transformers prints while it loads
+    # a model would run into the progress bars of the waiting process.
     os.environ |= {
         "OMP_NUM_THREADS": "1",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -169,6 +171,6 @@ def _do(task: Task) -> None:
     try:
         task.function(*task.arguments, lambda done, total: _progress.put((task.label, done, total)))
     except SystemExit as stopped:
-        # SIGTERM, and all is on disk. Raised from here, the executor would take it for an error of
-        # the task, and give this process the next one.
+        # SIGTERM came, and everything is on disk. The executor would take the exception for an
+        # error of the task, and give this process the next one.
         os._exit(stopped.code if isinstance(stopped.code, int) else 1)

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: cross-entropy on responses, token-mean over the whole batch."""
+"""Supervised fine-tuning: cross-entropy on responses, token-mean over the full batch."""
 
 import random
 from collections.abc import Callable, Iterator, Sequence
@@ -30,14 +30,14 @@ def shuffled(
     Returns
     -------
     batch_at : callable
-        Step to examples.
+        Maps a step to its examples.
     n_steps : int
-        ``max_steps``, or what `num_train_epochs` make.
+        ``max_steps``, or the number of steps in `num_train_epochs`.
 
     Raises
     ------
     ConfigError
-        There is no example.
+        `examples` is empty.
     """
     if not examples:
         raise ConfigError("there are no examples to train on; expected at least one.")
@@ -61,33 +61,33 @@ def sft(
     run_dir: Path | None = None,
     stopping: Callable[[], bool] = lambda: False,
 ) -> Iterator[dict[str, float]]:
-    """Train in place, yielding one dictionary of metrics a step.
+    """Train in place, yielding one dictionary of metrics per step.
 
     Parameters
     ----------
     model, tokenizer
         A causal LM and the tokenizer saved with its checkpoints.
     batch_at
-        Examples of a step; a function of the step alone, so that a resumed run sees the same.
+        Maps a step to its examples; depends on the step alone, so that a resumed run sees the same.
     n_steps
-        Optimiser steps in all.
+        Optimiser steps in total.
     config
         Learning rate, schedule, micro-batches.
     run_dir
-        Where checkpoints go every `config.save_steps`; the newest one there is resumed.
+        Gets a checkpoint every `config.save_steps` steps; the newest one there is resumed.
     stopping
-        Asked after each step whether to stop there, with a checkpoint to go on from; not asked
-        without `run_dir`.
+        Called after each step; if true, training writes a checkpoint and stops. Not called without
+        `run_dir`.
 
     Yields
     ------
     dict
-        ``step``, ``loss`` (nats a response token), ``grad_norm``, ``learning_rate``.
+        ``step``, ``loss`` (nats per response token), ``grad_norm``, ``learning_rate``.
 
     Raises
     ------
     SystemExit
-        `stopping` said so; the metrics of the step before came first.
+        `stopping` returned true; the metrics of the last step were yielded before.
     """
     model.train()
     body, head = split_head(model)
@@ -117,7 +117,7 @@ def sft(
         ):
             hidden = batch.hidden(body)
             ids = batch.sampled_ids[:, None]
-            # The whole batch's tokens, not the micro-batch's: cutting it up changes nothing.
+            # Summed, then divided by the tokens of the full batch: micro-batches change nothing.
             loss = weighted_nll(hidden, head, ids, torch.ones_like(ids, dtype=hidden.dtype))
             (loss / n_tokens).backward()
             total += float(loss.detach())

@@ -1,4 +1,4 @@
-"""Training with both models spread over the processes: what they must do together, and as often."""
+"""Training with both models sharded: what all processes must run together and equally often."""
 
 from collections.abc import Iterator
 
@@ -12,11 +12,11 @@ from opdprobe.rollout.sample import Rollouts
 
 
 def shard_models(pair: Pair, device: torch.device) -> None:
-    """Spread both models over the processes, in place, and have the pair run them so."""
+    """Shard both models over the processes, in place, and make the pair run the shards."""
     shard(pair.student, device)
     if pair.teacher is not pair.student:
         shard(pair.teacher, device)
-    # Without a head of its own, the whole model is the body, which is a pass already.
+    # Without a separate head, the body is the full model, whose call is a pass already.
     if pair.student_head.projection is not None:
         pair.student_body = as_pass(pair.student, "student_pass", pair.student_body)
     if pair.teacher_head.projection is not None:
@@ -32,20 +32,20 @@ def scored_together(
     temperature: float = 1.0,
     micro_batch_tokens: int = 16384,
 ) -> Iterator[tuple[Scored, bool]]:
-    """Score micro-batch by micro-batch, of sharded models as many in each process.
+    """Score one micro-batch at a time; sharded models run equally many in every process.
 
     Parameters
     ----------
     pair, rollouts, k, temperature, micro_batch_tokens
         As for `Pair.scored`; at least one rollout.
     processes
-        They all do it, each with its rollouts.
+        All of them must call this, each with its own rollouts.
 
     Yields
     ------
     scored : Scored
     counts : bool
-        False if this is the shortest rollout again, scored and to be passed back through only to
+        False for a repetition of the shortest rollout, which is scored and back-propagated only to
         keep in step with a process that has more micro-batches.
     """
     missing = 0

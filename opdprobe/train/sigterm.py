@@ -1,7 +1,7 @@
-"""Note that the process is asked to stop, rather than die of it: SIGTERM.
+"""Turn SIGTERM into a flag, so that the step in flight can finish.
 
-Batch systems send it before they take a machine back. `EXIT_CODE` is what a shell reports of a
-process that died of the signal; one that was asked to stop and did in good order exits with it too.
+Batch systems send SIGTERM before they take a machine back. `EXIT_CODE` is what a shell reports for
+a process that the signal killed; a process that stops on request exits with it too.
 """
 
 import logging
@@ -18,15 +18,15 @@ EXIT_CODE = 128 + signal.SIGTERM
 
 @contextmanager
 def sigterm_noted() -> Iterator[Callable[[], bool]]:
-    """Keep SIGTERM from ending the process until the block's end; the handler before comes back.
+    """Keep SIGTERM from ending the process inside the block; restore the old handler after it.
 
-    Only the main thread may handle signals: in another one, this does nothing, and a program that
-    handles the signal in a way that Python cannot put back is left to it.
+    Does nothing outside the main thread, which alone may handle signals, or if the program has a
+    handler that Python cannot restore.
 
     Yields
     ------
     callable
-        Says whether the signal has come since.
+        Returns whether the signal has come since.
 
     Examples
     --------
@@ -48,12 +48,12 @@ def sigterm_noted() -> Iterator[Callable[[], bool]]:
 
 
 def stop(where: object, done: int, total: int, what: str) -> NoReturn:
-    """End the process in good order, saying how far it came.
+    """Log how far the work has come and end the process.
 
     Parameters
     ----------
     where
-        The directory that holds all that was done.
+        The directory that holds the finished work.
     done, total, what
         As in "5 of 8 SFT steps".
 
@@ -63,7 +63,7 @@ def stop(where: object, done: int, total: int, what: str) -> NoReturn:
         Always, with `EXIT_CODE`.
     """
     logger.warning(
-        "%s: stopped by SIGTERM after %d of %d %s; the same command goes on from there.",
+        "%s: stopped by SIGTERM after %d of %d %s; the same command resumes from there.",
         *(where, done, total, what),
     )
     raise SystemExit(EXIT_CODE)

@@ -4,16 +4,16 @@
         sample      the student answers the step's prompts                   opdprobe.rollout.sample
         score       both models' top-k at every student-visited state        opdprobe.rollout.score
         loss        compare them there, backward                               opdprobe.train.losses
-        record      the scores become rows of the store, one row a state       opdprobe.rollout.rows
+        record      the scores become rows of the store, one row per state     opdprobe.rollout.rows
         update      clip, AdamW
 
-A step's record is of the student that sampled it, before its update; step 0 is the untrained
-student. Nothing is computed twice for the record: it takes what the loss needed.
+A step's record describes the student that sampled it, before its update; step 0 is the untrained
+student. Nothing is computed twice for the record: it reuses what the loss needs.
 
-Under `accelerate launch`, each process does its share of a step's prompts, and of an evaluation's
-problems; gradients are added up before the update, which every process does. Launched with FSDP,
-each keeps a part of both models and updates its part of the student, which is whole to sample; to
-score, and to go back, a layer at a time is.
+Under `accelerate launch`, each process takes its share of a step's prompts and of an evaluation's
+problems; gradients are summed before the update, which every process makes. With FSDP, each process
+holds a shard of both models and updates its shard of the student. Sampling gathers the full
+student; scoring and the backward pass gather one layer at a time.
 """
 
 import logging
@@ -64,9 +64,9 @@ logger = logging.getLogger("opdprobe")
 class Callback:
     """Do something at fixed points of a run; override what you need.
 
-    A callback sees the trainer and may read anything of it. One that samples must do so inside
+    A callback may read everything on the trainer. One that samples must do so inside
     ``torch.random.fork_rng()`` and leave modes as they were, or it changes the run it watches.
-    Every process calls its own; ``trainer.processes.is_main`` says which one acts for all.
+    Every process calls its own callbacks; ``trainer.processes.is_main`` is true in one of them.
     """
 
     def on_train_begin(self, trainer: "OPDTrainer") -> None:
@@ -77,8 +77,8 @@ class Callback:
     ) -> None:
         """After each update.
 
-        `dataset` holds all the step's states, recorded or not, of this process's prompts; `metrics`
-        are over all processes.
+        `dataset` holds all of the step's states for this process's prompts, recorded or not;
+        `metrics` cover all processes.
         """
 
     def on_train_end(self, trainer: "OPDTrainer", run: Run) -> None:
@@ -91,8 +91,8 @@ class OPDTrainer:
     Parameters
     ----------
     student, teacher : PreTrainedModel or peft.PeftModel or str or Path
-        Causal LMs of one vocabulary; a name or path is loaded. The student is trained in place: its
-        parameters that require gradients, so of one under PEFT adapters the adapters. If that is
+        Causal LMs with one vocabulary; a name or path is loaded. The student's parameters that
+        require gradients are trained in place: under PEFT, its adapters. If the same PEFT model is
         also the teacher, the teacher is the student without its adapters.
     tokenizer : PreTrainedTokenizerBase, optional
         The student's. Read from `student` if that is a path.
@@ -109,12 +109,12 @@ class OPDTrainer:
     callbacks : sequence of Callback
         Called in order.
     report_to : sequence of str
-        Trackers that accelerate knows ("tensorboard", "wandb", ...), for the scalars.
+        Trackers of accelerate ("tensorboard", "wandb", ...) that get the scalars.
     teacher_tokenizer : PreTrainedTokenizerBase, optional
         Compared with `tokenizer` if given; read from `teacher` if that is a path.
     on_error : {"raise", "skip"}
-        What a prompt that cannot be used does (empty, over-long): stop with an error, or be left
-        out with a note in the log.
+        An unusable prompt (empty or over-long) raises an error, or is skipped with a note in the
+        log.
 
     Raises
     ------
@@ -123,7 +123,7 @@ class OPDTrainer:
     PromptError
         A prompt is empty or over-long.
     ConfigError
-        A setting does not fit the models or the launch, such as one with DeepSpeed.
+        A setting does not fit the models or the launch (DeepSpeed, for example).
 
     Examples
     --------
@@ -163,7 +163,7 @@ class OPDTrainer:
             teacher,
             tokenizer=tokenizer,
             teacher_tokenizer=teacher_tokenizer,
-            device=None if self.processes.sharded else device,  # of those only parts will go there
+            device=None if self.processes.sharded else device,  # only shards will go there
         )
         self.tokenizer = tokenizer = self.pair.tokenizer
         # Evaluation mode throughout: with dropout, the distribution that is trained would not be
@@ -174,10 +174,10 @@ class OPDTrainer:
             self.teacher.requires_grad_(False)
         elif not is_adapted(self.student):
             raise ConfigError(
-                f"student and teacher are one {type(self.student).__name__}, and training it would "
-                "change both; load the teacher apart, or put an adapter on the student "
-                "(peft.get_peft_model) and pass that as both: the teacher is then the student "
-                "without it."
+                f"student and teacher are the same {type(self.student).__name__}, so training "
+                "would change both: load the teacher separately, or add an adapter to the student "
+                "(peft.get_peft_model) and pass that as both; the teacher is then the student "
+                "without the adapter."
             )
         check_trained(self.student)
         if config.k > self.pair.width:
@@ -192,19 +192,19 @@ class OPDTrainer:
         self.eval_prompts = {name: encode(some) for name, some in (eval_prompts or {}).items()}
         if self.eval_prompts and grader is None:
             raise ConfigError(
-                "evaluation needs a grader, and there is none: pass grader=; on the command line, "
-                "give problems that have answers."
+                "evaluation needs a grader: pass grader=; on the command line, give problems with "
+                "answers."
             )
         self.batch_size = min(config.batch_size, len(self.prompts))
         if self.batch_size < self.processes.size:
             raise ConfigError(
-                f"{self.batch_size} prompts a step on {self.processes.size} processes: raise "
-                "batch_size, or start fewer."
+                f"{self.batch_size} prompts per step on {self.processes.size} processes; expected "
+                "at least one per process: raise batch_size, or start fewer processes."
             )
         self.n_steps = config.max_steps or (
             config.num_train_epochs * (len(self.prompts) // self.batch_size)
         )
-        # What the run is of: taken before training changes the student.
+        # The run's identity: taken before training changes the student.
         self._attrs = self._identify()
         if self.processes.sharded:
             shard_models(self.pair, device)
@@ -219,7 +219,7 @@ class OPDTrainer:
         )
 
     def expected_bytes(self) -> int:
-        """Most bytes the store can take: every response as long as allowed."""
+        """Upper bound of the store's size in bytes, if every response is as long as allowed."""
         c = self.config
         if c.record_every == 0:
             return 0
@@ -230,20 +230,20 @@ class OPDTrainer:
 
     @contextmanager
     def whole_student(self) -> Iterator[None]:
-        """Have all of the student's weights in each process, if FSDP keeps a part in each.
+        """Gather the full student in every process for the block; does nothing without FSDP.
 
-        For a callback that samples or scores; every process has to enter. Weights that are changed
-        inside are as before afterwards.
+        For a callback that samples or scores; every process must enter. With FSDP, changes made to
+        the weights inside are discarded.
         """
         if self.processes.sharded:
-            self.processes.wait()  # one that has failed says so here, where the others hear it
+            self.processes.wait()  # if one has failed, all raise here
         with whole(self.student):
             yield
 
     def save_student(self, directory: str | Path) -> None:
-        """Write the student, or its adapter, as a Hugging Face directory, once of all processes.
+        """Write the student, or its adapter, as a Hugging Face directory.
 
-        For a callback; every process has to call it.
+        For a callback; every process must call it, and the main one writes.
         """
         self.processes.wait()
         weights = gathered_weights(self.student)
@@ -259,15 +259,15 @@ class OPDTrainer:
         Parameters
         ----------
         resume
-            Continue the run in `run_dir` from its last checkpoint; a finished one is only opened.
+            Continue the run in `run_dir` from its last checkpoint; a finished run is only opened.
             If False, `run_dir` must not hold a run.
         on_progress
-            Called with (steps done, steps in all).
+            Called with (steps done, steps in total).
 
         Returns
         -------
         Run
-            The recorded run, as `opdprobe.open_run` gives it.
+            The recorded run, as `opdprobe.open_run` returns it.
 
         Raises
         ------
@@ -276,7 +276,7 @@ class OPDTrainer:
         NonFiniteError
             A model's logits or a gradient are NaN or infinite; names model and step.
         SystemExit
-            SIGTERM came: the step in flight is done, and a checkpoint written to go on from.
+            SIGTERM came. The step in flight was finished, and a checkpoint written to resume from.
         """
         with self.processes.together():
             return self._run(resume, on_progress if self.processes.is_main else None)
@@ -294,7 +294,7 @@ class OPDTrainer:
         )
         self.processes.wait()
         for model in (self.student, self.teacher):
-            rest(model)  # what a step that failed was in the middle of
+            rest(model)  # a failed step may leave layers gathered
         checkpoint = latest_checkpoint(self.run_dir)
         first = 0
         if checkpoint is not None:
@@ -302,10 +302,10 @@ class OPDTrainer:
             first = checkpoint.step
         elif weight_hash(self.pair.student) != self._attrs["student"]["weight_hash"]:
             raise StoreError(
-                f"{self.run_dir} has no checkpoint to go on from, and this trainer's student has "
-                "been trained since: make a new OPDTrainer with the student as it was."
+                f"{self.run_dir} has no checkpoint to resume from, and this trainer's student has "
+                "been trained since: make a new OPDTrainer with the original student."
             )
-        self.optimization.zero_grad()  # a step that was interrupted leaves half a gradient
+        self.optimization.zero_grad()  # an interrupted step leaves a partial gradient
         if first < self.n_steps or checkpoint is None:
             writer.truncate_after(first - 1)
             self.processes.wait()
@@ -313,7 +313,7 @@ class OPDTrainer:
                 with sigterm_noted() as stopping:
                     self._train(writer, first, on_progress, stopping)
             finally:
-                writer.flush()  # an interrupted run keeps the steps that it did
+                writer.flush()  # an interrupted run keeps its finished steps
         self.processes.wait()
         run = open_run(self.run_dir)
         for callback in self.callbacks:
@@ -359,7 +359,7 @@ class OPDTrainer:
             if stop and done < self.n_steps:
                 logger.warning(
                     "%s: stopped by SIGTERM after %d of %d steps; the same command, or "
-                    "train(resume=True), goes on from there.",
+                    "train(resume=True), resumes from there.",
                     *(self.run_dir, done, self.n_steps),
                 )
                 raise SystemExit(EXIT_CODE)
@@ -449,8 +449,8 @@ class OPDTrainer:
 
     def _score_and_backward(self, rollouts: Rollouts) -> tuple[Scores, float]:
         """Score every state and add up the gradient of the mean loss, one micro-batch at a time."""
-        # All the step's states, not the micro-batch's or the process's: cutting it up changes
-        # nothing.
+        # The states of the full step, not of the micro-batch or the process, so that the split does
+        # not change the loss.
         n_states, total, parts = sum(self.processes.gather(rollouts.n_tokens)), 0.0, []
         with self.accelerator.autocast():
             for part, counts in scored_together(
@@ -461,7 +461,7 @@ class OPDTrainer:
             ):
                 loss = distillation_loss(part, self.pair, self.config)
                 if self.processes.sharded:
-                    self.processes.wait()  # for one that cannot go on, the others cannot go back
+                    self.processes.wait()  # if one has failed, none starts the backward pass
                 if not counts:
                     loss = 0 * loss
                 with autocast(loss.device.type, enabled=False):

@@ -96,7 +96,7 @@ CASES = [
     _failed(
         "a directory without a model, to be probed",
         "ModelError: FOLDER: no checkpoint there; expected a saved model (config.json and "
-        "safetensors), or a directory of such whose names end in a step (checkpoint-500).",
+        "safetensors), or a directory of models whose names end in a step (checkpoint-500).",
         *("probe", "FOLDER", "--teacher", "zoo:sft-small"),
         *("--prompts", "zoo:train", "--run-dir", "FOLDER/run"),
     ),

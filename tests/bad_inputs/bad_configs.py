@@ -44,7 +44,7 @@ _BOMB = "a0: &a0 [1]\n" + "".join(
 
 CASES = [
     _config(
-        "a file that is not there",
+        "a missing file",
         lambda folder: OPDConfig.from_yaml(folder / "absent.yaml"),
         "no configuration file at FOLDER/absent.yaml; expected a YAML file of name: value lines.",
     ),
@@ -58,29 +58,29 @@ CASES = [
         "- k: 16\n",
         "FOLDER/config.yaml holds a list; expected name: value lines.",
     ),
-    _yaml("no YAML", "k: [16\n", "FOLDER/config.yaml is not readable as YAML: …"),
-    _yaml("no text", b"\xff\xfe\x00k", "FOLDER/config.yaml is not readable as YAML: …"),
+    _yaml("no YAML", "k: [16\n", "FOLDER/config.yaml is not readable as YAML: …."),
+    _yaml("no text", b"\xff\xfe\x00k", "FOLDER/config.yaml is not readable as YAML: …."),
     _yaml(
         "a tag that would run a command",
         "k: !!python/object/apply:os.system ['true']\n",
         "FOLDER/config.yaml is not readable as YAML: could not determine a constructor for the tag "
-        "'tag:yaml.org,2002:python/object/apply:os.system' …",
+        "'tag:yaml.org,2002:python/object/apply:os.system' ….",
     ),
     _yaml(
         "references that stand for gigabytes",
         _BOMB,
         "FOLDER/config.yaml is not readable as YAML: a reference (*name) to a list or mapping; "
-        "write it out",
+        "write it out.",
     ),
     _yaml(
         "a date that does not exist",
         "seed: 2026-13-01\n",
-        "FOLDER/config.yaml is not readable as YAML: month must be in 1..12",
+        "FOLDER/config.yaml is not readable as YAML: month must be in 1..12.",
     ),
     _yaml(
         "an unknown setting",
         "learning_rat: 1e-6\n",
-        "unknown setting learning_rat for OPDConfig; it has batch_size, …, weight_decay.",
+        "unknown setting learning_rat for OPDConfig; expected one of batch_size, …, weight_decay.",
     ),
     _setting("a text for a number", "k = '16' is of type str; expected int.", k="16"),
     _setting("a bool for a number", "k = True is of type bool; expected int.", k=True),
@@ -91,15 +91,15 @@ CASES = [
     ),
     _setting("a share above 1", "top_p = 1.5; expected at most 1.", top_p=1.5),
     _setting(
-        "a choice that there is not",
+        "an unknown choice",
         "support = 'both'; expected one of student, teacher, overlap, non_overlap, union.",
         support="both",
     ),
     _setting(
-        "one advantage a position for a top-k loss",
-        "a top-k KL as one scalar advantage a position has zero expected gradient on-policy: it "
+        "one advantage per position for a top-k loss",
+        "a top-k KL as one scalar advantage per position has zero expected gradient on-policy: it "
         "does not depend on the sampled token, and E[∇ log p] = 0. Use "
-        "estimator='policy_gradient' (one advantage a token) or 'direct'.",
+        "estimator='policy_gradient' (one advantage per token) or 'direct'.",
         estimator="scalar_policy_gradient",
     ),
     _setting(

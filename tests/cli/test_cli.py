@@ -180,7 +180,7 @@ def test_bad_prompts_can_be_left_out(tmp_path, capsys):
         (["--drop-layers", "1-0"], "--drop-layers '1-0'; expected A-B with A ≤ B"),
         (["--drop-layers", "1-2"], "layers = [2]; expected 0 to 1"),
         (["--drop-layers", "0-1"], "all 2 layers would be dropped"),
-        (["--report-to", "tensorbored"], "report_to tensorbored: no such tracker"),
+        (["--report-to", "tensorbored"], "report_to = tensorbored: unknown tracker"),
         (["--benchmark", "absent.parquet"], "absent.parquet: no such file"),
         (["--prompts", "absent.jsonl"], "absent.jsonl: no such file"),
         (
@@ -201,8 +201,8 @@ def test_a_tracker_that_is_not_installed_is_an_error(tmp_path, capsys, monkeypat
     monkeypatch.setattr("accelerate.tracking._available_trackers", ["wandb"])
     code = train(tmp_path / "run", *SET, "--report-to", "wandb", "--report-to", "tensorboard")
     reason, _ = failed(capsys, code)
-    assert "report_to tensorboard: no such tracker, or its package is not installed" in reason
-    assert "ready here: wandb." in reason
+    assert "report_to = tensorboard: unknown tracker, or its package is not installed" in reason
+    assert "available: wandb." in reason
 
 
 def test_run_directories_that_do_not_fit_are_left_alone(run_dir, tmp_path, capsys):

@@ -78,7 +78,7 @@ def killed_and_resumed(tmp_path_factory):
             recorded.update(times(steps, "00000[01].zarr.zip"))
             os.kill(int(multiprocessing.active_children()[0].pid or 0), signal.SIGKILL)
 
-    with pytest.raises(OPDProbeError, match=r"a process was killed.*goes on where"):
+    with pytest.raises(OPDProbeError, match=r"a process was killed.*resumes the work"):
         reproduce.reproduce(TINY, out / "quick", workers=1, on_progress=kill)
     assert not (out / "quick/report.html").exists()
     with pytest.MonkeyPatch.context() as patch:

@@ -166,5 +166,5 @@ def test_processes_side_by_side_each_finish_their_step(tmp_path, monkeypatch, ca
     with pytest.raises(SystemExit) as stopped:
         work(todo, workers=1)
     assert stopped.value.code == 143
-    assert "stopped by SIGTERM; the same command goes on where it was" in caplog.text
+    assert "stopped by SIGTERM; the same command resumes the work" in caplog.text
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]

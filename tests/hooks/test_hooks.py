@@ -41,7 +41,7 @@ from opdprobe.testing import tiny_model, tiny_tokenizer
 pytestmark = pytest.mark.slow
 
 PROMPTS = [Prompt("a", text="7 8"), Prompt("b", text="9"), Prompt("c", text="10 11 12 13")]
-# PEFT 0.21 still calls what transformers 5.23 has renamed.
+# PEFT 0.21 still calls a function that transformers 5.23 renamed.
 OLD_NAMES = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
 
 
@@ -120,7 +120,9 @@ def test_a_resumed_trainer_continues_the_run(tmp_path):
     want = {step: run.load(step).compute() for step in run.steps}
     metrics = run.metrics
     assert list(want) == [0, 1, 2, 3, 4]
-    (tmp_path / "run/steps/000003.zarr.zip").unlink()  # or it would be there all along
+    (
+        tmp_path / "run/steps/000003.zarr.zip"
+    ).unlink()  # so that the resumed run has to write it again
     written = (tmp_path / "run/steps/000002.zarr.zip").stat().st_mtime_ns
 
     again = trainer_of(models()[0], tmp_path, [watch(tmp_path, teacher, every=1)], **saving)
@@ -311,7 +313,7 @@ def test_unwrap():
 
 def test_students_of_deepspeed_zero_3_are_refused():
     student, _ = models()
-    student.lm_head.weight.ds_id = 0  # what it leaves on every parameter
+    student.lm_head.weight.ds_id = 0  # which it sets on every parameter
     with pytest.raises(ConfigError, match=r"sharded over processes .* use probe_checkpoints"):
         unwrap(student)
 
@@ -328,7 +330,7 @@ def one_process(tmp_path):
 
 @pytest.mark.usefixtures("one_process")
 @pytest.mark.filterwarnings("ignore:FSDP is switching to use `NO_SHARD`:UserWarning")
-def test_students_that_fsdp_spreads_are_refused():
+def test_students_sharded_by_fsdp_are_refused():
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 
@@ -364,7 +366,7 @@ def test_adapters_count(tmp_path):
     trainer_of(adapted, tmp_path, [watch(tmp_path, teacher)], learning_rate=0.1).train()
     run = open_run(tmp_path / "run")
     assert run.steps == [0, 2, 4]
-    # At first an adapter changes nothing; then it is all that learns.
+    # At first, an adapter changes nothing; then only the adapter learns.
     plain = probe_checkpoints(
         save(models()[0], tmp_path / "student"),
         teacher,
@@ -386,7 +388,7 @@ def test_learned_prompts_are_refused():
         unwrap(peft.get_peft_model(models()[0], settings))
 
 
-def test_undisturbed_gives_back_what_an_error_left():
+def test_undisturbed_restores_everything_after_an_error():
     student, _ = models()
     student.train()
     student.model.layers[0].eval()
@@ -475,7 +477,7 @@ def test_a_bad_checkpoint_is_named_and_the_others_stay(saved, tmp_path):
     assert open_run(tmp_path / "run").steps == [3]
 
 
-def test_which_checkpoints_there_are(saved, tmp_path):
+def test_which_checkpoints_are_found(saved, tmp_path):
     assert list(find_checkpoints(saved)) == [3, 20, 100]
     assert list(find_checkpoints([saved / "checkpoint-20"])) == [20]
     assert find_checkpoints(saved / "final") == {0: saved / "final"}
@@ -487,7 +489,7 @@ def test_which_checkpoints_there_are(saved, tmp_path):
             find_checkpoints(saved / name)
     with pytest.raises(ModelError, match="no checkpoints"):
         find_checkpoints([])
-    with pytest.raises(ConfigError, match="ends in no step"):
+    with pytest.raises(ConfigError, match="does not end in a step"):
         find_checkpoints([saved / "checkpoint-3", saved / "final"])
     with pytest.raises(ConfigError, match="both step 3"):
         find_checkpoints([saved / "checkpoint-3", saved / "checkpoint-3"])

@@ -19,8 +19,8 @@ from opdprobe.models.load import weight_hash
 from opdprobe.testing import tiny_model, tiny_tokenizer
 
 PROMPTS = [Prompt("a", text="7 8"), Prompt("b", text="9"), Prompt("c", text="10 11 12 13")]
-ROUNDING = 2**-13  # the store's, of logp
-# PEFT 0.21 still calls what transformers 5.23 has renamed.
+ROUNDING = 2**-13  # of logp in the store
+# PEFT 0.21 still calls a function that transformers 5.23 renamed.
 OLD_NAMES = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
 
 
@@ -49,7 +49,7 @@ def recorded(tmp_path_factory):
 
 
 def batch_of(prompt_ids, response_ids, side="right"):
-    """What a data collator makes of them."""
+    """The batch that a data collator would make."""
     width = max(len(p) + len(r) for p, r in zip(prompt_ids, response_ids, strict=True))
     ids, labels, mask = [], [], []
     for prompt, response in zip(prompt_ids, response_ids, strict=True):
@@ -111,7 +111,7 @@ def updates(student, teacher, batch, run_dir=None, autocast=False):
             with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
                 loss = student(**batch).loss
             loss.backward()
-            optimizer.step()  # inside the block: the record is of the pass before it
+            optimizer.step()  # inside the block: the record describes the pass before it
             optimizer.zero_grad()
             lost.append(loss.item())
 
@@ -144,7 +144,7 @@ def test_a_captured_loop_learns_the_same(recorded, tmp_path, autocast):
     assert run.attrs["student"]["weight_hash"] == weight_hash(models()[0])
 
 
-def test_the_record_is_of_the_pass_and_not_of_the_update(recorded, tmp_path):
+def test_the_record_describes_the_pass_and_not_the_update(recorded, tmp_path):
     ours, *rows = recorded
     student, teacher = models()
     updates(student, teacher, batch_of(*rows), tmp_path / "run")
@@ -168,7 +168,7 @@ def test_there_is_no_second_pass_and_others_are_not_recorded(recorded, tmp_path)
     assert_equals_ours(open_run(tmp_path).load(0), ours)
 
 
-def test_masked_stretches_inside_a_response_are_no_states(recorded, tmp_path):
+def test_masked_stretches_inside_a_response_are_not_states(recorded, tmp_path):
     _, prompt_ids, response_ids = recorded
     whole = [i for i, response in enumerate(response_ids) if len(response) == 6][:2]
     batch = batch_of([prompt_ids[i] for i in whole], [response_ids[i] for i in whole])
@@ -198,7 +198,7 @@ def test_a_first_token_and_an_empty_row(tmp_path):
 
 
 @OLD_NAMES
-def test_a_head_that_is_no_projection(recorded, tmp_path, caplog):
+def test_a_head_that_is_not_a_projection(recorded, tmp_path, caplog):
     """An adapter on the head: logits come from the model's own output."""
     peft = pytest.importorskip("peft")
     ours, *rows = recorded
@@ -210,7 +210,7 @@ def test_a_head_that_is_no_projection(recorded, tmp_path, caplog):
     assert_equals_ours(open_run(tmp_path).load(0), ours)
 
 
-def test_a_step_is_replaced_and_the_run_goes_on(tmp_path):
+def test_a_step_is_replaced_and_the_run_continues(tmp_path):
     student, teacher = models()
     ids = torch.tensor([[1, 7, 8, 9]])
 
@@ -234,7 +234,7 @@ MISUSES = {
         s(input_ids=torch.tensor([[1, 7]]), labels=torch.tensor([[1, 7]])),
         c.record(torch.ones(1, 2)),
     ),
-    r"shape \(1, 3\), expected that of input_ids: \(1, 2\)": lambda s, c: (
+    r"shape \(1, 3\); expected that of input_ids, \(1, 2\)": lambda s, c: (
         s(input_ids=torch.tensor([[1, 7]])),
         c.record(torch.ones(1, 3)),
     ),
@@ -242,7 +242,7 @@ MISUSES = {
         s(input_ids=torch.tensor([[1, 7]])),
         c.record(torch.ones(1, 2), correct=[1, 0]),
     ),
-    "pass no logits_to_keep": lambda s, c: (
+    "do not pass logits_to_keep": lambda s, c: (
         s(input_ids=torch.tensor([[1, 7]]), logits_to_keep=1),
         c.record(torch.ones(1, 2)),
     ),
@@ -265,7 +265,7 @@ MISUSES = {
 
 
 @pytest.mark.parametrize("message", MISUSES)
-def test_capture_says_what_is_wrong(message, tmp_path):
+def test_capture_names_what_is_wrong(message, tmp_path):
     student, teacher = models()
     captured = capture(student, teacher, tmp_path / "run", step=3, tokenizer=tiny_tokenizer(), k=4)
     with pytest.raises(ConfigError, match=message), captured as c:

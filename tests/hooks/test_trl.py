@@ -1,4 +1,4 @@
-"""ProbeCallback inside the real trainers of TRL: it records, and training does not notice."""
+"""ProbeCallback inside the real trainers of TRL: it records and does not change training."""
 
 import logging
 import random
@@ -18,7 +18,7 @@ trl = pytest.importorskip("trl")
 datasets = pytest.importorskip("datasets")
 gkd = pytest.importorskip("trl.experimental.gkd")
 
-# TRL 1.16 still calls what transformers 5.23 has renamed.
+# TRL 1.16 still calls a function that transformers 5.23 renamed.
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning"),
@@ -119,7 +119,7 @@ def surroundings(callback_kwargs):
     return {
         "torch": torch.get_rng_state().tolist(),
         "python": random.getstate(),
-        "numpy": repr(np.random.get_state()),  # noqa: NPY002  # the global state is what is watched
+        "numpy": repr(np.random.get_state()),  # noqa: NPY002  # the global state is watched
         "modes": [module.training for module in model.modules()],
         "hooks": [len(module._forward_hooks) for module in model.modules()],
         "grads": [None if p.grad is None else p.grad.tolist() for p in model.parameters()],
@@ -159,7 +159,7 @@ def history(trainer):
 
 
 @pytest.mark.parametrize("build", TRAINERS)
-def test_training_is_the_same_and_the_run_is_whole(build, tmp_path):
+def test_training_is_the_same_and_the_run_is_complete(build, tmp_path):
     student, teacher = models()
     alone = build(student, teacher, tmp_path, [])
     alone.train()
@@ -209,7 +209,7 @@ def padded(side):
 
 def with_adapters():
     peft = pytest.importorskip("peft")
-    # Dropout draws on the random state inside the adapters too.
+    # Dropout inside the adapters also uses the random state.
     return {
         "peft_config": peft.LoraConfig(target_modules=["q_proj", "v_proj"], lora_dropout=0.3),
         "learning_rate": 0.1,
@@ -287,7 +287,7 @@ def test_a_resumed_distillation_continues_run_and_losses(tmp_path):
 
 
 class Careless(TrainerCallback):
-    """What a hook must not do."""
+    """Does what a hook must not do."""
 
     def on_step_end(self, args, state, control, **kwargs):
         torch.rand(1)
@@ -304,7 +304,7 @@ def test_a_careless_hook_would_be_seen(build, tmp_path):
 
 
 class Tracker(TrainerCallback):
-    """Keeps what trackers get."""
+    """Keeps the scalars that trackers get."""
 
     def __init__(self):
         self.seen = []
@@ -327,7 +327,7 @@ def test_attached_it_reaches_the_trackers_and_leaves_their_logs_alone(tmp_path):
     watched.train()
     ours = [step for step, logs in tracker.seen if "opd/overlap_ratio" in logs]
     assert ours == [0, 1, 2, 3, 4]
-    # TRL averages its own metrics between two logs: they are neither emptied nor cut short.
+    # TRL averages its own metrics between two logs; they are neither reset nor cut short.
     assert history(watched) == history(alone)
     assert [step for step, logs in tracker.seen if "loss" in logs] == [2, 4]
 
@@ -348,9 +348,9 @@ trainer.train()
 """
 
 
-# TRL pins memory for a GPU that is not there, where the script does not say otherwise.
+# Unless the script forbids it, TRL pins memory for a GPU that does not exist.
 @pytest.mark.filterwarnings("ignore:'pin_memory'.*no accelerator is found:UserWarning")
-def test_ten_lines_leave_a_run_that_every_command_takes(tmp_path, monkeypatch, capsys):
+def test_ten_lines_make_a_run_that_every_command_reads(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     losses = []
     for script in (TEN_LINES, TEN_LINES.replace("[probe]", "[]")):
@@ -370,7 +370,7 @@ def test_ten_lines_leave_a_run_that_every_command_takes(tmp_path, monkeypatch, c
         assert "step" in printed.out if command in ("report", "inspect") else "run" in printed.out
     for name in ("curves.pdf", "curves.png", "view.html", "report.html", "report-view.html"):
         assert Path("run", name).stat().st_size > 10_000, name
-    assert Path("run/report.html").read_text().count("<img") >= 11  # loss and gradient norm too
+    assert Path("run/report.html").read_text().count("<img") >= 11  # with loss and gradient norm
 
 
 def test_the_trainers_own_records_survive_ten_lines(tmp_path):

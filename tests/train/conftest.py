@@ -41,7 +41,7 @@ def make_trainer(run_dir: Path, *, settings: dict[str, Any] | None = None, **kwa
 
 
 def compare_runs(got: Run, want: Run, *, rtol: float = 0.0):
-    """Compare all that two runs recorded, but for the time that they took."""
+    """Compare everything that two runs recorded, except times."""
     assert got.steps == want.steps
     if rtol == 0:
         for step in want.steps:

@@ -1,7 +1,7 @@
 """Runs that `test_processes` trains in one process and, by torchrun, in two.
 
-The two have whole models each, or half of them each if accelerate was told to use FSDP. Both are
-launched at once: what takes longest is to import the libraries.
+Each of the two has full models, or shards of them if accelerate uses FSDP. All are launched at
+once: importing the libraries takes longest.
 """
 
 import json
@@ -38,7 +38,7 @@ class StopAfterStep1(Callback):
 
 
 class Keep(Callback):
-    """Keep every student, and note what it says by itself."""
+    """Save every student, and note its logits on one text."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -74,13 +74,13 @@ def adapted(seed=0):
 
 
 def whole(folder, **kwargs):
-    """Three prompts a step, which two processes share unevenly, and an evaluation."""
+    """Three prompts per step, which two processes share unevenly, and an evaluation."""
     settings = {"batch_size": 3, "eval_every": 2, "eval_n": 2, "save_steps": 2}
     return make_trainer(folder, settings=settings, grader=grade, eval_prompts=PROBLEMS, **kwargs)
 
 
 def thinned(folder, **kwargs):
-    """One rollout a step is kept, so that a process has none."""
+    """One rollout per step is kept, so that a process has none."""
     settings = {"record_fraction": 0.25, "record_max_positions": 3, "max_steps": 3}
     return make_trainer(folder, settings=settings, **kwargs)
 
@@ -92,7 +92,7 @@ def adapter(folder):
 
 
 def cut_up(folder):
-    """One process has two micro-batches, the other one; layers are computed again to go back."""
+    """One process has two micro-batches, the other one; the backward pass recomputes layers."""
     settings = {"batch_size": 3, "micro_batch_tokens": 1, "num_generations": 1}
     student = make_model(0)
     student.gradient_checkpointing_enable()
@@ -132,7 +132,7 @@ def stop_after_step_1(folder, make=whole):
 
 
 def held(trainer):
-    """Count the elements that this process keeps, and all there are, by what they are."""
+    """Count the elements that this process keeps, and those of all processes, by kind."""
     moments = [
         moment
         for state in trainer.optimization.optimizers[0].state.values()
@@ -155,7 +155,7 @@ def own(tensor):
 
 
 def fail_in_process_1(trainer):
-    """Have process 1 give up a step when both models were run, until `scored` is deleted again."""
+    """Make process 1 fail in a step after both models ran, until `scored` is deleted again."""
     scored = trainer.pair.scored
 
     def failing(*args, **kwargs):
@@ -168,7 +168,7 @@ def fail_in_process_1(trainer):
 
 
 def main(folder):
-    """Train all runs in this process's share; note what cannot be seen in them."""
+    """Train this process's share of all runs; note what the runs do not show."""
     rank = process()
     noted = {}
     for name, make in RUNS.items():
@@ -203,7 +203,7 @@ def main(folder):
 
 
 def forked(folder, environment):
-    """Do all in a copy of this process, which has no threads yet; says whether it ended well."""
+    """Run all in a fork of this process, which has no threads yet; return whether it succeeded."""
     child = os.fork()
     if child == 0:
         os.environ |= environment

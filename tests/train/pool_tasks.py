@@ -24,7 +24,7 @@ def die(report) -> None:
 
 
 def fail_later(file: Path, report) -> None:
-    """Go on until a file is there, for a minute at most."""
+    """Run until a file exists, for a minute at most."""
     for _ in range(6000):
         if file.exists():
             raise ValueError("two lines\nof an error")

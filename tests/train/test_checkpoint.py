@@ -1,4 +1,4 @@
-"""Checkpoints and the optimiser in them: whole or absent, and back bit for bit."""
+"""Checkpoints and the optimiser in them: complete or absent, and restored bit for bit."""
 
 import os
 import resource
@@ -41,7 +41,7 @@ def same(a, b):
 
 @contextmanager
 def file_size_limit(n_bytes):
-    """Make writing fail as a full disk does, in the writers of other languages too."""
+    """Make writing fail as on a full disk, also in writers of other languages."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, hard))
     try:
@@ -95,7 +95,7 @@ def test_a_kill_while_writing_leaves_the_old_one(tmp_path):
     model = tiny_model()
     optimizer = optimization(model)
     old = save_checkpoint(tmp_path, 1, model, tiny_tokenizer(), optimizer)
-    # What is on disk if the process dies before the rename.
+    # This is on disk if the process dies before the rename.
     shutil.copytree(old.path, old.path.parent / ".tmp-000002")
     assert latest_checkpoint(tmp_path) == old
     new = save_checkpoint(tmp_path, 2, model, tiny_tokenizer(), optimizer)
@@ -145,7 +145,7 @@ def test_a_torn_file_is_named(tmp_path, file, size):
         load_checkpoint(checkpoint, model, optimizer)
 
 
-def test_an_optimizer_file_that_is_no_tensor_file(tmp_path):
+def test_an_optimizer_file_that_is_not_a_tensor_file(tmp_path):
     model = tiny_model()
     checkpoint = save_checkpoint(tmp_path, 1, model, tiny_tokenizer(), optimization(model))
     for content in (b"not a file of torch's", b"\x80\x02N."):
@@ -157,10 +157,10 @@ def test_an_optimizer_file_that_is_no_tensor_file(tmp_path):
 def test_another_optimizer_or_model_is_refused(tmp_path):
     model = tiny_model()
     checkpoint = save_checkpoint(tmp_path, 1, model, tiny_tokenizer(), optimization(model))
-    with pytest.raises(StoreError, match="of another model or optimiser"):
+    with pytest.raises(StoreError, match="belongs to another model or optimiser"):
         load_checkpoint(checkpoint, model, optimization(model, muon=True))
     wider = tiny_model(hidden_size=32)
-    with pytest.raises(StoreError, match="of another model or optimiser"):
+    with pytest.raises(StoreError, match="belongs to another model or optimiser"):
         load_checkpoint(checkpoint, wider, optimization(wider))
 
 

@@ -99,7 +99,7 @@ def test_an_empty_file_is_the_defaults(tmp_path):
     [
         ("- k\n", "holds a list; expected name: value lines"),
         ("k: [1\n", "not readable as YAML"),
-        ("top_k: 16\n", "unknown setting top_k for OPDConfig; it has batch_size"),
+        ("top_k: 16\n", "unknown setting top_k for OPDConfig; expected one of batch_size"),
     ],
 )
 def test_bad_files(tmp_path, text, message):

@@ -1,4 +1,4 @@
-"""avg@n: one row a problem, the same for the same seed, however it is cut up."""
+"""avg@n: one row per problem, the same for the same seed in any batches."""
 
 import sys
 
@@ -24,7 +24,7 @@ def scores(model=None, tokenizer=None, grader=None, **settings):
     )
 
 
-def test_one_row_a_problem():
+def test_one_row_per_problem():
     got = scores(grader=lambda response, prompt: float(prompt.answer))
     np.testing.assert_array_equal(got, [[0.0] * 4, [1.0] * 4, [2.0] * 4])
 
@@ -45,7 +45,7 @@ def test_temperature_and_top_p_are_used():
 
 def test_a_small_batch_gives_the_same_greedy_answers(monkeypatch):
     want = scores(temperature=0.0)
-    monkeypatch.setattr(sys.modules[evaluate.__module__], "_EVAL_ROWS", 5)  # a problem at a time
+    monkeypatch.setattr(sys.modules[evaluate.__module__], "_EVAL_ROWS", 5)  # one problem at a time
     np.testing.assert_array_equal(scores(temperature=0.0), want)
 
 

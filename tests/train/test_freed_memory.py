@@ -1,4 +1,4 @@
-"""Freed memory stays with the process, unless its environment says otherwise."""
+"""Freed memory stays with the process, unless its environment sets malloc's limits."""
 
 import os
 import platform

@@ -1,4 +1,4 @@
-"""Students of which only adapters are trained, in few bits, or with activations computed twice."""
+"""Students with trained adapters, in few bits, or with recomputed activations."""
 
 import numpy as np
 import pytest
@@ -62,7 +62,7 @@ def test_only_the_adapter_is_trained_and_towards_the_base(tmp_path, trainer_in, 
 
 
 @pytest.mark.parametrize("settings", [{}, {"objective": "full"}, {"tail": "bucket"}])
-def test_a_teacher_that_is_the_student_is_it_without_its_adapter(
+def test_the_teacher_of_one_model_is_the_student_without_its_adapter(
     tmp_path, settings, trainer_in, sharpened, assert_same_runs
 ):
     student, apart = adapted(sharpened(0)), adapted(sharpened(0))
@@ -77,7 +77,7 @@ def test_a_teacher_that_is_the_student_is_it_without_its_adapter(
 def test_the_base_inside_the_student_is_the_same_teacher(
     tmp_path, trainer_in, sharpened, assert_same_runs
 ):
-    """Its layers are the student's, adapters and all, which is easily overlooked."""
+    """Its layers are the student's with their adapters, which is easily overlooked."""
     base, settings = sharpened(0), {"max_steps": 1}
     inside = trainer_in(
         tmp_path / "inside", student=adapted(base), teacher=base, settings=settings
@@ -92,7 +92,7 @@ def test_the_base_inside_the_student_is_the_same_teacher(
 def test_an_adapter_on_the_head_takes_the_slow_path_to_the_same_losses(
     tmp_path, trainer_in, sharpened
 ):
-    """A head under an adapter that does nothing, at first, is the head."""
+    """At first, an adapter on the head changes nothing."""
     settings = {"max_steps": 1, "k": 16}
     teacher = sharpened(1)
     want = trainer_in(tmp_path / "want", teacher=teacher, settings=settings).train()
@@ -102,7 +102,7 @@ def test_an_adapter_on_the_head_takes_the_slow_path_to_the_same_losses(
     assert any(p.abs().sum() > 0 for name, p in weights(student).items() if "lora_B" in name)
 
 
-def test_a_checkpoint_holds_the_adapter_and_a_run_goes_on_from_it(
+def test_a_checkpoint_holds_the_adapter_and_a_run_resumes_from_it(
     tmp_path, trainer_in, sharpened, assert_same_runs
 ):
     def trainer(folder, student, callbacks=()):
@@ -161,7 +161,7 @@ def test_the_adapter_is_on_again_when_the_teacher_has_run(sharpened):
 @pytest.mark.parametrize(
     ("spoil", "message"),
     [
-        (lambda m: m.requires_grad_(False), "no parameter that is trained"),
+        (lambda m: m.requires_grad_(False), "no trainable parameter"),
         (
             lambda m: m.get_base_model().lm_head.requires_grad_(True),
             r"lm_head.weight is trained outside the adapter",
@@ -179,7 +179,7 @@ def test_students_that_would_not_be_trained_or_saved_are_refused(
 
 def test_one_model_cannot_be_both_without_an_adapter(tmp_path, trainer_in, sharpened):
     model = sharpened(0)
-    with pytest.raises(ConfigError, match="student and teacher are one LlamaForCausalLM"):
+    with pytest.raises(ConfigError, match="student and teacher are the same LlamaForCausalLM"):
         trainer_in(tmp_path, student=model, teacher=model)
 
 
@@ -272,7 +272,7 @@ def test_gradients_of_micro_batches_add_up_in_float32():
     assert copied.grad is None
 
 
-def test_a_run_in_bfloat16_goes_on_bit_for_bit(tmp_path, trainer_in, sharpened, assert_same_runs):
+def test_a_run_in_bfloat16_resumes_bit_for_bit(tmp_path, trainer_in, sharpened, assert_same_runs):
     settings = {"save_steps": 2, "learning_rate": 1e-4}
 
     def trainer(folder, student, callbacks=()):
@@ -300,7 +300,7 @@ def test_a_run_in_bfloat16_goes_on_bit_for_bit(tmp_path, trainer_in, sharpened, 
 @pytest.mark.parametrize("kind", ["fp16", "fp8"])
 def test_other_mixed_precision_is_refused(tmp_path, monkeypatch, kind, trainer_in):
     monkeypatch.setattr(Accelerator, "mixed_precision", kind)
-    with pytest.raises(ConfigError, match=f"mixed precision {kind}, expected bf16 or no"):
+    with pytest.raises(ConfigError, match=f"mixed precision {kind}; expected bf16 or no"):
         trainer_in(tmp_path)
 
 
@@ -308,7 +308,7 @@ def test_other_mixed_precision_is_refused(tmp_path, monkeypatch, kind, trainer_i
 
 
 def counted(model):
-    """Count how often each layer computes, and in which mode its parts were."""
+    """Count how often each layer runs, and in which mode its parts are."""
     calls, modes = [], set()
 
     for layer in model.model.layers:

@@ -60,7 +60,7 @@ def models(tie=False):
 
 
 def production(student, teacher, cfg, *, micro_batch_tokens=10_000, scale=1.0):
-    """Give the sum over all states, and leave its gradient on the student."""
+    """Return the sum over all states, and leave its gradient on the student."""
     pair, total = Pair(student, teacher, tiny_tokenizer()), 0.0
     parts = pair.scored(
         ROLLOUTS, k=K, temperature=cfg.temperature, micro_batch_tokens=micro_batch_tokens
@@ -73,7 +73,7 @@ def production(student, teacher, cfg, *, micro_batch_tokens=10_000, scale=1.0):
 
 
 def rows(model, temperature):
-    """Give the log-probabilities at every state, from the model's own forward."""
+    """Return the log-probabilities at every state, from the model's own forward."""
     found = []
     for prompt, response in zip(ROLLOUTS.prompt_ids, ROLLOUTS.response_ids, strict=True):
         logits = model(input_ids=torch.tensor([prompt + response])).logits[0]
@@ -106,7 +106,7 @@ def restricted(logp, tokens, tail):
 
 
 def compare(p, q, kind):
-    """Give a divergence of two lists of log-probabilities."""
+    """Return a divergence of two lists of log-probabilities."""
     mean = [((a.exp() + b.exp()) / 2).log() for a, b in zip(p, q, strict=True)]
     if kind == "jsd":
         return (compare(p, mean, "reverse_kl") + compare(q, mean, "reverse_kl")) / 2
@@ -162,7 +162,7 @@ def test_the_states_cover_all_kinds_of_overlap():
 
 
 @pytest.mark.parametrize("settings", CONFIGS, ids=lambda s: "-".join(s.values()))
-def test_value_and_gradient_of_the_whole_model(settings, monkeypatch):
+def test_value_and_gradient_of_the_full_model(settings, monkeypatch):
     monkeypatch.setattr(tiles, "_CHUNK_ELEMENTS", 64 * 3)  # three rows at a time
     cfg = config(**settings)
     student, teacher = models()
@@ -207,7 +207,7 @@ def test_chunks_of_a_bfloat16_head_are_summed_in_float32(monkeypatch):
     hidden = torch.ones(2000, 4, dtype=torch.bfloat16, requires_grad=True)
     ids = torch.zeros(2000, 1, dtype=torch.long)
     weighted_nll(hidden, Head(layer, 8), ids, torch.ones(2000, 1)).backward()
-    # Each row adds 1/8 to the seven tokens that it did not have.
+    # Each row adds 1/8 to the seven tokens that are not its label.
     assert layer.weight.grad.dtype == torch.bfloat16
     torch.testing.assert_close(layer.weight.grad[1:].float(), torch.full((7, 4), 250.0))
 
@@ -223,7 +223,7 @@ def test_the_value_is_the_same_without_gradient(settings):
         )
 
 
-# From here on the hidden states are the logits themselves.
+# In all tests below, the hidden states are the logits themselves.
 
 
 def part_of(logits, teacher_logits, sampled=None, *, k=K):
@@ -360,7 +360,7 @@ def logp_of(row):
 def test_divergences_are_not_negative_and_zero_for_equals(a, b, mask, tail, kind):
     mask = torch.tensor([mask])
     p, q = (restrict(logp_of(row), mask, tail) for row in (a, b))
-    # A bucket holds at least 1e-7, also where nothing is left for it.
+    # A bucket holds at least 1e-7, even if no mass is left for it.
     assert divergence(p, q, kind).item() >= -1e-6
     assert divergence(p, p, kind).item() == pytest.approx(0, abs=1e-12)
 

@@ -1,4 +1,4 @@
-"""Processes side by side: order, progress, errors, a process that dies."""
+"""Parallel processes: order, progress, errors, a process that dies."""
 
 import importlib
 import logging
@@ -34,7 +34,7 @@ def test_tasks_wait_for_those_they_come_after(tmp_path, tasks, workers):
     assert str(os.getpid()) not in {path.read_text() for path in tmp_path.iterdir()}
 
 
-def test_what_a_task_raises_comes_through_and_nothing_else_is_started(tmp_path, tasks):
+def test_what_a_task_raises_is_raised_and_nothing_else_is_started(tmp_path, tasks):
     todo = [
         Task("fail", tasks.fail),
         Task("later", tasks.note, (tmp_path, "later", ()), frozenset({"fail"})),
@@ -44,8 +44,8 @@ def test_what_a_task_raises_comes_through_and_nothing_else_is_started(tmp_path, 
     assert not (tmp_path / "later").exists()
 
 
-def test_a_failure_is_said_at_once_and_what_has_started_is_finished(tmp_path, tasks, caplog):
-    """What has started ends when the log has said the failure, and not before."""
+def test_a_failure_is_logged_at_once_and_running_tasks_finish(tmp_path, tasks, caplog):
+    """The running task ends only after the log has named the failure."""
     todo = [
         Task("second", tasks.fail_later, (tmp_path / "said",)),
         Task("first", tasks.fail),
@@ -65,16 +65,14 @@ def test_a_failure_is_said_at_once_and_what_has_started_is_finished(tmp_path, ta
         logging.getLogger("opdprobe").removeHandler(said)
     left = "not started: later 0, later 1."
     assert caplog.messages == [
-        f"first failed (ConfigError: the third setting is wrong); finished first: second; {left}",
-        f"second failed (ValueError: two lines); finished first: nothing; {left}",
+        f"first failed (ConfigError: the third setting is wrong); still running: second; {left}",
+        f"second failed (ValueError: two lines); still running: nothing; {left}",
     ]
     assert [path.name for path in tmp_path.iterdir()] == ["said"]
 
 
 def test_a_killed_process_is_reported(tasks):
-    with pytest.raises(
-        OPDProbeError, match="a process was killed during die, perhaps for want of mem"
-    ):
+    with pytest.raises(OPDProbeError, match="a process was killed during die, perhaps because mem"):
         work([Task("die", tasks.die)], workers=1)
 
 

@@ -58,7 +58,7 @@ def free_port():
         return one.getsockname()[1]
 
 
-LAUNCHES = {"whole models": {}, "sharded": FSDP}
+LAUNCHES = {"full models": {}, "sharded": FSDP}
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def launches(tmp_path_factory, launched):
     environments = {}
     for name, environment in LAUNCHES.items():
         launched["stop_after_step_1"](folder / name / "begun by one")
-        # Not torchrun's store, where the second would find the addresses of the first.
+        # Not torchrun's store, in which the second would find the addresses of the first.
         own = {"TORCHELASTIC_USE_AGENT_STORE": "False", "MASTER_PORT": str(free_port())}
         environments[name] = environment | own
     done = subprocess.run(
@@ -154,7 +154,7 @@ def test_a_process_without_a_recorded_rollout_still_writes_its_part(two):
     assert [sorted(some) for some in sizes] == [[0, 1]] * 3
 
 
-def test_a_run_goes_on_with_another_number_of_processes(one, two, launched):
+def test_a_run_resumes_with_another_number_of_processes(one, two, launched):
     want = open_run(one / "whole")
     launched["whole"](two / "begun by two").train()
     for name in ("begun by one", "begun by two"):
@@ -165,7 +165,7 @@ def test_a_run_goes_on_with_another_number_of_processes(one, two, launched):
         np.testing.assert_allclose(got.metrics.loss, want.metrics.loss, rtol=2e-4)
 
 
-def test_checkpoints_do_not_tell_how_they_were_trained(one, two):
+def test_checkpoints_do_not_depend_on_the_number_of_processes(one, two):
     for want in one.glob("*/checkpoints/*"):
         got = two / want.relative_to(one)
         assert {f.name for f in got.iterdir()} == {f.name for f in want.iterdir()}
@@ -220,7 +220,7 @@ def test_a_step_that_fails_in_one_process_can_be_done_again(one, two, assert_sam
 
 
 def test_sharded_processes_keep_half_of_everything(two, request):
-    share = 1 if "whole models" in request.node.callspec.id else 0.5
+    share = 1 if "full models" in request.node.callspec.id else 0.5
     for found in noted(two):
         assert found["held"].keys() == {"student", "teacher", "optimizer"}
         for own, everything in found["held"].values():
@@ -246,7 +246,7 @@ def test_processes_that_were_given_different_models_do_not_start(two):
     for found in noted(two):
         kind, message = found["disagreeing"]
         assert kind == "ConfigError"
-        assert message.startswith("process 1 was given other student than process 0")
+        assert message.startswith("process 1 and process 0 were given a different student: ")
     assert not (two / "disagreeing").exists()
 
 
@@ -300,7 +300,7 @@ def test_thinned_parts_are_the_parts_of_the_thinned_step(fraction):
 
 
 class Two(Processes):
-    """Two processes, of which the other gives what it is told to."""
+    """Two processes; `other` maps this one's value to the other's."""
 
     def __init__(self, other):
         super().__init__(0, 2)
@@ -323,7 +323,7 @@ def test_metrics_are_means_over_all_states_wherever_they_are():
 
 
 @pytest.mark.parametrize("n", [0, 1, 4, 7])
-def test_shares_are_all_there_is_each_once_and_nearly_equal(n):
+def test_shares_cover_everything_once_and_are_nearly_equal(n):
     shares = [Processes(rank, 3).share(n) for rank in range(3)]
     assert [i for share in shares for i in range(n)[share]] == list(range(n))
     sizes = [share.stop - share.start for share in shares]
@@ -340,7 +340,7 @@ def test_one_process_exchanges_with_itself():
 @pytest.mark.parametrize(
     ("environment", "message"),
     [
-        ({"ACCELERATE_USE_FSDP": "true"}, "launched with FSDP 1, which .* ask for version 2"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "launched with FSDP 1, which .* expected version 2"),
         (FSDP | {"FSDP_OFFLOAD_PARAMS": "true"}, "parameters offloaded to the CPU"),
         (
             {"WORLD_SIZE": "2"},
@@ -348,10 +348,10 @@ def test_one_process_exchanges_with_itself():
         ),
     ],
 )
-def test_launches_that_would_not_be_what_they_seem_are_refused(
+def test_launches_that_would_train_the_wrong_thing_are_refused(
     tmp_path, monkeypatch, environment, message, trainer_in
 ):
-    trainer_in(tmp_path)  # accelerate looks at the environment once
+    trainer_in(tmp_path)  # accelerate reads the environment only once
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=message):
@@ -360,7 +360,7 @@ def test_launches_that_would_not_be_what_they_seem_are_refused(
 
 def test_deepspeed_is_refused():
     launch = SimpleNamespace(distributed_type=DistributedType.DEEPSPEED, mixed_precision="no")
-    with pytest.raises(ConfigError, match=r"launched with DEEPSPEED: .*--use_fsdp"):
+    with pytest.raises(ConfigError, match=r"launched with DEEPSPEED; .*--use_fsdp"):
         check_launch(launch)
 
 

@@ -1,4 +1,4 @@
-"""A run that was stopped and goes on is the run that was never stopped."""
+"""A run that was stopped and resumed equals one that was never stopped."""
 
 import pytest
 import torch
@@ -52,7 +52,7 @@ def test_a_resumed_run_equals_an_unbroken_one(
         assert torch.equal(weight, weights(resumed)[name])
 
 
-def test_what_came_after_the_checkpoint_is_dropped(tmp_path, trainer_in):
+def test_steps_after_the_checkpoint_are_dropped(tmp_path, trainer_in):
     settings = {"save_steps": 2}
     with pytest.raises(Stop):
         trainer_in(tmp_path, settings=settings, callbacks=[StopAfter(3)]).train()
@@ -63,7 +63,7 @@ def test_what_came_after_the_checkpoint_is_dropped(tmp_path, trainer_in):
     assert open_run(tmp_path).metrics.step.values.tolist() == [0, 1, 2]
 
 
-def test_the_same_trainer_goes_on_after_an_interrupt(tmp_path, trainer_in, assert_same_runs):
+def test_the_same_trainer_resumes_after_an_interrupt(tmp_path, trainer_in, assert_same_runs):
     want = trainer_in(tmp_path / "unbroken", settings={"save_steps": 2}).train()
     trainer = trainer_in(
         tmp_path / "run", settings={"save_steps": 2}, callbacks=[StopAfter(step=2)]
@@ -80,7 +80,7 @@ def test_the_same_trainer_does_not_start_over_with_a_trained_student(tmp_path, t
     trainer = trainer_in(tmp_path, callbacks=[StopAfter(step=2)])
     with pytest.raises(Stop):
         trainer.train()
-    with pytest.raises(StoreError, match="no checkpoint to go on from"):
+    with pytest.raises(StoreError, match="no checkpoint to resume from"):
         trainer.train()
     run = trainer_in(tmp_path).train()
     assert run.steps == [0, 1, 2, 3]
@@ -104,7 +104,7 @@ def test_a_finished_run_is_only_opened(tmp_path, trainer_in):
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.zarr.zip")} == files
 
 
-def test_a_finished_run_gives_its_student_back(tmp_path, trainer_in, sharpened):
+def test_a_finished_run_restores_its_student(tmp_path, trainer_in, sharpened):
     trained, again = sharpened(0), sharpened(0)
     trainer_in(tmp_path, student=trained).train()
     trainer_in(tmp_path, student=again).train()

@@ -18,7 +18,7 @@ from opdprobe.train.config import GRPOConfig, SFTConfig
 from opdprobe.train.grpo import group_advantages, grpo
 from opdprobe.train.sft import sft, shuffled
 
-# Say the prompt's one word again, then end.
+# The task: repeat the prompt's one word, then end.
 COPY = [([1, word], [word, 2]) for word in range(10, 18)]
 SFT = SFTConfig(learning_rate=1e-2, batch_size=8, max_steps=60, weight_decay=0.0)
 
@@ -118,7 +118,7 @@ def test_every_epoch_covers_the_data_once(n, batch_size, seed, epochs):
     for epoch in range(epochs):
         steps = range(epoch * per_epoch, (epoch + 1) * per_epoch)
         seen = [prompt[0] for step in steps for prompt, _ in batch_at(step)]
-        # What does not fill a batch is left out, in another place each epoch.
+        # Examples that do not fill a batch are left out, other ones in each epoch.
         assert len(seen) == len(set(seen)) == n - n % size
 
 
@@ -162,7 +162,7 @@ def run_grpo(model, config, run_dir=None, grader=None, **more):
 
 
 def grade(response, prompt):
-    """Give the share of small numbers: half of what a random model says."""
+    """Return the share of small numbers: half for a random model."""
     words = response.split()
     return sum(int(word) < 29 for word in words if word.isdigit()) / max(1, len(words))
 
@@ -193,7 +193,7 @@ def test_reward_rises():
 
 
 def test_the_grpo_gradient_is_the_token_mean_of_advantage_times_score():
-    """Against a plain forward of each rollout; one of the groups has nothing to tell apart."""
+    """Against a plain forward of each rollout; one group's rewards are equal."""
     model = tiny_model()
     reference = copy.deepcopy(model)
     seen = []
@@ -269,7 +269,7 @@ def test_a_tokenizer_without_padding_trains():
 
 
 @pytest.mark.parametrize("run", [run_sft, run_grpo])
-def test_asked_to_stop_they_write_a_checkpoint_to_go_on_from(tmp_path, caplog, run):
+def test_asked_to_stop_they_write_a_checkpoint_to_resume_from(tmp_path, caplog, run):
     config = replace(SFT if run is run_sft else GRPO, max_steps=5, save_steps=2)
     unbroken, resumed = tiny_model(), tiny_model()
     want, got, asked = list(run(unbroken, config)), [], []
@@ -285,5 +285,5 @@ def test_asked_to_stop_they_write_a_checkpoint_to_go_on_from(tmp_path, caplog, r
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["000003"]
     assert got + list(run(resumed, config, tmp_path)) == want
     assert_same_weights(resumed, unbroken)
-    # Without a directory there would be nothing to go on from.
+    # Without a directory, there would be nothing to resume from.
     assert list(run(tiny_model(), config, stopping=lambda: True)) == want

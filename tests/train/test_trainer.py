@@ -1,4 +1,4 @@
-"""The whole loop on tiny models: what is recorded, what is learnt, what is refused."""
+"""The full loop on tiny models: what is recorded, what is learnt, what is refused."""
 
 import copy
 import itertools
@@ -184,7 +184,7 @@ def test_micro_batches_change_nothing(tmp_path, settings, trainer_in, sharpened,
     for run, student in zip(runs[1:], students[1:], strict=True):
         assert_same_runs(run, runs[0], rtol=2e-4)
         for name, weight in student.items():
-            # AdamW turns rounding into steps where a gradient is nearly zero: a rate at most.
+            # AdamW turns rounding into steps where a gradient is nearly zero, of at most the rate.
             torch.testing.assert_close(weight, students[0][name], rtol=0, atol=2e-3)
             assert (weight - students[0][name]).abs().mean() < 1e-5
 
@@ -213,7 +213,7 @@ def test_a_student_that_is_the_teacher_stays(tmp_path, settings, trainer_in, sha
     student = sharpened(0)
     before = weights(student)
     # AdamW makes a full step out of a gradient that is only rounding, so the weights do move, by
-    # the paper's rate of 1e-6 a step at most; from there the gradient leads back.
+    # the paper's rate of 1e-6 per step at most; from there the gradient leads back.
     trainer = trainer_in(
         tmp_path,
         student=student,
@@ -239,7 +239,7 @@ def test_the_teacher_does_not_change(tmp_path, trainer_in, sharpened):
 
 
 def test_padded_vocabularies_of_different_widths(tmp_path, trainer_in, sharpened):
-    """Padding of either model is never sampled, compared or recorded."""
+    """Neither model's padding is sampled, compared or recorded."""
     trainer = trainer_in(
         tmp_path,
         student=sharpened(0, vocab_size=72),
@@ -257,7 +257,7 @@ def test_padded_vocabularies_of_different_widths(tmp_path, trainer_in, sharpened
 
 
 class LargestTensor(TorchDispatchMode):
-    """Note the largest tensor that any operation gives, in the backward pass too."""
+    """Note the largest tensor that any operation returns, also in the backward pass."""
 
     largest = 0
 
@@ -419,7 +419,7 @@ def test_models_by_path(tmp_path, trainer_in, sharpened, assert_same_runs):
     paths = {"student": tmp_path / "student", "teacher": str(tmp_path / "teacher")}
     run = trainer_in(tmp_path / "run", tokenizer=None, **paths).train()
     assert run.attrs["student"]["name"] == str(tmp_path / "student")
-    # transformers gives a directory of a Qwen2 model Qwen's own rules of splitting text.
+    # For a directory of a Qwen2 model, transformers uses Qwen's own pre-tokenizer.
     tokenizer = load_tokenizer(tmp_path / "student")
     assert_same_runs(run, trainer_in(tmp_path / "other", tokenizer=tokenizer).train())
 

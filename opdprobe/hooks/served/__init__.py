@@ -1,7 +1,7 @@
-"""Models that a server holds: rollouts and scores over the OpenAI-compatible protocol of vLLM.
+"""Served models: rollouts and scores over vLLM's OpenAI-compatible protocol.
 
-A server tells the top-k of its model and the log-probability of the token that was drawn, which is
-all that overlap, its masses and its advantages need. What it does not tell is NaN in the record.
+A server reports its model's top-k and the log-probability of the token that was drawn, which is all
+that overlap, its masses and its advantages need. What it does not report is NaN in the record.
 """
 
 from opdprobe.hooks.served.connection import Connection

@@ -1,4 +1,4 @@
-"""Requests to a server: bounded in time and number, made again where that may help."""
+"""Requests to a server: limited in time and number, and retried where that may help."""
 
 import http.client
 import json
@@ -16,7 +16,7 @@ from opdprobe.errors import ModelError, OPDProbeError
 from opdprobe.store.safe_text import parse_json
 
 API_KEY = "OPDPROBE_API_KEY"
-"""Environment variable that holds the server's key, where it wants one."""
+"""Environment variable that holds the server's key, if it needs one."""
 
 _LONGEST_PAUSE = 30.0  # seconds
 
@@ -28,26 +28,26 @@ class RefusedError(ModelError):
     """A server answered with an error; `status` is its HTTP status, the message its own."""
 
     def __init__(self, url: str, status: int, content: bytes):
-        hint = f"; give the key in {API_KEY}" if status in (401, 403) else ""
-        super().__init__(f"{url} answered {status}: {_server_message(content)}{hint}")
+        hint = f"; set the key in {API_KEY}" if status in (401, 403) else ""
+        super().__init__(f"{url} answered {status} ({_server_message(content)}){hint}.")
         self.status = status
 
 
 @dataclass(frozen=True)
 class Connection:
-    """How a server is asked.
+    """How requests to a server are made.
 
     Parameters
     ----------
     timeout
         Seconds to wait for one answer.
     tries
-        How often a request is made that the server is too busy for (429), fails at (5xx) or drops.
+        Most attempts at a request that the server is too busy for (429), fails (5xx) or drops.
     backoff
-        Seconds before the second try; they double with each, up to 30. A server that names a time
-        in ``Retry-After`` is obeyed, up to 30 seconds too.
+        Seconds before the second try, doubled for each further one, up to 30. A server's
+        ``Retry-After`` replaces them, also up to 30.
     workers
-        Requests under way at once.
+        Most requests in flight at once.
     """
 
     timeout: float = 600.0
@@ -56,21 +56,21 @@ class Connection:
     workers: int = 8
 
     def request(self, url: str, body: Any = None) -> Any:
-        """Make a request and read the JSON that comes back.
+        """Make a request and read its JSON answer.
 
         Parameters
         ----------
         url
-            Where to.
+            Address of the request.
         body
-            What is posted, as JSON; without it the request is a GET.
+            Posted as JSON; without it, the request is a GET.
 
         Raises
         ------
         RefusedError
-            The server answered with an error, the last time where it was asked again.
+            The server answered with an error, to the last try if it was asked again.
         ModelError
-            No server, no answer in time (which is not tried again), or no JSON.
+            No server, no answer in time (which is not retried), or an answer that is not JSON.
         """
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get(API_KEY):
@@ -92,12 +92,12 @@ class Connection:
                 reason = error.reason if isinstance(error, URLError) else error
                 if isinstance(reason, TimeoutError):
                     raise ModelError(
-                        f"{url}: no answer within {self.timeout:g} s; see whether the server is "
-                        "alive, ask for shorter responses, or wait longer (timeout)."
+                        f"{url}: no answer within {self.timeout:g} s; check that the server is "
+                        "alive, ask for shorter responses, or raise the timeout."
                     ) from error
                 problem = ModelError(
-                    f"{url}: {reason or type(reason).__name__}; is the server up, and is this its "
-                    "address?"
+                    f"{url}: {reason or type(reason).__name__}; check that the server is up, and "
+                    "that this is its address."
                 )
             if attempt == self.tries:
                 raise problem
@@ -105,27 +105,27 @@ class Connection:
         raise AssertionError("unreachable: there is at least one try")
 
     def side_by_side(self, ask: Callable[[_In], _Out], items: Sequence[_In]) -> Iterator[_Out]:
-        """Yield answers in the order of the items; after an error no further item is begun."""
+        """Yield answers in the order of the items; after an error, no further item is started."""
         with ThreadPoolExecutor(self.workers) as pool:
-            yield from pool.map(ask, items)  # which, when it ends, cancels what has not begun
+            yield from pool.map(ask, items)  # when it ends, it cancels the rest
 
 
 @contextmanager
 def expected_form(url: str) -> Iterator[None]:
-    """Read parts of an answer; what is not where the protocol has it is an error of the server's.
+    """Raise a `ModelError` if the block finds that an answer does not follow the protocol.
 
     Raises
     ------
     ModelError
-        A part is missing, or of another kind.
+        A part is missing, or has another type.
     """
     try:
         yield
-    except OPDProbeError:  # some are ValueErrors, and say more
+    except OPDProbeError:  # some are ValueErrors with a better message
         raise
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise ModelError(
-            f"{url}: the answer is not as the protocol has it ({type(error).__name__}: {error}); "
+            f"{url}: the answer does not follow the protocol ({type(error).__name__}: {error}); "
             "expected a server such as vLLM's."
         ) from error
 
@@ -135,13 +135,13 @@ def _json(url: str, content: bytes) -> Any:
         return parse_json(content)
     except ValueError as error:
         raise ModelError(
-            f"{url}: the answer is no JSON ({error}); it begins {content[:80]!r}. Is this a server "
-            "of the OpenAI-compatible protocol?"
+            f"{url}: the answer is not JSON ({error}); it begins {content[:80]!r}. Check that the "
+            "server has the OpenAI-compatible protocol."
         ) from error
 
 
 def _server_message(content: bytes) -> str:
-    """What a server says of its error: in vLLM's two forms, in FastAPI's, or as it is."""
+    """Read a server's error message: in vLLM's two forms, in FastAPI's, or as plain text."""
     text = content.decode(errors="replace").strip()
     try:
         answer = parse_json(text)
@@ -151,4 +151,4 @@ def _server_message(content: bytes) -> str:
         said = answer.get("error", answer)
         said = said.get("message", said.get("detail")) if isinstance(said, dict) else said
         text = str(said) if said else text
-    return text[:500] or "nothing more"
+    return text[:500] or "no message"

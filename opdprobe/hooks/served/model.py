@@ -1,7 +1,7 @@
-"""A model behind a server that speaks the OpenAI-compatible protocol with vLLM's extensions.
+"""A model on a server with the OpenAI-compatible protocol and vLLM's extensions.
 
-Two things are asked of it, both in token ids: to sample from prompts, and for its top-k at every
-position of a text (``prompt_logprobs``, which also tells the text's own tokens).
+There are two kinds of requests, both in token ids: to sample from prompts, and to report the top-k
+at every position of a text (``prompt_logprobs``, which also covers the text's own tokens).
 """
 
 import re
@@ -17,11 +17,11 @@ from opdprobe.errors import ConfigError, ModelError, VocabularyError
 from opdprobe.hooks.served.connection import API_KEY, Connection, RefusedError, expected_form
 from opdprobe.rollout.sample import Rollouts
 
-# How vLLM writes a log-probability of -inf, for which JSON has no word.
+# How vLLM writes a log-probability of -inf, which JSON cannot represent.
 _RULED_OUT = -9999.0
 _CAP = re.compile(r"max allowed:? (\d+)")
-# What the server's own defaults (a model's generation_config.json) would change unasked: rollouts
-# have to come from the student's distribution as it is.
+# Sent with every request, since the server's own defaults (a model's generation_config.json) may
+# differ: rollouts must come from the student's unchanged distribution.
 _UNCHANGED = {
     "temperature": 1.0,
     "top_p": 1.0,
@@ -35,16 +35,16 @@ _UNCHANGED = {
 
 @dataclass(frozen=True)
 class Told:
-    """What a server tells of a model at N states.
+    """What a server reports of a model at N states.
 
     Parameters
     ----------
     token_id : ndarray (N, K) of int64
-        Its top-k, most probable first; of equals the lower id first.
+        Its top-k, most probable first; ties go to the lower id.
     logp : ndarray (N, K) of float32
         Their log-probabilities over the full vocabulary, in nats.
     sampled_logp : ndarray (N,) of float32
-        Those of the tokens that stand in the text, in nats.
+        Log-probabilities of the text's own tokens, in nats.
     """
 
     token_id: NDArray[np.int64]
@@ -58,28 +58,28 @@ class ServedModel:
     Parameters
     ----------
     address
-        Where the protocol begins, then ``#`` and what the server calls the model:
-        ``http://host:8000/v1#my/model``. A server of one model needs no name.
+        The protocol's base URL, then ``#`` and the server's name for the model:
+        ``http://host:8000/v1#my/model``. With a single model, the name may be left out.
     connection
-        Timeout, tries and requests side by side.
+        Timeout, tries and number of parallel requests.
 
     Raises
     ------
     ConfigError
-        The address is none, or the server has several models and none is named.
+        The address is invalid, or the server has several models and none is named.
     ModelError
-        No such server, or no such model there; lists those it has.
+        The server or the model does not exist; lists the models that the server has.
 
     Attributes
     ----------
     name
-        What the server calls the model.
+        The server's name for the model.
     context
-        Most tokens of a text, prompt and response together; None where the server does not tell.
+        Most tokens of a text, prompt and response together; None if the server does not report it.
 
     Notes
     -----
-    A key is taken from the environment variable ``OPDPROBE_API_KEY``; it is stored nowhere.
+    A key is read from the environment variable ``OPDPROBE_API_KEY``, and never stored.
 
     Examples
     --------
@@ -94,11 +94,11 @@ class ServedModel:
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ConfigError(
                 f"{address}: expected an address such as http://host:8000/v1, followed by #NAME "
-                "where the server has several models."
+                "if the server has several models."
             )
         if parts.username is not None:
             raise ConfigError(
-                f"the address on {parts.hostname} holds a user name; give a key in the environment "
+                f"the address on {parts.hostname} holds a user name; set a key in the environment "
                 f"variable {API_KEY} instead."
             )
         self.url = parts._replace(fragment="").geturl().rstrip("/")
@@ -109,18 +109,18 @@ class ServedModel:
         return f"{self.url}#{self.name}"
 
     def check_length(self, tokens: int) -> None:
-        """See whether so many fit; a server shortens a response unasked, and says nothing of it.
+        """Raise if `tokens` do not fit; a server would silently shorten the response.
 
         Raises
         ------
         ModelError
-            They are more than the context of the server.
+            `tokens` is above the server's context.
         """
         if self.context is not None and tokens > self.context:
             raise ModelError(
-                f"{self} holds {self.context} tokens, and a prompt with its response needs "
-                f"{tokens} (one to spare where it is scored): ask for shorter responses, or serve "
-                "the model with a larger --max-model-len."
+                f"{self} has a context of {self.context} tokens, but a prompt with its response "
+                f"needs {tokens} (one extra where it is scored): ask for shorter responses, or "
+                "serve the model with a larger --max-model-len."
             )
 
     def sample(
@@ -131,7 +131,7 @@ class ServedModel:
         max_completion_length: int,
         seed: Sequence[int],
     ) -> Rollouts:
-        """Sample `num_generations` responses per prompt, from the model's distribution as it is.
+        """Sample `num_generations` responses per prompt, from the model's unchanged distribution.
 
         Parameters
         ----------
@@ -142,12 +142,12 @@ class ServedModel:
         max_completion_length
             Longest response, in tokens.
         seed
-            Of the random numbers. How far a server repeats itself is up to it.
+            Seed of the random numbers. A server may still not reproduce its responses.
 
         Returns
         -------
         Rollouts
-            As of `opdprobe.rollout.sample.sample`. The server decides which tokens end a response.
+            As from `opdprobe.rollout.sample.sample`. The server decides which tokens end one.
 
         Raises
         ------
@@ -160,7 +160,7 @@ class ServedModel:
                 prompts[index],
                 n=num_generations,
                 max_tokens=max_completion_length,
-                # vLLM counts on from it, response by response.
+                # vLLM adds 1 for each further response.
                 seed=int(np.random.SeedSequence([*seed, index]).generate_state(1)[0]),
                 return_token_ids=True,
                 **_UNCHANGED,
@@ -175,16 +175,17 @@ class ServedModel:
                 ]
             if not all(tokens for tokens, _ in found):
                 raise ModelError(
-                    f"{self} gives no token ids with its responses (return_token_ids), and their "
-                    "text does not determine them; vLLM gives them from 0.10.2 on."
+                    f"{self} returns no token ids with its responses (return_token_ids), and their "
+                    "text does not determine them: use vLLM 0.10.2 or newer."
                 )
             if len(found) != num_generations or any(
                 reason not in ("stop", "length") for _, reason in found
             ):
                 ends = ", ".join(str(reason) for _, reason in found) or "none"
                 raise ModelError(
-                    f"{self} gave {len(found)} responses to prompt {index}, whose ends are: {ends}."
-                    f" Expected {num_generations}, each with stop or length; see the server's log."
+                    f"{self} returned {len(found)} responses to prompt {index}, with finish "
+                    f"reasons {ends}; expected {num_generations}, each with stop or length: see "
+                    "the server's log."
                 )
             if cut := [
                 len(t) for t, why in found if why == "length" and len(t) < max_completion_length
@@ -206,25 +207,25 @@ class ServedModel:
         )
 
     def tell(self, rollouts: Rollouts, *, k: int, width: int) -> Told:
-        """Ask for the model's top-k at every state of some rollouts, at temperature 1.
+        """Request the model's top-k at every state of some rollouts, at temperature 1.
 
         Parameters
         ----------
         rollouts
-            Whose responses are looked at, in order.
+            The states are those of their responses, in order.
         k
-            Tokens kept a state.
+            Tokens kept per state.
         width
             Size of the vocabulary.
 
         Raises
         ------
         ConfigError
-            The server gives fewer than `k`; says how many.
+            The server returns fewer than `k` tokens per state; names how many.
         ModelError
-            It fails, gives no ``prompt_logprobs``, or changes the text.
+            The server fails, returns no ``prompt_logprobs``, or changes the text.
         VocabularyError
-            It speaks of a token beyond the vocabulary.
+            The server reports a token outside the vocabulary.
         """
 
         def ask(index: int) -> Told:
@@ -236,12 +237,12 @@ class ServedModel:
                 entries = answer["choices"][0].get("prompt_logprobs")
                 if entries is None:
                     raise ModelError(
-                        f"{self} gives no prompt_logprobs: its server speaks the protocol without "
-                        "this extension. Serve the model with vLLM."
+                        f"{self} returns no prompt_logprobs: its server lacks this extension. "
+                        "Serve the model with vLLM."
                     )
                 if len(entries) != len(prompt) + len(response):
                     raise ModelError(
-                        f"{self} was sent {len(prompt) + len(response)} tokens and tells of "
+                        f"{self} was sent {len(prompt) + len(response)} tokens and reports "
                         f"{len(entries)}: its server cuts texts."
                     )
                 return self._told(entries[len(prompt) :], response, k, width)
@@ -254,7 +255,7 @@ class ServedModel:
         )
 
     def tokenize(self, text: str) -> list[int] | None:
-        """Token ids of a text by the server's tokenizer; None where it has no ``/tokenize``."""
+        """Token ids of a text by the server's tokenizer; None if it has no ``/tokenize``."""
         url = self.url.removesuffix("/v1") + "/tokenize"
         body = {"model": self.name, "prompt": text, "add_special_tokens": False}
         try:
@@ -275,18 +276,18 @@ class ServedModel:
             logp = {int(token): _nats(value["logprob"]) for token, value in entry.items()}
             if drawn not in logp:
                 raise ModelError(
-                    f"{self} was sent token {drawn} and tells of {sorted(logp)[:5]} instead: its "
+                    f"{self} was sent token {drawn} and reports {sorted(logp)[:5]} instead: its "
                     "server changes texts."
                 )
             if (highest := max(logp)) >= width:
                 raise VocabularyError(
-                    f"{self} speaks of token {highest}, but the tokenizer has {width} tokens; "
+                    f"{self} reports token {highest}, but the tokenizer has {width} tokens; "
                     "choose models of one family."
                 )
             best = sorted(logp, key=lambda token: (-logp[token], token))[:k]
             if len(best) < k:
                 raise ConfigError(
-                    f"{self} gives {len(best)} log-probabilities a token, and k = {k}: use "
+                    f"{self} returns {len(best)} log-probabilities per token, but k = {k}: use "
                     f"k = {len(best)} or less."
                 )
             told.token_id[i] = best
@@ -308,8 +309,8 @@ class ServedModel:
             k = settings.get("prompt_logprobs")
             if k is not None and (cap := _CAP.search(str(error))):
                 raise ConfigError(
-                    f"{self} gives at most {cap[1]} log-probabilities a token, and k = {k}: use "
-                    f"k = {cap[1]} or less, or serve the model with --max-logprobs {k}."
+                    f"{self} returns at most {cap[1]} log-probabilities per token, but k = {k}: "
+                    f"use k = {cap[1]} or less, or serve the model with --max-logprobs {k}."
                 ) from error
             raise
 
@@ -320,8 +321,8 @@ class ServedModel:
         except RefusedError as error:
             if error.status == 404:
                 raise ModelError(
-                    f"{url}: not found; expected the address where the protocol begins, which as a "
-                    "rule ends in /v1."
+                    f"{url}: not found; expected the protocol's base URL, which usually ends in "
+                    "/v1."
                 ) from error
             raise
         with expected_form(url):

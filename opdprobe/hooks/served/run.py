@@ -1,4 +1,4 @@
-"""A run made with served models, as `opdprobe.probe_checkpoints` makes one with local ones."""
+"""Make a run with served models, as `opdprobe.probe_checkpoints` does with local ones."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +24,7 @@ from opdprobe.store import Run, RunWriter, open_run
 
 logger = logging.getLogger("opdprobe")
 
-# Prompts whose text the server's tokenizer is compared on.
+# Number of prompts on whose text the tokenizers are compared.
 _COMPARED = 8
 
 
@@ -42,10 +42,10 @@ def probe_served(
     seed: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Run:
-    """Probe a pair of models of which at least one is served, into a run.
+    """Probe a pair of models, at least one of them served, into a run.
 
-    What a server does not tell is NaN in the run, whose steps name the served models in their
-    attribute ``missing``; see `opdprobe.store.schema` and
+    What a server does not report is NaN in the run; each step names the served models in its
+    attribute ``missing``. See `opdprobe.store.schema` and
     `opdprobe.hooks.served.scores.score_served`.
 
     Resumable, as `opdprobe.probe_checkpoints` is.
@@ -55,23 +55,23 @@ def probe_served(
     student
         A served model, which is step 0; or saved checkpoints, as for `opdprobe.probe_checkpoints`.
     teacher
-        A served model; or, beside a served student, a local one.
+        A served model; with a served student, it may be a local one.
     prompts, run_dir, k, num_generations, max_completion_length, grader, seed, on_progress
         As for `opdprobe.probe_checkpoints`. Sampling and scores are at temperature 1: servers
         do not scale their log-probabilities.
     tokenizer
-        Of both models; by default the one saved with the first checkpoint, or with the teacher if
-        the student is served.
+        The tokenizer of both models; by default the one saved with the first checkpoint, or with
+        the teacher if the student is served.
 
     Returns
     -------
     Run
-        As of `opdprobe.probe_checkpoints`, and read in the same ways.
+        As from `opdprobe.probe_checkpoints`, and read in the same ways.
 
     Raises
     ------
     ConfigError
-        Neither model is served, no tokenizer is at hand, or `k` is more than the server gives.
+        Neither model is served, no tokenizer is given, or `k` is more than the server returns.
     ModelError
         A server fails or lacks what is needed; a model does not load.
     VocabularyError
@@ -87,7 +87,7 @@ def probe_served(
     ['teacher']
     """
     if not isinstance(student, ServedModel) and not isinstance(teacher, ServedModel):
-        raise ConfigError("neither model is served; probe_checkpoints is for local ones.")
+        raise ConfigError("neither model is served: use probe_checkpoints for local ones.")
     config = ProbeConfig(
         k=k, num_generations=num_generations, max_completion_length=max_completion_length, seed=seed
     )
@@ -104,7 +104,7 @@ def probe_served(
             _check_served(model, tokenizer, encoded, config)
     attrs = {
         "recorded_by": "probe_served",
-        # Of numbered checkpoints: their folder; each step says which it is of.
+        # For numbered checkpoints, their folder; each step names its own.
         "student": _identity(first.parent if isinstance(first, Path) and max(found) else first),
         "teacher": _identity(teacher),
         "tokenizer_hash": tokenizer_hash(tokenizer),
@@ -143,7 +143,7 @@ def _step(
     config: ProbeConfig,
     grader: Grader | None,
 ) -> xr.Dataset:
-    """Sample the student, lay out what both models say, as `opdprobe.rollout.once.probe` does."""
+    """Sample the student and record both models' scores, as `opdprobe.rollout.once.probe` does."""
     ids = [prompt.ids for prompt in encoded]
     settings: dict[str, Any] = {
         "num_generations": config.num_generations,
@@ -175,12 +175,12 @@ def _step(
 def _tokenizer_beside(
     first: ServedModel | Path, teacher: ServedModel | PreTrainedModel | str | Path
 ) -> PreTrainedTokenizerBase:
-    """Load the tokenizer that comes with the local model."""
+    """Load the tokenizer that was saved with the local model."""
     for model in (first, teacher):
         if isinstance(model, str | Path):
             return load_tokenizer(model)
     raise ConfigError(
-        "no tokenizer: a server does not hand its own out. Give the models' tokenizer (tokenizer=, "
+        "no tokenizer: a server does not give out its own. Pass the models' tokenizer (tokenizer=, "
         "or --tokenizer DIR)."
     )
 
@@ -191,8 +191,8 @@ def _check_served(
     encoded: Sequence[EncodedPrompt],
     config: ProbeConfig,
 ) -> None:
-    """See before any sampling that a server splits text as the tokenizer does, and tells enough."""
-    # One token to spare: a server continues what it scores.
+    """Check before any sampling that a server shares the tokenizer and reports enough."""
+    # One extra token: a server continues what it scores.
     longest = max(len(prompt.ids) for prompt in encoded)
     model.check_length(longest + config.max_completion_length + 1)
     text = "\n".join(str(tokenizer.decode(list(prompt.ids))) for prompt in encoded[:_COMPARED])
@@ -202,8 +202,8 @@ def _check_served(
     elif theirs != ours:
         at = next(i for i, pair in enumerate(zip_longest(theirs, ours)) if pair[0] != pair[1])
         raise VocabularyError(
-            f"{model} splits the prompts' text unlike the tokenizer here: token {at} is "
-            f"{theirs[at : at + 1]} there and {ours[at : at + 1]} here. Choose models of one "
+            f"{model} splits the prompts' text unlike the local tokenizer: token {at} is "
+            f"{theirs[at : at + 1]} there and {ours[at : at + 1]} here. Choose models with one "
             "vocabulary, and the tokenizer that belongs to them."
         )
     ids = list(encoded[0].ids)
@@ -212,7 +212,7 @@ def _check_served(
 
 
 def _identity(model: ServedModel | PreTrainedModel | Path) -> dict[str, Any]:
-    """What a run says of a model; of a served one the name only, for addresses change."""
+    """How a run describes a model; a served one only by its name, since addresses change."""
     if isinstance(model, ServedModel):
         return {"name": model.name, "served": True}
     return {"name": str(model)} if isinstance(model, Path) else identity(model)

@@ -1,4 +1,4 @@
-"""Two models at the same states, of which at least one is served: what is known goes together."""
+"""Score the same states with two models, at least one of them served."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from opdprobe.store.schema import MODELS, match_tokens
 
 @dataclass(frozen=True)
 class _View:
-    """What is known of one model: `Scores` without the other.
+    """The part of `Scores` that is known of one model.
 
     At N states, with K tokens kept: `token_id` (N, K), the log-probabilities of these tokens `own`
     (N, K) and of the other model's `other` (N, K), `entropy` (N,), and the log-probability of the
@@ -42,18 +42,18 @@ def score_served(
     k: int,
     micro_batch_tokens: int = 16384,
 ) -> Scores:
-    """Score states with two models, of which one or both are behind a server.
+    """Score states with two models, one or both of them served.
 
     Parameters
     ----------
     models
         ``"student"`` and ``"teacher"``.
     tokenizer
-        Of both.
+        The tokenizer of both models.
     rollouts
-        Whose states are scored.
+        The rollouts whose states are scored.
     k
-        Tokens kept for either model.
+        Tokens kept per model.
     micro_batch_tokens
         Most tokens in a micro-batch of a local model, padding included.
 
@@ -67,7 +67,7 @@ def score_served(
     Raises
     ------
     ConfigError
-        `k` is more than the vocabulary, or than the server gives.
+        `k` is more than the vocabulary has, or than the server returns.
     ModelError, VocabularyError, NonFiniteError
         A model cannot be used.
     """
@@ -112,7 +112,7 @@ def vocabulary_width(tokenizer: PreTrainedTokenizerBase) -> int:
 
 
 def _served_view(told: Told, other_ids: Tensor, sampled: Tensor) -> _View:
-    """Look the other model's tokens up among what the server told."""
+    """Look up the other model's tokens among those that the server reported."""
     logp = torch.from_numpy(told.logp)
     place = torch.from_numpy(match_tokens(other_ids.numpy(), told.token_id)).long()
     other = torch.where(place >= 0, logp.gather(1, place.clamp(min=0)), torch.nan)

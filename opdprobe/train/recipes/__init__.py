@@ -1,1 +1,1 @@
-"""The paper's recipes (§5, App. C.3): a cold start; which prompts to train on."""
+"""The paper's recipes (§5, App. C.3): a cold start, and the choice of prompts."""

@@ -1,7 +1,7 @@
-"""Off-policy cold start (paper §5.1): what the teacher says, filtered, is what the student learns.
+"""Off-policy cold start (paper §5.1): SFT of the student on the teacher's filtered responses.
 
-    sample      the teacher answers the prompts        examples.jsonl, one line a response
-    filter      truncated and repetitive ones go       its `outcome`
+    sample      the teacher answers the prompts        examples.jsonl, one line per response
+    filter      drop truncated and repetitive ones     its `outcome`
     train       SFT of the student on the rest         metrics.jsonl, checkpoints/
     save        an ordinary model directory            model/
 
@@ -46,7 +46,7 @@ from opdprobe.train.sigterm import EXIT_CODE, sigterm_noted
 
 logger = logging.getLogger("opdprobe")
 
-# The files of a cold start: what it is of, what the teacher said, the losses.
+# The files of a cold start: its settings, the teacher's responses, the losses.
 _SETTINGS, _EXAMPLES, _METRICS = "cold_start.json", "examples.jsonl", "metrics.jsonl"
 
 
@@ -90,25 +90,25 @@ def cold_start(
 ) -> ColdStart:
     """Fine-tune a student on its teacher's responses, before on-policy distillation (§5.1).
 
-    Resumable: the same call goes on after an interruption, with the result of an unbroken one, bit
-    for bit. The teacher's responses are kept as they come, SFT every ``config.save_steps``. SIGTERM
-    stops it after the batch or step in flight, with what is done on disk.
+    Resumable: after an interruption, the same call resumes, and gives the result of an unbroken one
+    bit for bit. Responses are saved batch by batch, SFT every ``config.save_steps`` steps. SIGTERM
+    stops it after the batch or step in flight, with the finished work on disk.
 
     Parameters
     ----------
     student, teacher : PreTrainedModel or str or Path
-        Causal LMs of one vocabulary; a name or path is loaded. The student is trained in place.
+        Causal LMs with one vocabulary; a name or path is loaded. The student is trained in place.
         If the teacher ends its responses with a token that does not end the student's, the student
-        learns that token, and its generation settings take it up.
+        learns that token, which is added to its generation settings.
     tokenizer : PreTrainedTokenizerBase, optional
         The student's. Read from `student` if that is a path.
     prompts : sequence of Prompt
-        What the teacher answers.
+        Prompts that the teacher answers.
     config : SFTConfig
         How the student is trained; the defaults are Table 3's.
     out_dir : str or Path
-        Absent, empty, or of this very cold start. Ends with the student in ``model``, every
-        response in ``examples.jsonl`` and the losses in ``metrics.jsonl``.
+        Absent, empty, or begun by the same call. Gets the student in ``model``, every response in
+        ``examples.jsonl`` and the losses in ``metrics.jsonl``.
     num_generations, max_completion_length, temperature, top_p, batch_size, seed
         How the teacher is sampled; see `TeacherSampling`.
     max_prompt_length : int
@@ -116,15 +116,15 @@ def cold_start(
     teacher_tokenizer : PreTrainedTokenizerBase, optional
         Compared with `tokenizer` if given; read from `teacher` if that is a path.
     on_error : {"raise", "skip"}
-        What a prompt that cannot be used does (empty, over-long): stop with an error, or be left
-        out with a note in the log.
+        An unusable prompt (empty or over-long) raises an error, or is skipped with a note in the
+        log.
     on_progress : callable, optional
         Called with (stage, done, all); stages are "teacher responses" and "SFT step".
 
     Returns
     -------
     ColdStart
-        A finished one is only opened; `student` has the trained weights either way.
+        A finished cold start is only opened; `student` has the trained weights either way.
 
     Raises
     ------
@@ -138,7 +138,7 @@ def cold_start(
     NonFiniteError
         A model's logits or a gradient are NaN or infinite.
     SystemExit
-        SIGTERM came: the same call goes on from there.
+        SIGTERM came; the same call resumes from there.
 
     Examples
     --------
@@ -201,7 +201,7 @@ def _carry_out(
             f"none of the teacher's {len(responses)} responses can be used: {counts[TRUNCATED]} "
             f"do not end within max_completion_length = {sampling.max_completion_length}, "
             f"{counts[REPETITIVE]} repeat "
-            f"themselves. {out_dir / _EXAMPLES} has them; sample into another directory."
+            f"themselves. See {out_dir / _EXAMPLES}; sample into another directory."
         )
     examples: list[Example] = [
         (list(encoded[i // sampling.num_generations].ids), response.response_ids)
@@ -226,7 +226,7 @@ def _carry_out(
 def _settings(
     pair: Pair, encoded: Sequence[EncodedPrompt], sampling: TeacherSampling, config: SFTConfig
 ) -> dict[str, Any]:
-    """All that the result depends on, by dotted name."""
+    """Everything that the result depends on, by dotted name."""
     text = repr([(prompt.prompt.id, prompt.ids) for prompt in encoded])
     groups = {
         "student": identity(pair.student),
@@ -243,7 +243,7 @@ def _settings(
 
 
 def _claim(out_dir: Path, settings: dict[str, Any]) -> None:
-    """Make the directory this cold start's, or see that it is."""
+    """Claim the directory for this cold start, or check that it belongs to it."""
     refuse_other_files(out_dir, _SETTINGS, "cold start")
     file = out_dir / _SETTINGS
     if not file.exists():
@@ -254,11 +254,13 @@ def _claim(out_dir: Path, settings: dict[str, Any]) -> None:
     try:
         before = json.loads(file.read_text())
     except json.JSONDecodeError as error:
-        raise StoreError(f"{file}: {error}; delete {out_dir} to start anew") from error
+        raise StoreError(
+            f"{file} is not JSON ({error}); delete {out_dir} to start again."
+        ) from error
     if changes := differences(before, settings):
         raise ConfigError(
             f"{out_dir} was begun with other settings: {changes}; restore them, or choose another "
-            "directory"
+            "directory."
         )
 
 
@@ -277,7 +279,7 @@ def _train(
     kept = [line for line in read_entries(file) if line["step"] < first]
     write_text(file, "".join(json.dumps(line) + "\n" for line in kept))
     gpus = [student.device.index or 0] if student.device.type == "cuda" else []
-    # Dropout draws from torch's global random numbers: a fresh process has to draw the same.
+    # Dropout draws from torch's global random numbers: a fresh process must draw the same.
     with torch.random.fork_rng(gpus), open(file, "a", buffering=1) as log:
         torch.manual_seed(config.seed)
         for metrics in sft(student, tokenizer, batch_at, n_steps, config, out_dir, stopping):
@@ -289,7 +291,7 @@ def _train(
 def _share_ends(
     student: PreTrainedModel, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
-    """Let the student end where the teacher does: it has just learnt to say those tokens."""
+    """Add the teacher's end tokens to the student's: it has just learnt to emit them."""
     known = eos_ids(student, tokenizer)
     learnt = sorted({*known, *eos_ids(teacher, tokenizer)})
     if student.generation_config is not None and learnt != known:

@@ -1,8 +1,8 @@
-"""Which prompts of one set are in another already (paper App. C.3)?
+"""Find prompts of one set that another set already has (paper App. C.3).
 
-The paper tells apart prompts that the teacher was post-trained on and new ones of the same domain
-(§5.2), so what both sets hold has to go: first questions with the same words, then questions with
-the same meaning.
+The paper distinguishes prompts that the teacher was post-trained on from new ones of the same
+domain (§5.2), so duplicates must go: first questions with the same words, then questions with the
+same meaning.
 """
 
 import importlib
@@ -18,18 +18,18 @@ from opdprobe.errors import ConfigError, ModelError, NonFiniteError
 from opdprobe.rollout.prompts import Prompt, strip_instruction
 
 Encode = Callable[[Sequence[str]], ArrayLike]
-"""Texts to one embedding each, (n, d)."""
+"""Maps n texts to embeddings, (n, d)."""
 
 PAPER_MODEL = "all-mpnet-base-v2"
 PAPER_THRESHOLD = 0.6
 
-# Cosines held at once: 64 MiB of float32. An eighth takes twice as long, four times as many save a
-# seventh.
+# Cosines held at once: 64 MiB of float32. An eighth of them takes twice as long; four times as many
+# take a seventh less.
 _CHUNK_ELEMENTS = 2**24
 
 
 def bare_question(prompt: Prompt) -> str:
-    r"""Take the instructions off a question, and all white space but single blanks.
+    r"""Strip the instructions from a question, and reduce white space to single blanks.
 
     Examples
     --------
@@ -47,7 +47,7 @@ def exact_duplicates(prompts: Sequence[Prompt], against: Sequence[Prompt]) -> li
     ----------
     prompts, against : sequence of Prompt
         Two sets, each in any of the known wordings (`opdprobe.rollout.prompts.strip_instruction`);
-        runs of white space count as one blank. Repetitions within `prompts` are not looked for.
+        runs of white space count as one blank. Repetitions within `prompts` are not sought.
 
     Returns
     -------
@@ -73,9 +73,9 @@ class Neighbours:
     Parameters
     ----------
     index : ndarray (n,), int64
-        Its place in the other set.
+        Index of that question in the other set.
     cosine : ndarray (n,), float32
-        Of the two embeddings, in [-1, 1] up to rounding; 1 is the same direction.
+        Cosine of the two embeddings, in [-1, 1] up to rounding; 1 is the same direction.
     duplicate : ndarray (n,), bool
         Whether the cosine reaches the threshold.
     """
@@ -103,10 +103,10 @@ def semantic_duplicates(
     prompts, against : sequence of Prompt
         Two sets, compared without their instructions.
     encode : callable
-        Texts to embeddings (n, d) of any length above 0; see `sentence_encoder`. An embedding of
-        zeros is like nothing: its cosines are 0.
+        Maps texts to embeddings (n, d) of any norm; see `sentence_encoder`. The cosines of an
+        embedding of zeros are 0.
     threshold : float
-        The least cosine that counts as the same question, in [-1, 1] (App. C.3: 0.6).
+        The smallest cosine that counts as the same question, in [-1, 1] (App. C.3: 0.6).
 
     Returns
     -------
@@ -116,7 +116,7 @@ def semantic_duplicates(
     Raises
     ------
     ConfigError
-        `threshold` is out of range, `against` is empty, or `encode` does not give one row a text.
+        `threshold` is out of range, `against` is empty, or `encode` does not give one row per text.
     NonFiniteError
         An embedding has NaN or infinity.
     """
@@ -131,7 +131,7 @@ def semantic_duplicates(
         asked_ND = _embedded(prompts, encode)
         if asked_ND.shape[1] != known_ND.shape[1]:
             raise ConfigError(
-                f"encode gave {asked_ND.shape[1]} numbers a text, then {known_ND.shape[1]}; "
+                f"encode gave {asked_ND.shape[1]} numbers per text, then {known_ND.shape[1]}; "
                 "expected the same each time."
             )
         step = max(1, _CHUNK_ELEMENTS // len(against))
@@ -149,7 +149,7 @@ def _embedded(prompts: Sequence[Prompt], encode: Encode) -> NDArray[np.float32]:
     if rows.ndim != 2 or len(rows) != len(prompts):
         raise ConfigError(
             f"encode gave an array of shape {rows.shape} for {len(prompts)} texts; expected one "
-            "row each."
+            "row per text."
         )
     finite = np.isfinite(rows).all(1)
     if not finite.all():
@@ -171,7 +171,7 @@ def sentence_encoder(model: str = PAPER_MODEL) -> Encode:
     Returns
     -------
     callable
-        Texts to embeddings, (n, d) float32. Shows its progress where stderr is a terminal.
+        Maps texts to embeddings, (n, d) float32. Shows its progress if stderr is a terminal.
 
     Raises
     ------
@@ -180,15 +180,15 @@ def sentence_encoder(model: str = PAPER_MODEL) -> Encode:
     """
     if importlib.util.find_spec("sentence_transformers") is None:
         raise ModelError(
-            f"{model}: semantic deduplication needs the sentence-transformers package; "
-            "pip install 'opdprobe[dedup]'"
+            f"{model}: semantic deduplication needs the sentence-transformers package: "
+            "pip install 'opdprobe[dedup]'."
         )
-    # By name: an optional package that the type checker may not see.
+    # Imported by name: the package is optional, and the type checker may not see it.
     library = importlib.import_module("sentence_transformers")
     try:
         loaded = library.SentenceTransformer(model, model_kwargs={"use_safetensors": True})
     except (OSError, ValueError) as error:
-        raise ModelError(f"{model}: the sentence model does not load: {error}") from error
+        raise ModelError(f"{model}: the sentence model does not load: {error}.") from error
 
     def encode(texts: Sequence[str]) -> ArrayLike:
         return loaded.encode(list(texts), show_progress_bar=sys.stderr.isatty())

@@ -1,4 +1,4 @@
-"""Does a text repeat itself? By how far it can be compressed."""
+"""Detect texts that repeat themselves, by how far they can be compressed."""
 
 import zlib
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ RepRate (arXiv 2604.08527). Ordinary text stays between 2 and 4."""
 
 
 def compression(texts: Sequence[str]) -> NDArray[np.float64]:
-    """Length of each text over that of its zlib form, both in bytes; of its last 10,000 characters.
+    """Ratio of each text's length to its zlib form's, in bytes, over its last 10,000 characters.
 
     Examples
     --------
@@ -24,13 +24,12 @@ def compression(texts: Sequence[str]) -> NDArray[np.float64]:
 
 
 def repeats(texts: Sequence[str]) -> NDArray[np.bool_]:
-    """Say which texts repeat themselves.
+    """Find the texts that repeat themselves.
 
-    The paper drops "repetitive" responses without saying which those are. An n-gram count wants
-    an n, a share and a tokenizer; compression wants one threshold, sees loops of any period, and
-    is what others measure. What it does not see: a loop in a text of less than a few hundred
-    characters, where zlib's own overhead caps the ratio, and one that fills but a small part of
-    the last 10,000.
+    The paper drops "repetitive" responses without defining them. An n-gram count needs an n, a
+    share and a tokenizer; compression needs one threshold, finds loops of any period, and is what
+    others measure. It misses a loop in a text of less than a few hundred characters, where zlib's
+    own overhead caps the ratio, and one that fills only a small part of the last 10,000.
 
     Examples
     --------

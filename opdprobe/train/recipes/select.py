@@ -1,6 +1,6 @@
 """Teacher-aligned prompts (paper §5.2): by wording, by content, or by where the models differ.
 
-By *content* needs no function: it is the set of prompts that the teacher was post-trained on.
+Alignment by *content* needs no function: it takes the prompts that the teacher was post-trained on.
 """
 
 import random
@@ -17,17 +17,17 @@ from opdprobe.rollout.prompts import OnError, Prompt, encode_prompts, strip_inst
 if TYPE_CHECKING:
     from opdprobe.rollout.pair import Pair
 
-# Prompts sampled at once: bounds the memory. The random numbers go by it, so it is no option.
+# Prompts sampled at once: bounds the memory. Not an option, since the random numbers depend on it.
 _CHUNK = 64
 
 
 def template(prompts: Sequence[Prompt], wording: str) -> list[Prompt]:
-    r"""Reword prompts the way the teacher's were (§5.2, Fig. 9).
+    r"""Reword prompts as the teacher's were worded (§5.2, Fig. 9).
 
     Parameters
     ----------
     prompts : sequence of Prompt
-        In any of the known wordings; those instructions go (`strip_instruction`).
+        In any of the known wordings, which are removed (`strip_instruction`).
     wording : str
         The new wording, with ``{question}`` where the bare question goes; other braces are
         literal. `opdprobe.rollout.prompts.BOXED_TEMPLATE`, `DAPO_TEMPLATE`, or your own.
@@ -35,7 +35,7 @@ def template(prompts: Sequence[Prompt], wording: str) -> list[Prompt]:
     Returns
     -------
     list of Prompt
-        The same prompts with another last message, or another text.
+        The same prompts with a new last message, or a new text.
 
     Raises
     ------
@@ -48,7 +48,7 @@ def template(prompts: Sequence[Prompt], wording: str) -> list[Prompt]:
     '2 + 2? Answer in \\boxed{}.'
     """
     if "{question}" not in wording:
-        raise ConfigError(f"the template has no place for {{question}}: {wording!r}")
+        raise ConfigError(f"the template has no place for {{question}}: {wording!r}.")
     return [_reworded(prompt, wording) for prompt in prompts]
 
 
@@ -79,12 +79,12 @@ def mixed(
     share : float
         Share of other prompts, in [0, 1]; their number is rounded.
     seed : int
-        Of the draw, without replacement, and of the order.
+        Seed of the draw, which is without replacement, and of the order.
 
     Returns
     -------
     list of Prompt
-        In random order. An other prompt whose id an aligned one has too becomes "other-ID".
+        In random order. A prompt of `other` whose id an aligned one also has becomes "other-ID".
 
     Raises
     ------
@@ -121,7 +121,7 @@ def mixed(
 
 
 def _renamed(prompt: Prompt, taken: set[str]) -> Prompt:
-    """Give a prompt an id of its own, also where verl keeps it: there it would be read again."""
+    """Give a prompt a new id, also in verl's field, from which it would be read again."""
     name = f"other-{prompt.id}"
     while name in taken:
         name = f"other-{name}"
@@ -148,8 +148,8 @@ def max_divergence(
 ) -> tuple[list[Prompt], NDArray[np.float64]]:
     """Choose the prompts on which student and teacher differ most.
 
-    Another reading of "selection" than the paper's, which aligns prompts with what the teacher
-    knows: this one takes those where there is most to learn, or where the two can least agree.
+    This reads "selection" differently from the paper, which aligns prompts with what the teacher
+    knows: it takes those where there is most to learn, or where the two can least agree.
 
     Parameters
     ----------
@@ -164,13 +164,13 @@ def max_divergence(
     max_completion_length : int
         Longest response. Divergence changes along a response: choose what training will use.
     max_length, on_error
-        Longest prompt, in tokens, and what one that cannot be used does; see `encode_prompts`.
+        Longest prompt, in tokens, and what happens to an unusable one; see `encode_prompts`.
     micro_batch_tokens : int
         Most tokens scored at once, padding included.
     seed : int
-        Of the rollouts.
+        Seed of the rollouts.
     on_progress : callable, optional
-        Called with (prompts done, prompts in all).
+        Called with (prompts done, prompts in total).
 
     Returns
     -------
@@ -178,7 +178,7 @@ def max_divergence(
         The `n_prompts` with the largest divergence, largest first.
     divergence : ndarray (n_prompts,)
         Mean reverse KL(student‖teacher) over all states of a prompt's rollouts, full vocabulary,
-        in nats, at least 0. A long rollout counts as often as it has states.
+        in nats, at least 0. A rollout's weight is its number of states.
 
     Raises
     ------
@@ -201,7 +201,8 @@ def max_divergence(
     encoded = encode_prompts(pair.tokenizer, prompts, max_length=max_length, on_error=on_error)
     if n_prompts > len(encoded):
         raise ConfigError(
-            f"{n_prompts} prompts are wanted, but {len(encoded)} can be used: lower n_prompts."
+            f"n_prompts = {n_prompts}; expected at most {len(encoded)}, the number of usable "
+            "prompts."
         )
     means: list[float] = []
     for chunk, start in enumerate(range(0, len(encoded), _CHUNK)):
@@ -218,7 +219,7 @@ def max_divergence(
             seed=seed,
             micro_batch_tokens=micro_batch_tokens,
         )
-        # A prompt's rollouts stand next to each other.
+        # A prompt's rollouts are adjacent.
         owner = ds["rollout"].values // num_generations
         total = np.bincount(owner, ds["reverse_kl"].values.astype(np.float64), len(some))
         means += (total / np.bincount(owner, minlength=len(some))).tolist()

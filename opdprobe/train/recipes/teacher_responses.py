@@ -1,4 +1,4 @@
-"""What the teacher says to the prompts, and which of it is fit to learn from (paper §5.1)."""
+"""Sample the teacher's responses, and mark those that are fit to learn from (paper §5.1)."""
 
 import json
 import os
@@ -31,15 +31,15 @@ class TeacherSampling(Config):
     Parameters
     ----------
     num_generations
-        Responses per prompt; the paper does not say.
+        Responses per prompt; the paper does not state it.
     max_completion_length
         Longest response: 12,288.
     temperature, top_p
         0.7 and 0.95; a temperature of 0 takes the most probable token.
     batch_size
-        Prompts sampled at once: bounds the memory. The random numbers go by it.
+        Prompts sampled at once: bounds the memory. The random numbers depend on it.
     seed
-        Of the responses.
+        Seed of the responses.
     """
 
     num_generations: int = 1
@@ -65,14 +65,14 @@ class TeacherResponse:
     Parameters
     ----------
     prompt_id
-        Of the prompt it answers.
+        Id of the prompt that it answers.
     outcome
         ``kept``; ``repetitive``: it repeats itself (`opdprobe.train.recipes.repetition.repeats`),
         whether it ends or not; ``truncated``: it does not end.
     response
         Its text, without special tokens.
     response_ids
-        Its token ids, the one that ends it included.
+        Its token ids, including the one that ends it.
     """
 
     prompt_id: str
@@ -92,10 +92,10 @@ def teacher_examples(
     on_progress: Progress | None = None,
     stopping: Callable[[], bool] = lambda: False,
 ) -> list[TeacherResponse]:
-    """Sample the teacher, writing every response with what became of it.
+    """Sample the teacher, writing every response with its outcome.
 
-    Goes on after the last whole batch that `path` holds. A batch is a function of its number, the
-    seed and its prompts, so what was sampled before does not matter.
+    Resumes after the last complete batch in `path`. A batch depends only on its number, the seed
+    and its prompts, not on what was sampled before.
 
     Parameters
     ----------
@@ -104,20 +104,20 @@ def teacher_examples(
     prompts
         Encoded prompts.
     path
-        JSON lines, one a response; appended to.
+        JSON lines, one per response; appended to.
     sampling
-        How many, how long, at which temperature.
+        Number and length of responses, temperature.
     width
         Sample from the first `width` ids only (`Pair.width`).
     on_progress
         Called with ("teacher responses", done, all).
     stopping
-        Asked after each batch but the last whether to stop there.
+        Called after each batch but the last; if true, sampling stops there.
 
     Returns
     -------
     list of TeacherResponse
-        In the order of `prompts`; the responses to a prompt stand next to each other.
+        In the order of `prompts`; the responses to a prompt are adjacent.
 
     Raises
     ------
@@ -126,7 +126,7 @@ def teacher_examples(
     StoreError
         `path` cannot be read, or the disk is full.
     SystemExit
-        `stopping` said so; the next call goes on from there.
+        `stopping` returned true; the next call resumes from there.
     """
     n, size = sampling.num_generations, sampling.batch_size
     total = len(prompts) * n
@@ -148,8 +148,8 @@ def teacher_examples(
             width=width,
         )
         texts = tokenizer.batch_decode(rollouts.response_ids, skip_special_tokens=True)
-        # A response that goes round in circles until it is cut off is repetitive first of all: a
-        # higher limit would not help it.
+        # A response that loops until it is cut off counts as repetitive: a higher limit would not
+        # help it.
         outcomes = [
             REPETITIVE if repetitive else KEPT if finished else TRUNCATED
             for repetitive, finished in zip(repeats(texts), rollouts.finished, strict=True)
@@ -170,7 +170,7 @@ def teacher_examples(
 
 
 def _whole_batches(path: Path, size: int, total: int) -> list[TeacherResponse]:
-    """Read responses, and cut off what a killed process left of a batch."""
+    """Read responses, and cut off the incomplete batch that a killed process left."""
     lines = read_lines(path)
     if len(lines) < total:
         lines = lines[: len(lines) - len(lines) % size]

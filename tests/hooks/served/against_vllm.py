@@ -1,13 +1,13 @@
-"""Compare what a real server says of a model with what the model says here.
+"""Compare a real server's scores and samples of a model with the local model's.
 
     vllm serve opdprobe/testbed/models/rl-large --dtype float32 --max-logprobs 64 \
         --max-model-len 256 --no-enable-prefix-caching
     python tests/hooks/served/against_vllm.py 'http://127.0.0.1:8000/v1' zoo:rl-large --k 64
 
-Rollouts of the server's model are scored by the server and here, both in float32, and the largest
-differences are printed. Ids may differ only where two tokens are about as probable. It fails where
-a difference is above the tolerance, a response does not end as the server says, or the tokens drawn
-at a state do not come as often as they should.
+Rollouts of the server's model are scored by the server and locally, both in float32, and the
+largest differences are printed. Ids may differ only if two tokens are about equally probable. The
+script fails if a difference is above the tolerance, a response does not end as the server reports,
+or the tokens drawn at a state do not have the expected frequencies.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from opdprobe.rollout.sample import Rollouts
 
 @torch.no_grad()
 def local_logp(model, rollouts, width):
-    """Log-probabilities of the whole vocabulary at every state, one text at a time."""
+    """Log-probabilities of the full vocabulary at every state, one text at a time."""
     rows = []
     for prompt, response in zip(rollouts.prompt_ids, rollouts.response_ids, strict=True):
         logits = model(torch.tensor([[*prompt, *response]])).logits[0, :, :width]
@@ -36,14 +36,14 @@ def local_logp(model, rollouts, width):
 
 
 def compare_scores(told, logp, rollouts, tolerance):
-    """Print the largest differences; say whether they are within the tolerance."""
+    """Print the largest differences; return whether they are within the tolerance."""
     k = told.token_id.shape[1]
     best = np.argsort(-logp, axis=1, kind="stable")[:, :k]
     at_theirs = np.take_along_axis(logp, told.token_id, 1)
     drawn = np.concatenate([np.array(ids) for ids in rollouts.response_ids])
     own = logp[np.arange(len(logp)), drawn]
     differ = best != told.token_id
-    # Where the order differs: how much less probable, here, is what they have at that rank?
+    # Where the order differs: how much less probable is the server's token at that rank locally?
     gap = np.abs(np.take_along_axis(logp, best, 1) - at_theirs)[differ].max(initial=0)
     listed = np.abs(told.logp - at_theirs).max()
     sampled = np.abs(told.sampled_logp - own).max()
@@ -55,7 +55,7 @@ def compare_scores(told, logp, rollouts, tolerance):
 
 
 def compare_samples(served, model, width, prompt, n):
-    """Draw next tokens and compare their frequencies with the model's; say whether they fit."""
+    """Draw next tokens and compare their frequencies with the model's; return whether they fit."""
     drawn = served.sample([prompt], num_generations=n, max_completion_length=1, seed=[0])
     again = served.sample([prompt], num_generations=n, max_completion_length=1, seed=[0])
     p = np.exp(local_logp(model, Rollouts([prompt], [[0]], [False], [0]), width))[0]
@@ -102,7 +102,7 @@ def main():
     told = served.tell(rollouts, k=arguments.k, width=width)
     logp = local_logp(model, rollouts, width)
     fine = compare_scores(told, logp, rollouts, arguments.tolerance)
-    # Where the model is least certain: elsewhere there is hardly a second token.
+    # Taken where the model is least certain: elsewhere, a second token is rarely drawn.
     entropy = -(np.exp(logp) * logp).sum(1)
     before = [
         [*prompt, *response[:at]]

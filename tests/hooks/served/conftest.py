@@ -1,4 +1,4 @@
-"""A real HTTP server on loopback that speaks vLLM's protocol for tiny models."""
+"""A real HTTP server on loopback that serves tiny models by vLLM's protocol."""
 
 import json
 import threading
@@ -22,11 +22,11 @@ def tiny_models():
 
 
 class Server(ThreadingHTTPServer):
-    """What vLLM serves, as far as it is asked here.
+    """The part of vLLM's server that the tests use.
 
-    `faults` are answers to be given first, each (status, body, headers) or a callable that runs
-    before the true one; `alter` changes true completions; `asked` holds what came, `most` the
-    largest number of requests under way at once.
+    `faults` are answered first, each (status, body, headers) or a callable that runs before the
+    true answer; `alter` changes true completions; `asked` holds the requests, `most` the largest
+    number of concurrent ones.
     """
 
     def __init__(self, models, tokenizer=None):
@@ -104,7 +104,7 @@ class Handler(BaseHTTPRequestHandler):
         if len(ids) > CONTEXT:
             message = f"This model's maximum context length is {CONTEXT} tokens. However, your "
             return refusal(400, f"{message}prompt contains {len(ids)} input tokens")
-        # Responses are shortened to what is left, and nothing is said of it.
+        # Responses are silently shortened to the rest of the context.
         max_tokens = min(body["max_tokens"], CONTEXT - len(ids))
         if max_tokens < 1:
             return refusal(400, f"max_tokens must be at least 1, got {max_tokens}.")
@@ -122,7 +122,7 @@ class Handler(BaseHTTPRequestHandler):
                 max_completion_length=max_tokens,
                 eos_ids=[EOS],
                 pad_id=0,
-                # What the served model's generation_config.json says, unless asked otherwise.
+                # The defaults of the served model's generation_config.json.
                 top_p=body.get("top_p", 0.1),
                 temperature=body.get("temperature", 0.1),
                 generator=torch.Generator().manual_seed(body.get("seed", 0) + index),
@@ -144,7 +144,7 @@ def refusal(status, message):
 
 @torch.no_grad()
 def prompt_logprobs(model, ids, k):
-    """The token that stands there first, then the top-k; None for the first, as vLLM has it."""
+    """The text's own token, then the top-k; None at the first position, as in vLLM."""
     logp = model(torch.tensor([ids])).logits[0].log_softmax(-1)
     entries: list[dict | None] = [None]
     for row, token in zip(logp, ids[1:], strict=False):
@@ -164,7 +164,7 @@ def prompt_logprobs(model, ids, k):
 
 @pytest.fixture
 def models():
-    """The student and the teacher that a server has too, for a local look."""
+    """Local copies of the student and the teacher that a server has."""
     return tiny_models()
 
 

@@ -1,4 +1,4 @@
-"""What a step may lack: only what a model that it names does not tell."""
+"""A step may lack only what a model named in `missing` does not report."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from opdprobe.testing import synthetic_step
 
 
 def untold(model="teacher"):
-    """A step of which one model tells no more than its own list."""
+    """A step of which one model reports only its own list."""
     ds = synthetic_step(n_rollouts=2, length=3, k=8, agreement=0.3)
     m = MODELS.index(model)
     logp, entropy = ds["logp"].values, ds["entropy"].values
@@ -22,11 +22,11 @@ def untold(model="teacher"):
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_what_is_missing_has_to_be_named(model):
+def test_missing_values_need_a_named_model(model):
     ds, _ = untold(model)
     validate(ds.assign_attrs(missing=[model]))
     validate(ds.assign_attrs(missing=list(MODELS)))
-    validate(synthetic_step().assign_attrs(missing=[model]))  # it may all be known
+    validate(synthetic_step().assign_attrs(missing=[model]))  # everything may still be known
     other = MODELS[1 - MODELS.index(model)]
     for attrs in ({}, {"missing": []}, {"missing": [other]}):
         with pytest.raises(StoreError, match="logp is nan"):

@@ -1,4 +1,4 @@
-"""A model on a server: what is asked, how answers are read, and what can go wrong."""
+"""A model on a server: requests, reading of answers, and what can go wrong."""
 
 import socket
 import threading
@@ -23,7 +23,7 @@ QUICK = Connection(timeout=20, backoff=0.001)
 
 
 def test_rollouts_come_from_the_distribution_itself(serve, models):
-    """The server's own defaults would give the most probable token always."""
+    """With the server's own defaults, it would always return the most probable token."""
     student = models["student"]
     served = ServedModel(serve({"student": student}).address(), QUICK)
     n = 200
@@ -84,7 +84,7 @@ def test_a_server_that_recovers_is_asked_again(serve, faults):
     assert not server.faults
 
 
-def test_a_dropped_connection_is_made_again(serve):
+def test_a_request_on_a_dropped_connection_is_retried(serve):
     server = serve()
 
     def drop():
@@ -102,7 +102,7 @@ def test_a_server_that_stays_broken_is_given_up(serve):
     model = ServedModel(server.address("teacher"), Connection(tries=3, backoff=0))
     before = len(server.asked)
     server.faults = [BROKEN] * 9
-    with pytest.raises(ModelError, match="answered 500: Internal Server Error"):
+    with pytest.raises(ModelError, match=r"answered 500 \(Internal Server Error\)"):
         model.sample([[7]], num_generations=1, max_completion_length=1, seed=[0])
     assert len(server.asked) - before == 3
 
@@ -111,7 +111,9 @@ def test_no_server():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with pytest.raises(ModelError, match="refused; is the server up, and is this its address"):
+    with pytest.raises(
+        ModelError, match="refused; check that the server is up, and that this is its address"
+    ):
         ServedModel(f"http://127.0.0.1:{port}/v1#x", Connection(tries=2, backoff=0))
 
 
@@ -121,7 +123,7 @@ def test_a_slow_server_is_not_asked_again(serve):
     model = ServedModel(server.address("teacher"), Connection(timeout=0.2))
     before = len(server.asked)
     server.faults = [lambda: answered.wait(10)] * 2
-    server.handle_error = lambda request, client_address: None  # nobody listens any more
+    server.handle_error = lambda request, client_address: None  # no client is left
     with pytest.raises(ModelError, match=r"no answer within 0.2 s; .* shorter responses"):
         model.sample([[7]], num_generations=1, max_completion_length=1, seed=[0])
     answered.set()
@@ -139,27 +141,27 @@ def logprobs(change):
 @pytest.mark.parametrize(
     ("alter", "error", "message"),
     [
-        (answers(prompt_logprobs=None), ModelError, "gives no prompt_logprobs"),
-        (logprobs(lambda told: told.pop()), ModelError, "was sent 4 tokens and tells of 3"),
+        (answers(prompt_logprobs=None), ModelError, "returns no prompt_logprobs"),
+        (logprobs(lambda told: told.pop()), ModelError, "was sent 4 tokens and reports 3"),
         (
             logprobs(lambda told: told[3].pop("10")),
             ModelError,
-            r"was sent token 10 and tells of \[",
+            r"was sent token 10 and reports \[",
         ),
         (
             logprobs(lambda told: told[2].update({"64": {"logprob": -1}})),
             VocabularyError,
-            "speaks of token 64, but the tokenizer has 64 tokens",
+            "reports token 64, but the tokenizer has 64 tokens",
         ),
         (
             logprobs(lambda told: told.__setitem__(2, {"9": {"logprob": -1}})),
             ConfigError,
-            "gives 1 log-probabilities a token, and k = 4: use k = 1 or less",
+            "returns 1 log-probabilities per token, but k = 4: use k = 1 or less",
         ),
         (
             logprobs(lambda told: told[2].update({"3": {"logprob": None}})),
             ModelError,
-            "not as the protocol has it .TypeError",
+            "does not follow the protocol .TypeError",
         ),
         (
             logprobs(lambda told: told[2].update({"3": {"logprob": 0.7}})),
@@ -171,7 +173,7 @@ def logprobs(change):
             ModelError,
             "a log-probability of nan",
         ),
-        (lambda answer: answer["choices"].clear(), ModelError, "protocol has it .IndexError"),
+        (lambda answer: answer["choices"].clear(), ModelError, "follow the protocol .IndexError"),
     ],
 )
 def test_scores_of_another_form(serve, alter, error, message):
@@ -185,10 +187,10 @@ def test_scores_of_another_form(serve, alter, error, message):
 @pytest.mark.parametrize(
     ("alter", "message"),
     [
-        (answers(token_ids=None), "gives no token ids .* vLLM gives them from 0.10.2"),
-        (answers(finish_reason="abort"), "1 responses to prompt 0, whose ends are: abort"),
-        (lambda answer: answer["choices"].clear(), "gave 0 responses .* whose ends are: none"),
-        (lambda answer: answer.pop("choices"), "protocol has it .KeyError"),
+        (answers(token_ids=None), "returns no token ids .* use vLLM 0.10.2 or newer"),
+        (answers(finish_reason="abort"), "1 responses to prompt 0, with finish reasons abort"),
+        (lambda answer: answer["choices"].clear(), "returned 0 responses .* finish reasons none"),
+        (lambda answer: answer.pop("choices"), "follow the protocol .KeyError"),
     ],
 )
 def test_responses_of_another_form(serve, alter, message):
@@ -202,10 +204,13 @@ def test_responses_of_another_form(serve, alter, message):
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
-        ((200, b"<html>hello</html>", {}), "the answer is no JSON .* begins b'<html>hello"),
-        ((401, b'{"error": "Unauthorized"}', {}), f"answered 401: Unauthorized; .* {API_KEY}"),
-        ((422, b'{"detail": "no"}', {}), "answered 422: no$"),
-        ((400, b"", {}), "answered 400: nothing more"),
+        ((200, b"<html>hello</html>", {}), "the answer is not JSON .* begins b'<html>hello"),
+        (
+            (401, b'{"error": "Unauthorized"}', {}),
+            rf"answered 401 \(Unauthorized\); .* {API_KEY}\.$",
+        ),
+        ((422, b'{"detail": "no"}', {}), r"answered 422 \(no\)\.$"),
+        ((400, b"", {}), r"answered 400 \(no message\)"),
     ],
 )
 def test_a_refusal_shows_what_the_server_said(serve, fault, message):
@@ -221,26 +226,26 @@ def test_a_text_longer_than_the_server_holds(serve):
     model = ServedModel(server.address("teacher"), QUICK)
     assert model.context == CONTEXT
     before = len(server.asked)
-    with pytest.raises(ModelError, match=r"holds 100 tokens, and .* needs 101 \(one"):
+    with pytest.raises(ModelError, match=r"context of 100 tokens, but .* needs 101 \(one"):
         model.sample([[7]], num_generations=1, max_completion_length=100, seed=[0])
-    with pytest.raises(ModelError, match=r"holds 100 tokens, and .* needs 101 \(one"):
+    with pytest.raises(ModelError, match=r"context of 100 tokens, but .* needs 101 \(one"):
         model.tell(Rollouts([[7] * 50], [[9] * 50], [True], [0]), k=4, width=WIDTH)
     assert len(server.asked) == before
     assert len(model.sample([[7]], num_generations=1, max_completion_length=99, seed=[0])) == 1
 
 
 def test_a_response_that_the_server_cuts_unasked(serve, models):
-    """As vLLM does; here of a server that does not tell how long its context is."""
-    models["student"].lm_head.weight.data[EOS] *= 0  # goes on for long
+    """As vLLM does; this server does not report the length of its context."""
+    models["student"].lm_head.weight.data[EOS] *= 0  # makes responses long
     server = serve({"student": models["student"]})
     server.tells_context = None
     model = ServedModel(server.address(), QUICK)
     assert model.context is None
     with pytest.raises(ModelError, match=r"cut a response to prompt 1 after 3 of 4 tokens"):
         model.sample([[7] * 96, [7] * 97], num_generations=40, max_completion_length=4, seed=[0])
-    with pytest.raises(ModelError, match="answered 400: max_tokens must be at least 1, got 0"):
+    with pytest.raises(ModelError, match=r"answered 400 \(max_tokens must be at least 1, got 0"):
         model.tell(Rollouts([[7] * 50], [[9] * 50], [True], [0]), k=4, width=WIDTH)
-    with pytest.raises(ModelError, match=r"answered 400: .* maximum context length is 100 tokens"):
+    with pytest.raises(ModelError, match=r"answered 400 \(.* maximum context length is 100 tokens"):
         model.tell(Rollouts([[7] * 50], [[9] * 51], [True], [0]), k=4, width=WIDTH)
 
 
@@ -250,7 +255,7 @@ def test_a_response_that_the_server_cuts_unasked(serve, models):
 )
 def test_a_prompt_that_no_model_has(serve, prompt, message):
     model = ServedModel(serve().address("student"), QUICK)
-    with pytest.raises(ModelError, match=f"answered 400: .*{message}"):
+    with pytest.raises(ModelError, match=rf"answered 400 \(.*{message}"):
         model.sample([prompt], num_generations=1, max_completion_length=2, seed=[0])
 
 
@@ -262,7 +267,7 @@ def test_a_prompt_that_no_model_has(serve, prompt, message):
         ("#teacher", ModelError, "/models: not found; .* ends in /v1"),
     ],
 )
-def test_a_model_that_is_not_there(serve, address, error, message):
+def test_a_model_that_does_not_exist(serve, address, error, message):
     with pytest.raises(error, match=message):
         ServedModel(serve().address().removesuffix("v1") + address, QUICK)
 
@@ -273,10 +278,10 @@ def test_no_address(address):
         ServedModel(address)
 
 
-# --- side by side ---
+# --- in parallel ---
 
 
-def test_requests_go_side_by_side_and_no_more_than_allowed(serve):
+def test_requests_run_in_parallel_up_to_the_limit(serve):
     server = serve()
     model = ServedModel(server.address("teacher"), Connection(timeout=20, workers=2))
     together = threading.Barrier(2, timeout=10)  # breaks, and with it the test, if one waits alone
@@ -286,12 +291,12 @@ def test_requests_go_side_by_side_and_no_more_than_allowed(serve):
     assert server.most == 2
 
 
-def test_an_error_stops_what_has_not_begun(serve):
+def test_no_request_starts_after_an_error(serve):
     server = serve()
     model = ServedModel(server.address("teacher"), Connection(timeout=20, workers=1))
     before = len(server.asked)
-    # The second may be under way by the time the first's error is seen.
+    # The second may have started when the first one's error is seen.
     server.faults = [(400, b"no", {}), lambda: time.sleep(0.5)]
-    with pytest.raises(ModelError, match="answered 400: no"):
+    with pytest.raises(ModelError, match=r"answered 400 \(no\)"):
         model.sample([[7]] * 50, num_generations=1, max_completion_length=1, seed=[0])
     assert len(server.asked) - before <= 2

@@ -1,4 +1,4 @@
-"""Scores and runs of which a served model gives a part: equal to local ones where it does."""
+"""Scores and runs with served models: equal to local ones wherever the server reports them."""
 
 import json
 import logging
@@ -37,7 +37,7 @@ def rollouts():
     )
 
 
-# --- what a server gives is what a local model gives ---
+# --- a server's scores are those of a local model ---
 
 
 @pytest.mark.parametrize("served", [["teacher"], ["student"], ["student", "teacher"]])
@@ -104,7 +104,7 @@ def test_a_run_with_a_served_teacher(serve, checkpoint, tmp_path):
     np.testing.assert_array_equal(got.response_ids, want.response_ids)
     np.testing.assert_array_equal(got.token_id, want.token_id)
 
-    # All of the overlap is known, so whatever is defined on it is exact.
+    # The entire overlap is known, so everything defined on it is exact.
     for name in ("overlap_ratio", "overlap_token_advantage", "extreme_advantage_gap"):
         a, b = getattr(got.opd, name)(), getattr(want.opd, name)()
         np.testing.assert_allclose(a, b, atol=1e-3)  # the store's rounding
@@ -119,7 +119,7 @@ def test_a_run_with_a_served_teacher(serve, checkpoint, tmp_path):
     np.testing.assert_allclose(got.opd.sampled_reward(), want.opd.sampled_reward(), atol=1e-4)
     np.testing.assert_allclose(got.opd.entropy(), want.opd.entropy(), atol=1e-4)
 
-    # The rest is missing, and a curve says in how many states.
+    # The rest is missing, and a curve reports in how many states.
     n = got.sizes["state"]
     for name in ("entropy_gap", "reverse_kl"):
         found = curve(run, name)
@@ -131,7 +131,7 @@ def test_a_run_with_a_served_teacher(serve, checkpoint, tmp_path):
     assert curve(run, "overlap_ratio").n_missing.item() == 0
 
 
-def test_a_continued_run_asks_for_nothing_it_has(serve, checkpoint, tmp_path):
+def test_a_resumed_run_requests_nothing_that_it_has(serve, checkpoint, tmp_path):
     server = serve()
     teacher = ServedModel(server.address("teacher"), QUICK)
     settings = {"k": 4, "num_generations": 1, "max_completion_length": 4}
@@ -145,7 +145,7 @@ def test_a_continued_run_asks_for_nothing_it_has(serve, checkpoint, tmp_path):
     before = len(server.asked)
     run = probe_served(folders, teacher, PROMPTS, tmp_path / "run", **settings)
     assert run.steps == [500, 1000]
-    # The vocabulary, k, and one text each.
+    # Requests for the vocabulary, for k, and one per text.
     assert len(server.asked) - before == 2 + len(PROMPTS)
     assert run.load(1000).attrs["checkpoint"] == "checkpoint-1000"
     with pytest.raises(StoreError, match="k: 4 before, 5 now"):
@@ -184,7 +184,7 @@ def test_a_served_student_is_probed_alone(capsys):
     assert "probed alone" in capsys.readouterr().err
 
 
-def test_more_than_the_server_gives_is_said_before_anything_is_sampled(serve, checkpoint, tmp_path):
+def test_too_large_a_k_is_reported_before_anything_is_sampled(serve, checkpoint, tmp_path):
     server = serve()
     mixed = {m: ServedModel(server.address(m), QUICK) for m in MODELS}
     settings = {"max_completion_length": 8, "tokenizer": tiny_tokenizer()}
@@ -197,11 +197,11 @@ def test_more_than_the_server_gives_is_said_before_anything_is_sampled(serve, ch
     assert not (tmp_path / "run").exists()
 
 
-def test_too_short_a_context_is_said_before_anything_is_sampled(serve, checkpoint, tmp_path):
+def test_too_short_a_context_is_reported_before_anything_is_sampled(serve, checkpoint, tmp_path):
     server = serve()
     teacher = ServedModel(server.address("teacher"), QUICK)
     settings = {"k": 2, "num_generations": 1}
-    with pytest.raises(ModelError, match=r"holds 100 tokens, and .* needs 101 .one to spare"):
+    with pytest.raises(ModelError, match=r"context of 100 tokens, but .* needs 101 .one extra"):
         probe_served(
             checkpoint["student"],
             teacher,
@@ -249,7 +249,7 @@ def test_another_vocabulary(serve, checkpoint, tmp_path, caplog):
     assert "has no /tokenize, so its vocabulary is not compared" in caplog.text
 
 
-def test_what_has_to_be_given(serve, checkpoint, tmp_path):
+def test_required_arguments(serve, checkpoint, tmp_path):
     served = ServedModel(serve().address("student"), QUICK)
     with pytest.raises(ConfigError, match="neither model is served"):
         probe_served(checkpoint["student"], checkpoint["teacher"], PROMPTS, tmp_path)

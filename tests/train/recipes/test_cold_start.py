@@ -1,4 +1,4 @@
-"""Cold start: what is sampled, what is kept, and that no interruption changes the result."""
+"""Cold start: what is sampled and kept; no interruption changes the result."""
 
 import json
 import signal
@@ -32,7 +32,7 @@ CONFIG = SFTConfig(learning_rate=1e-2, batch_size=2, num_train_epochs=2, save_st
 
 
 def student(seed=0):
-    """A student whose training draws random numbers of its own, as with dropout."""
+    """A student whose training draws random numbers, as with dropout."""
     made = tiny_model(seed=seed)
     for layer in made.model.layers:
         layer.self_attn.attention_dropout = 0.3
@@ -76,10 +76,10 @@ def lines(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-# what the teacher says
+# what the teacher answers
 
 
-def test_responses_are_the_teachers_in_batches_of_their_own(tmp_path):
+def test_each_batch_of_responses_has_its_own_random_numbers(tmp_path):
     seen = []
     got = teacher_examples(
         teacher(),
@@ -134,14 +134,14 @@ def test_a_response_is_kept_only_if_it_ends_and_does_not_repeat(tmp_path, monkey
 
 
 @pytest.mark.parametrize("torn", ["", '{"prompt_id": "p3", "outco', None])
-def test_sampling_goes_on_after_the_last_whole_batch(tmp_path, monkeypatch, torn):
+def test_sampling_resumes_after_the_last_complete_batch(tmp_path, monkeypatch, torn):
     def say(path, model=None):
         return teacher_examples(model or teacher(), TOKENIZER, ENCODED, path, SAMPLING)
 
     want = say(tmp_path / "unbroken.jsonl")
     whole, path = tmp_path / "unbroken.jsonl", tmp_path / "said.jsonl"
     kept = whole.read_text().splitlines(keepends=True)
-    # Killed in the second batch: after some whole lines, or within one.
+    # Killed in the second batch: after some complete lines, or within one.
     path.write_text("".join(kept[:6] if torn is None else kept[:8]) + (torn or ""))
     calls = []
     monkeypatch.setattr(
@@ -152,7 +152,7 @@ def test_sampling_goes_on_after_the_last_whole_batch(tmp_path, monkeypatch, torn
     assert say(path) == want
     assert path.read_bytes() == whole.read_bytes()
     assert calls == [3, 1]
-    assert say(path) == want  # whole: nothing is left to sample
+    assert say(path) == want  # complete: nothing is left to sample
     assert calls == [3, 1]
 
 
@@ -242,13 +242,13 @@ def test_a_resumed_one_equals_an_unbroken_one(finished, tmp_path, stage, at):
     ("stage", "at", "said"),
     [
         ("teacher responses", 6, "stopped by SIGTERM after 12 of 14 teacher responses; the same"),
-        ("SFT step", 1, "stopped by SIGTERM after 2 of {n} SFT steps; the same command goes on"),
+        ("SFT step", 1, "stopped by SIGTERM after 2 of {n} SFT steps; the same command resumes"),
         # The model is not yet written when the last step is done.
-        ("SFT step", -1, "stopped by SIGTERM after {n} of {n} SFT steps; the same command goes on"),
+        ("SFT step", -1, "stopped by SIGTERM after {n} of {n} SFT steps; the same command resumes"),
         ("SFT step", 0, "finished; stopped by SIGTERM"),
     ],
 )
-def test_sigterm_stops_it_in_good_order(finished, tmp_path, caplog, stage, at, said):
+def test_sigterm_stops_it_with_everything_on_disk(finished, tmp_path, caplog, stage, at, said):
     out_dir, made, _ = finished
     folder, reached = tmp_path / "start", []
 
@@ -269,7 +269,7 @@ def test_sigterm_stops_it_in_good_order(finished, tmp_path, caplog, stage, at, s
         replace(made, path=folder / "model")
     )
     assert contents(folder) == contents(out_dir)
-    # What was done before the signal is not done again.
+    # Work done before the signal is not repeated.
     assert {line for line in again if line[0] == "SFT step"}.isdisjoint(reached)
 
 
@@ -376,5 +376,7 @@ def test_directories_of_something_else_are_left_alone(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
     (tmp_path / "cold").mkdir()
     (tmp_path / "cold" / "cold_start.json").write_text('{"a"')
-    with pytest.raises(StoreError, match=r"cold_start\.json: .*; delete .* to start anew"):
+    with pytest.raises(
+        StoreError, match=r"cold_start\.json is not JSON .*; delete .* to start again"
+    ):
         start(tmp_path / "cold")

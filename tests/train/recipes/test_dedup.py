@@ -86,7 +86,7 @@ def test_the_nearest_is_that_of_all_pairs(n, m, d, seed):
     assert found.duplicate.tolist() == (found.cosine >= 0.3).tolist()
 
 
-def test_meaning_goes_by_the_bare_question():
+def test_only_the_bare_question_is_embedded():
     asked = prompts(
         BOXED_TEMPLATE.replace("{question}", "how many apples are there ?"),
         "are there 2 pears ?",
@@ -101,7 +101,7 @@ def test_meaning_goes_by_the_bare_question():
     assert found.duplicate.tolist() == [True, False, False]
 
 
-def test_an_embedding_of_zeros_is_like_nothing():
+def test_an_embedding_of_zeros_has_cosine_0():
     found = semantic_duplicates(
         prompts("a"), prompts("b"), encode=lambda texts: np.zeros((1, 3)), threshold=0.1
     )
@@ -120,12 +120,12 @@ def test_what_cannot_be_compared_is_an_error():
     check(ConfigError, "there are no prompts to compare with", known=())
     check(
         ConfigError,
-        r"encode gave an array of shape \(3,\) for 1 texts; expected one row each",
+        r"encode gave an array of shape \(3,\) for 1 texts; expected one row per text",
         encode=lambda texts: np.ones(3),
     )
     check(
         ConfigError,
-        "encode gave 2 numbers a text, then 1",
+        "encode gave 2 numbers per text, then 1",
         encode=lambda texts: np.ones((len(texts), len(texts))),
     )
     check(
@@ -135,7 +135,7 @@ def test_what_cannot_be_compared_is_an_error():
     )
 
 
-def test_the_extra_is_named_where_it_is_missing(monkeypatch):
+def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ModelError, match=r"pip install 'opdprobe\[dedup\]'"):
         sentence_encoder()

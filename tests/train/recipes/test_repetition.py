@@ -1,4 +1,4 @@
-"""Repetition: against zlib, and on texts that do or do not go round in circles."""
+"""Repetition: against zlib, and on texts with and without loops."""
 
 import random
 import zlib

@@ -127,7 +127,7 @@ def pair():
 
 
 def mean_kl(pair, prompts, chunk, seed):
-    """Mean KL(student‖teacher) of each prompt's rollouts, from whole distributions."""
+    """Mean KL(student‖teacher) of each prompt's rollouts, from full distributions."""
     rollouts = sample(
         pair.student,
         [p.ids for p in encode_prompts(TOKENIZER, prompts)],
@@ -184,7 +184,7 @@ def test_a_teacher_equal_to_the_student_leaves_the_order_alone(pair):
     ("settings", "reason"),
     [
         ({"n_prompts": 0}, "n_prompts = 0; expected 1 or more"),
-        ({"n_prompts": 6}, "6 prompts are wanted, but 5 can be used: lower n_prompts"),
+        ({"n_prompts": 6}, "n_prompts = 6; expected at most 5, the number of usable prompts"),
         ({"num_generations": 0}, "num_generations = 0; expected 1 or more"),
         ({"max_completion_length": 0}, "max_completion_length = 0; expected 1 or more"),
     ],
@@ -203,5 +203,5 @@ def test_prompts_that_cannot_be_used(pair):
         max_divergence(pair, some, n_prompts=5, **settings)
     chosen, _ = max_divergence(pair, some, n_prompts=5, on_error="skip", **settings)
     assert {prompt.id for prompt in chosen} == {prompt.id for prompt in CANDIDATES}
-    with pytest.raises(ConfigError, match="6 prompts are wanted, but 5 can be used"):
+    with pytest.raises(ConfigError, match="n_prompts = 6; expected at most 5"):
         max_divergence(pair, some, n_prompts=6, on_error="skip", **settings)
