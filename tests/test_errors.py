@@ -108,7 +108,7 @@ BEFORE = [
         "k larger than the vocabulary",
         lambda p: trainer(p, {"k": 65}),
         ConfigError,
-        "k = 65 is larger than the vocabulary of 64",
+        "k = 65; expected at most 64, the size of the shared vocabulary",
     ),
     Row(
         "an empty prompt",

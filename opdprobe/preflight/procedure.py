@@ -212,7 +212,9 @@ def preflight(
     pair = Pair.load(student, teacher, tokenizer=tokenizer, teacher_tokenizer=teacher_tokenizer)
     tokenizer = pair.tokenizer
     if k > pair.width:
-        raise ConfigError(f"k = {k} is larger than the vocabulary of {pair.width}.")
+        raise ConfigError(
+            f"k = {k}; expected at most {pair.width}, the size of the shared vocabulary."
+        )
     order = np.random.default_rng(seed).permutation(len(prompts))[:n_prompts]
     chosen = [prompts[i] for i in sorted(order)]
     # Encode all wordings first, so that one that cannot be encoded fails before an hour is spent.

@@ -181,7 +181,9 @@ class OPDTrainer:
             )
         check_trained(self.student)
         if config.k > self.pair.width:
-            raise ConfigError(f"k = {config.k} is larger than the vocabulary of {self.pair.width}.")
+            raise ConfigError(
+                f"k = {config.k}; expected at most {self.pair.width}, the size of the shared vocabulary."
+            )
 
         def encode(some: Sequence[Prompt]) -> list[EncodedPrompt]:
             return encode_prompts(

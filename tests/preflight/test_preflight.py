@@ -330,7 +330,7 @@ def test_progress_runs_from_none_to_all():
     ("settings", "message"),
     [
         ({"n_prompts": 0}, "n_prompts = 0"),
-        ({"k": 65}, "k = 65 is larger than the vocabulary of 64"),
+        ({"k": 65}, "k = 65; expected at most 64, the size of the shared vocabulary"),
         ({"temperature": 0.0}, "temperature = 0.0"),
         ({"temperature": float("nan")}, "temperature = nan"),
         ({"seed": -1}, "seed = -1; expected 0 or more"),

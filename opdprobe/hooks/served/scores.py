@@ -73,7 +73,7 @@ def score_served(
     """
     width = vocabulary_width(tokenizer)
     if k > width:
-        raise ConfigError(f"k = {k} is larger than the vocabulary of {width} tokens.")
+        raise ConfigError(f"k = {k}; expected at most {width}, the size of the shared vocabulary.")
     sampled = torch.tensor([token for ids in rollouts.response_ids for token in ids])
     told = {
         role: model.tell(rollouts, k=k, width=width)

@@ -48,7 +48,7 @@ def template(prompts: Sequence[Prompt], wording: str) -> list[Prompt]:
     '2 + 2? Answer in \\boxed{}.'
     """
     if "{question}" not in wording:
-        raise ConfigError(f"the template has no place for {{question}}: {wording!r}.")
+        raise ConfigError(f"template = {wording!r}; expected {{question}} in it.")
     return [_reworded(prompt, wording) for prompt in prompts]
 
 

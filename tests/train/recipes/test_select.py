@@ -52,7 +52,7 @@ def test_rewording_equals_encoding_with_the_template():
 
 
 def test_a_template_without_a_question():
-    with pytest.raises(ConfigError, match=r"no place for \{question\}: 'Think!'"):
+    with pytest.raises(ConfigError, match=r"template = 'Think!'; expected \{question\} in it"):
         template([], "Think!")
 
 
