@@ -182,7 +182,8 @@ class OPDTrainer:
         check_trained(self.student)
         if config.k > self.pair.width:
             raise ConfigError(
-                f"k = {config.k}; expected at most {self.pair.width}, the size of the shared vocabulary."
+                f"k = {config.k}; expected at most {self.pair.width}, the size of the shared "
+                "vocabulary."
             )
 
         def encode(some: Sequence[Prompt]) -> list[EncodedPrompt]:

@@ -335,7 +335,7 @@ def test_progress_runs_from_none_to_all():
         ({"temperature": float("nan")}, "temperature = nan"),
         ({"seed": -1}, "seed = -1; expected 0 or more"),
         ({"tokenizer": None}, "pass tokenizer="),
-        ({"templates": {"bad": "no place"}}, "no place for"),
+        ({"templates": {"bad": "no place"}}, "template = 'no place'; expected {question} in it"),
     ],
 )
 def test_settings_out_of_range(settings, message):
