@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
 N_BOOT = 1000
 LEVEL = 0.95
+
+_KEPT = 2**21  # numbers in draws that are kept for the next quantity: 16 MiB
 
 
 def draw_units(n: int, seed: int | Sequence[int], n_boot: int = N_BOOT) -> NDArray[np.float64]:
@@ -26,12 +29,27 @@ def draw_units(n: int, seed: int | Sequence[int], n_boot: int = N_BOOT) -> NDArr
     Returns
     -------
     ndarray (n_boot, n)
-        How often each unit is drawn in each replicate.
+        How often each unit is drawn in each replicate; read-only.
     """
+    seeds = (seed,) if isinstance(seed, int) else tuple(seed)
+    if n * n_boot > _KEPT:
+        return _drawn(n, seeds, n_boot)
+    return _kept(n, seeds, n_boot)
+
+
+def _drawn(n: int, seeds: tuple[int, ...], n_boot: int) -> NDArray[np.float64]:
     if n == 0:
         return np.zeros((n_boot, 0))
-    rng = np.random.default_rng(seed)
-    return rng.multinomial(n, np.full(n, 1 / n), size=n_boot).astype(float)
+    # A sequence of one seeds as the number itself does.
+    rng = np.random.default_rng(seeds)
+    drawn = rng.multinomial(n, np.full(n, 1 / n), size=n_boot).astype(float)
+    drawn.flags.writeable = False
+    return drawn
+
+
+# All quantities of a step, and all means over the same steps, draw the same units. Drawing takes
+# longer than everything that is done with the draws.
+_kept = lru_cache(maxsize=4)(_drawn)
 
 
 def percentile_interval(samples: NDArray[np.float64], level: float = LEVEL) -> NDArray[np.float64]:

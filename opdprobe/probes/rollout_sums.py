@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import cached_property, partial, reduce
 from itertools import groupby
 from operator import add, attrgetter
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -228,14 +228,20 @@ class RolloutSums:
 
     def band(self, name: str) -> NDArray[np.float64]:
         """Return the ends of the interval at each step, as `opdprobe.curve` does; (2, steps)."""
-        ends = np.full((2, len(self.steps)), np.nan)
+        return self._bands[name]
+
+    @cached_property
+    def _bands(self) -> dict[str, NDArray[np.float64]]:
+        # Step by step, since all quantities of a step share its draws.
+        bands = {name: np.full((2, len(self.steps)), np.nan) for name in self.total}
         for i, step in enumerate(self.steps.tolist()):
-            total, n = self._units(name, slice(i, i + 1))
-            if np.count_nonzero(n) >= 2:  # one rollout drawn again and again shows no spread
-                drawn = draw_units(n.size, [0, step])
-                with np.errstate(invalid="ignore"):  # 0 draws of an infinite sum
-                    ends[:, i] = percentile_interval(ratio(drawn @ total, drawn @ n))
-        return ends
+            for name, ends in bands.items():
+                total, n = self._units(name, slice(i, i + 1))
+                if np.count_nonzero(n) >= 2:  # one rollout drawn again and again shows no spread
+                    drawn = draw_units(n.size, [0, step])
+                    with np.errstate(invalid="ignore"):  # 0 draws of an infinite sum
+                        ends[:, i] = percentile_interval(ratio(drawn @ total, drawn @ n))
+        return bands
 
     def _units(self, name: str, where: slice) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return sums and counts of the rollouts to draw from: those with at least one state."""
