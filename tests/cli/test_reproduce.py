@@ -214,7 +214,7 @@ def test_other_evaluation_settings_and_other_weights_are_measured_anew(tmp_path)
 def test_a_benchmark_without_answers_cannot_be_scored(tmp_path):
     (tmp_path / "p.jsonl").write_text('{"prompt": "add 1 2 3 4 5"}\n')
     preset = replace(TINY, benchmarks={"mine": str(tmp_path / "p.jsonl")})
-    with pytest.raises(OPDProbeError, match=r"p\.jsonl has prompts without answers"):
+    with pytest.raises(OPDProbeError, match=r"p\.jsonl: some prompts have no answer"):
         jobs.score("student", preset, tmp_path, silent)
     assert not (tmp_path / "scores").exists()
 

@@ -29,7 +29,7 @@ def test_missing_values_need_a_named_model(model):
     validate(synthetic_step().assign_attrs(missing=[model]))  # everything may still be known
     other = MODELS[1 - MODELS.index(model)]
     for attrs in ({}, {"missing": []}, {"missing": [other]}):
-        with pytest.raises(StoreError, match="logp is nan"):
+        with pytest.raises(StoreError, match="logp = nan"):
             validate(ds.assign_attrs(attrs))
     for wrong in (model, ["nobody"], {"teacher": 1}, 3):
         with pytest.raises(StoreError, match=r"missing is .* expected a list of models"):
@@ -40,7 +40,7 @@ def test_what_is_in_both_lists_may_not_be_missing():
     ds, alone = untold()
     state, rank = np.argwhere(~alone)[0]
     ds["logp"].values[state, 1, 0, rank] = np.nan
-    with pytest.raises(StoreError, match=rf"logp is nan at index \({state}, 1, 0, {rank}\)"):
+    with pytest.raises(StoreError, match=rf"logp = nan at index \({state}, 1, 0, {rank}\)"):
         validate(ds.assign_attrs(missing=["teacher"]))
 
 
@@ -50,5 +50,5 @@ def test_what_is_in_both_lists_may_not_be_missing():
 def test_a_models_own_list_and_the_drawn_token_may_not_be_missing(name, index):
     ds, _ = untold()
     ds[name].values[index] = np.nan
-    with pytest.raises(StoreError, match=f"{name} is nan"):
+    with pytest.raises(StoreError, match=f"{name} = nan"):
         validate(ds.assign_attrs(missing=["teacher"]))
