@@ -312,10 +312,13 @@ def test_the_command_for_a_script(tmp_path, capsys):
     assert list(out.parent.iterdir()) == [out]
 
 
-def test_figures_takes_runs(tmp_path, capsys):
+def test_figures_takes_runs(tmp_path, capsys, monkeypatch):
     one, two = (str(written(tmp_path, name=name).path) for name in ("one", "two"))
-    assert main(["figures", one]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("opdprobe.report.draw.save", lambda panels, path: path.touch())
+        assert main(["figures", one]) == 0
     assert capsys.readouterr().out == f"{one}/curves.pdf\n{one}/curves.png\n"
+    assert {"curves.pdf", "curves.png"} <= {path.name for path in Path(one).iterdir()}
     out = tmp_path / "new" / "folder"
     assert main(["figures", one, two, "--out", str(out)]) == 0
     capsys.readouterr()
