@@ -81,9 +81,18 @@ class _Handler(RichHandler):
         return super().render_message(record, printable(message))
 
 
+class _CommandList(argparse.HelpFormatter):
+    """Leaves room for the indented names of the commands, which argparse does not count."""
+
+    def format_help(self) -> str:
+        self._action_max_length += 2
+        return super().format_help()
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="opdprobe",
+        formatter_class=_CommandList,
         description="Token-level analysis of on-policy distillation: why did a run work, or not?",
     )
     parser.add_argument("--version", action="version", version=__version__)
