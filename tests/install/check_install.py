@@ -50,11 +50,23 @@ TRAIN = ["train", "--student", "zoo:sft-small", "--teacher", "zoo:rl-small"]
 TRAIN += ["--prompts", "zoo:train", "--set", "max_steps=2", "--set", "batch_size=4"]
 
 
+def call(*command: object, cwd: Path | None = None, fails: bool = False) -> str:
+    """Run a command; return what it printed. It has to exit with 0, or with 1 if it `fails`."""
+    words = [str(word) for word in command]
+    done = subprocess.run(
+        words, cwd=cwd, env=CLEAN, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        text=True, encoding="utf-8", check=False,
+    )  # fmt: skip
+    if done.returncode != fails:
+        sys.exit(f"{' '.join(words)}: exit code {done.returncode}\n{done.stdout}")
+    return done.stdout
+
+
 class Environment:
     """A fresh virtual environment and a folder to work in."""
 
     def __init__(self, folder: Path) -> None:
-        subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+        call(sys.executable, "-m", "venv", "--without-pip", folder)
         scripts = folder / ("Scripts" if sys.platform == "win32" else "bin")
         self.python, self.opdprobe = scripts / "python", scripts / "opdprobe"
         self.cwd = folder / "work"
@@ -63,19 +75,11 @@ class Environment:
     def install(self, *arguments: object) -> None:
         # Most of torch is never imported: do not compile it.
         options = ["--quiet", "--no-compile", "-c", ROOT / "constraints.txt"]
-        command = [*PIP, "--python", self.python, "install", *options, *arguments]
-        subprocess.run(command, check=True)
+        call(*PIP, "--python", self.python, "install", *options, *arguments)
 
     def run(self, *command: object, fails: bool = False) -> str:
-        """Run a command; return what it printed. It has to exit with 0, or with 1 if it `fails`."""
-        words = [str(word) for word in command]
-        done = subprocess.run(
-            words, cwd=self.cwd, env=CLEAN, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-            text=True, encoding="utf-8", check=False,
-        )  # fmt: skip
-        if done.returncode != fails:
-            sys.exit(f"{' '.join(words)}: exit code {done.returncode}\n{done.stdout}")
-        return done.stdout
+        """Run a command in the folder; see `call`."""
+        return call(*command, cwd=self.cwd, fails=fails)
 
 
 def check_core(env: Environment, version: str) -> None:
@@ -111,8 +115,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        build = [sys.executable, "-m", "build", "--outdir", folder / "dist", ROOT]
-        subprocess.run(build, check=True, stdout=subprocess.DEVNULL)
+        call(sys.executable, "-m", "build", "--outdir", folder / "dist", ROOT)
         (wheel,) = folder.glob("dist/*.whl")
         (archive,) = folder.glob("dist/*.tar.gz")
         version = wheel.name.split("-")[1]
