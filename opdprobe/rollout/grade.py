@@ -8,38 +8,35 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-import os
-import re
-import threading
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from opdprobe.errors import ConfigError, PromptError
+from opdprobe.rollout.final_answer import find_answer, without_words
 from opdprobe.rollout.prompt_files import Prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from opdprobe.rollout.same_answer import Answer
+
 __all__ = ["Grader", "grade_math", "grade_rollouts"]
 
 Grader = Callable[[str, Prompt], float]
-
-# Limits the time for a response such as 9^9^9^9, which math-verify would compute; its own default.
-_SECONDS = 5
-
-# "Answer: 34" on its own line, as the DAPO prompts ask for; also in bold.
-_ANSWER_LINE = re.compile(
-    r"^[\s*]*answer[\s*]*:[\s*]*(\S.*?)[\s*.]*$", re.IGNORECASE | re.MULTILINE
-)
 
 
 def grade_math(response: str, answer: Prompt | str) -> bool:
     r"""Return whether a response's final answer equals the reference.
 
-    The final answer is the content of the last ``\boxed{}``; without one, the rest of the last
-    line that begins with "Answer:"; without that, the last expression that math-verify finds
-    anywhere. A response cut off in mid-thought is therefore judged by its last number: do not
-    grade unfinished responses if that matters.
+    The final answer is the content of the last ``\boxed{}`` that is not empty; without one, what
+    ``<answer>`` tags hold; without those, what follows the last "Answer:", "Final answer" or "the
+    answer is", on the line or the next one. If words, a unit or a modulus are round the one value
+    there, that value is judged as well. A response that marks no answer is judged by the last
+    expression in it, one cut off in mid-thought therefore by its last number: do not grade
+    unfinished responses if that matters.
+
+    Numbers are compared exactly where they are rational, to 100 digits where they are not. A
+    decimal of at least six places (and four digits that are not leading zeros) may be rounded.
 
     Parameters
     ----------
@@ -54,6 +51,7 @@ def grade_math(response: str, answer: Prompt | str) -> bool:
     -------
     bool
         True if equal as mathematics: "142.0" and 142, 1/2 and 0.5, the sets {1, -2} and {-2, 1}.
+        Numbers of more than 200,000 bits are equal only if they are written alike.
 
     Raises
     ------
@@ -72,23 +70,29 @@ def grade_math(response: str, answer: Prompt | str) -> bool:
     True
     >>> grade_math(r"First \boxed{3}, no: \boxed{4}", "3")
     False
+    >>> grade_math("**Final Answer:** 73 residents own all four.", "73")
+    True
+    >>> grade_math(r"\boxed{\frac{1}{2006!}}", r"\frac{1}{2004!}")
+    False
     >>> grade_math("", "3")
     False
     """
     if importlib.util.find_spec("math_verify") is None:
         raise ConfigError("grade_math needs math-verify: pip install 'opdprobe[math]'.")
-    from math_verify import verify
+    from opdprobe.rollout.same_answer import read_answer, read_response, same_answer
 
     reference = answer.answer if isinstance(answer, Prompt) else answer
     if reference is None or not reference.strip():
         where = f"prompt {answer.id!r}" if isinstance(answer, Prompt) else f"the answer {answer!r}"
         raise PromptError(f"{where} gives nothing to grade against: load prompts with answers.")
-    seconds = _time_limit()
-    return verify(
-        list(_parse_reference(reference)),
-        _parse(_final_answer(response), seconds),
-        timeout_seconds=seconds,
-    )
+    gold = _read_reference(reference)
+    found = find_answer(response)
+    if found is None:
+        return same_answer(gold, read_response(response))
+    if same_answer(gold, read_answer(found)):
+        return True
+    value = without_words(found)
+    return value is not None and value != found and same_answer(gold, read_answer(value))
 
 
 def grade_rollouts(
@@ -120,26 +124,8 @@ def grade_rollouts(
 
 
 @functools.lru_cache(maxsize=4096)  # all rollouts of a problem share its reference
-def _parse_reference(reference: str) -> tuple[Any, ...]:
-    text = reference if r"\boxed" in reference else rf"\boxed{{{reference}}}"
-    return tuple(_parse(text, _time_limit()))
+def _read_reference(reference: str) -> Answer:
+    from opdprobe.rollout.same_answer import read_answer
 
-
-def _parse(text: str, seconds: int | None) -> list[Any]:
-    from math_verify import parse
-
-    return parse(text, parsing_timeout=seconds)  # pyright: ignore[reportArgumentType] None = no limit
-
-
-def _final_answer(response: str) -> str:
-    if (start := response.rfind(r"\boxed")) >= 0:
-        return response[start:]
-    if lines := _ANSWER_LINE.findall(response):
-        return rf"\boxed{{{lines[-1].strip('$')}}}"
-    return response
-
-
-def _time_limit() -> int | None:
-    # math-verify keeps time with SIGALRM: main thread and POSIX only.
-    signals = os.name == "posix" and threading.current_thread() is threading.main_thread()
-    return _SECONDS if signals else None
+    boxed = find_answer(reference) if r"\boxed" in reference else None
+    return read_answer(boxed or reference)

@@ -75,7 +75,7 @@ def test_any_text_is_graded(text):
 
 
 def test_an_endless_power_is_incorrect(monkeypatch):
-    monkeypatch.setattr("opdprobe.rollout.grade._SECONDS", 1)
+    monkeypatch.setattr("opdprobe.rollout.same_answer._SECONDS", 1)
     assert grade_math(r"\boxed{9^{9^{9^9}}}", "3") is False
 
 
@@ -86,6 +86,184 @@ def test_off_the_main_thread():
     thread.start()
     thread.join(60)
     assert found == [True, False]
+
+
+WORKING = "First 8 + 9 = 17, then 17 * 3 = 51.\nSo 51 is **the sum so far**.\n\n---\n\n"
+ENDINGS = [
+    "Answer: {} apples",
+    "Answer: The answer is {}.",
+    "Answer: {}, as computed above",
+    "Answer: {} mod 50",
+    "Answer: ${}$ (mod 50)",
+    r"Answer: ${} \pmod{{50}}$",
+    "Answer: ${}$ apples",
+    "Answer: There are {} apples left",
+    "Answer: $n = {}$ is the smallest such number.",
+    "Answer: m+n = {}",
+    "Answer: {} out of 80",
+    "Answer: {} cm^2",
+    "Answer: {}°",
+    "Answer: ≈ {}",
+    r"Answer: \(\mathbf{{{}}}\)",
+    r"Answer: \[{}\]",
+    "Answer: (C) {}",
+    "Answer: {}\n\nThis answer is correct. Ask me 5 more!",
+    "So the answer is: {}.",
+    "the answer is therefore **{}**.",
+    "The answer (in cm) is {}.",
+    "**Final Answer: {} apples are left.**",
+    "✅ Final Answer: **{}**",
+    "### Final Answer\n\n**{}**",
+    "### Final Answer\n\nThe number of apples is **{}**.",
+    "**Final Answer**\n\\[\n{}\n\\]",
+    "Final Answer\n------------\n$$\n{}\n$$",
+    "Answer:\n- {}",
+    "<answer>It is ${}$</answer>",
+    r"\boxed{{{}}}. This is the number in \boxed{{}}.",
+    r"\boxed{{{}}}, and then \boxed{{ \text{{}} }} and \boxed{{?}}",
+    r"\boxed{{\text{{The answer is }} {}}}",
+    r"\boxed{{{}\ \text{{apples}}}}",
+    r"\fbox{{{}}}",
+    r"Answer: {}, and \boxed{{}}",
+]
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_words_round_the_answer(ending):
+    assert grade_math(WORKING + ending.format(46), "46") is True
+    assert grade_math(WORKING + ending.format(45), "46") is False
+    assert grade_math(WORKING + ending.format(46), "51") is False
+
+
+@pytest.mark.parametrize(
+    ("response", "answer"),
+    [
+        ("Answer: 5 boys and 3 girls", "5"),
+        ("Answer: 46 million", "46"),
+        ("Answer: less than 46", "46"),
+        ("Answer: the square root of 46", "46"),
+        ("Answer: 46 or 47", "46"),
+        ("Answer: $46$ or $47$", "46"),
+        ("Answer: 3 hours 20 minutes", "3"),
+        ("Answer: not 46", "46"),
+        (r"\boxed{46 + \foo}", "46"),
+        (r"\boxed{46} or \boxed{}, no: \boxed{47}", "46"),
+    ],
+)
+def test_words_that_change_the_answer(response, answer):
+    assert grade_math(response, answer) is False
+
+
+NOT_EQUAL = [
+    # numbers
+    (r"\frac{1}{60!}", r"\frac{1}{61!}"),
+    (r"3^{-70}", r"3^{-71}"),
+    ("10^{-30}", "0"),
+    (r"1 - 10^{-30}", r"1 - 10^{-31}"),
+    ("e^{-60}", "e^{-61}"),
+    (r"\sqrt{2} \cdot 10^{-25}", r"\sqrt{3} \cdot 10^{-25}"),
+    (r"\sqrt{10^{30} + 1}", "10^{15}"),
+    ("9007199254740993", "9007199254740992"),
+    ("99999999999999999999.5", "99999999999999999999.4"),
+    ("0.0000431", "0.0000432"),
+    ("0.1234567", "0.1234568"),
+    (r"6.6\times10^{-34}", r"6.7\times10^{-34}"),
+    ("0.33", r"\frac13"),
+    ("2.236", r"\sqrt{5}"),
+    ("2,345", "2.345"),
+    ("2+5i", "2-5i"),
+    ("4i", "4"),
+    # parts of others
+    ("(0, 10^{-30})", "(0, 10^{-31})"),
+    (r"\{1, 10^{-30}\}", r"\{1, 10^{-31}\}"),
+    ("x > 10^{-30}", "x > 10^{-31}"),
+    (r"y = \frac{x}{60!}", r"y = \frac{x}{61!}"),
+    (r"\frac{x}{60!}", r"\frac{x}{61!}"),
+    (r"\begin{pmatrix} 10^{-30} & 1 \end{pmatrix}", r"\begin{pmatrix} 10^{-31} & 1 \end{pmatrix}"),
+    # notations
+    ("14:30", "7:15"),
+    ("8:05", "8:50"),
+    ("9:00 AM", "9:00 PM"),
+    ("2:3:4", "2:3:5"),
+    ("31_7", "31_8"),
+    ("2,2,5", "2,5,5"),
+    ("f'(x)", "f(x)"),
+    (r"20^\circ", "20'"),
+    (r"2, 4, \ldots, 2n", r"2, 4, \ldots, 2^n"),
+    (r"1, 2, 3, \dots", r"1, 2, 4, \dots"),
+    (r"3, \ldots, 9", r"3, \ldots, 8"),
+    # ends, signs, sides
+    ("[2, 5)", "(2, 5]"),
+    ("[2, 5]", "(2, 5)"),
+    ("x < 7", "x > 7"),
+    (r"x \le 7", "x < 7"),
+    ("y = 4x - 1", "y = 4x + 1"),
+    ("5x + y = 2", "5x + y = 3"),
+    ("x - y", "y - x"),
+    (r"70^\circ", r"7^\circ"),
+    (r"\begin{pmatrix} 1 \\ 6 \end{pmatrix}", r"\begin{pmatrix} 6 \\ 1 \end{pmatrix}"),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), NOT_EQUAL)
+def test_near_misses(one, other):
+    assert grade_math(rf"\boxed{{{one}}}", other) is False
+    assert grade_math(rf"\boxed{{{other}}}", one) is False
+    assert grade_math(rf"\boxed{{{one}}}", one) is True
+    assert grade_math(rf"\boxed{{{other}}}", other) is True
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (r"\frac{1}{60!}", r"\frac{61}{61!}"),
+        (r"3^{-70}", r"\frac{1}{3^{70}}"),
+        (r"\frac{x}{60!}", r"\frac{61x}{61!}"),
+        ("10^{-9}", "0.000000001"),
+        (r"6.5\times10^{-34}", r"65\times10^{-35}"),
+        (r"\sqrt{5 + 2\sqrt{6}}", r"\sqrt{2} + \sqrt{3}"),
+        (r"e^{i\pi}", "-1"),
+        (r"\frac{1}{1+i}", r"\frac{1-i}{2}"),
+        (r"\sin^2 1 + \cos^2 1", "1"),
+        (r"\frac{2}{3}", "0.666667"),
+        (r"\frac{2}{3}", r"0.\overline{6}"),
+        ("0.3", "0.30000000000000004"),
+        (r"\frac{1}{7}", "0.142857142857143"),
+        (r"1, 2, \ldots, n", r"1,2,3,\dots,n"),
+        ("3:4", "6 : 8"),
+        ("9:00 PM", r"9\!:\!00\text{ PM}"),
+        ("2,5,2", "2, 2, 5"),
+        ("52_{8}", "52_8"),
+        (r"2\,000\,000", "2,000,000"),
+        (r"1\frac12", "1 1/2"),
+        ("sin(x) + 2", r"\sin x + 2"),
+        (r"10^{10^{10}}", r"10^{10^{10}}"),
+    ],
+)
+def test_equal_however_written(one, other):
+    assert grade_math(rf"\boxed{{{one}}}", other) is True
+    assert grade_math(rf"\boxed{{{other}}}", one) is True
+
+
+@given(st.integers(1, 10**40), st.integers(1, 10**40), st.integers(-(10**9), 10**9))
+@settings(deadline=None, max_examples=50)
+def test_fractions(numerator, denominator, shift):
+    response = rf"\boxed{{\frac{{{numerator}}}{{{denominator}}}}}"
+    assert grade_math(response, f"{7 * numerator}/{7 * denominator}") is True
+    expected = numerator * (denominator + shift) == numerator * denominator
+    if denominator + shift > 0:
+        assert grade_math(response, f"{numerator}/{denominator + shift}") is expected
+
+
+@pytest.mark.parametrize(
+    "tower",
+    [r"2^{2^{2^{2^{2^2}}}}", "10^{10^{10}}", "(10^{10})!", r"\sqrt{2}^{10^{12}}", "1.5^{10^{12}}"],
+)
+def test_numbers_too_large_to_compute_need_no_time_limit(tower, monkeypatch):
+    monkeypatch.setattr("opdprobe.rollout.same_answer._time_limit", lambda: None)
+    assert grade_math(rf"\boxed{{{tower}}}", tower) is True
+    assert grade_math(rf"\boxed{{{tower}}}", "3") is False
+    assert grade_math(rf"\boxed{{{tower} + 1}}", tower) is False
 
 
 @pytest.mark.parametrize("answer", ["", "  ", Prompt("p7", text="?")])
