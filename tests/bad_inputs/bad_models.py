@@ -8,7 +8,14 @@ from typing import Any
 import torch
 from case import Case
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from opdprobe.errors import ConfigError, ModelError, NonFiniteError, PromptError, VocabularyError
 from opdprobe.models.load import load_model, load_tokenizer
@@ -16,6 +23,7 @@ from opdprobe.preflight import preflight
 from opdprobe.rollout.once import probe
 from opdprobe.rollout.pair import Pair
 from opdprobe.rollout.prompts import EncodedPrompt, Prompt, encode_prompts
+from opdprobe.rollout.sample import sample
 from opdprobe.testing import tiny_model, tiny_tokenizer
 from opdprobe.testing.testbed.tokenizer import build_tokenizer
 
@@ -128,6 +136,12 @@ def _probed(_: Path, **weights: float) -> object:
     return probe(pair, [prompt], num_generations=1, k=2, max_completion_length=2)
 
 
+def _positions(_: Path) -> object:
+    config = GPT2Config(vocab_size=64, n_embd=4, n_layer=1, n_head=1, n_positions=16)
+    model = GPT2LMHeadModel(config)
+    return sample(model, [[7] * 10], max_completion_length=24, eos_ids=[2], pad_id=0)
+
+
 _MODELS = [
     _model(
         "a name of nothing",
@@ -226,6 +240,12 @@ _MODELS = [
         "unpacks quantised weights: …gptqmodel…. Install it, or take a checkpoint that is not "
         "quantised.",
         quantization_config={"quant_method": "awq", "bits": 4, "group_size": 16},
+    ),
+    _model(
+        "texts longer than the model's table of positions",
+        _positions,
+        "GPT2LMHeadModel has a table of 16 positions, but a prompt of 10 tokens with a response of "
+        "up to 24 needs 33: lower max_completion_length to 7 or less, or leave out long prompts.",
     ),
     _configured("no attention head", _LOADS + "…" + _SAVED, num_attention_heads=0),
     _model(
