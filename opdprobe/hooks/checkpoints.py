@@ -16,6 +16,7 @@ from opdprobe.hooks.shared import (
     run_attrs,
     undisturbed,
 )
+from opdprobe.models.files import model_directory
 from opdprobe.models.load import identity, load_model, load_tokenizer, weight_hash
 from opdprobe.models.processes import Processes
 from opdprobe.rollout.grade import Grader
@@ -35,8 +36,8 @@ def find_checkpoints(checkpoints: str | Path | Sequence[str | Path]) -> dict[int
     ----------
     checkpoints : str, Path or sequence of them
         A directory that holds one directory per checkpoint; or the checkpoints themselves, each a
-        directory whose name ends in its step ("checkpoint-500"). A single model without a number is
-        step 0.
+        directory whose name ends in its step ("checkpoint-500"; verl's "global_step_500"), with a
+        model or an adapter. A single model without a number is step 0.
 
     Returns
     -------
@@ -64,15 +65,18 @@ def find_checkpoints(checkpoints: str | Path | Sequence[str | Path]) -> dict[int
     given = [checkpoints] if isinstance(checkpoints, str | Path) else list(checkpoints)
     paths: list[Path] = []
     for path in map(Path, given):
-        if (path / "config.json").is_file():
+        if model_directory(path):
             paths.append(path)
             continue
-        inside = sorted(file.parent for file in path.glob("*/config.json"))
+        inside = [child for child in sorted(path.glob("*")) if model_directory(child)]
         # A folder of checkpoints may hold a final model beside them, which has no step.
         if not (numbered := [child for child in inside if _STEP.fullmatch(child.name)]):
+            deeper = next((child.name for child in path.glob("*") if _numbered(child)), None)
             raise ModelError(
                 f"{path}: no checkpoint there; expected a saved model (config.json and "
-                "safetensors), or a directory of models whose names end in a step (checkpoint-500)."
+                "safetensors), an adapter (adapter_config.json), or a directory of them whose "
+                "names end in a step (checkpoint-500)"
+                + (f": did you mean {path / deeper}?" if deeper else ".")
             )
         paths += numbered
     if not paths:
@@ -81,7 +85,7 @@ def find_checkpoints(checkpoints: str | Path | Sequence[str | Path]) -> dict[int
         )
     found: dict[int, Path] = {}
     for path in paths:
-        match = _STEP.fullmatch(path.resolve().name)
+        match = _STEP.fullmatch(_named_by_step(path.resolve()))
         if match is None and len(paths) > 1:
             raise ConfigError(
                 f"{path}: the name does not end in a step; expected one like checkpoint-500, since "
@@ -92,6 +96,19 @@ def find_checkpoints(checkpoints: str | Path | Sequence[str | Path]) -> dict[int
             raise ConfigError(f"{found[step]} and {path} are both step {step}; leave one out.")
         found[step] = path
     return dict(sorted(found.items()))
+
+
+def _numbered(path: Path) -> bool:
+    """Whether a directory holds a checkpoint."""
+    return any(_STEP.fullmatch(child.name) and model_directory(child) for child in path.glob("*"))
+
+
+def _named_by_step(path: Path) -> str:
+    """Name of the directory that has the step; above global_step_N/actor/huggingface, of verl."""
+    for inside in ("huggingface", "actor"):
+        if path.name == inside:
+            path = path.parent
+    return path.name
 
 
 def probe_checkpoints(
@@ -215,7 +232,7 @@ def probe_checkpoints(
                     )
             except NonFiniteError as error:
                 raise NonFiniteError(f"{path}: {error}") from error
-            identified = {"checkpoint": path.name, "weight_hash": weight_hash(student)}
+            identified = {"checkpoint": _named_by_step(path), "weight_hash": weight_hash(student)}
             writer.write_step(step, dataset.assign_attrs(identified))
             writer.log_metrics(step, step_metrics(dataset, processes))
     if on_progress and processes.is_main:

@@ -4,17 +4,19 @@ Adapters sit inside the layers of a transformers model, so that model computes w
 PeftModel around it is needed only to switch them off, to save them and to load them.
 """
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, load_model
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
-from opdprobe.errors import ConfigError
+from opdprobe.errors import ConfigError, ModelError
 from opdprobe.models.head import Body, Head, split_head
 from opdprobe.models.sharding import is_sharded, load_parts, named_as_whole, on_main
 
@@ -139,6 +141,101 @@ def load_weights(model: Any, directory: Path) -> None:
         load_parts(expected, weights)
     else:
         set_peft_model_state_dict(model, weights, adapter_name=name)
+
+
+def merge_adapter(base: PreTrainedModel, directory: Path) -> PreTrainedModel:
+    """Merge a saved adapter into its base model.
+
+    Parameters
+    ----------
+    base : transformers.PreTrainedModel
+        The base model. It is changed.
+    directory : Path
+        Holds `adapter_config.json` and `adapter_model.safetensors`.
+
+    Returns
+    -------
+    transformers.PreTrainedModel
+        The base with the adapter in its weights, and no trace of PEFT.
+
+    Raises
+    ------
+    ModelError
+        PEFT is not installed; the adapter is incomplete, pickled, of another base, or cannot be
+        merged exactly.
+    """
+    try:
+        import peft
+    except ImportError as error:
+        raise ModelError(
+            f"{directory}: an adapter, which needs the peft package: pip install peft, or merge "
+            "the adapter into its base and save the result."
+        ) from error
+    file = directory / "adapter_model.safetensors"
+    if not file.is_file():
+        raise ModelError(
+            f"{directory}: an adapter without adapter_model.safetensors: complete the download, or "
+            "save it with safe_serialization=True."
+        )
+    if getattr(base, "is_quantized", False):
+        raise ModelError(
+            f"{directory}: the adapter's base model is quantised, so merging would round the "
+            "adapter; write the path of the unquantised base into adapter_config.json, as "
+            "base_model_name_or_path."
+        )
+    try:
+        config: Any = peft.PeftConfig.from_pretrained(str(directory))
+        if config.is_prompt_learning:
+            raise ModelError(
+                f"{directory}: a learned prompt ({config.peft_type.value}), which cannot be merged "
+                "into its base; expected an adapter inside the layers, such as LoRA."
+            )
+        config.base_model_name_or_path = base.name_or_path  # PEFT warns if they differ
+        weights = load_file(file)
+        _untie(base, config, weights)
+        own = {name for name, _ in base.named_parameters(remove_duplicate=False)}
+        with warnings.catch_warnings():
+            # PEFT asks transformers for a property by its old name.
+            warnings.filterwarnings("ignore", ".*gradient_checkpointing", FutureWarning)
+            model: Any = peft.get_peft_model(base, config)
+        expected = peft.get_peft_model_state_dict(model, save_embedding_layers=False)
+        if missing := sorted(expected.keys() - weights.keys()):
+            raise ModelError(
+                f"{directory}: {len(missing)} of the adapter's weights are not in {file.name}; the "
+                f"first is {missing[0]}. Expected the complete adapter."
+            )
+        for key in sorted(weights.keys() - expected.keys()):
+            # Trained embeddings are saved under the base's names.
+            if key.removeprefix("base_model.model.").replace(".base_layer.", ".") not in own:
+                raise ModelError(
+                    f"{directory}: the base model has no place for {key} in {file.name}: the "
+                    "adapter belongs to another base."
+                )
+        peft.set_peft_model_state_dict(model, weights)
+        return model.merge_and_unload(safe_merge=True)
+    except ModelError:
+        raise
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ModelError(
+            f"{directory}: the adapter does not fit its base model: {reason}; expected an adapter "
+            "as PEFT's save_pretrained writes it, and the base that it was trained on."
+        ) from error
+
+
+def _untie(base: PreTrainedModel, config: Any, weights: dict[str, Tensor]) -> None:
+    """Separate tied embeddings if the adapter changes only one of them."""
+    tied: Any = base.get_input_embeddings()
+    head: Any = base.get_output_embeddings()
+    if head is None or tied.weight is not head.weight:
+        return
+    names = [name for name, module in base.named_modules() if module in (tied, head)]
+    if any(f".{name}." in key for name in names for key in weights) and not getattr(
+        config, "ensure_weight_tying", False
+    ):
+        head.weight = nn.Parameter(head.weight.detach().clone())
+        base.config.get_text_config().tie_word_embeddings = False
+        base.config.tie_word_embeddings = False
 
 
 def is_adapted(model: nn.Module) -> bool:

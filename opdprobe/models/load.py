@@ -20,13 +20,23 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
+    AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 
 from opdprobe.errors import ConfigError, ModelError
+from opdprobe.models.adapters import merge_adapter
+from opdprobe.models.files import (
+    adapter_base,
+    is_adapter,
+    model_directory,
+    saved_model,
+    wrapper,
+)
 from opdprobe.models.head import Body, Head, split_head
 from opdprobe.models.sharding import full
 from opdprobe.models.vocabulary import shared_vocabulary, shared_width, tokenizer_hash
@@ -53,7 +63,13 @@ _UNREADABLE = (
     *(OSError, ValueError, LookupError, SafetensorError, struct.error, StrictDataclassError),
     *(AttributeError, TypeError, ArithmeticError, RuntimeError),
 )
-_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+# Weights that no logit depends on: layers that predict further tokens, buffers that old releases
+# saved, value heads.
+_UNUSED = re.compile(
+    r"(^|[._])mtp[._]|(^|\.)v_head\.|rotary_emb\.inv_freq$|\.masked_bias$|(^|\.)position_ids$"
+)
+# Parts of a vision-language or audio model that text does not pass.
+_OTHER_SENSES = re.compile(r"(^|[._])(vision|visual|image|audio|multi_modal|mm)[._]")
 
 
 def load_model(
@@ -68,7 +84,10 @@ def load_model(
     Parameters
     ----------
     name_or_path : str or Path
-        A directory with `config.json` and safetensors weights, a `.gguf` file, or a hub id.
+        A `.gguf` file, a hub id, or a directory: with `config.json` and safetensors weights; with
+        an adapter, which is merged into the base that its `adapter_config.json` names (a path,
+        also relative to the adapter, or a hub id); or verl's `global_step_N`, merged. Of a
+        vision-language model, text passes the language model alone.
     dtype : torch.dtype
         The weights' dtype. float32 is right on a CPU and for a student in training; on a GPU a
         teacher is usually kept in ``torch.bfloat16``. GGUF weights are dequantised to it.
@@ -85,8 +104,9 @@ def load_model(
     Raises
     ------
     ModelError
-        `name_or_path` does not exist or has only pickled weights; the weights are torn or
-        incomplete; the `gguf` package is missing.
+        `name_or_path` does not exist or has only pickled weights; the weights are torn,
+        incomplete, or not all used; they are those of a wrapped model; an adapter's base is not
+        found; a package is missing (`gguf`, `peft`, or the one that unpacks quantised weights).
 
     Examples
     --------
@@ -100,42 +120,138 @@ def load_model(
     if "gguf_file" in extra and gguf_config is not None:
         # Newer transformers may keep the weights packed; those can be neither trained nor sliced.
         extra["quantization_config"] = gguf_config(extra["gguf_file"], dequantize=True)
+    if not extra and is_adapter(Path(name)):
+        model: Any = _adapted(Path(name), dtype, trust_remote_code)
+        # A run should name the adapter, not its base.
+        model.config._name_or_path = model.name_or_path = str(name_or_path)
+        return model.to(device).eval() if device is not None else model.eval()
+    options: dict[str, Any] = {
+        "dtype": dtype,
+        "use_safetensors": True,
+        "ignore_mismatched_sizes": True,  # listed in `info`, and refused below
+        "trust_remote_code": trust_remote_code,
+        "output_loading_info": True,
+        **extra,
+    }
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            name,
-            dtype=dtype,
-            use_safetensors=True,
-            ignore_mismatched_sizes=True,  # listed in `info`, and refused below
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-            **extra,
-        )
+        loaded: Any = _auto_class(name, trust_remote_code, extra).from_pretrained(name, **options)
+    except ImportError as error:
+        raise ModelError(
+            f"{name_or_path}: the model needs a package that is not installed, such as the one "
+            f"that unpacks quantised weights: {_first_line(error).rstrip('.')}. Install it, or "
+            "take a checkpoint that is not quantised."
+        ) from error
     except _UNREADABLE as error:
         raise ModelError(
             f"{name_or_path}: the model does not load: {_first_line(error)}; expected a causal "
             "language model, as save_pretrained writes it."
         ) from error
     model, info = loaded
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise ModelError(
+            f"{name_or_path}: an adapter on the hub; download it and give its directory."
+        )
+    _check_weights(name_or_path, model, info)
+    if _has_other_senses(model.config) and not _reads_text(model):
+        raise ModelError(
+            f"{name_or_path}: {type(model).__name__}, a vision-language model, which does not "
+            "compute a text's logits from the text alone; expected a causal language model: save "
+            "its language model by itself."
+        )
+    return model.to(device).eval() if device is not None else model.eval()
+
+
+def _auto_class(name: str, trust_remote_code: bool, extra: Mapping[str, Any]) -> Any:
+    """Choose what loads a model: for some vision-language models, not AutoModelForCausalLM."""
+    if extra:
+        return AutoModelForCausalLM
+    config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
+    known: Any = AutoModelForCausalLM
+    if type(config) in known._model_mapping or not _has_other_senses(config):
+        return AutoModelForCausalLM
+    return AutoModelForImageTextToText
+
+
+def _has_other_senses(config: Any) -> bool:
+    return any(getattr(config, f"{sense}_config", None) for sense in ("vision", "audio"))
+
+
+def _check_weights(name: str | Path, model: PreTrainedModel, info: Mapping[str, Any]) -> None:
+    """Refuse a model if the weights in the file are not exactly the weights that it has."""
+    unused = sorted(key for key in info["unexpected_keys"] if not _ignored(model, key))
+    if advice := wrapper(unused):
+        raise ModelError(f"{name}: the weights' names are those of {advice}.")
     if wrong := sorted(info["mismatched_keys"]):
         weight, came, expected = wrong[0]
         raise ModelError(
-            f"{name_or_path}: {len(wrong)} of the weights do not have the shape that config.json "
+            f"{name}: {len(wrong)} of the weights do not have the shape that config.json "
             f"gives them; the first is {weight}: {tuple(came)}, expected {tuple(expected)}. Take "
             "both from one checkpoint."
         )
     if masked := re.search(r"\w+ForMaskedLM\b", str(model.config.architectures)):
         raise ModelError(
-            f"{name_or_path}: {masked[0]} attends to the full text; expected a causal language "
+            f"{name}: {masked[0]} attends to the full text; expected a causal language "
             "model, which attends only to earlier tokens."
         )
     if missing := sorted(info["missing_keys"]):
         # transformers fills these with random numbers and continues; a probe must not.
         raise ModelError(
-            f"{name_or_path}: {len(missing)} of the weights of {type(model).__name__} are not in "
+            f"{name}: {len(missing)} of the weights of {type(model).__name__} are not in "
             f"the checkpoint; the first is {missing[0]}. Expected the complete checkpoint of a "
             "causal language model."
         )
-    return model.to(device).eval() if device is not None else model.eval()
+    if unused:
+        # transformers leaves these out and continues, with another model than the one saved.
+        cause = (
+            "they are scales of quantised weights, so config.json lacks its quantization_config"
+            if any(re.search(r"scale(_inv)?$|absmax|qzeros|quant_", key) for key in unused)
+            else "config.json describes another model than the one saved"
+        )
+        raise ModelError(
+            f"{name}: {len(unused)} of the weights in the checkpoint have no place in "
+            f"{type(model).__name__}; the first is {unused[0]}: {cause}. Take both from one "
+            "checkpoint."
+        )
+
+
+def _ignored(model: PreTrainedModel, key: str) -> bool:
+    """Whether no logit of a text depends on a weight that is in the file but not in the model."""
+    config: Any = model.config.get_text_config()
+    if _UNUSED.search(key) or (_has_other_senses(model.config) and _OTHER_SENSES.search(key)):
+        return True
+    # Layers behind the last one that predict further tokens (DeepSeek, GLM).
+    ahead = getattr(config, "num_nextn_predict_layers", None) or 0
+    layer = re.search(r"\.layers\.(\d+)\.", key)
+    return layer is not None and 0 <= int(layer[1]) - config.num_hidden_layers < ahead
+
+
+@torch.no_grad()
+def _reads_text(model: PreTrainedModel) -> bool:
+    """Whether a vision-language model computes on text alone, as a causal language model does."""
+    ids = torch.arange(1, 9)[None] % model.config.get_text_config().vocab_size
+    positions = torch.arange(8)[None]
+    try:
+        whole, part = (
+            model.eval()(input_ids=ids[:, :n], position_ids=positions[:, :n]).logits[:, :4].float()
+            for n in (8, 4)
+        )
+    except (*_UNREADABLE, AssertionError):
+        return False
+    tolerance = 64 * torch.finfo(model.dtype).eps
+    return torch.allclose(whole, part, rtol=tolerance, atol=tolerance * float(part.abs().max()))
+
+
+def _adapted(directory: Path, dtype: torch.dtype, trust_remote_code: bool) -> PreTrainedModel:
+    """Load an adapter's base and merge the adapter into it."""
+    named = adapter_base(directory)
+    try:
+        base = load_model(named, dtype=dtype, trust_remote_code=trust_remote_code)
+    except ModelError as error:
+        raise ModelError(
+            f"{directory}: an adapter, and its base model does not load: {error} If the base is "
+            "elsewhere, write its path into adapter_config.json, as base_model_name_or_path."
+        ) from error
+    return merge_adapter(base, directory)
 
 
 def load_tokenizer(
@@ -146,7 +262,8 @@ def load_tokenizer(
     Parameters
     ----------
     name_or_path : str or Path
-        As for `load_model`: a directory, a `.gguf` file, or a hub id.
+        As for `load_model`: a directory, a `.gguf` file, or a hub id. An adapter without a
+        tokenizer has its base's.
     trust_remote_code : bool
         Run tokenizer code that comes with the files.
 
@@ -161,6 +278,9 @@ def load_tokenizer(
         `name_or_path` does not exist or has no tokenizer, or the `gguf` package is missing.
     """
     name, extra = _source(name_or_path, weights=False)
+    directory = Path(name)
+    if not extra and not any(directory.glob("tokenizer*")) and is_adapter(directory):
+        return load_tokenizer(adapter_base(directory), trust_remote_code=trust_remote_code)
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **extra)
     except Exception as error:
@@ -321,16 +441,6 @@ def _source(name_or_path: str | Path, *, weights: bool) -> tuple[str, dict[str, 
                 "(owner/name)."
             )
         return name, {}
-    if not weights:
-        return str(path), {}
-    if not (path / "config.json").is_file():
-        raise ModelError(f"{name}: no config.json in this directory; expected a saved model.")
-    if not any(path.glob("*.safetensors")):
-        pickles = sorted(file.name for kind in _PICKLES for file in path.glob(kind))
-        raise ModelError(
-            f"{name}: only pickled weights ({pickles[0]}), which can run code when read: "
-            "if you trust them, convert them to safetensors (save_pretrained writes it)."
-            if pickles
-            else f"{name}: no *.safetensors file in this directory: complete the download."
-        )
-    return str(path), {}
+    if weights:
+        return str(saved_model(path)), {}
+    return str(model_directory(path) or path), {}

@@ -15,6 +15,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from opdprobe.errors import NonFiniteError
 from opdprobe.models.head import evaluating
+from opdprobe.models.positions import check_length
 from opdprobe.rollout.kv_cache import RoomyLayer, roomy_cache
 from opdprobe.rollout.packed_weights import packed_weights
 
@@ -295,7 +296,10 @@ def sample(
     ------
     NonFiniteError
         The largest logit of a state is NaN or infinite.
+    ModelError
+        The model's table of positions is too short.
     """
+    check_length(model, prompts, max_completion_length)
     with evaluating(model):
         live, logits = _prefill(model, prompts, pad_id, num_generations)
         device, n_rollouts = model.device, len(live.rollout)

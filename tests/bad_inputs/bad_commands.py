@@ -96,7 +96,8 @@ CASES = [
     _failed(
         "a directory without a model, to be probed",
         "ModelError: FOLDER: no checkpoint there; expected a saved model (config.json and "
-        "safetensors), or a directory of models whose names end in a step (checkpoint-500).",
+        "safetensors), an adapter (adapter_config.json), or a directory of them whose names end in "
+        "a step (checkpoint-500).",
         *("probe", "FOLDER", "--teacher", "zoo:sft-small"),
         *("--prompts", "zoo:train", "--run-dir", "FOLDER/run"),
     ),

@@ -1,12 +1,21 @@
 """Directories that should hold a model or a tokenizer, and pairs that do not fit."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from case import Case
-from transformers import BertConfig, BertForMaskedLM, PreTrainedModel, PreTrainedTokenizerBase
+from safetensors.torch import load_file, save_file
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
 from opdprobe.errors import ConfigError, ModelError, NonFiniteError, PromptError, VocabularyError
 from opdprobe.models.load import load_model, load_tokenizer
@@ -14,6 +23,7 @@ from opdprobe.preflight import preflight
 from opdprobe.rollout.once import probe
 from opdprobe.rollout.pair import Pair
 from opdprobe.rollout.prompts import EncodedPrompt, Prompt, encode_prompts
+from opdprobe.rollout.sample import sample
 from opdprobe.testing import tiny_model, tiny_tokenizer
 from opdprobe.testing.testbed.tokenizer import build_tokenizer
 
@@ -78,6 +88,34 @@ def _shard_missing(folder: Path) -> object:
     return load_model(path)
 
 
+def _renamed(prefix: str) -> Callable[[Path], object]:
+    """A model whose weights have a wrapper's names."""
+
+    def feed(folder: Path) -> object:
+        file = _saved(folder) / "model.safetensors"
+        weights = {prefix + name: weight for name, weight in load_file(file).items()}
+        save_file(weights, file, {"format": "pt"})
+        return load_model(folder / "model")
+
+    return feed
+
+
+def _adapter(folder: Path) -> object:
+    path = folder / "checkpoint-5"
+    path.mkdir()
+    (path / "adapter_config.json").write_text(
+        '{"peft_type": "LORA", "base_model_name_or_path": "/data/base"}'
+    )
+    return load_model(path)
+
+
+def _shards(folder: Path) -> object:
+    actor = folder / "global_step_5/actor"
+    actor.mkdir(parents=True)
+    (actor / "model_world_size_2_rank_0.pt").touch()
+    return load_model(folder / "global_step_5")
+
+
 def _encoder(folder: Path) -> object:
     config = BertConfig(
         vocab_size=64,
@@ -96,6 +134,12 @@ def _probed(_: Path, **weights: float) -> object:
     pair = Pair(models["student"], models["teacher"], tiny_tokenizer())
     prompt = EncodedPrompt(Prompt("a", text="1 2"), (7, 8))
     return probe(pair, [prompt], num_generations=1, k=2, max_completion_length=2)
+
+
+def _positions(_: Path) -> object:
+    config = GPT2Config(vocab_size=64, n_embd=4, n_layer=1, n_head=1, n_positions=16)
+    model = GPT2LMHeadModel(config)
+    return sample(model, [[7] * 10], max_completion_length=24, eos_ids=[2], pad_id=0)
 
 
 _MODELS = [
@@ -153,6 +197,55 @@ _MODELS = [
         "FOLDER/model: 2 of the weights do not have the shape that config.json gives them; the "
         "first is lm_head.weight: (64, 16), expected (32, 16). Take both from one checkpoint.",
         vocab_size=32,
+    ),
+    _configured(
+        "fewer layers than weights",
+        "FOLDER/model: 9 of the weights in the checkpoint have no place in LlamaForCausalLM; the "
+        "first is model.layers.1.input_layernorm.weight: config.json describes another model than "
+        "the one saved. Take both from one checkpoint.",
+        num_hidden_layers=1,
+    ),
+    _model(
+        "weights of a model under PEFT adapters",
+        _renamed("base_model.model."),
+        "FOLDER/model: the weights' names are those of a model under PEFT adapters "
+        "(base_model.model., base_layer, lora_A): merge them with model.merge_and_unload() before "
+        "saving, or save the adapter alone with the PEFT model's save_pretrained.",
+    ),
+    _model(
+        "weights of a model wrapped by FSDP",
+        _renamed("_fsdp_wrapped_module."),
+        "FOLDER/model: the weights' names are those of a model wrapped by FSDP "
+        "(_fsdp_wrapped_module.): gather the full state dict (FullStateDictConfig, or "
+        "accelerator.get_state_dict) and pass it to the inner model's save_pretrained.",
+    ),
+    _model(
+        "an adapter whose base is elsewhere",
+        _adapter,
+        "FOLDER/checkpoint-5: an adapter, and its base model does not load: /data/base: no such "
+        "file or directory; expected a model directory, a .gguf file or a hub id (owner/name). If "
+        "the base is elsewhere, write its path into adapter_config.json, as "
+        "base_model_name_or_path.",
+    ),
+    _model(
+        "verl's shards, not merged",
+        _shards,
+        "FOLDER/global_step_5: the weights are in verl's FSDP shards (model_world_size_….pt); "
+        "merge them first: python -m verl.model_merger merge --backend fsdp --local_dir "
+        "FOLDER/global_step_5/actor --target_dir FOLDER/global_step_5/actor/huggingface",
+    ),
+    _configured(
+        "quantised weights without the package that unpacks them",
+        "FOLDER/model: the model needs a package that is not installed, such as the one that "
+        "unpacks quantised weights: …gptqmodel…. Install it, or take a checkpoint that is not "
+        "quantised.",
+        quantization_config={"quant_method": "awq", "bits": 4, "group_size": 16},
+    ),
+    _model(
+        "texts longer than the model's table of positions",
+        _positions,
+        "GPT2LMHeadModel has a table of 16 positions, but a prompt of 10 tokens with a response of "
+        "up to 24 needs 33: lower max_completion_length to 7 or less, or leave out long prompts.",
     ),
     _configured("no attention head", _LOADS + "…" + _SAVED, num_attention_heads=0),
     _model(
@@ -259,8 +352,8 @@ _TOKENIZERS = [
     ),
     _pair(
         "fewer logits than tokens",
-        "The teacher has 60 logits, but the tokenizer has 64 tokens; resize its embeddings, or "
-        "load the tokenizer that belongs to it.",
+        "The teacher has 60 logits, but the tokenizer has 64 tokens; load the tokenizer that "
+        "belongs to it.",
         logits=60,
     ),
     _encoded("a prompt that is too long", "6 tokens, more than max_length 4", max_length=4),

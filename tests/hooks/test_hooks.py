@@ -6,6 +6,7 @@ import logging
 from types import SimpleNamespace
 
 import numpy as np
+import peft
 import pytest
 import torch
 from torch import nn
@@ -33,7 +34,7 @@ from opdprobe.cli.parser import main
 from opdprobe.errors import ModelError
 from opdprobe.hooks import find_checkpoints
 from opdprobe.hooks.shared import undisturbed, unwrap
-from opdprobe.models.load import weight_hash
+from opdprobe.models.load import load_model, weight_hash
 from opdprobe.report.token_text import TokenTexts
 from opdprobe.report.view import write_view
 from opdprobe.testing import tiny_model, tiny_tokenizer
@@ -493,6 +494,44 @@ def test_which_checkpoints_are_found(saved, tmp_path):
         find_checkpoints([saved / "checkpoint-3", saved / "final"])
     with pytest.raises(ConfigError, match="both step 3"):
         find_checkpoints([saved / "checkpoint-3", saved / "checkpoint-3"])
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
+def test_checkpoints_of_adapters_become_a_run(tmp_path):
+    """Those of TRL and ms-swift; a step's numbers are those of the adapted model."""
+    student, teacher = models()
+    base = save(student, tmp_path / "base")
+    for step in (3, 20):
+        adapted = peft.get_peft_model(
+            load_model(base), peft.LoraConfig(r=2, target_modules=["q_proj"])
+        )
+        torch.manual_seed(step)
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.data.normal_()
+        adapted.save_pretrained(tmp_path / f"out/checkpoint-{step}")
+    assert list(find_checkpoints(tmp_path / "out")) == [3, 20]
+    run = probe_checkpoints(tmp_path / "out", teacher, PROMPTS, tmp_path / "run", **SMALL)
+    merged = adapted.merge_and_unload()
+    want = probe_checkpoints(
+        [save(merged, tmp_path / "merged-20")], teacher, PROMPTS, tmp_path / "merged", **SMALL
+    )
+    assert run.load(20).attrs["checkpoint"] == "checkpoint-20"
+    assert np.array_equal(run.load(20).token_id, want.load(20).token_id)
+    np.testing.assert_allclose(run.load(20).logp, want.load(20).logp, atol=1e-5)
+    assert run.load(3).attrs["weight_hash"] != run.load(20).attrs["weight_hash"]
+
+
+def test_verls_checkpoints_are_found(tmp_path):
+    for step in (5, 10):
+        save(models()[0], tmp_path / f"out/global_step_{step}/actor/huggingface")
+    folders = [tmp_path / f"out/global_step_{step}" for step in (5, 10)]
+    assert find_checkpoints(tmp_path / "out") == {5: folders[0], 10: folders[1]}
+    for inside in ("actor", "actor/huggingface"):
+        paths = [folder / inside for folder in folders]
+        assert find_checkpoints(paths) == {5: paths[0], 10: paths[1]}
+    with pytest.raises(ModelError, match=r"did you mean .*/out\?"):
+        find_checkpoints(tmp_path)
 
 
 def test_the_command(saved, tmp_path, capsys):

@@ -1,0 +1,75 @@
+"""How long a text a model with a table of positions can take."""
+
+import re
+from collections.abc import Sequence
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from opdprobe.errors import ModelError
+
+__all__ = ["check_length", "position_limit"]
+
+# Names of learned tables (GPT-2, OPT, BioGPT) and of computed ones that do not grow (GPT-J).
+_TABLE = re.compile(r"(^|\.)(wpe|\w*position_embeddings?|embed_positions|pos_emb\w*)$")
+
+
+def position_limit(model: PreTrainedModel) -> int | None:
+    """Return the number of positions in a model's table; None if it computes them as needed.
+
+    Examples
+    --------
+    >>> from transformers import GPT2Config, GPT2LMHeadModel
+    >>> config = GPT2Config(vocab_size=8, n_embd=4, n_layer=1, n_head=1, n_positions=16)
+    >>> position_limit(GPT2LMHeadModel(config))
+    16
+    """
+    limits = [
+        table.num_embeddings - int(getattr(table, "offset", 0))
+        for name, table in model.named_modules()
+        if isinstance(table, nn.Embedding) and _TABLE.search(name) and not _sees(name)
+    ]
+    limits += [
+        len(table)
+        for name, table in model.named_buffers()
+        if table.ndim == 2 and _TABLE.search(name) and not _sees(name)
+    ]
+    return min(limits, default=None)
+
+
+def check_length(
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_completion_length: int
+) -> None:
+    """Refuse prompts and responses for which a model has no positions.
+
+    Parameters
+    ----------
+    model
+        A causal language model.
+    prompts
+        Token ids of each prompt.
+    max_completion_length
+        Longest response, in tokens. Its last token is not fed to the model.
+
+    Raises
+    ------
+    ModelError
+        The longest prompt and the longest response exceed the model's table of positions.
+    """
+    limit = position_limit(model)
+    longest = max(map(len, prompts), default=0)
+    if limit is not None and longest + max_completion_length - 1 > limit:
+        raise ModelError(
+            f"{model.name_or_path or type(model).__name__} has a table of {limit} positions, but a "
+            f"prompt of {longest} tokens with a response of up to {max_completion_length} needs "
+            f"{longest + max_completion_length - 1}: lower max_completion_length to "
+            f"{max(limit - longest + 1, 0)} or less, or leave out long prompts."
+            if longest <= limit
+            else f"{model.name_or_path or type(model).__name__} has a table of {limit} positions, "
+            f"but a prompt has {longest} tokens: leave out long prompts."
+        )
+
+
+def _sees(name: str) -> bool:
+    """Whether a module is part of what encodes images or sound."""
+    return re.search(r"vision|visual|image|audio|encoder\.", name) is not None
