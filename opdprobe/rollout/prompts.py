@@ -134,7 +134,7 @@ def encode_prompts(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
     *,
-    max_length: int = 1024,
+    max_prompt_length: int = 1024,
     template: str | None = None,
     enable_thinking: bool = False,
     on_error: OnError = "raise",
@@ -151,7 +151,7 @@ def encode_prompts(
         The student's.
     prompts : sequence of Prompt
         The prompts.
-    max_length : int
+    max_prompt_length : int
         The longest prompt allowed, in tokens (paper Table 2: 1024). No prompt is truncated: half a
         question is another question.
     template : str, optional
@@ -175,26 +175,37 @@ def encode_prompts(
         Prompts are too long, have no tokens, or are refused by the chat template (listed by index,
         from 0), or no prompt is usable; the latter with "skip" too.
     ConfigError
-        `template` does not contain ``{question}``, or `max_length` is below 1.
+        `template` does not contain ``{question}``, or `max_prompt_length` is below 1.
     """
     if template is not None and "{question}" not in template:
         raise ConfigError(f"template = {shown(template)}; expected {{question}} in it.")
-    if max_length < 1:
-        raise ConfigError(f"max_length = {max_length}; expected 1 or more.")
+    if max_prompt_length < 1:
+        raise ConfigError(f"max_prompt_length = {max_prompt_length}; expected 1 or more.")
     encoded: list[EncodedPrompt] = []
     faults: list[str] = []
+    too_long = False
     for number, prompt in enumerate(prompts):
         try:
             ids = _encode(tokenizer, prompt, template, enable_thinking)
             if not ids:
                 raise PromptError("no tokens.")
-            if len(ids) > max_length:
-                raise PromptError(f"{len(ids)} tokens, more than max_length {max_length}.")
+            if len(ids) > max_prompt_length:
+                too_long = True
+                raise PromptError(
+                    f"{len(ids)} tokens, more than max_prompt_length {max_prompt_length}."
+                )
         except PromptError as error:
             faults.append(f"row {number} (id {shown(prompt.id)}): {error}".rstrip("."))
         else:
             encoded.append(EncodedPrompt(prompt, tuple(ids)))
-    report_faults("encode_prompts", faults, len(prompts), kept=len(encoded), on_error=on_error)
+    report_faults(
+        "encode_prompts",
+        faults,
+        len(prompts),
+        kept=len(encoded),
+        on_error=on_error,
+        cure=", raise max_prompt_length (--max-prompt-length)" if too_long else "",
+    )
     return encoded
 
 
@@ -271,7 +282,7 @@ def _unknown_words(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:
 
 
 def report_faults(
-    source: str, faults: list[str], count: int, *, kept: int, on_error: OnError
+    source: str, faults: list[str], count: int, *, kept: int, on_error: OnError, cure: str = ""
 ) -> None:
     """Raise an error that lists the rows that cannot be used, or log them."""
     if count == 0:
@@ -284,7 +295,7 @@ def report_faults(
         logger.warning("%s They are left out.", message)
         return
     raise PromptError(
-        f"{message} No usable row is left: correct them."
+        f"{message} No usable row is left: correct them{cure}."
         if on_error == "skip"
-        else f'{message} Correct them, or leave them out with on_error="skip".'
+        else f'{message} Correct them{cure}, or leave them out with on_error="skip".'
     )

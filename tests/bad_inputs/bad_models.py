@@ -204,6 +204,7 @@ def _encoded(
     fault: str,
     tokenizer: PreTrainedTokenizerBase | None = None,
     template: str | None = None,
+    cure: str = "",
     **options: Any,
 ) -> Case:
     """A prompt that cannot be encoded."""
@@ -216,8 +217,8 @@ def _encoded(
         )
 
     message = (
-        f"encode_prompts: 1 of 1 rows cannot be used: row 0 (id 'a'): {fault}. Correct them, or "
-        'leave them out with on_error="skip".'
+        f"encode_prompts: 1 of 1 rows cannot be used: row 0 (id 'a'): {fault}. Correct them{cure}, "
+        'or leave them out with on_error="skip".'
     )
     return Case("Tokenizers", fed, feed, PromptError, message)
 
@@ -263,7 +264,12 @@ _TOKENIZERS = [
         "load the tokenizer that belongs to it.",
         logits=60,
     ),
-    _encoded("a prompt that is too long", "6 tokens, more than max_length 4", max_length=4),
+    _encoded(
+        "a prompt that is too long",
+        "6 tokens, more than max_prompt_length 4",
+        cure=", raise max_prompt_length (--max-prompt-length)",
+        max_prompt_length=4,
+    ),
     _encoded(
         "a word that the testbed's tokenizer does not know",
         "the tokenizer has no token for ['What'], and none for unknown words",

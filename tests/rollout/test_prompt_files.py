@@ -503,20 +503,21 @@ def test_without_chat_template_contents_are_joined(tokenizer):
 def test_overlong_prompts_are_listed_and_skipped_on_request(tokenizer, caplog):
     prompts = [user("a", "p"), user("a" * 30, "q"), user("b", "r"), user("c" * 40, "s")]
     with pytest.raises(PromptError) as caught:
-        encode_prompts(tokenizer, prompts, max_length=20)
+        encode_prompts(tokenizer, prompts, max_prompt_length=20)
     assert "2 of 4 rows cannot be used" in str(caught.value)
-    assert "row 1 (id 'q'): 37 tokens, more than max_length 20" in str(caught.value)
-    assert "row 3 (id 's'): 47 tokens, more than max_length 20" in str(caught.value)
-    encoded = encode_prompts(tokenizer, prompts, max_length=20, on_error="skip")
+    assert "row 1 (id 'q'): 37 tokens, more than max_prompt_length 20" in str(caught.value)
+    assert "row 3 (id 's'): 47 tokens, more than max_prompt_length 20" in str(caught.value)
+    assert "raise max_prompt_length (--max-prompt-length), or leave" in str(caught.value)
+    encoded = encode_prompts(tokenizer, prompts, max_prompt_length=20, on_error="skip")
     assert [e.prompt.id for e in encoded] == ["p", "r"]
     assert "They are left out" in caplog.text
 
 
 def test_max_length_is_inclusive(tokenizer):
     (encoded,) = encode_prompts(tokenizer, [user("abc")])
-    encode_prompts(tokenizer, [user("abc")], max_length=len(encoded.ids))
+    encode_prompts(tokenizer, [user("abc")], max_prompt_length=len(encoded.ids))
     with pytest.raises(PromptError, match="more than"):
-        encode_prompts(tokenizer, [user("abc")], max_length=len(encoded.ids) - 1)
+        encode_prompts(tokenizer, [user("abc")], max_prompt_length=len(encoded.ids) - 1)
 
 
 def test_a_template_that_refuses_a_role(tokenizer):
@@ -539,8 +540,8 @@ def test_template_replaces_the_wording_and_keeps_braces(tokenizer):
 def test_bad_settings(tokenizer):
     with pytest.raises(ConfigError, match=r"template = 'Think!'; expected \{question\} in it"):
         encode_prompts(tokenizer, [user("a")], template="Think!")
-    with pytest.raises(ConfigError, match="max_length = 0; expected 1 or more"):
-        encode_prompts(tokenizer, [user("a")], max_length=0)
+    with pytest.raises(ConfigError, match="max_prompt_length = 0; expected 1 or more"):
+        encode_prompts(tokenizer, [user("a")], max_prompt_length=0)
     with pytest.raises(PromptError, match="no rows"):
         encode_prompts(tokenizer, [])
 
