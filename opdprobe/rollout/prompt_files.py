@@ -122,9 +122,10 @@ def prompts_from_rows(
         Column `prompt`: a list of {role, content}, or a str for a plain text. A content may be a
         list of text parts, {"type": "text", "text": …}, whose texts are joined. The rest is
         optional: `reward_model` {ground_truth} or `answer`; `extra_info` {index} or `id`
-        (default: the row's number). These are verl's columns. Values may be numpy's or pandas',
-        and `rows` may be a DataFrame; None, NaN, NA and NaT are gaps. An answer that ends in
-        ``#### 72``, as GSM8K's do, is 72.
+        (default: the row's number). These are verl's columns. `chat_template_kwargs`, TRL's, are
+        passed to the chat template. Values may be numpy's or pandas', and `rows` may be a
+        DataFrame; None, NaN, NA and NaT are gaps. An answer that ends in ``#### 72``, as GSM8K's
+        do, is 72.
     source : str
         What to call the rows in messages.
     prompt_column : str

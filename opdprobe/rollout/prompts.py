@@ -6,6 +6,7 @@ chat template; a plain *text* reaches the model as it is.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -63,7 +64,7 @@ class Prompt:
     answer : str or None
         The reference answer, as the file has it.
     meta : mapping
-        The row's other columns.
+        The row's other columns. `chat_template_kwargs` in it are passed to the chat template.
 
     Raises
     ------
@@ -160,7 +161,8 @@ def encode_prompts(
         This is how student prompts take the form that the teacher was trained on (paper sect.
         5.2): `BOXED_TEMPLATE`, `DAPO_TEMPLATE`, or your own.
     enable_thinking : bool
-        Passed to the chat template; the paper's Qwen3 runs have it off (paper sect. 4).
+        Passed to the chat template; the paper's Qwen3 runs have it off (paper sect. 4). A prompt's
+        own column `chat_template_kwargs` (TRL's), such as {"enable_thinking": true}, precedes it.
     on_error : {"raise", "skip"}
         Whether an unusable prompt raises an error, or is left out and logged.
 
@@ -245,12 +247,13 @@ def _encode(
         question = template.replace("{question}", strip_instruction(question))
     if prompt.text is not None:
         return _tokens(tokenizer, question)
+    options = {"enable_thinking": enable_thinking, **_own_options(tokenizer, prompt)}
     messages = [*prompt.messages[:-1], {**prompt.messages[-1], "content": question}]
     if tokenizer.chat_template is None:
         return _tokens(tokenizer, "\n\n".join(message["content"] for message in messages))
     try:
         text = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, enable_thinking=enable_thinking
+            messages, tokenize=False, add_generation_prompt=True, **options
         )
     except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
         # A template is a program; it may refuse a role, or fail.
@@ -258,6 +261,33 @@ def _encode(
     assert isinstance(text, str)  # tokenize=False
     # The chat template writes the special tokens itself.
     return _tokens(tokenizer, text, add_special_tokens=False)
+
+
+def _own_options(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> dict[str, Any]:
+    """Arguments that the prompt's row has for the chat template."""
+    given = prompt.meta.get("chat_template_kwargs")
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise PromptError(
+            f"chat_template_kwargs is of type {type(given).__name__}; expected a mapping of names "
+            "to values."
+        )
+    # In a parquet file, each row has the names of all rows.
+    options = {name: value for name, value in given.items() if value is not None}
+    # The names that transformers takes itself would replace the template, or what it returns.
+    kinds = inspect.signature(type(tokenizer).apply_chat_template).parameters.values()
+    taken = {parameter.name for parameter in kinds if parameter.kind is not parameter.VAR_KEYWORD}
+    if refused := sorted(shown(name) for name in options if name in taken or not _is_name(name)):
+        raise PromptError(
+            f"chat_template_kwargs has {', '.join(refused)}; expected names that the chat template "
+            "reads, such as enable_thinking."
+        )
+    return options
+
+
+def _is_name(name: object) -> bool:
+    return isinstance(name, str) and name.isidentifier()
 
 
 def _tokens(

@@ -205,6 +205,7 @@ def _encoded(
     tokenizer: PreTrainedTokenizerBase | None = None,
     template: str | None = None,
     cure: str = "",
+    meta: dict[str, Any] | None = None,
     **options: Any,
 ) -> Case:
     """A prompt that cannot be encoded."""
@@ -212,9 +213,8 @@ def _encoded(
     def feed(_: Path) -> object:
         used = tokenizer or tiny_tokenizer()
         used.chat_template = template or used.chat_template
-        return encode_prompts(
-            used, [Prompt("a", messages=({"role": "user", "content": "1 2 3"},))], **options
-        )
+        asked = {"role": "user", "content": "1 2 3"}
+        return encode_prompts(used, [Prompt("a", messages=(asked,), meta=meta or {})], **options)
 
     message = (
         f"encode_prompts: 1 of 1 rows cannot be used: row 0 (id 'a'): {fault}. Correct them{cure}, "
@@ -263,6 +263,13 @@ _TOKENIZERS = [
         "The teacher has 60 logits, but the tokenizer has 64 tokens; resize its embeddings, or "
         "load the tokenizer that belongs to it.",
         logits=60,
+    ),
+    _encoded(
+        "a row that would replace the chat template",
+        "chat_template_kwargs has 'chat_template'; expected names that the chat template reads, "
+        "such as enable_thinking",
+        template="{{ messages[0].content }}",
+        meta={"chat_template_kwargs": {"chat_template": "{{ 1 }}"}},
     ),
     _encoded(
         "a prompt that is too long",

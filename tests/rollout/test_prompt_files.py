@@ -486,6 +486,50 @@ def test_enable_thinking_reaches_the_template(tokenizer):
     assert text_of(tokenizer, encoded.ids).endswith("a:*")
 
 
+def asked(options, id="0"):
+    meta = {"chat_template_kwargs": options}
+    return Prompt(id, messages=({"role": "user", "content": "2+2?"},), meta=meta)
+
+
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_a_rows_own_template_arguments_precede(tokenizer, tmp_path, everywhere):
+    given = [{"enable_thinking": True}, {"enable_thinking": False}, {}, None]
+    rows = [
+        {"prompt": [{"role": "user", "content": "2+2?"}], "chat_template_kwargs": options}
+        for options in given
+    ]
+    # In a parquet file, a row without the argument has it as null.
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "p.parquet")
+    for prompts in (prompts_from_rows(rows), load_prompts(tmp_path / "p.parquet")):
+        encoded = encode_prompts(tokenizer, prompts, enable_thinking=everywhere)
+        ends = [text_of(tokenizer, prompt.ids).endswith("a:*") for prompt in encoded]
+        assert ends == [True, False, everywhere, everywhere]
+
+
+def test_any_argument_of_the_template_can_be_given(tokenizer):
+    tokenizer.chat_template += "{{ reasoning_effort }}"
+    (encoded,) = encode_prompts(tokenizer, [asked({"reasoning_effort": "low"})])
+    assert text_of(tokenizer, encoded.ids).endswith("a:low")
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ('{"enable_thinking": true}', "is of type str; expected a mapping of names to values"),
+        ({"tokenize": True}, r"has 'tokenize'; expected names that the chat template reads"),
+        ({"chat_template": "{{ 1 }}"}, "has 'chat_template'; expected names"),
+        ({"conversation": [], "a b": 1}, "has 'a b', 'conversation'; expected names"),
+        ({7: True}, "has 7; expected names"),
+    ],
+)
+def test_template_arguments_that_are_refused(tokenizer, options, reason):
+    prompts = [asked(options), user("2+2?", "1")]
+    with pytest.raises(PromptError, match=rf"row 0 \(id '0'\): chat_template_kwargs {reason}"):
+        encode_prompts(tokenizer, prompts)
+    (encoded,) = encode_prompts(tokenizer, prompts, on_error="skip")
+    assert encoded.prompt.id == "1"
+
+
 def test_plain_text_is_not_templated(tokenizer):
     (encoded,) = encode_prompts(tokenizer, [Prompt("0", text="2+2=")])
     assert text_of(tokenizer, encoded.ids) == "<s>2+2="
