@@ -120,7 +120,7 @@ BEFORE = [
         "an over-long prompt",
         lambda p: trainer(p, {"max_prompt_length": 2}),
         PromptError,
-        r"1 of 2 rows cannot be used: row 1 \(id 'b'\): 3 tokens, more than max_length 2",
+        r"1 of 2 rows cannot be used: row 1 \(id 'b'\): 3 tokens, more than max_prompt_length 2",
     ),
     Row(
         "no prompt",
@@ -144,7 +144,7 @@ BEFORE = [
         "missing prompts",
         lambda p: load_prompts(p / "absent.parquet"),
         PromptError,
-        r"absent\.parquet: no such file; expected a \.parquet or \.jsonl file",
+        r"absent\.parquet: no such file; expected a \.parquet, \.jsonl, ",
     ),
     Row(
         "a missing model",
@@ -179,7 +179,10 @@ def test_bad_prompts_are_left_out_only_if_asked(tmp_path, caplog):
         run = trainer(tmp_path, {"max_prompt_length": 2}, on_error="skip").train()
     assert set(run.rollouts().prompt_id.values) == {"a"}
     (record,) = (r for r in caplog.records if "cannot be used" in r.message)
-    assert "row 1 (id 'b'): 3 tokens, more than max_length 2. They are left out." in record.message
+    assert (
+        "row 1 (id 'b'): 3 tokens, more than max_prompt_length 2. They are left out."
+        in record.message
+    )
 
 
 def test_padded_logits_are_cut_to_the_vocabulary_once_with_a_note(tmp_path, caplog):

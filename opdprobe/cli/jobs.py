@@ -89,7 +89,7 @@ def _prompts(experiment: Experiment, seed: int, preset: Preset):
         prompts[:n] + other[:n],
         n_prompts=n,
         max_completion_length=_longest(experiment, preset),
-        max_length=preset.config.max_prompt_length,
+        max_prompt_length=preset.config.max_prompt_length,
         micro_batch_tokens=preset.config.micro_batch_tokens,
         seed=seed,
     )
@@ -124,7 +124,9 @@ def probe(name: str, seed: int, preset: Preset, folder: Path, report: Report) ->
     )
     prompts, grader = resolve_prompts(preset.prompts[experiment.prompts], preset.n_probe)
     if not open_run(path).steps:
-        encoded = encode_prompts(pair.tokenizer, prompts, max_length=config.max_prompt_length)
+        encoded = encode_prompts(
+            pair.tokenizer, prompts, max_prompt_length=config.max_prompt_length
+        )
         step = probe(
             pair,
             encoded,
@@ -186,7 +188,7 @@ def score(role: str, preset: Preset, folder: Path, report: Report) -> None:
             evaluate(
                 model,
                 tokenizer,
-                encode_prompts(tokenizer, problems, max_length=config.max_prompt_length),
+                encode_prompts(tokenizer, problems, max_prompt_length=config.max_prompt_length),
                 grader,
                 num_generations=settings["num_generations"],
                 max_completion_length=settings["max_completion_length"],

@@ -20,7 +20,7 @@ from opdprobe.cli.runs import errors
 from opdprobe.errors import OPDProbeError, needs_train_extra, printable
 
 _MODEL = "directory, hub id, GGUF file or zoo:NAME"
-_PROMPTS = "the prompts: parquet or JSON-lines file, or zoo:SPLIT"
+_PROMPTS = "the prompts: .parquet, .jsonl, .json or .csv file, or zoo:SPLIT"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -149,6 +149,43 @@ def _prompts() -> argparse.ArgumentParser:
     return parent
 
 
+def _reading() -> argparse.ArgumentParser:
+    parent, options = _options()
+    options.add_argument(
+        "--prompt-column",
+        default="prompt",
+        metavar="NAME",
+        help="column of prompt files that holds the prompts (default: %(default)s)",
+    )
+    options.add_argument(
+        "--answer-column",
+        metavar="NAME",
+        help="column of prompt files that holds the answers (default: verl's, or answer)",
+    )
+    options.add_argument(
+        "--on-error",
+        choices=["raise", "skip"],
+        default="raise",
+        help="stop at a prompt that cannot be used, or skip it with a note in the log "
+        "(default: %(default)s)",
+    )
+    return parent
+
+
+def _max_prompt_length(
+    *, set_default: bool = True, group: str | None = None
+) -> argparse.ArgumentParser:
+    parent, options = _options(group)
+    options.add_argument(
+        "--max-prompt-length",
+        type=_positive,
+        default=1024 if set_default else None,
+        metavar="N",
+        help="longest prompt, in tokens (default: 1024)",
+    )
+    return parent
+
+
 def _limit(what: str = "prompts") -> argparse.ArgumentParser:
     parent, options = _options()
     options.add_argument(
@@ -156,20 +193,6 @@ def _limit(what: str = "prompts") -> argparse.ArgumentParser:
         type=_positive,
         metavar="N",
         help=f"use only the first N {what} (default: the whole file, or 2048 of a zoo split)",
-    )
-    return parent
-
-
-def _on_error(
-    *, default: str | None = "raise", group: str | None = None
-) -> argparse.ArgumentParser:
-    parent, options = _options(group)
-    options.add_argument(
-        "--on-error",
-        choices=["raise", "skip"],
-        default=default,
-        help="stop at a prompt that cannot be used, or skip it with a note in the log "
-        "(default: raise)",
     )
     return parent
 
@@ -390,11 +413,12 @@ def _train(commands: Any) -> None:
         "distil a student on its own rollouts, and record the run",
         _models(),
         _prompts(),
+        _reading(),
         _run_dir(),
         _limit("prompts, and the first N problems of --benchmark"),
+        _max_prompt_length(set_default=False),
         _drop_layers(),
         _set("OPDConfig", "; overrides --config"),
-        _on_error(),
         _json("the last metrics"),
     )
     sub.add_argument("--benchmark", metavar="FILE", help="evaluation problems, as for --prompts")
@@ -419,9 +443,11 @@ def _probe(commands: Any) -> None:
         run_commands.probe,
         "sample from saved checkpoints, score the responses, and record a run",
         _prompts(),
+        _reading(),
         _run_dir(),
         _limit(),
         _k("kept"),
+        _max_prompt_length(),
         _responses(4, 512),
         _json("the last metrics"),
     )
@@ -453,11 +479,12 @@ def _preflight(commands: Any) -> None:
         "estimate, before training, whether a teacher will teach a student",
         _models(),
         _prompts(),
+        _reading(),
         _drop_layers(),
         _k("compared"),
+        _max_prompt_length(),
         _responses(4, 64),
         _seed(),
-        _on_error(),
         _json("the verdict and the numbers"),
     )
     sub.add_argument(
@@ -490,10 +517,11 @@ def _cold_start(commands: Any) -> None:
         "fine-tune a student on its teacher's responses, before distillation",
         _models(),
         _prompts(),
+        _reading(),
         _limit(),
+        _max_prompt_length(),
         _responses(1, 12288),
         _set("SFTConfig"),
-        _on_error(),
         _json("the counts"),
     )
     sub.add_argument(
@@ -509,12 +537,13 @@ def _select(commands: Any) -> None:
         recipe_commands.select,
         "choose or reword prompts for a teacher",
         _prompts(),
+        _reading(),
         _out_jsonl(),
         _seed(),
         _json("the counts and the divergences"),
         _models(required=False, group=alone),
         _responses(DIVERGENCE_GENERATIONS, DIVERGENCE_LENGTH, set_defaults=False, group=alone),
-        _on_error(default=None, group=alone),
+        _max_prompt_length(set_default=False, group=alone),
     )
     sub.add_argument(
         "--strategy",
@@ -545,6 +574,7 @@ def _dedup(commands: Any) -> None:
         "dedup",
         recipe_commands.dedup,
         "remove the prompts that another set also contains",
+        _reading(),
         _out_jsonl(),
         _json("the counts"),
     )

@@ -21,11 +21,11 @@ _OPTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "mixed": (("other", "n_prompts"), ("share",)),
     "max_divergence": (
         ("student", "teacher", "n_prompts"),
-        ("num_generations", "max_completion_length", "on_error"),
+        ("num_generations", "max_completion_length", "max_prompt_length"),
     ),
 }
 # Defaults of max_divergence.
-DIVERGENCE_GENERATIONS, DIVERGENCE_LENGTH = 2, 512
+DIVERGENCE_GENERATIONS, DIVERGENCE_LENGTH, DIVERGENCE_PROMPT = 2, 512, 1024
 # Number of removed pairs that `dedup` shows.
 _SHOWN = 3
 
@@ -34,11 +34,11 @@ def cold_start(arguments: argparse.Namespace) -> None:
     """Warm a student up on its teacher's responses, print how many were used."""
     import transformers
 
-    from opdprobe.cli.names import resolve_model, resolve_prompts
+    from opdprobe.cli.names import reading, resolve_model, resolve_prompts
     from opdprobe.train.recipes.cold_start import cold_start
 
     transformers.utils.logging.disable_progress_bar()
-    prompts, _ = resolve_prompts(arguments.prompts, arguments.limit)
+    prompts, _ = resolve_prompts(arguments.prompts, arguments.limit, **reading(arguments))
     with progress() as show:
         made = cold_start(
             resolve_model(arguments.student),
@@ -48,6 +48,7 @@ def cold_start(arguments: argparse.Namespace) -> None:
             out_dir=arguments.out,
             num_generations=arguments.num_generations,
             max_completion_length=arguments.max_completion_length,
+            max_prompt_length=arguments.max_prompt_length,
             on_error=arguments.on_error,
             on_progress=show,
         )
@@ -67,18 +68,18 @@ def cold_start(arguments: argparse.Namespace) -> None:
 
 def select(arguments: argparse.Namespace) -> None:
     """Choose or reword prompts, write them."""
-    from opdprobe.cli.names import resolve_prompts
+    from opdprobe.cli.names import reading, resolve_prompts
     from opdprobe.train.recipes.select import mixed, template
 
     _check_options(arguments)
     _check_out(arguments.out, arguments.prompts, arguments.other)
-    prompts, _ = resolve_prompts(arguments.prompts)
+    prompts, _ = resolve_prompts(arguments.prompts, **reading(arguments))
     report: dict[str, Any] = {"strategy": arguments.strategy, "read": len(prompts)}
     if arguments.strategy == "max_divergence":
         chosen = _most_divergent(arguments, prompts)
         report["reverse_kl"] = [prompt.meta["reverse_kl"] for prompt in chosen]
     elif arguments.strategy == "mixed":
-        other, _ = resolve_prompts(arguments.other)
+        other, _ = resolve_prompts(arguments.other, **reading(arguments))
         share = 0.3 if arguments.share is None else arguments.share
         chosen = mixed(
             prompts, other, n_prompts=arguments.n_prompts, share=share, seed=arguments.seed
@@ -156,7 +157,8 @@ def _most_divergent(arguments: argparse.Namespace, prompts: list[Prompt]) -> lis
             n_prompts=arguments.n_prompts,
             num_generations=arguments.num_generations or DIVERGENCE_GENERATIONS,
             max_completion_length=arguments.max_completion_length or DIVERGENCE_LENGTH,
-            on_error=arguments.on_error or "raise",
+            max_prompt_length=arguments.max_prompt_length or DIVERGENCE_PROMPT,
+            on_error=arguments.on_error,
             seed=arguments.seed,
             on_progress=lambda done, total: show("prompt", done, total),
         )
@@ -168,7 +170,7 @@ def _most_divergent(arguments: argparse.Namespace, prompts: list[Prompt]) -> lis
 
 def dedup(arguments: argparse.Namespace) -> None:
     """Remove the prompts that another set also contains, write the rest."""
-    from opdprobe.cli.names import resolve_prompts
+    from opdprobe.cli.names import reading, resolve_prompts
     from opdprobe.train.recipes.dedup import (
         PAPER_MODEL,
         PAPER_THRESHOLD,
@@ -180,8 +182,8 @@ def dedup(arguments: argparse.Namespace) -> None:
         raise ConfigError("--model and --threshold need --semantic: add it, or leave them out.")
     _check_out(arguments.out, arguments.prompts, arguments.against)
     encode = sentence_encoder(arguments.model or PAPER_MODEL) if arguments.semantic else None
-    prompts, _ = resolve_prompts(arguments.prompts)
-    against, _ = resolve_prompts(arguments.against)
+    prompts, _ = resolve_prompts(arguments.prompts, **reading(arguments))
+    against, _ = resolve_prompts(arguments.against, **reading(arguments))
     exact = exact_duplicates(prompts, against)
     left = [prompt for prompt, known in zip(prompts, exact, strict=True) if not known]
     report: dict[str, Any] = {"read": len(prompts), "exact": sum(exact)}

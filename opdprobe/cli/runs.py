@@ -127,7 +127,7 @@ def train(arguments: argparse.Namespace) -> None:
     """Train, print the metrics."""
     import transformers
 
-    from opdprobe.cli.names import resolve_model, resolve_prompts
+    from opdprobe.cli.names import reading, resolve_model, resolve_prompts
     from opdprobe.models.load import drop_layers, load_model, load_tokenizer
     from opdprobe.train.freed_memory import keep_freed_memory
     from opdprobe.train.trainer import OPDTrainer
@@ -136,10 +136,14 @@ def train(arguments: argparse.Namespace) -> None:
     transformers.utils.logging.disable_progress_bar()
     config = OPDConfig.from_yaml(arguments.config) if arguments.config else OPDConfig()
     config = replace(config, **settings(arguments.set, OPDConfig))
-    prompts, grader = resolve_prompts(arguments.prompts, arguments.limit)
+    if arguments.max_prompt_length is not None:
+        config = replace(config, max_prompt_length=arguments.max_prompt_length)
+    prompts, grader = resolve_prompts(arguments.prompts, arguments.limit, **reading(arguments))
     benchmarks = {}
     if arguments.benchmark:
-        benchmarks["test"], grader = resolve_prompts(arguments.benchmark, arguments.limit)
+        benchmarks["test"], grader = resolve_prompts(
+            arguments.benchmark, arguments.limit, **reading(arguments)
+        )
     student_name = resolve_model(arguments.student)
     student = load_model(student_name)
     if arguments.drop_layers:
@@ -179,7 +183,7 @@ def preflight(arguments: argparse.Namespace) -> None:
     """Measure a pair before training, print the verdict."""
     import transformers
 
-    from opdprobe.cli.names import resolve_model, resolve_prompts
+    from opdprobe.cli.names import reading, resolve_model, resolve_prompts
     from opdprobe.models.load import drop_layers, load_model, load_tokenizer
     from opdprobe.preflight import preflight
     from opdprobe.preflight.show import rendered
@@ -187,7 +191,7 @@ def preflight(arguments: argparse.Namespace) -> None:
 
     transformers.utils.logging.disable_progress_bar()
     student_name, teacher_name = map(resolve_model, (arguments.student, arguments.teacher))
-    prompts, grader = resolve_prompts(arguments.prompts)
+    prompts, grader = resolve_prompts(arguments.prompts, **reading(arguments))
     known = {"boxed": BOXED_TEMPLATE, "dapo": DAPO_TEMPLATE}
     student = load_model(student_name)
     names = {"student": arguments.student, "teacher": arguments.teacher}
@@ -208,6 +212,7 @@ def preflight(arguments: argparse.Namespace) -> None:
             k=arguments.k,
             max_completion_length=arguments.max_completion_length,
             temperature=arguments.temperature,
+            max_prompt_length=arguments.max_prompt_length,
             on_error=arguments.on_error,
             seed=arguments.seed,
             on_progress=lambda done, total: show("measurement", done, total),
@@ -256,13 +261,13 @@ def probe(arguments: argparse.Namespace) -> None:
     """Probe saved checkpoints, or models on a server."""
     import transformers
 
-    from opdprobe.cli.names import resolve_model, resolve_prompts
+    from opdprobe.cli.names import reading, resolve_model, resolve_prompts
     from opdprobe.hooks import probe_checkpoints
     from opdprobe.hooks.served import ServedModel, probe_served
     from opdprobe.models.load import load_tokenizer
 
     transformers.utils.logging.disable_progress_bar()
-    prompts, grader = resolve_prompts(arguments.prompts, arguments.limit)
+    prompts, grader = resolve_prompts(arguments.prompts, arguments.limit, **reading(arguments))
     students, teacher = arguments.checkpoint, arguments.teacher
     if len(students) > 1 and any("://" in name for name in students):
         raise ConfigError("a served student is probed alone: give one address as CKPT.")
@@ -276,6 +281,8 @@ def probe(arguments: argparse.Namespace) -> None:
             "k": arguments.k,
             "num_generations": arguments.num_generations,
             "max_completion_length": arguments.max_completion_length,
+            "max_prompt_length": arguments.max_prompt_length,
+            "on_error": arguments.on_error,
             "grader": grader,
             "tokenizer": load_tokenizer(resolve_model(tokenizer)) if tokenizer else None,
             "on_progress": lambda done, total: show("checkpoint", done, total),

@@ -21,7 +21,7 @@ from opdprobe.models.load import identity, load_model, load_tokenizer, weight_ha
 from opdprobe.models.processes import Processes
 from opdprobe.rollout.grade import Grader
 from opdprobe.rollout.once import probe
-from opdprobe.rollout.prompts import Prompt
+from opdprobe.rollout.prompts import OnError, Prompt
 from opdprobe.rollout.rows import step_metrics
 from opdprobe.store import Run, RunWriter, open_run
 
@@ -120,6 +120,8 @@ def probe_checkpoints(
     k: int = 16,
     num_generations: int = 4,
     max_completion_length: int = 512,
+    max_prompt_length: int = 1024,
+    on_error: OnError = "raise",
     grader: Grader | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     teacher_tokenizer: PreTrainedTokenizerBase | None = None,
@@ -137,7 +139,8 @@ def probe_checkpoints(
     ----------
     checkpoints : str, Path or sequence of them
         See `find_checkpoints`.
-    teacher, prompts, run_dir, k, num_generations, max_completion_length, grader, seed, temperature
+    teacher, prompts, run_dir, k, num_generations, max_completion_length, max_prompt_length, \
+    on_error, grader, seed, temperature
         As for `opdprobe.ProbeCallback`.
     tokenizer : PreTrainedTokenizerBase, optional
         The students'; by default the one saved with the first checkpoint.
@@ -177,7 +180,7 @@ def probe_checkpoints(
     found = find_checkpoints(checkpoints)
     first = next(iter(found.values()))
     tokenizer = tokenizer or load_tokenizer(first)
-    encoded, prompt_set = encode(tokenizer, prompts)
+    encoded, prompt_set = encode(tokenizer, prompts, max_prompt_length, on_error)
     processes = Processes.launched()
     with processes.together():
         writer: RunWriter | None = None

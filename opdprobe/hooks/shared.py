@@ -22,7 +22,7 @@ from opdprobe.models.save import saving
 from opdprobe.models.vocabulary import tokenizer_hash
 from opdprobe.rollout.pair import Pair
 from opdprobe.rollout.prompt_files import load_prompts
-from opdprobe.rollout.prompts import EncodedPrompt, Prompt, encode_prompts
+from opdprobe.rollout.prompts import EncodedPrompt, OnError, Prompt, encode_prompts
 from opdprobe.store import open_run
 from opdprobe.store.files import write_directory
 from opdprobe.train.config import Config
@@ -143,16 +143,21 @@ def make_pair(
     return pair
 
 
-def read_prompts(prompts: Sequence[Prompt] | str | Path) -> Sequence[Prompt]:
-    """Read the prompts if they are a file."""
-    return load_prompts(prompts) if isinstance(prompts, str | Path) else prompts
-
-
 def encode(
-    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt] | str | Path
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt] | str | Path,
+    max_prompt_length: int = 1024,
+    on_error: OnError = "raise",
 ) -> tuple[list[EncodedPrompt], dict[str, Any]]:
-    """Encode prompts, and identify the set so that a resumed run can detect another one."""
-    encoded = encode_prompts(tokenizer, read_prompts(prompts))
+    """Read prompts if they are a file, encode them, and identify the set.
+
+    A resumed run detects another set by that.
+    """
+    if isinstance(prompts, str | Path):
+        prompts = load_prompts(prompts, on_error=on_error)
+    encoded = encode_prompts(
+        tokenizer, prompts, max_prompt_length=max_prompt_length, on_error=on_error
+    )
     text = repr([(prompt.prompt.id, prompt.ids) for prompt in encoded])
     return encoded, {
         "count": len(encoded),

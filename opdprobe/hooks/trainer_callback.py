@@ -33,7 +33,7 @@ from opdprobe.models.load import identity
 from opdprobe.rollout.grade import Grader
 from opdprobe.rollout.once import probe
 from opdprobe.rollout.pair import Pair
-from opdprobe.rollout.prompts import EncodedPrompt, Prompt
+from opdprobe.rollout.prompts import EncodedPrompt, OnError, Prompt
 from opdprobe.rollout.rows import step_metrics
 from opdprobe.store import RunWriter, open_run
 
@@ -83,6 +83,10 @@ class ProbeCallback(TrainerCallback):
         Rollouts per prompt.
     max_completion_length : int
         Longest response, in tokens.
+    max_prompt_length : int
+        Longest prompt, in tokens.
+    on_error : {"raise", "skip"}
+        Whether a prompt that cannot be used raises an error, or is left out and logged.
     grader : callable, optional
         ``grader(response_text, prompt)`` in [0, 1]; without one, `correct` is NaN.
     tokenizer : PreTrainedTokenizerBase, optional
@@ -139,6 +143,8 @@ class ProbeCallback(TrainerCallback):
         *,
         num_generations: int = 4,
         max_completion_length: int = 512,
+        max_prompt_length: int = 1024,
+        on_error: OnError = "raise",
         grader: Grader | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         teacher_tokenizer: PreTrainedTokenizerBase | None = None,
@@ -156,6 +162,8 @@ class ProbeCallback(TrainerCallback):
         self.every = every
         self.teacher = teacher
         self.prompts = prompts
+        self.max_prompt_length = max_prompt_length
+        self.on_error: OnError = on_error
         self.run_dir = Path(run_dir)
         self.grader = grader
         self.tokenizer = tokenizer
@@ -206,7 +214,9 @@ class ProbeCallback(TrainerCallback):
         with undisturbed(student), _precision(args, student):
             pair = make_pair(student, self.teacher, tokenizer, self.teacher_tokenizer)
         self._pair = pair
-        self._encoded, prompt_set = encode(tokenizer, self.prompts)
+        self._encoded, prompt_set = encode(
+            tokenizer, self.prompts, self.max_prompt_length, self.on_error
+        )
         resumed = state.global_step > 0
         recorded = recorded_attrs(self.run_dir) if resumed else {}
         self._writer = RunWriter(

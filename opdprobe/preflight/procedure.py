@@ -222,7 +222,7 @@ def preflight(
         encode_prompts(
             tokenizer,
             chosen,
-            max_length=max_prompt_length,
+            max_prompt_length=max_prompt_length,
             template=template,
             on_error=on_error,
         )

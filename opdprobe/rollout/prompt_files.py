@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from opdprobe.errors import ConfigError, PromptError, needs_train_extra, shown
+import numpy as np
+
+from opdprobe.errors import ConfigError, PromptError, shown
 from opdprobe.rollout.prompts import (
     BOX,
     BOXED_TEMPLATE,
@@ -22,8 +25,8 @@ from opdprobe.rollout.prompts import (
     report_faults,
     strip_instruction,
 )
+from opdprobe.rollout.row_files import read_rows
 from opdprobe.store.files import write_text
-from opdprobe.store.safe_text import parse_json
 
 __all__ = [
     "BOXED_TEMPLATE",
@@ -44,20 +47,26 @@ def load_prompts(
     path: str | Path,
     *,
     limit: int | None = None,
+    prompt_column: str = "prompt",
     answer_column: str | None = None,
     repair_boxed: bool = False,
     on_error: OnError = "raise",
 ) -> list[Prompt]:
-    r"""Read prompts from a .parquet or .jsonl file.
+    r"""Read prompts from a file.
 
     Parameters
     ----------
     path : str or Path
-        The file. Columns as in `prompts_from_rows`.
+        A file of rows: .parquet; .jsonl, one JSON object per line; .json, the same or one list of
+        objects; .csv with a header, for plain texts. The last three are UTF-8, and may be
+        compressed (.jsonl.gz, .jsonl.zst). Columns as in `prompts_from_rows`.
     limit : int, optional
         Read the first `limit` rows only.
-    answer_column, repair_boxed, on_error
+    prompt_column, answer_column, repair_boxed
         As in `prompts_from_rows`.
+    on_error : {"raise", "skip"}
+        As in `prompts_from_rows`. A line that is not JSON, or has another number of fields than a
+        .csv file's header, counts as an unusable row.
 
     Returns
     -------
@@ -67,11 +76,12 @@ def load_prompts(
     Raises
     ------
     PromptError
-        The file is missing, unreadable or empty; else as in `prompts_from_rows`.
+        The file is missing, unreadable or empty, or a compressed one unpacks to more than 100
+        times its size plus 64 MiB; else as in `prompts_from_rows`.
     ConfigError
         `limit` is below 1.
     MissingExtraError
-        The file is a .parquet, and pyarrow (``opdprobe[train]``) is not installed.
+        The file is a .parquet or .zst, and pyarrow (``opdprobe[train]``) is not installed.
 
     Examples
     --------
@@ -85,20 +95,10 @@ def load_prompts(
     path = Path(os.path.expanduser(path))
     if limit is not None and limit < 1:
         raise ConfigError(f"limit = {limit}; expected 1 or more, or None for all rows.")
-    if not path.is_file():
-        found = "a directory" if path.is_dir() else "no such file"
-        raise PromptError(f"{path}: {found}; expected a .parquet or .jsonl file of prompts.")
-    if path.suffix == ".parquet":
-        rows = _read_parquet(path, limit)
-    elif path.suffix == ".jsonl":
-        rows = _read_jsonl(path, limit)
-    else:
-        raise PromptError(
-            f"{path}: expected a .parquet or .jsonl file, got {path.suffix or path.name!r}."
-        )
     return prompts_from_rows(
-        rows,
+        read_rows(path, limit),
         source=str(path),
+        prompt_column=prompt_column,
         answer_column=answer_column,
         repair_boxed=repair_boxed,
         on_error=on_error,
@@ -109,6 +109,7 @@ def prompts_from_rows(
     rows: Iterable[Mapping[str, Any]],
     *,
     source: str = "prompts",
+    prompt_column: str = "prompt",
     answer_column: str | None = None,
     repair_boxed: bool = False,
     on_error: OnError = "raise",
@@ -118,13 +119,19 @@ def prompts_from_rows(
     Parameters
     ----------
     rows : iterable of mapping
-        Column `prompt`: a list of {role, content}, or a str for a plain text. The rest is
+        Column `prompt`: a list of {role, content}, or a str for a plain text. A content may be a
+        list of text parts, {"type": "text", "text": …}, whose texts are joined. The rest is
         optional: `reward_model` {ground_truth} or `answer`; `extra_info` {index} or `id`
-        (default: the row's number). These are verl's columns.
+        (default: the row's number). These are verl's columns. `chat_template_kwargs`, TRL's, are
+        passed to the chat template. Values may be numpy's or pandas', and `rows` may be a
+        DataFrame; None, NaN, NA and NaT are gaps. An answer that ends in ``#### 72``, as GSM8K's
+        do, is 72.
     source : str
         What to call the rows in messages.
+    prompt_column : str
+        Column to take prompts from.
     answer_column : str, optional
-        Column to take answers from; every row must have it.
+        Column to take answers from; every row must have one.
     repair_boxed : bool
         Replace the literal ``\boxed{{}}`` of dapo-math-17k-processed by ``\boxed{}``. The number
         of prompts that have it is logged either way.
@@ -144,6 +151,8 @@ def prompts_from_rows(
 
     Examples
     --------
+    >>> prompts_from_rows([{"prompt": "2+2=", "answer": "Two and two are 4.\n#### 4"}])
+    [Prompt(id='0', messages=(), text='2+2=', answer='4', meta={})]
     >>> prompts_from_rows([{"prompt": "2+2="}, {"prompt": ""}, {"question": "?"}])
     Traceback (most recent call last):
     ...
@@ -154,11 +163,15 @@ def prompts_from_rows(
     prompts: list[Prompt] = []
     faults: list[str] = []
     first_row: dict[str, int] = {}
-    boxed = count = 0
-    for number, row in enumerate(rows):
+    boxed = count = without = 0
+    for number, row in enumerate(_records(rows)):
         count += 1
         try:
-            prompt, was_boxed = _from_row(row, number, answer_column, repair_boxed)
+            columns = _columns(row)
+            without += prompt_column not in columns
+            prompt, was_boxed = _from_row(
+                columns, number, prompt_column, answer_column, repair_boxed
+            )
             if prompt.id in first_row:
                 raise PromptError(f"id {shown(prompt.id)} repeats row {first_row[prompt.id]}.")
         except PromptError as error:
@@ -167,6 +180,11 @@ def prompts_from_rows(
         first_row[prompt.id] = number
         prompts.append(prompt)
         boxed += was_boxed
+    if without and without == count:
+        raise PromptError(
+            f"{source}: {faults[0].partition(': ')[2]} in any row: name the column of the prompts "
+            "with prompt_column (--prompt-column)."
+        )
     report_faults(source, faults, count, kept=len(prompts), on_error=on_error)
     if boxed:
         logger.warning(
@@ -235,7 +253,7 @@ def _to_line(prompt: Prompt) -> str:
             f"prompt {prompt.id!r} cannot be written as JSON ({error}): correct its messages or "
             "meta."
         ) from error
-    found, _ = _from_row(json.loads(line), 0, None, False)
+    found, _ = _from_row(_columns(json.loads(line)), 0, "prompt", None, False)
     for name in ("id", "text", "messages", "answer", "meta"):
         wanted, got = getattr(prompt, name), getattr(found, name)
         if wanted != got:
@@ -246,24 +264,71 @@ def _to_line(prompt: Prompt) -> str:
     return line
 
 
-def _from_row(
-    row: Mapping[str, Any], number: int, answer_column: str | None, repair_boxed: bool
-) -> tuple[Prompt, bool]:
-    """Make the row's prompt; return it, and whether it has the broken box."""
+def _records(rows: Any) -> Iterable[Any]:
+    # Iterating over a DataFrame gives the names of its columns.
+    is_frame = hasattr(rows, "columns") and hasattr(rows, "to_dict")
+    return rows.to_dict("records") if is_frame else rows
+
+
+def _columns(row: Any) -> dict[str, Any]:
+    """Return a row's columns as Python's own types, gaps as None."""
+    if isinstance(row, PromptError):  # in place of a row that the file does not hold
+        raise row
+    if not isinstance(row, Mapping) and hasattr(row, "to_dict"):  # pandas.Series
+        row = row.to_dict()
     if not isinstance(row, Mapping):
         raise PromptError(f"a {type(row).__name__}; expected a mapping of columns to values.")
-    columns = ["prompt"] if answer_column is None else ["prompt", answer_column]
-    for column in columns:
-        if row.get(column) is None:
+    try:
+        return _plain(row)
+    except RecursionError:
+        raise PromptError("nested too deeply.") from None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, np.ndarray):
+        value = list(value) if value.ndim else value[()]
+    if isinstance(value, list | tuple):
+        return [_plain(inner) for inner in value]
+    if isinstance(value, np.floating):
+        # By its digits: as a double, float32's 0.1 would be 0.10000000149011612.
+        value = float(str(value))
+    elif isinstance(value, np.generic):
+        value = value.item()
+    return None if _is_gap(value) else value
+
+
+def _is_gap(value: Any) -> bool:
+    if type(value).__name__ in ("NAType", "NaTType"):  # pandas.NA, pandas.NaT
+        return True
+    return isinstance(value, float) and math.isnan(value)
+
+
+def _from_row(
+    row: dict[str, Any],
+    number: int,
+    prompt_column: str,
+    answer_column: str | None,
+    repair_boxed: bool,
+) -> tuple[Prompt, bool]:
+    """Make the row's prompt; return it, and whether it has the broken box."""
+    for column in (prompt_column, answer_column):
+        if column is None:
+            continue
+        if column not in row:
             raise PromptError(f"no column {column!r} among {shown(sorted(map(str, row)))}.")
-    prompt = row["prompt"]
+        if row[column] is None:
+            raise PromptError(f"column {column!r} is empty.")
+    prompt = row[prompt_column]
     if isinstance(prompt, str):
         messages = [{"content": prompt}]
-    elif isinstance(prompt, Sequence) and all(isinstance(part, Mapping) for part in prompt):
-        messages = [dict(part) for part in prompt]
+    elif isinstance(prompt, list) and all(isinstance(message, dict) for message in prompt):
+        messages = [_with_text(message) for message in prompt]
     else:
         raise PromptError(
-            f"'prompt' is of type {type(prompt).__name__}; expected str or list of messages."
+            f"{prompt_column!r} is of type {type(prompt).__name__}; expected str or list of "
+            "messages."
         )
     boxed = False
     for message in messages:
@@ -272,32 +337,66 @@ def _from_row(
             boxed = True
             if repair_boxed:
                 message["content"] = content.replace(BROKEN_BOX, BOX)
-    answer = (
+    answer = _answer(
         row[answer_column]
         if answer_column
         else _nested(row, "reward_model", "ground_truth", "answer")
     )
-    if isinstance(answer, Mapping | list | tuple):
-        raise PromptError(f"the answer is {shown(answer)}; expected a text or a number.")
-    used = {"prompt", "answer", "id", answer_column}
+    used = {"prompt", "answer", "id", prompt_column, answer_column}
+    meta = {key: value for key, value in row.items() if key not in used}
+    if answer_column and isinstance(meta.get("reward_model"), dict):
+        # One answer, so that a saved prompt is read back equal.
+        meta["reward_model"]["ground_truth"] = answer
     return (
         Prompt(
             id=_row_id(row, number),
             messages=() if isinstance(prompt, str) else tuple(messages),
             text=messages[0]["content"] if isinstance(prompt, str) else None,
-            answer=None if answer is None else _plain(answer),
-            meta={key: value for key, value in row.items() if key not in used},
+            answer=answer,
+            meta=meta,
         ),
         boxed,
     )
 
 
-def _row_id(row: Mapping[str, Any], number: int) -> str:
+def _with_text(message: dict[str, Any]) -> dict[str, Any]:
+    """Join the parts of a message's content if it comes in parts, as OpenAI's protocol has it."""
+    parts = message.get("content")
+    if not isinstance(parts, list):
+        return message
+    texts: list[str] = []
+    for part in parts:
+        kind = part.get("type") if isinstance(part, dict) else None
+        if kind != "text" or not isinstance(part.get("text"), str):
+            found = f"of type {kind!r}" if isinstance(kind, str) and kind != "text" else shown(part)
+            raise PromptError(
+                f"a message has a part {found}; expected parts of text only, "
+                '{"type": "text", "text": …}.'
+            )
+        texts.append(part["text"])
+    return {**message, "content": "".join(texts)}
+
+
+def _answer(value: Any) -> str | None:
+    if isinstance(value, dict | list):
+        raise PromptError(f"the answer is {shown(value)}; expected a text or a number.")
+    if isinstance(value, str):
+        # GSM8K: the solution, then the number on a line of its own.
+        _, _, final = value.rpartition("####")
+        final = final.strip()
+        return final if "####" in value and final and "\n" not in final else value
+    return None if value is None else _written(value)
+
+
+def _row_id(row: dict[str, Any], number: int) -> str:
     found = _nested(row, "extra_info", "index", "id")
-    return _plain(number if found is None else found)
+    return _written(number if found is None else found)
 
 
-def _plain(value: Any) -> str:
+def _written(value: Any) -> str:
+    if isinstance(value, float):
+        # A column of whole numbers with a gap holds floats: 34.0 is 34, and 1e16 has 17 digits.
+        return np.format_float_positional(value, trim="-")
     try:
         return str(value)
     except ValueError:  # Python refuses to write an int of more than 4300 digits
@@ -309,48 +408,3 @@ def _nested(row: Mapping[str, Any], column: str, key: str, plain: str) -> Any:
     outer = row.get(column)
     inner = outer.get(key) if isinstance(outer, Mapping) else None
     return row.get(plain) if inner is None else inner
-
-
-def _read_parquet(path: Path, limit: int | None) -> list[dict[str, Any]]:
-    with needs_train_extra(f"reading {path}"):
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-    try:
-        # The file's own columns: a folder called split=train would add one.
-        with pq.ParquetFile(path) as file:
-            return file.read().slice(0, limit).to_pylist()
-    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
-        raise PromptError(
-            f"{path}: not a readable parquet file ({error}): check that it is complete."
-        ) from error
-
-
-def _read_jsonl(path: Path, limit: int | None) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = []
-    try:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if not line.strip():
-                    continue
-                rows.append(_json_object(line, f"{path}: line {number}"))
-                if len(rows) == limit:
-                    break
-    except (UnicodeDecodeError, OSError) as error:
-        raise PromptError(
-            f"{path}: not a readable UTF-8 text ({error}): save it as UTF-8."
-        ) from error
-    return rows
-
-
-def _json_object(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = parse_json(line)
-    except ValueError as error:
-        raise PromptError(
-            f"{where} is not JSON ({error}): {line[:60]!r}; expected a JSON object per line."
-        ) from error
-    if not isinstance(row, dict):
-        raise PromptError(
-            f"{where} is not a JSON object: {line[:60]!r}; expected a JSON object per line."
-        )
-    return row

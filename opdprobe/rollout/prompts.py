@@ -6,6 +6,7 @@ chat template; a plain *text* reaches the model as it is.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -63,7 +64,7 @@ class Prompt:
     answer : str or None
         The reference answer, as the file has it.
     meta : mapping
-        The row's other columns.
+        The row's other columns. `chat_template_kwargs` in it are passed to the chat template.
 
     Raises
     ------
@@ -134,7 +135,7 @@ def encode_prompts(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
     *,
-    max_length: int = 1024,
+    max_prompt_length: int = 1024,
     template: str | None = None,
     enable_thinking: bool = False,
     on_error: OnError = "raise",
@@ -143,7 +144,8 @@ def encode_prompts(
 
     A conversation goes through the tokenizer's chat template, up to where the answer begins. If
     the tokenizer has none, the messages' contents are joined by blank lines, without roles, and
-    encoded as a plain text: with the special tokens that the tokenizer puts around any text.
+    encoded as a plain text: with the special tokens that the tokenizer puts around any text. A
+    warning is logged if one of them ends the text, since the model then sees a finished one.
 
     Parameters
     ----------
@@ -151,7 +153,7 @@ def encode_prompts(
         The student's.
     prompts : sequence of Prompt
         The prompts.
-    max_length : int
+    max_prompt_length : int
         The longest prompt allowed, in tokens (paper Table 2: 1024). No prompt is truncated: half a
         question is another question.
     template : str, optional
@@ -160,7 +162,8 @@ def encode_prompts(
         This is how student prompts take the form that the teacher was trained on (paper sect.
         5.2): `BOXED_TEMPLATE`, `DAPO_TEMPLATE`, or your own.
     enable_thinking : bool
-        Passed to the chat template; the paper's Qwen3 runs have it off (paper sect. 4).
+        Passed to the chat template; the paper's Qwen3 runs have it off (paper sect. 4). A prompt's
+        own column `chat_template_kwargs` (TRL's), such as {"enable_thinking": true}, precedes it.
     on_error : {"raise", "skip"}
         Whether an unusable prompt raises an error, or is left out and logged.
 
@@ -175,26 +178,53 @@ def encode_prompts(
         Prompts are too long, have no tokens, or are refused by the chat template (listed by index,
         from 0), or no prompt is usable; the latter with "skip" too.
     ConfigError
-        `template` does not contain ``{question}``, or `max_length` is below 1.
+        `template` does not contain ``{question}``, or `max_prompt_length` is below 1.
     """
     if template is not None and "{question}" not in template:
         raise ConfigError(f"template = {shown(template)}; expected {{question}} in it.")
-    if max_length < 1:
-        raise ConfigError(f"max_length = {max_length}; expected 1 or more.")
+    if max_prompt_length < 1:
+        raise ConfigError(f"max_prompt_length = {max_prompt_length}; expected 1 or more.")
     encoded: list[EncodedPrompt] = []
     faults: list[str] = []
+    too_long = False
     for number, prompt in enumerate(prompts):
         try:
             ids = _encode(tokenizer, prompt, template, enable_thinking)
             if not ids:
                 raise PromptError("no tokens.")
-            if len(ids) > max_length:
-                raise PromptError(f"{len(ids)} tokens, more than max_length {max_length}.")
+            if len(ids) > max_prompt_length:
+                too_long = True
+                raise PromptError(
+                    f"{len(ids)} tokens, more than max_prompt_length {max_prompt_length}."
+                )
         except PromptError as error:
             faults.append(f"row {number} (id {shown(prompt.id)}): {error}".rstrip("."))
         else:
             encoded.append(EncodedPrompt(prompt, tuple(ids)))
-    report_faults("encode_prompts", faults, len(prompts), kept=len(encoded), on_error=on_error)
+    report_faults(
+        "encode_prompts",
+        faults,
+        len(prompts),
+        kept=len(encoded),
+        on_error=on_error,
+        cure=", raise max_prompt_length (--max-prompt-length)" if too_long else "",
+    )
+    end = tokenizer.eos_token
+    ended = [
+        prompt
+        for prompt in encoded
+        if end is not None
+        and prompt.ids[-1] == tokenizer.eos_token_id
+        and (prompt.prompt.text is not None or tokenizer.chat_template is None)
+        and not prompt.prompt.question.endswith(end)
+    ]
+    if ended:
+        logger.warning(
+            "The tokenizer appends its end token %r to %d plain prompts, so the models see "
+            "finished texts: load one that does not (add_eos_token=False).",
+            end,
+            len(ended),
+        )
     return encoded
 
 
@@ -234,12 +264,13 @@ def _encode(
         question = template.replace("{question}", strip_instruction(question))
     if prompt.text is not None:
         return _tokens(tokenizer, question)
+    options = {"enable_thinking": enable_thinking, **_own_options(tokenizer, prompt)}
     messages = [*prompt.messages[:-1], {**prompt.messages[-1], "content": question}]
     if tokenizer.chat_template is None:
         return _tokens(tokenizer, "\n\n".join(message["content"] for message in messages))
     try:
         text = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, enable_thinking=enable_thinking
+            messages, tokenize=False, add_generation_prompt=True, **options
         )
     except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
         # A template is a program; it may refuse a role, or fail.
@@ -247,6 +278,33 @@ def _encode(
     assert isinstance(text, str)  # tokenize=False
     # The chat template writes the special tokens itself.
     return _tokens(tokenizer, text, add_special_tokens=False)
+
+
+def _own_options(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> dict[str, Any]:
+    """Arguments that the prompt's row has for the chat template."""
+    given = prompt.meta.get("chat_template_kwargs")
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise PromptError(
+            f"chat_template_kwargs is of type {type(given).__name__}; expected a mapping of names "
+            "to values."
+        )
+    # In a parquet file, each row has the names of all rows.
+    options = {name: value for name, value in given.items() if value is not None}
+    # The names that transformers takes itself would replace the template, or what it returns.
+    kinds = inspect.signature(type(tokenizer).apply_chat_template).parameters.values()
+    taken = {parameter.name for parameter in kinds if parameter.kind is not parameter.VAR_KEYWORD}
+    if refused := sorted(shown(name) for name in options if name in taken or not _is_name(name)):
+        raise PromptError(
+            f"chat_template_kwargs has {', '.join(refused)}; expected names that the chat template "
+            "reads, such as enable_thinking."
+        )
+    return options
+
+
+def _is_name(name: object) -> bool:
+    return isinstance(name, str) and name.isidentifier()
 
 
 def _tokens(
@@ -271,7 +329,7 @@ def _unknown_words(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:
 
 
 def report_faults(
-    source: str, faults: list[str], count: int, *, kept: int, on_error: OnError
+    source: str, faults: list[str], count: int, *, kept: int, on_error: OnError, cure: str = ""
 ) -> None:
     """Raise an error that lists the rows that cannot be used, or log them."""
     if count == 0:
@@ -284,7 +342,7 @@ def report_faults(
         logger.warning("%s They are left out.", message)
         return
     raise PromptError(
-        f"{message} No usable row is left: correct them."
+        f"{message} No usable row is left: correct them{cure}."
         if on_error == "skip"
-        else f'{message} Correct them, or leave them out with on_error="skip".'
+        else f'{message} Correct them{cure}, or leave them out with on_error="skip".'
     )

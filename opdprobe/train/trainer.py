@@ -189,7 +189,7 @@ class OPDTrainer:
 
         def encode(some: Sequence[Prompt]) -> list[EncodedPrompt]:
             return encode_prompts(
-                tokenizer, some, max_length=config.max_prompt_length, on_error=on_error
+                tokenizer, some, max_prompt_length=config.max_prompt_length, on_error=on_error
             )
 
         self.prompts = encode(prompts)

@@ -297,6 +297,8 @@ def _encoded(
     fault: str,
     tokenizer: PreTrainedTokenizerBase | None = None,
     template: str | None = None,
+    cure: str = "",
+    meta: dict[str, Any] | None = None,
     **options: Any,
 ) -> Case:
     """A prompt that cannot be encoded."""
@@ -304,13 +306,12 @@ def _encoded(
     def feed(_: Path) -> object:
         used = tokenizer or tiny_tokenizer()
         used.chat_template = template or used.chat_template
-        return encode_prompts(
-            used, [Prompt("a", messages=({"role": "user", "content": "1 2 3"},))], **options
-        )
+        asked = {"role": "user", "content": "1 2 3"}
+        return encode_prompts(used, [Prompt("a", messages=(asked,), meta=meta or {})], **options)
 
     message = (
-        f"encode_prompts: 1 of 1 rows cannot be used: row 0 (id 'a'): {fault}. Correct them, or "
-        'leave them out with on_error="skip".'
+        f"encode_prompts: 1 of 1 rows cannot be used: row 0 (id 'a'): {fault}. Correct them{cure}, "
+        'or leave them out with on_error="skip".'
     )
     return Case("Tokenizers", fed, feed, PromptError, message)
 
@@ -356,7 +357,19 @@ _TOKENIZERS = [
         "belongs to it.",
         logits=60,
     ),
-    _encoded("a prompt that is too long", "6 tokens, more than max_length 4", max_length=4),
+    _encoded(
+        "a row that would replace the chat template",
+        "chat_template_kwargs has 'chat_template'; expected names that the chat template reads, "
+        "such as enable_thinking",
+        template="{{ messages[0].content }}",
+        meta={"chat_template_kwargs": {"chat_template": "{{ 1 }}"}},
+    ),
+    _encoded(
+        "a prompt that is too long",
+        "6 tokens, more than max_prompt_length 4",
+        cure=", raise max_prompt_length (--max-prompt-length)",
+        max_prompt_length=4,
+    ),
     _encoded(
         "a word that the testbed's tokenizer does not know",
         "the tokenizer has no token for ['What'], and none for unknown words",

@@ -14,6 +14,7 @@ from opdprobe.errors import PromptError, StoreError
 from opdprobe.probes.logs import read_log
 from opdprobe.rollout.prompt_files import load_prompts, prompts_from_rows, save_prompts
 from opdprobe.rollout.prompts import Prompt
+from opdprobe.rollout.row_files import KINDS
 
 SKIP = 'Correct them, or leave them out with on_error="skip".'
 
@@ -53,55 +54,105 @@ def _prompts(fed: str, feed: Any, message: str) -> Case:
 
 _GOOD = _lines({"prompt": "2+2="})
 
+
+def _line(fed: str, line: bytes | str, fault: str) -> Case:
+    """After a good one."""
+    line = line.encode() if isinstance(line, str) else line
+    message = f"FOLDER/prompts.jsonl: 1 of 2 rows cannot be used: row 1: {fault}. {SKIP}"
+    return _prompts(fed, _load(_GOOD.encode() + line), message)
+
+
 _FILES = [
     _prompts(
         "a file that is not there",
         lambda folder: load_prompts(folder / "absent.parquet"),
-        "FOLDER/absent.parquet: no such file; expected a .parquet or .jsonl file of prompts.",
+        f"FOLDER/absent.parquet: no such file; expected {KINDS}.",
     ),
     _prompts(
         "a directory",
         load_prompts,
-        "FOLDER: a directory; expected a .parquet or .jsonl file of prompts.",
+        f"FOLDER: a directory; expected {KINDS}.",
     ),
     _prompts(
         "a file of another kind",
-        _load("prompt\n2+2=\n", "prompts.csv"),
-        "FOLDER/prompts.csv: expected a .parquet or .jsonl file, got '.csv'.",
+        _load("prompt\n2+2=\n", "prompts.tsv"),
+        f"FOLDER/prompts.tsv: expected {KINDS}, got '.tsv'.",
     ),
     _prompts(
         "an empty file",
         _load(""),
         "FOLDER/prompts.jsonl: no rows; expected at least one prompt.",
     ),
-    _prompts(
-        "a file in another encoding than UTF-8",
-        _load('{"prompt": "¿2+2?"}\n'.encode("latin-1")),
-        "FOLDER/prompts.jsonl: not a readable UTF-8 text (…): save it as UTF-8.",
+    _line(
+        "a line in another encoding than UTF-8",
+        '{"prompt": "¿2+2?"}\n'.encode("latin-1"),
+        "line 2 is not UTF-8 text (…): save it as UTF-8",
     ),
-    _prompts(
-        "a compressed file under the name of a plain one, cut off",
-        _load(gzip.compress(_GOOD.encode())[:-4]),
-        "FOLDER/prompts.jsonl: not a readable UTF-8 text (…): save it as UTF-8.",
-    ),
-    _prompts(
+    _line(
         "a line that is not JSON",
-        _load(_GOOD + "2+3=\n"),
-        "FOLDER/prompts.jsonl: line 2 is not JSON (…): '2+3=\\n'; expected a JSON object per line.",
+        "2+3=\n",
+        "line 2 is not JSON (…): '2+3=\\n'; expected a JSON object per line",
     ),
-    _prompts(
+    _line(
         "a line of 100 000 brackets",
-        _load("[" * 100_000),
-        "FOLDER/prompts.jsonl: line 1 is not JSON (nested too deeply): '"
-        + "[" * 60
-        + "'; expected a "
-        "JSON object per line.",
+        "[" * 100_000,
+        f"line 2 is not JSON (nested too deeply): '{'[' * 60}'; expected a JSON object per line",
+    ),
+    _line(
+        "a line that is a list",
+        '["2+2="]\n',
+        "line 2 is not a JSON object: '[\"2+2=\"]\\n'; expected a JSON object per line",
     ),
     _prompts(
-        "a line that is a list",
-        _load('["2+2="]\n'),
-        "FOLDER/prompts.jsonl: line 1 is not a JSON object: '[\"2+2=\"]\\n'; expected a JSON "
-        "object per line.",
+        "a text in UTF-16",
+        _load(_GOOD.encode("utf-16")),
+        "FOLDER/prompts.jsonl: a text in UTF-16: save it as UTF-8.",
+    ),
+    _prompts(
+        "a compressed file under the name of a plain one",
+        _load(gzip.compress(_GOOD.encode())),
+        "FOLDER/prompts.jsonl: compressed by gzip; expected a name that ends in .gz: rename it.",
+    ),
+    _prompts(
+        "a compressed file, cut off",
+        _load(gzip.compress(_GOOD.encode())[:-4], "prompts.jsonl.gz"),
+        "FOLDER/prompts.jsonl.gz: not a readable file (…): check that it is complete.",
+    ),
+    _prompts(
+        "a compressed file of 100 MB of one letter",
+        _load(gzip.compress(bytes(10**8)), "prompts.jsonl.gz"),
+        "FOLDER/prompts.jsonl.gz: unpacks to more than … bytes, which is 100 times its size and "
+        "67108864 more: unpack it, if you trust it.",
+    ),
+    _prompts(
+        "a JSON list, cut off",
+        _load('[{"prompt": "2+2="}, ', "prompts.json"),
+        "FOLDER/prompts.json: not JSON (…); expected a JSON object per line, or one list of "
+        "objects.",
+    ),
+    _prompts(
+        "a CSV file whose last quote is not closed",
+        _load('prompt\n"2+2=\n', "prompts.csv"),
+        "FOLDER/prompts.csv: not a readable CSV file (…): quote fields that hold commas, quotes "
+        "or line breaks.",
+    ),
+    _prompts(
+        "a CSV file with a comma too many",
+        _load("prompt,answer\n2+2=,4\n2,2?,4\n", "prompts.csv"),
+        "FOLDER/prompts.csv: 1 of 2 rows cannot be used: row 1: line 3 ends a row of 3 fields; "
+        f"expected 2, as in the header. {SKIP}",
+    ),
+    _prompts(
+        "a CSV file in which two columns share a name",
+        _load("prompt,prompt\n2+2=,4\n", "prompts.csv"),
+        "FOLDER/prompts.csv: more than one column is called ['prompt']: rename all but one.",
+    ),
+    _prompts(
+        "a CSV file of conversations",
+        _load("prompt,answer\n\"[{'role': 'user', 'content': '2+2='}]\",4\n", "prompts.csv"),
+        "FOLDER/prompts.csv: 1 of 1 rows cannot be used: row 0: line 2 ends a row with a list of "
+        "messages written as text; expected a plain text: save conversations as .jsonl or "
+        f".parquet. {SKIP}",
     ),
     _prompts(
         "a parquet file, cut off",
@@ -116,7 +167,25 @@ _FILES = [
 ]
 
 _ROWS = [
-    _row("a row without the column", {"question": "2+2="}, "no column 'prompt' among ['question']"),
+    _prompts(
+        "rows without the column",
+        _rows({"question": "2+2="}, {"question": "2+3="}),
+        "prompts: no column 'prompt' among ['question'] in any row: name the column of the "
+        "prompts with prompt_column (--prompt-column).",
+    ),
+    _prompts(
+        "a row without the column",
+        _rows({"prompt": "2+2="}, {"question": "2+3="}),
+        "prompts: 1 of 2 rows cannot be used: row 1: no column 'prompt' among ['question']. "
+        + SKIP,
+    ),
+    _row("no prompt", {"prompt": None}, "column 'prompt' is empty"),
+    _row(
+        "a message with an image",
+        {"prompt": [{"role": "user", "content": [{"type": "image"}]}]},
+        "a message has a part of type 'image'; expected parts of text only, "
+        '{"type": "text", "text": …}',
+    ),
     _row("an empty prompt", {"prompt": " \n"}, "prompt '0': empty prompt"),
     _row("no message", {"prompt": []}, "prompt '0': empty prompt"),
     _row(

@@ -159,9 +159,14 @@ def test_bad_prompts_can_be_left_out(tmp_path, capsys):
     prompts.write_text("".join(json.dumps(row) + "\n" for row in rows))
     settings = [*SET, "--set", "max_prompt_length=9", "--set", "max_steps=1"]
     reason, _ = failed(capsys, train(tmp_path / "run", *settings, prompts=prompts))
-    assert "row 1 (id '1'): 61 tokens, more than max_length 9" in reason
+    assert "row 1 (id '1'): 61 tokens, more than max_prompt_length 9" in reason
     assert train(tmp_path / "run", *settings, "--on-error", "skip", prompts=prompts) == 0
     assert set(open_run(tmp_path / "run").load(0).prompt_id.values) == {"0"}
+    prompts.write_bytes(prompts.read_bytes() + b'{"prompt": \n')
+    settings += ["--on-error", "skip", "--max-prompt-length", "61"]
+    assert train(tmp_path / "long", *settings, prompts=prompts) == 0
+    assert set(open_run(tmp_path / "long").load(0).prompt_id.values) == {"0", "1"}
+    assert open_run(tmp_path / "long").config["max_prompt_length"] == 61
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,17 @@ def test_a_file_is_graded_as_mathematics_if_every_prompt_has_an_answer(
     assert found is grade
 
 
+def test_a_file_is_read_as_told(tmp_path):
+    file = tmp_path / "prompts.csv"
+    file.write_text("question,solution\n1+1=,2\n1+2=\n")
+    columns = {"prompt_column": "question", "answer_column": "solution"}
+    (prompt,), found = resolve_prompts(str(file), **columns, on_error="skip")
+    assert (prompt.text, prompt.answer) == ("1+1=", "2")
+    assert found is grade_math
+    with pytest.raises(PromptError, match="1 of 2 rows cannot be used"):
+        resolve_prompts(str(file), **columns)
+
+
 def test_a_file_of_the_testbeds_prompts_is_graded_as_they_are(tmp_path):
     file = tmp_path / "chosen.jsonl"
     save_prompts(problems(3, split="train"), file)

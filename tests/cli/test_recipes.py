@@ -16,6 +16,9 @@ from opdprobe.testing import tiny_model, tiny_tokenizer
 from opdprobe.train.recipes import dedup
 from opdprobe.train.recipes.select import mixed, template
 
+# How prompt files are read; every command of the recipes has these options.
+READING = {"prompt_column": "prompt", "answer_column": None, "on_error": "raise"}
+
 
 def write(path, texts, start=0):
     prompts = [Prompt(str(start + i), text=text) for i, text in enumerate(texts)]
@@ -51,7 +54,8 @@ def cold_start(tmp_path, models, **changes):
         "num_generations": 3,
         "max_completion_length": 60,
         "set": ["max_steps=2", "learning_rate=1e-3"],
-        "on_error": "raise",
+        "max_prompt_length": 1024,
+        **READING,
         "json": True,
     }
     commands.cold_start(Namespace(**models | settings | changes))
@@ -101,12 +105,13 @@ def select(tmp_path, strategy, **changes):
             "n_prompts",
             "num_generations",
             "max_completion_length",
+            "max_prompt_length",
         ]
     )
     settings |= {
         "prompts": str(tmp_path / "prompts.jsonl"),
         "out": tmp_path / "chosen.jsonl",
-        "on_error": None,
+        **READING,
         "seed": 0,
         "json": False,
     }
@@ -174,6 +179,23 @@ def test_max_divergence_can_leave_out_bad_prompts(tmp_path, models):
         tmp_path, "max_divergence", **models, n_prompts=1, max_completion_length=5, on_error="skip"
     )
     assert got.text == "1 2"
+    length = {"max_prompt_length": 1100, "max_completion_length": 5}
+    got = select(tmp_path, "max_divergence", **models, n_prompts=2, **length)
+    assert {prompt.text for prompt in got} == {"1 2", "3 " * 1100}
+
+
+@pytest.mark.parametrize("strategy", ["content", "mixed"])
+def test_files_are_read_as_the_options_say(tmp_path, strategy):
+    files = tmp_path / "prompts.jsonl", tmp_path / "other.jsonl"
+    for number, file in enumerate(files):
+        row = {"question": f"{number} 1", "solution": "2", "id": str(number)}
+        file.write_text(json.dumps(row) + '\n{"question": \n')
+    options = {"prompt_column": "question", "answer_column": "solution", "on_error": "skip"}
+    if strategy == "mixed":
+        options |= {"other": str(files[1]), "n_prompts": 1, "share": 1.0}
+    (got,) = select(tmp_path, strategy, **options)
+    text = "1 1" if strategy == "mixed" else "0 1"
+    assert (got.text, got.answer) == (text, "2")
 
 
 @pytest.mark.parametrize(
@@ -186,8 +208,8 @@ def test_max_divergence_can_leave_out_bad_prompts(tmp_path, models):
         ("content", {"share": 0.0}, "content does not use --share: leave"),
         (
             "template",
-            {"template": "boxed", "max_completion_length": 3, "on_error": "skip"},
-            "template does not use --max-completion-length, --on-error",
+            {"template": "boxed", "max_completion_length": 3, "max_prompt_length": 9},
+            "template does not use --max-completion-length, --max-prompt-length",
         ),
         (
             "mixed",
@@ -221,6 +243,7 @@ def deduplicate(tmp_path, **changes):
     settings = {
         "prompts": str(tmp_path / "prompts.jsonl"),
         "against": str(tmp_path / "against.jsonl"),
+        **READING,
         "semantic": False,
         "model": None,
         "threshold": None,

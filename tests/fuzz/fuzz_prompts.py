@@ -2,8 +2,8 @@
 
     python tests/fuzz/fuzz_prompts.py -max_total_time=600 tests/fuzz/corpus/prompts
 
-needs atheris. The first byte of an input says what the rest is: prompts as JSON lines, prompts as a
-parquet file, or the log of a trainer.
+needs atheris. The first byte of an input says what the rest is: the log of a trainer, or prompts in
+one of their forms.
 """
 
 import logging
@@ -17,6 +17,7 @@ with run_fuzzer.instrumented():
     from opdprobe.rollout.prompt_files import load_prompts, save_prompts
 
 FOLDER = run_fuzzer.scratch()
+KINDS = (".jsonl", ".parquet", ".json", ".csv", ".jsonl.gz", ".jsonl.zst")
 SOURCES = ("verl", "thunlp", "trl", "ms-swift")
 
 
@@ -24,8 +25,8 @@ def one_input(data: bytes) -> None:
     """Read a file; what cannot be read must be an opdprobe error, what can be saved reads equal."""
     if not data:
         return
-    kind, content = data[0] % 8, data[1:]
-    file = Path(FOLDER, "given" + (".parquet" if kind >= 6 else ".jsonl"))
+    kind, content = data[0] % 16, data[1:]
+    file = Path(FOLDER, "given" + KINDS[max(kind // 2 - 2, 0)])
     file.write_bytes(content)
     said = ""
     try:

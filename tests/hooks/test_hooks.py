@@ -534,6 +534,44 @@ def test_verls_checkpoints_are_found(tmp_path):
         find_checkpoints(tmp_path)
 
 
+LONG = Prompt("long", text="5 " * 1100)
+
+
+@pytest.mark.parametrize(
+    ("more", "kept"), [({"max_prompt_length": 1100}, 1100), ({"on_error": "skip"}, None)]
+)
+def test_prompts_of_more_than_1024_tokens(saved, tmp_path, more, kept):
+    student, teacher = models()
+    settings = {"k": 4, "num_generations": 1, "max_completion_length": 2}
+    checkpoint = [saved / "checkpoint-3"]
+    with pytest.raises(PromptError, match=r"1100 tokens, .* raise max_prompt_length"):
+        probe_checkpoints(checkpoint, teacher, [*PROMPTS, LONG], tmp_path / "no", **settings)
+    run = probe_checkpoints(
+        checkpoint, teacher, [*PROMPTS, LONG], tmp_path / "run", **settings, **more
+    )
+    callback = ProbeCallback(teacher, [*PROMPTS, LONG], tmp_path / "watched", **settings, **more)
+    trainer_of(student, tmp_path / "out", [callback], max_steps=1).train()
+    for recorded in (run.load(3), open_run(tmp_path / "watched").load(0)):
+        lengths = dict(zip(recorded.prompt_id.values, recorded.prompt_length.values, strict=True))
+        assert lengths.get("long") == kept
+        assert len(lengths) == (4 if kept else 3)
+
+
+def test_the_command_reads_prompts_as_told(saved, tmp_path, capsys):
+    teacher = save(models()[1], tmp_path / "teacher")
+    prompts = tmp_path / "prompts.csv"
+    prompts.write_text("question,solution\n7 8,15\n" + "5 " * 1100 + ",\n,\n9 8 7,24\n")
+    command = ["probe", str(saved / "checkpoint-3"), "--teacher", str(teacher)]
+    command += ["--prompts", str(prompts), "--prompt-column", "question", "--k", "4"]
+    command += ["--run-dir", str(tmp_path / "run"), "--num-generations", "1"]
+    command += ["--max-completion-length", "2"]
+    assert main([*command, "--on-error", "skip", "--max-prompt-length", "2"]) == 0
+    assert open_run(tmp_path / "run").load(3).prompt_length.values.tolist() == [2]
+    capsys.readouterr()
+    assert main([*command, "--on-error", "skip", "--answer-column", "absent"]) == 1
+    assert "no column 'absent'" in " ".join(capsys.readouterr().err.split())
+
+
 def test_the_command(saved, tmp_path, capsys):
     logging.getLogger().handlers.clear()  # of a command before; basicConfig keeps them
     teacher = save(models()[1], tmp_path / "teacher")

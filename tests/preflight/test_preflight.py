@@ -345,7 +345,7 @@ def test_settings_out_of_range(settings, message):
 
 def test_bad_prompts_and_other_vocabularies():
     long = [*PROMPTS, Prompt("long", text="1 " * 40)]
-    with pytest.raises(PromptError, match="more than max_length 20"):
+    with pytest.raises(PromptError, match="more than max_prompt_length 20"):
         preflight(sharp(0), sharp(1), long, max_prompt_length=20, **SMALL)
     result = preflight(sharp(0), sharp(1), long, max_prompt_length=20, on_error="skip", **SMALL)
     assert result.settings["n_prompts"] == 6

@@ -382,7 +382,7 @@ def test_a_student_that_diverges_is_named_with_the_step(tmp_path, trainer_in):
 
 def test_bad_prompts_stop_the_run_unless_they_may_be_skipped(tmp_path, trainer_in):
     settings = {"max_prompt_length": 2, "max_steps": None, "batch_size": 1}
-    with pytest.raises(PromptError, match=r"row 0 .*: 3 tokens, more than max_length 2"):
+    with pytest.raises(PromptError, match=r"row 0 .*: 3 tokens, more than max_prompt_length 2"):
         trainer_in(tmp_path, settings=settings)
     trainer = trainer_in(tmp_path, settings=settings, on_error="skip")
     assert [p.prompt.id for p in trainer.prompts] == ["1", "2", "4", "5"]

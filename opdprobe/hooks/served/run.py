@@ -17,7 +17,7 @@ from opdprobe.hooks.shared import ProbeConfig, encode, keep_tokenizer, undisturb
 from opdprobe.models.load import identity, load_model, load_tokenizer, weight_hash
 from opdprobe.models.vocabulary import eos_ids, padding_id, shared_vocabulary, tokenizer_hash
 from opdprobe.rollout.grade import Grader, grade_rollouts
-from opdprobe.rollout.prompts import EncodedPrompt, Prompt
+from opdprobe.rollout.prompts import EncodedPrompt, OnError, Prompt
 from opdprobe.rollout.rows import record_dataset, step_metrics
 from opdprobe.rollout.sample import Rollouts, sample, step_generator
 from opdprobe.store import Run, RunWriter, open_run
@@ -37,6 +37,8 @@ def probe_served(
     k: int = 16,
     num_generations: int = 4,
     max_completion_length: int = 512,
+    max_prompt_length: int = 1024,
+    on_error: OnError = "raise",
     grader: Grader | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     seed: int = 0,
@@ -56,7 +58,8 @@ def probe_served(
         A served model, which is step 0; or saved checkpoints, as for `opdprobe.probe_checkpoints`.
     teacher
         A served model; with a served student, it may be a local one.
-    prompts, run_dir, k, num_generations, max_completion_length, grader, seed, on_progress
+    prompts, run_dir, k, num_generations, max_completion_length, max_prompt_length, on_error, \
+    grader, seed, on_progress
         As for `opdprobe.probe_checkpoints`. Sampling and scores are at temperature 1: servers
         do not scale their log-probabilities.
     tokenizer
@@ -98,7 +101,7 @@ def probe_served(
     if not isinstance(teacher, ServedModel | PreTrainedModel):
         shared_vocabulary(tokenizer, load_tokenizer(teacher))
         teacher = load_model(teacher)
-    encoded, prompt_set = encode(tokenizer, prompts)
+    encoded, prompt_set = encode(tokenizer, prompts, max_prompt_length, on_error)
     width = vocabulary_width(tokenizer, {"teacher": teacher})
     for model in (first, teacher):
         if isinstance(model, ServedModel):

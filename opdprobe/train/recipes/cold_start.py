@@ -161,7 +161,7 @@ def cold_start(
     encoded = encode_prompts(
         pair.tokenizer,
         prompts,
-        max_length=max_prompt_length,
+        max_prompt_length=max_prompt_length,
         on_error=on_error,
     )
     _claim(out_dir, _settings(pair, encoded, sampling, config))

@@ -140,7 +140,7 @@ def max_divergence(
     n_prompts: int,
     num_generations: int = 2,
     max_completion_length: int,
-    max_length: int = 1024,
+    max_prompt_length: int = 1024,
     micro_batch_tokens: int = 16384,
     on_error: OnError = "raise",
     seed: int = 0,
@@ -163,7 +163,7 @@ def max_divergence(
         Student responses per prompt, at temperature 1 and top-p 1 (Table 2).
     max_completion_length : int
         Longest response. Divergence changes along a response: choose what training will use.
-    max_length, on_error
+    max_prompt_length, on_error
         Longest prompt, in tokens, and what happens to an unusable one; see `encode_prompts`.
     micro_batch_tokens : int
         Most tokens scored at once, padding included.
@@ -198,7 +198,9 @@ def max_divergence(
     ):
         if value < 1:
             raise ConfigError(f"{name} = {value}; expected 1 or more.")
-    encoded = encode_prompts(pair.tokenizer, prompts, max_length=max_length, on_error=on_error)
+    encoded = encode_prompts(
+        pair.tokenizer, prompts, max_prompt_length=max_prompt_length, on_error=on_error
+    )
     if n_prompts > len(encoded):
         raise ConfigError(
             f"n_prompts = {n_prompts}; expected at most {len(encoded)}, the number of usable "

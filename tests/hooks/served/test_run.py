@@ -10,7 +10,7 @@ import torch
 
 from opdprobe import ConfigError, Prompt, StoreError, VocabularyError, curve, open_run, validate
 from opdprobe.cli.parser import main
-from opdprobe.errors import ModelError
+from opdprobe.errors import ModelError, PromptError
 from opdprobe.hooks import probe_checkpoints
 from opdprobe.hooks.served import Connection, ServedModel, probe_served
 from opdprobe.hooks.served.connection import API_KEY
@@ -182,6 +182,19 @@ def test_a_served_student_is_probed_alone(capsys):
     rest = ["--teacher", "zoo:rl-small", "--prompts", "zoo:train", "--run-dir", "x"]
     assert main(["probe", *addresses, *rest]) == 1
     assert "probed alone" in capsys.readouterr().err
+
+
+def test_long_prompts_are_refused_left_out_or_allowed(serve, checkpoint, tmp_path):
+    server = serve(tokenizer=tiny_tokenizer())
+    models = checkpoint["student"], ServedModel(server.address("teacher"), QUICK)
+    prompts = [Prompt("short", text="7"), Prompt("long", text="7 8 9")]
+    settings = {"k": 4, "num_generations": 1, "max_completion_length": 2}
+    with pytest.raises(PromptError, match="3 tokens, more than max_prompt_length 2"):
+        probe_served(*models, prompts, tmp_path / "no", **settings, max_prompt_length=2)
+    run = probe_served(
+        *models, prompts, tmp_path / "run", **settings, max_prompt_length=2, on_error="skip"
+    )
+    assert run.load(run.steps[0]).prompt_length.values.tolist() == [1]
 
 
 def test_too_large_a_k_is_reported_before_anything_is_sampled(serve, checkpoint, tmp_path):

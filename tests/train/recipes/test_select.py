@@ -197,7 +197,7 @@ def test_what_cannot_be_chosen(pair, settings, reason):
 
 
 def test_prompts_that_cannot_be_used(pair):
-    settings = {"max_completion_length": 3, "max_length": 2}
+    settings = {"max_completion_length": 3, "max_prompt_length": 2}
     some = [*CANDIDATES, Prompt("long", text="1 2 3")]
     with pytest.raises(PromptError, match=r"row 5 \(id 'long'\)"):
         max_divergence(pair, some, n_prompts=5, **settings)
