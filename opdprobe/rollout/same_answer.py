@@ -26,6 +26,8 @@ from math_verify.errors import TimeoutException
 from math_verify.utils import timeout
 from sympy.core.relational import Relational
 
+from opdprobe.rollout.final_answer import MAX_LENGTH
+
 __all__ = ["Answer", "read_answer", "read_response", "same_answer"]
 
 logger = logging.getLogger("opdprobe")
@@ -59,6 +61,8 @@ class _TooLargeError(Exception):
 
 def read_answer(text: str) -> Answer:
     r"""Read one answer, without ``\boxed{}`` round it."""
+    if len(text) > MAX_LENGTH:
+        return Answer(_plain(text), ())
     text = _REPEATING.sub(_as_fraction, text).replace("°", r"^\circ")
     text = re.sub(r"(?<=\d)\\[,!;: ]\s*(?=\d{3}(?!\d))", "", text)  # 1\,000
     text = re.sub(r"^(-?\d+)\s+(\d+)/(\d+)$", r"\1\\frac{\2}{\3}", text)
@@ -92,6 +96,8 @@ def same_answer(gold: Answer, answer: Answer) -> bool:
     """Return whether an answer equals the reference `gold` as mathematics."""
     if gold.text and gold.text == answer.text:
         return True
+    if max(len(gold.text), len(answer.text)) > MAX_LENGTH:
+        return False
     written = _same_notation(gold.text, answer.text)
     if written is not None:
         return written

@@ -266,6 +266,15 @@ def test_numbers_too_large_to_compute_need_no_time_limit(tower, monkeypatch):
     assert grade_math(rf"\boxed{{{tower} + 1}}", tower) is False
 
 
+@pytest.mark.parametrize(
+    "answer", ["(" * 3000 + "3" + ")" * 3000, "3" + ":3" * 3000, "3" + ",3" * 3000, "3 cm " * 3000]
+)
+def test_a_very_long_answer_equals_itself_only(answer, monkeypatch):
+    monkeypatch.setattr("opdprobe.rollout.same_answer._time_limit", lambda: None)
+    assert grade_math(rf"\boxed{{{answer}}}", answer) is True
+    assert grade_math(rf"\boxed{{{answer}}}", "3") is False
+
+
 @pytest.mark.parametrize("answer", ["", "  ", Prompt("p7", text="?")])
 def test_no_reference(answer):
     with pytest.raises(PromptError, match="nothing to grade against"):
