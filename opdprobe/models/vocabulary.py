@@ -15,7 +15,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from opdprobe.errors import VocabularyError
 from opdprobe.models.head import logit_width
 
-__all__ = ["eos_ids", "padding_id", "shared_vocabulary", "shared_width", "tokenizer_hash"]
+__all__ = [
+    "eos_ids",
+    "padding_id",
+    "shared_vocabulary",
+    "shared_width",
+    "tokenizer_hash",
+    "tokens_with_logits",
+]
 
 logger = logging.getLogger("opdprobe")
 
@@ -37,15 +44,15 @@ def shared_vocabulary(
     Returns
     -------
     int
-        Size of the vocabulary: the highest id + 1.
+        Size of the vocabulary: the highest id + 1. Tokens with which a GGUF file pads its
+        vocabulary ("[PAD49152]") are not counted, and not compared.
 
     Raises
     ------
     VocabularyError
         The vocabularies differ; names the first id with its two tokens.
     """
-    student = {index: token for token, index in student_tokenizer.get_vocab().items()}
-    teacher = {index: token for token, index in teacher_tokenizer.get_vocab().items()}
+    student, teacher = _tokens(student_tokenizer), _tokens(teacher_tokenizer)
     differing = [
         index
         for index in sorted(student.keys() | teacher.keys())
@@ -99,30 +106,85 @@ def shared_width(
     Returns
     -------
     int
-        Size of the tokenizer's vocabulary; pass it to `split_head` as `width`.
+        Size of the tokenizer's vocabulary, without tokens that a model has no logit for; pass it
+        to `split_head` as `width`.
 
     Raises
     ------
     VocabularyError
-        A model has fewer logits than the tokenizer has tokens.
+        A model has no logit for a token of text, or for the end-of-sequence token.
     """
-    size = max(tokenizer.get_vocab().values(), default=-1) + 1
     widths = {"student": logit_width(student), "teacher": logit_width(teacher)}
-    for role, width in widths.items():
-        if width < size:
-            raise VocabularyError(
-                f"The {role} has {width} logits, but the tokenizer has {size} tokens; resize its "
-                "embeddings, or load the tokenizer that belongs to it."
-            )
+    size = tokens_with_logits(tokenizer, widths)
     if set(widths.values()) != {size}:
         logger.warning(
-            "Logit widths are %d (student) and %d (teacher); both are cut to the tokenizer's "
-            "%d tokens; the rest is padding.",
+            "Logit widths are %d (student) and %d (teacher); both are cut to the %d tokens that "
+            "they share; the rest is padding.",
             widths["student"],
             widths["teacher"],
             size,
         )
     return size
+
+
+def tokens_with_logits(tokenizer: PreTrainedTokenizerBase, widths: Mapping[str, int]) -> int:
+    """Return the number of tokens that every model has a logit for.
+
+    A model may have no logit for the last added tokens of its own tokenizer (the placeholder of an
+    image, in Gemma 3 without vision). They can never be produced, so they are cut, with a note in
+    the log.
+
+    Parameters
+    ----------
+    tokenizer : transformers.PreTrainedTokenizerBase
+        The models' tokenizer.
+    widths : mapping of str to int
+        Number of logits of each model, by what it is called in messages.
+
+    Returns
+    -------
+    int
+        The tokenizer's highest id + 1, or less if only added tokens are above.
+
+    Raises
+    ------
+    VocabularyError
+        A model has no logit for a token of text, or for the end-of-sequence token.
+    """
+    tokens = _tokens(tokenizer)
+    size = max(tokens, default=-1) + 1
+    role, width = min(widths.items(), key=lambda item: item[1], default=("", size))
+    without = [index for index in sorted(tokens) if index >= width]
+    if not without:
+        return size
+    if not set(tokenizer.added_tokens_decoder).issuperset(without):
+        raise VocabularyError(
+            f"The {role} has {width} logits, but the tokenizer has {size} tokens; load the "
+            "tokenizer that belongs to it."
+        )
+    if tokenizer.eos_token_id in without:
+        raise VocabularyError(
+            f"The {role} has {width} logits, but the tokenizer ends a sequence with "
+            f"{tokens[tokenizer.eos_token_id]!r}, id {tokenizer.eos_token_id}, so no response can "
+            "end: set tokenizer.eos_token to the token that the model was trained to end with, or "
+            "load the tokenizer that belongs to it."
+        )
+    logger.warning(
+        "The %s has %d logits, so the added tokens above (%s), which it cannot produce, are "
+        "left out.",
+        role,
+        width,
+        ", ".join(repr(tokens[index]) for index in without[:3])
+        + (f" and {len(without) - 3} more" if len(without) > 3 else ""),
+    )
+    return width
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    """A tokenizer's tokens by id, without those that pad the vocabulary of a GGUF file."""
+    return {
+        index: token for token, index in tokenizer.get_vocab().items() if token != f"[PAD{index}]"
+    }
 
 
 def tokenizer_hash(tokenizer: PreTrainedTokenizerBase) -> str:

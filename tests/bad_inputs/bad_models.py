@@ -352,8 +352,8 @@ _TOKENIZERS = [
     ),
     _pair(
         "fewer logits than tokens",
-        "The teacher has 60 logits, but the tokenizer has 64 tokens; resize its embeddings, or "
-        "load the tokenizer that belongs to it.",
+        "The teacher has 60 logits, but the tokenizer has 64 tokens; load the tokenizer that "
+        "belongs to it.",
         logits=60,
     ),
     _encoded("a prompt that is too long", "6 tokens, more than max_length 4", max_length=4),

@@ -414,6 +414,38 @@ def test_too_few_logits():
         shared_width(llama(), llama(32), make_tokenizer())
 
 
+@pytest.mark.parametrize(("student", "teacher"), [(40, 40), (40, 48), (48, 40)])
+def test_an_added_token_without_a_logit_is_cut(student, teacher, caplog):
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    assert shared_width(llama(student), llama(teacher), tokenizer) == 40
+    assert "has 40 logits, so the added tokens above ('<image>'), which" in caplog.text
+
+
+def test_added_tokens_with_logits_stay(caplog):
+    tokenizer = make_tokenizer()
+    tokenizer.add_tokens(["<think>"])
+    assert shared_width(llama(41), llama(41), tokenizer) == 41
+    assert not caplog.records
+
+
+def test_an_end_token_needs_a_logit():
+    tokenizer = make_tokenizer()
+    tokenizer.add_special_tokens({"eos_token": "<|im_end|>"})
+    with pytest.raises(VocabularyError, match=r"'<\|im_end\|>', id 40, so no response can end"):
+        shared_width(llama(), llama(), tokenizer)
+
+
+def test_the_padding_of_a_gguf_vocabulary_is_no_token(caplog):
+    padded = make_tokenizer(size=44, **{f"t{i}": f"[PAD{i}]" for i in range(40, 44)})
+    assert shared_vocabulary(make_tokenizer(), padded) == 40
+    assert shared_vocabulary(padded, make_tokenizer()) == 40
+    assert shared_width(llama(40), llama(44), padded) == 40
+    shifted = make_tokenizer(size=41, t40="[PAD41]")
+    with pytest.raises(VocabularyError, match=r"the student has no token, the teacher '\[PAD41\]'"):
+        shared_vocabulary(make_tokenizer(), shifted)
+
+
 # --- layers ------------------------------------------------------------------------------------
 
 

@@ -99,16 +99,17 @@ def probe_served(
         shared_vocabulary(tokenizer, load_tokenizer(teacher))
         teacher = load_model(teacher)
     encoded, prompt_set = encode(tokenizer, prompts)
+    width = vocabulary_width(tokenizer, {"teacher": teacher})
     for model in (first, teacher):
         if isinstance(model, ServedModel):
-            _check_served(model, tokenizer, encoded, config)
+            _check_served(model, tokenizer, encoded, config, width)
     attrs = {
         "recorded_by": "probe_served",
         # For numbered checkpoints, their folder; each step names its own.
         "student": _identity(first.parent if isinstance(first, Path) and max(found) else first),
         "teacher": _identity(teacher),
         "tokenizer_hash": tokenizer_hash(tokenizer),
-        "vocabulary": vocabulary_width(tokenizer),
+        "vocabulary": width,
         "k": k,
         "temperature": config.temperature,
         "top_p": 1.0,
@@ -160,7 +161,7 @@ def _step(
                 eos_ids=eos_ids(student, tokenizer),
                 pad_id=padding_id(tokenizer),
                 generator=step_generator(config.seed, step, student.device),
-                width=vocabulary_width(tokenizer),
+                width=vocabulary_width(tokenizer, models),
                 **settings,
             )
         own = [encoded[i].prompt for i in rollouts.prompt_index]
@@ -190,6 +191,7 @@ def _check_served(
     tokenizer: PreTrainedTokenizerBase,
     encoded: Sequence[EncodedPrompt],
     config: ProbeConfig,
+    width: int,
 ) -> None:
     """Check before any sampling that a server shares the tokenizer and reports enough."""
     # One extra token: a server continues what it scores.
@@ -208,7 +210,7 @@ def _check_served(
         )
     ids = list(encoded[0].ids)
     alone = Rollouts([ids[:1]], [ids[1:] or ids], [True], [0])
-    model.tell(alone, k=config.k, width=vocabulary_width(tokenizer))
+    model.tell(alone, k=config.k, width=width)
 
 
 def _identity(model: ServedModel | PreTrainedModel | Path) -> dict[str, Any]:

@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from opdprobe.errors import ConfigError, NonFiniteError, VocabularyError
+from opdprobe.errors import ConfigError, NonFiniteError
 from opdprobe.hooks.served.model import ServedModel, Told
 from opdprobe.models.head import logit_width, split_head
-from opdprobe.models.vocabulary import padding_id
+from opdprobe.models.vocabulary import padding_id, tokens_with_logits
 from opdprobe.rollout.batches import batches
 from opdprobe.rollout.sample import Rollouts
 from opdprobe.rollout.score import Scores
@@ -71,7 +71,7 @@ def score_served(
     ModelError, VocabularyError, NonFiniteError
         A model cannot be used.
     """
-    width = vocabulary_width(tokenizer)
+    width = vocabulary_width(tokenizer, models)
     if k > width:
         raise ConfigError(f"k = {k}; expected at most {width}, the size of the shared vocabulary.")
     sampled = torch.tensor([token for ids in rollouts.response_ids for token in ids])
@@ -85,7 +85,9 @@ def score_served(
         other = MODELS[1 - MODELS.index(role)]
         if not isinstance(model, ServedModel):
             ids = torch.from_numpy(told[other].token_id)
-            views[role] = _local_view(model, tokenizer, rollouts, ids, k, micro_batch_tokens)
+            views[role] = _local_view(
+                model, padding_id(tokenizer), rollouts, ids, width, k, micro_batch_tokens
+            )
     for role in told:
         other = MODELS[1 - MODELS.index(role)]
         ids = views[other].token_id if other in views else torch.from_numpy(told[other].token_id)
@@ -106,9 +108,18 @@ def score_served(
     )
 
 
-def vocabulary_width(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Size of the tokenizer's vocabulary: the highest id + 1."""
-    return max(tokenizer.get_vocab().values(), default=-1) + 1
+def vocabulary_width(
+    tokenizer: PreTrainedTokenizerBase, models: Mapping[str, PreTrainedModel | ServedModel]
+) -> int:
+    """Size of the vocabulary: tokens that the tokenizer and the local models have.
+
+    Raises
+    ------
+    VocabularyError
+        A local model has no logit for a token of text.
+    """
+    local = {role: m for role, m in models.items() if not isinstance(m, ServedModel)}
+    return tokens_with_logits(tokenizer, {role: logit_width(m) for role, m in local.items()})
 
 
 def _served_view(told: Told, other_ids: Tensor, sampled: Tensor) -> _View:
@@ -125,22 +136,16 @@ def _served_view(told: Told, other_ids: Tensor, sampled: Tensor) -> _View:
 @torch.no_grad()
 def _local_view(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase,
+    pad_id: int,
     rollouts: Rollouts,
     other_ids: Tensor,
+    width: int,
     k: int,
     micro_batch_tokens: int,
 ) -> _View:
     """Score one model, at its own top-k and at the other's."""
-    width = vocabulary_width(tokenizer)
-    if logit_width(model) < width:
-        raise VocabularyError(
-            f"the local model has {logit_width(model)} logits, but the tokenizer has {width} "
-            "tokens; load the tokenizer that belongs to it."
-        )
     body, head = split_head(model, width=width)
     order, parts = [], []
-    pad_id = padding_id(tokenizer)
     for batch in batches(
         rollouts, micro_batch_tokens=micro_batch_tokens, pad_id=pad_id, device=model.device
     ):

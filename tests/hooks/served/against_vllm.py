@@ -83,7 +83,7 @@ def main():
     model, tokenizer = load_model(path), load_tokenizer(path)
     prompts, _ = resolve_prompts(arguments.prompts, arguments.limit)
     ids = [prompt.ids for prompt in encode_prompts(tokenizer, prompts)]
-    width = vocabulary_width(tokenizer)
+    width = vocabulary_width(tokenizer, {"local model": model})
 
     rollouts = served.sample(
         ids, num_generations=2, max_completion_length=arguments.max_completion_length, seed=[0]
