@@ -5,7 +5,7 @@ at every position of a text (``prompt_logprobs``, which also covers the text's o
 """
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,6 +19,8 @@ from opdprobe.rollout.sample import Rollouts
 
 # How vLLM writes a log-probability of -inf, which JSON cannot represent.
 _RULED_OUT = -9999.0
+# Padding has no trained weights; models of another family give their own tokens most of the mass.
+_MOST_PADDING = 0.5
 _CAP = re.compile(r"max allowed:? (\d+)")
 # Sent with every request, since the server's own defaults (a model's generation_config.json) may
 # differ: rollouts must come from the student's unchanged distribution.
@@ -31,6 +33,14 @@ _UNCHANGED = {
     "presence_penalty": 0.0,
     "frequency_penalty": 0.0,
 }
+
+
+class _TooFewError(Exception):
+    """Padding took places in a list; `missing` is how many tokens are missing."""
+
+    def __init__(self, missing: int):
+        super().__init__(missing)
+        self.missing = missing
 
 
 @dataclass(frozen=True)
@@ -173,6 +183,8 @@ class ServedModel:
                     )
                     for choice in answer["choices"]
                 ]
+            for tokens, _ in found:
+                self._check_ids(tokens)
             if not all(tokens for tokens, _ in found):
                 raise ModelError(
                     f"{self} returns no token ids with its responses (return_token_ids), and their "
@@ -225,14 +237,36 @@ class ServedModel:
         ModelError
             The server fails, returns no ``prompt_logprobs``, or changes the text.
         VocabularyError
-            The server reports a token outside the vocabulary.
+            A token outside the vocabulary was drawn, or the server gives such tokens more
+            probability than padding gets. Elsewhere they are left out of the lists.
         """
 
-        def ask(index: int) -> Told:
+        def ask(index: int, asked: int = k) -> Told:
             prompt, response = rollouts.prompt_ids[index], rollouts.response_ids[index]
-            answer = self._complete(
-                [*prompt, *response], max_tokens=1, temperature=1.0, prompt_logprobs=k
-            )
+            try:
+                answer = self._complete(
+                    [*prompt, *response], max_tokens=1, temperature=1.0, prompt_logprobs=asked
+                )
+            except ConfigError as error:
+                if asked == k:
+                    raise
+                raise ConfigError(
+                    f"{self} lists padding ids, beyond the tokenizer's {width} tokens, so {asked} "
+                    f"log-probabilities are needed for k = {k}, which are more than it returns: "
+                    f"use k = {2 * k - asked} or less, or serve the model with a larger "
+                    "--max-logprobs."
+                ) from error
+            try:
+                return read(answer, prompt, response)
+            except _TooFewError as error:
+                if asked >= 4 * k:
+                    raise VocabularyError(
+                        f"{self} lists more ids beyond the tokenizer's {width} tokens than within: "
+                        "choose models of one family."
+                    ) from error
+                return ask(index, asked + error.missing)
+
+        def read(answer: Any, prompt: list[int], response: list[int]) -> Told:
             with expected_form(f"{self.url}/completions"):
                 entries = answer["choices"][0].get("prompt_logprobs")
                 if entries is None:
@@ -279,12 +313,25 @@ class ServedModel:
                     f"{self} was sent token {drawn} and reports {sorted(logp)[:5]} instead: its "
                     "server changes texts."
                 )
-            if (highest := max(logp)) >= width:
+            self._check_ids(logp)
+            if drawn >= width:
                 raise VocabularyError(
-                    f"{self} reports token {highest}, but the tokenizer has {width} tokens; "
-                    "choose models of one family."
+                    f"{self} drew token {drawn}, but the tokenizer has {width} tokens: either its "
+                    "model has padded logits and gives them probability, or the models are not of "
+                    "one family. Have the server draw only the tokenizer's tokens, or choose other "
+                    "models."
+                )
+            # Ids beyond the tokenizer are padding of the logits, as in the Qwen family.
+            padding = [token for token in logp if token >= width]
+            if (mass := sum(np.exp(logp.pop(token)) for token in padding)) > _MOST_PADDING:
+                raise VocabularyError(
+                    f"{self} gives ids beyond the tokenizer's {width} tokens {mass:.0%} of the "
+                    f"probability, as token {padding[0]}, which is more than padding gets; choose "
+                    "models of one family."
                 )
             best = sorted(logp, key=lambda token: (-logp[token], token))[:k]
+            if len(best) < k and padding:
+                raise _TooFewError(k - len(best))
             if len(best) < k:
                 raise ConfigError(
                     f"{self} returns {len(best)} log-probabilities per token, but k = {k}: use "
@@ -294,6 +341,13 @@ class ServedModel:
             told.logp[i] = [logp[token] for token in best]
             told.sampled_logp[i] = logp[drawn]
         return told
+
+    def _check_ids(self, ids: Iterable[int]) -> None:
+        if (lowest := min(ids, default=0)) < 0:
+            raise ModelError(
+                f"{self} reports token {lowest}; expected ids from 0: its server is faulty, see "
+                "its log, or update it."
+            )
 
     def _complete(self, prompt: Sequence[int], *, max_tokens: int, **settings: Any) -> Any:
         self.check_length(len(prompt) + max_tokens)

@@ -13,6 +13,7 @@ from opdprobe.errors import ModelError
 from opdprobe.hooks.served import Connection, ServedModel
 from opdprobe.hooks.served.connection import API_KEY
 from opdprobe.rollout.sample import Rollouts
+from opdprobe.testing import tiny_model
 
 EOS, WIDTH, CONTEXT = 2, 64, 100
 ROWS = [[7, 8], [9], [10, 11, 12, 13]]
@@ -149,9 +150,14 @@ def logprobs(change):
             r"was sent token 10 and reports \[",
         ),
         (
-            logprobs(lambda told: told[2].update({"64": {"logprob": -1}})),
+            logprobs(lambda told: told[2].update({"64": {"logprob": -0.1}})),
             VocabularyError,
-            "reports token 64, but the tokenizer has 64 tokens",
+            "beyond the tokenizer's 64 tokens 90% of the probability, as token 64",
+        ),
+        (
+            logprobs(lambda told: told[2].update({"-1": {"logprob": -9}})),
+            ModelError,
+            "v1#teacher reports token -1; expected ids from 0",
         ),
         (
             logprobs(lambda told: told.__setitem__(2, {"9": {"logprob": -1}})),
@@ -188,6 +194,7 @@ def test_scores_of_another_form(serve, alter, error, message):
     ("alter", "message"),
     [
         (answers(token_ids=None), "returns no token ids .* use vLLM 0.10.2 or newer"),
+        (answers(token_ids=[5, -1]), "v1#teacher reports token -1; expected ids from 0"),
         (answers(finish_reason="abort"), "1 responses to prompt 0, with finish reasons abort"),
         (lambda answer: answer["choices"].clear(), "returned 0 responses .* finish reasons none"),
         (lambda answer: answer.pop("choices"), "follow the protocol .KeyError"),
@@ -276,6 +283,48 @@ def test_a_model_that_does_not_exist(serve, address, error, message):
 def test_no_address(address):
     with pytest.raises(ConfigError, match="expected an address such as http://host:8000/v1"):
         ServedModel(address)
+
+
+# --- padded logits ---
+
+
+PADDED = 70  # logits, of which the tokenizer has WIDTH
+
+
+@pytest.fixture
+def padded(serve):
+    """A server whose model gives padding some probability everywhere."""
+    torch.manual_seed(5)
+    model = tiny_model(PADDED)
+    model.lm_head.weight.data *= 20
+    return serve({"teacher": model}), model
+
+
+def test_padding_is_left_out_of_the_lists(padded):
+    server, model = padded
+    got = ServedModel(server.address(), QUICK).tell(
+        Rollouts([[7, 8]], [[9, 10, 11]], [True], [0]), k=8, width=WIDTH
+    )
+    with torch.no_grad():
+        logp = model(torch.tensor([[7, 8, 9, 10, 11]])).logits[0, 1:4].log_softmax(-1)
+    assert (logp.topk(8).indices >= WIDTH).any()  # padding is among the most probable
+    want = logp[:, :WIDTH].topk(8)
+    np.testing.assert_array_equal(got.token_id, want.indices)
+    np.testing.assert_allclose(got.logp, want.values, rtol=1e-5)
+
+
+def test_padding_that_leaves_too_few(padded):
+    server, _ = padded
+    model = ServedModel(server.address(), QUICK)
+    with pytest.raises(ConfigError, match=r"lists padding ids, .* for k = 20, .* use k = 1\d or"):
+        model.tell(Rollouts([[7, 8]], [[9, 10, 11]], [True], [0]), k=20, width=WIDTH)
+
+
+def test_padding_that_was_drawn(padded):
+    server, _ = padded
+    model = ServedModel(server.address(), QUICK)
+    with pytest.raises(VocabularyError, match=r"drew token 66, but the tokenizer has 64 tokens"):
+        model.tell(Rollouts([[7, 8]], [[9, 66]], [True], [0]), k=4, width=WIDTH)
 
 
 # --- in parallel ---
