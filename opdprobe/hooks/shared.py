@@ -146,8 +146,8 @@ def make_pair(
 def encode(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt] | str | Path,
-    max_prompt_length: int,
-    on_error: OnError,
+    max_prompt_length: int = 1024,
+    on_error: OnError = "raise",
 ) -> tuple[list[EncodedPrompt], dict[str, Any]]:
     """Read prompts if they are a file, encode them, and identify the set.
 

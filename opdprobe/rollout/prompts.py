@@ -144,7 +144,8 @@ def encode_prompts(
 
     A conversation goes through the tokenizer's chat template, up to where the answer begins. If
     the tokenizer has none, the messages' contents are joined by blank lines, without roles, and
-    encoded as a plain text: with the special tokens that the tokenizer puts around any text.
+    encoded as a plain text: with the special tokens that the tokenizer puts around any text. A
+    warning is logged if one of them ends the text, since the model then sees a finished one.
 
     Parameters
     ----------
@@ -208,6 +209,22 @@ def encode_prompts(
         on_error=on_error,
         cure=", raise max_prompt_length (--max-prompt-length)" if too_long else "",
     )
+    end = tokenizer.eos_token
+    ended = [
+        prompt
+        for prompt in encoded
+        if isinstance(end, str)
+        and prompt.ids[-1] == tokenizer.eos_token_id
+        and (prompt.prompt.text is not None or tokenizer.chat_template is None)
+        and not prompt.prompt.question.endswith(end)
+    ]
+    if ended:
+        logger.warning(
+            "The tokenizer appends its end token %r to %d plain prompts, so the models see "
+            "finished texts: load one that does not (add_eos_token=False).",
+            end,
+            len(ended),
+        )
     return encoded
 
 

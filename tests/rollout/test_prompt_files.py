@@ -486,6 +486,28 @@ def test_enable_thinking_reaches_the_template(tokenizer):
     assert text_of(tokenizer, encoded.ids).endswith("a:*")
 
 
+@pytest.mark.parametrize(
+    ("single", "text", "warned"),
+    [
+        ("<s> $A </s>", "2+2=", True),
+        ("<s> $A", "2+2=", False),
+        ("<s> $A </s>", "2+2=</s>", False),  # as the file has it
+    ],
+)
+def test_an_end_token_after_a_plain_prompt_is_reported(tokenizer, caplog, single, text, warned):
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=single, special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    prompts = [Prompt("0", text=text), user("2+2?", "1")]
+    plain, chat = encode_prompts(tokenizer, prompts)
+    assert (text_of(tokenizer, plain.ids) == "<s>2+2=</s>") is warned
+    assert text_of(tokenizer, chat.ids).endswith("<s>a:")
+    assert ("appends its end token '</s>' to 1 plain prompts" in caplog.text) is warned
+    tokenizer.chat_template = None
+    encode_prompts(tokenizer, prompts)
+    assert ("'</s>' to 2 plain prompts" in caplog.text) is warned
+
+
 def asked(options, id="0"):
     meta = {"chat_template_kwargs": options}
     return Prompt(id, messages=({"role": "user", "content": "2+2?"},), meta=meta)
