@@ -213,7 +213,7 @@ def encode_prompts(
     ended = [
         prompt
         for prompt in encoded
-        if end is not None
+        if isinstance(end, str)
         and prompt.ids[-1] == tokenizer.eos_token_id
         and (prompt.prompt.text is not None or tokenizer.chat_template is None)
         and not prompt.prompt.question.endswith(end)
