@@ -4,6 +4,7 @@ One prefill serves all rollouts of a prompt, and rows that have ended leave the 
 things `generate` does not do and on-policy distillation needs most.
 """
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -12,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
-from opdprobe.errors import NonFiniteError
+from opdprobe.errors import ModelError, NonFiniteError
 from opdprobe.models.head import evaluating
 from opdprobe.models.positions import check_length
 from opdprobe.rollout.kv_cache import RoomyLayer, roomy_cache
@@ -205,6 +207,29 @@ class _Live:
         return out.logits[:, -1]
 
 
+def _check_cache(model: PreTrainedModel, cache: DynamicCache) -> None:
+    """Refuse a model whose memory of earlier tokens is not keys and values alone.
+
+    A recurrent state (state-space layers, linear attention, RWKV) takes padding on the left for
+    tokens, and cannot be repeated or thinned by row as keys and values are: such a model would be
+    sampled wrongly.
+    """
+    name = type(model).__name__
+    if "past_key_values" not in inspect.signature(model.forward).parameters:
+        raise ModelError(
+            f"{name} takes no past_key_values, so it cannot be sampled here; expected a model with "
+            "attention."
+        )
+    plain = (RoomyLayer, DynamicLayer, DynamicSlidingWindowLayer)
+    if other := sorted(
+        {type(layer).__name__ for layer in cache.layers if type(layer) not in plain}
+    ):
+        raise ModelError(
+            f"{name} keeps more than keys and values ({', '.join(other)}), so it cannot be sampled "
+            "here; expected attention in every layer."
+        )
+
+
 def _prefill(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad_id: int, num_generations: int
 ) -> tuple[_Live, Tensor]:
@@ -214,6 +239,7 @@ def _prefill(
     position = mask.cumsum(-1).sub_(1).clamp_(min=0)
     padded = not bool(mask.all())
     cache = roomy_cache(model.config)
+    _check_cache(model, cache)
     shared = _shared_tokens(prompts, cache)
     if shared:
         model(
@@ -297,7 +323,7 @@ def sample(
     NonFiniteError
         The largest logit of a state is NaN or infinite.
     ModelError
-        The model's table of positions is too short.
+        The model's table of positions is too short, or the model keeps a recurrent state.
     """
     check_length(model, prompts, max_completion_length)
     with evaluating(model):

@@ -10,15 +10,21 @@ from hypothesis import strategies as st
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
+    Lfm2Config,
+    Lfm2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     MptConfig,
     MptForCausalLM,
+    RwkvConfig,
+    RwkvForCausalLM,
 )
 
-from opdprobe import NonFiniteError
+from opdprobe import ModelError, NonFiniteError
 from opdprobe.models.vocabulary import eos_ids, padding_id
 from opdprobe.rollout import sample as rollout
 from opdprobe.rollout.sample import Rollouts, draw, left_pad, sample, step_generator
@@ -438,3 +444,27 @@ def test_a_model_that_keeps_tensors_of_its_forward_pass_can_be_trained_after_sam
             one(torch.arange(length)[None]).logits.square().sum().backward()
         for got, want in zip(model.parameters(), fresh.parameters(), strict=True):
             assert torch.equal(got.grad, want.grad)
+
+
+RECURRENT = {
+    "rwkv": lambda: RwkvForCausalLM(
+        RwkvConfig(vocab_size=16, hidden_size=8, num_hidden_layers=2, attention_hidden_size=8)
+    ),
+    "mamba": lambda: MambaForCausalLM(
+        MambaConfig(vocab_size=16, hidden_size=8, num_hidden_layers=1, time_step_rank=2)
+    ),
+    "hybrid": lambda: Lfm2ForCausalLM(
+        Lfm2Config(
+            vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=2,
+            num_attention_heads=2, num_key_value_heads=2, layer_types=["conv", "full_attention"],
+        )
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", RECURRENT)
+def test_a_model_with_a_recurrent_state_is_refused_by_name(kind):
+    """Left padding and dropped rows would make its state another one, without a word."""
+    model = RECURRENT[kind]().eval()
+    with pytest.raises(ModelError, match=rf"{type(model).__name__} .*cannot be sampled here"):
+        sample(model, [[3, 4, 5], [6]], max_completion_length=2, eos_ids=[], pad_id=0)
