@@ -7,8 +7,6 @@ from pathlib import Path
 from opdprobe.errors import ModelError
 from opdprobe.store.safe_text import parse_json
 
-__all__ = ["adapter_base", "is_adapter", "model_directory", "saved_model", "wrapper"]
-
 _CONFIG, _ADAPTER = "config.json", "adapter_config.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 # verl saves step N of the actor as global_step_N/actor/huggingface.

@@ -8,8 +8,6 @@ from transformers import PreTrainedModel
 
 from opdprobe.errors import ModelError
 
-__all__ = ["check_length", "position_limit"]
-
 # Names of learned tables (GPT-2, OPT, BioGPT) and of computed ones that do not grow (GPT-J).
 _TABLE = re.compile(r"(^|\.)(wpe|\w*position_embeddings?|embed_positions|pos_emb\w*)$")
 

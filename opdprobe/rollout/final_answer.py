@@ -10,8 +10,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-__all__ = ["MAX_LENGTH", "find_answer", "without_words"]
-
 # Longer answers are compared as text alone: the parser's time grows faster than the text.
 MAX_LENGTH = 2_000
 

@@ -28,8 +28,6 @@ from sympy.core.relational import Relational
 
 from opdprobe.rollout.final_answer import MAX_LENGTH
 
-__all__ = ["Answer", "read_answer", "read_response", "same_answer"]
-
 logger = logging.getLogger("opdprobe")
 
 # Limits the time for a response that math-verify cannot finish; its own default.

@@ -32,7 +32,7 @@ def test_missing_values_need_a_named_model(model):
         with pytest.raises(StoreError, match="logp = nan"):
             validate(ds.assign_attrs(attrs))
     for wrong in (model, ["nobody"], {"teacher": 1}, 3):
-        with pytest.raises(StoreError, match=r"missing is .* expected a list of models"):
+        with pytest.raises(StoreError, match=r"missing = .* expected a list of models"):
             validate(ds.assign_attrs(missing=wrong))
 
 
