@@ -589,7 +589,8 @@ def test_unreachable_hub_id(monkeypatch):
     def unreachable(name, **kwargs):
         raise OSError(f"{name} is not a local folder and is not a valid model identifier")
 
-    monkeypatch.setattr("transformers.AutoModelForCausalLM.from_pretrained", unreachable)
+    for loader in ("AutoConfig", "AutoModelForCausalLM"):
+        monkeypatch.setattr(f"transformers.{loader}.from_pretrained", unreachable)
     with pytest.raises(ModelError, match="owner/name: the model does not load"):
         load_model("owner/name")
 
