@@ -58,7 +58,8 @@ LARGE_VOCABULARY = {
     "`score`: reverse KL": 3e-6,
     "`full`: loss": 3e-5,
     "`full`: gradient": 5e-6,
-    "others: log-probability": 3e-5,
+    # torch's own sum, which has fewer partial sums with AVX2 (error 3.9e-5) than with AVX-512.
+    "others: log-probability": 6e-5,
 }
 PROBES = Bound(1e-13, 1e-12)
 # Half a unit in the last place: what writing a number down in the dtype costs, relative to it.
