@@ -13,7 +13,7 @@ TEACHERS = ("rl-small", "sft-large")
 PROBES = ("overlap_ratio", "entropy_gap")
 prompts, grader = resolve_prompts("zoo:train", 512)
 config = OPDConfig(
-    max_steps=20, batch_size=8, max_completion_length=64, learning_rate=2e-4, warmup_steps=5
+    max_steps=10, batch_size=8, max_completion_length=64, learning_rate=2e-4, warmup_steps=2
 )
 # A run that exists already is opened, not trained again.
 runs = [

@@ -10,21 +10,21 @@ student, teacher = resolve_model("zoo:sft-small"), resolve_model("zoo:rl-small")
 
 
 class Keep(Callback):
-    """Save the student every five updates, in place of a training run that leaves checkpoints."""
+    """Save the student every two updates, in place of a training run that leaves checkpoints."""
 
     def on_step_end(self, trainer, step, metrics, dataset):
-        """Save a Hugging Face directory: ``checkpoint-5``, ``checkpoint-10``, …"""
+        """Save a Hugging Face directory: ``checkpoint-2``, ``checkpoint-4``, …"""
         updates = step + 1
-        if updates % 5 == 0:
+        if updates % 2 == 0:
             trainer.save_student(CHECKPOINTS / f"checkpoint-{updates}")
 
 
 OPDTrainer(
     student,
     teacher,
-    prompts=resolve_prompts("zoo:train", 256)[0],
+    prompts=resolve_prompts("zoo:train", 96)[0],
     config=OPDConfig(
-        max_steps=15,
+        max_steps=6,
         batch_size=16,
         max_completion_length=64,
         learning_rate=2e-4,
@@ -34,7 +34,7 @@ OPDTrainer(
     callbacks=[Keep()],
 ).train()
 
-prompts, grader = resolve_prompts("zoo:medium", 32)
+prompts, grader = resolve_prompts("zoo:medium", 16)
 run = probe_checkpoints(
     CHECKPOINTS, teacher, prompts, "runs/checkpoints", max_completion_length=64, grader=grader
 )

@@ -4,7 +4,9 @@ import pytest
 import torch
 from hypothesis import settings
 
-settings.register_profile("opdprobe", deadline=None)
+# Laws are tried on few examples each time; `--hypothesis-profile=thorough` tries many.
+settings.register_profile("opdprobe", deadline=None, max_examples=30)
+settings.register_profile("thorough", deadline=None, max_examples=1000)
 settings.load_profile("opdprobe")
 torch.set_num_threads(1)
 

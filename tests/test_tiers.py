@@ -11,6 +11,8 @@ import pytest
 import opdprobe
 from opdprobe.errors import _TRAIN_EXTRA, MissingExtraError, OPDProbeError, needs_train_extra
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 # Importing one of these fails as if it were not installed.
 WITHOUT_TRAIN = f"import sys; sys.modules |= dict.fromkeys({sorted(_TRAIN_EXTRA)})\n"

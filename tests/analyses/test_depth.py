@@ -15,6 +15,8 @@ from analyses.results import load, save
 from opdprobe.store import RunWriter, open_run
 from opdprobe.testing import synthetic_step
 
+pytestmark = pytest.mark.slow
+
 N_STEPS, LONGEST = 8, 40
 LENGTHS = [40, 40, 24, 0, 31]
 

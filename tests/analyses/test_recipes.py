@@ -12,6 +12,8 @@ from analyses.experiments import EXPERIMENTS
 from analyses.registry import FIGURES
 from analyses.results import load, save
 
+pytestmark = pytest.mark.slow
+
 ANALYSES = {
     "fig01": overview.analyse,
     "fig02": teachers.analyse,

@@ -15,6 +15,8 @@ from opdprobe.cli.parser import main
 from opdprobe.report.finding import Finding
 from opdprobe.train.pool import Task, work
 
+pytestmark = pytest.mark.slow
+
 TINY = replace(
     PRESETS["quick"],
     n_prompts=16,

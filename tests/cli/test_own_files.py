@@ -8,6 +8,8 @@ import pytest
 
 from opdprobe.testing import synthetic_run
 
+pytestmark = pytest.mark.slow
+
 SCRIPT = """
 import sys
 import analyses, figures  # the user's

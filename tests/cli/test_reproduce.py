@@ -29,18 +29,18 @@ TINY = replace(
     models={r: "zoo:rl-small" if r.startswith("rl") else "zoo:sft-small" for r in MODEL_ROLES},
     benchmarks={"easy": "zoo:easy", "hard": "zoo:hard"},
     n_prompts=16,
-    n_problems=4,
-    n_probe=8,
+    n_problems=2,
+    n_probe=4,
     depths=(0, 2, 5),
     config=replace(
         PRESETS["quick"].config,
         batch_size=4,
         num_generations=2,
         max_completion_length=24,
-        eval_max_completion_length=32,
+        eval_max_completion_length=24,
         max_steps=STEPS,
         eval_every=2,
-        eval_n=2,
+        eval_n=1,
         save_steps=2,
     ),
 )
@@ -201,10 +201,10 @@ def test_other_evaluation_settings_and_other_weights_are_measured_anew(tmp_path)
 
     first = scores(TINY)
     assert {k: len(v) for k, v in json.loads(first)["scores"].items()} == dict.fromkeys(
-        TINY.benchmarks, 4
+        TINY.benchmarks, 2
     )
-    fewer = json.loads(scores(replace(TINY, n_problems=2)))["scores"]
-    assert {len(v) for v in fewer.values()} == {2}
+    fewer = json.loads(scores(replace(TINY, n_problems=1)))["scores"]
+    assert {len(v) for v in fewer.values()} == {1}
     assert scores(TINY) == first
     assert scores(replace(TINY, config=replace(TINY.config, eval_temperature=2.0))) != first
     other = replace(TINY, models={"student": "zoo:rl-small"})

@@ -14,6 +14,8 @@ from opdprobe.rollout.pair import Pair
 from opdprobe.rollout.prompts import encode_prompts
 from opdprobe.testing import tiny_model, tiny_tokenizer
 
+pytestmark = pytest.mark.slow
+
 TOKENIZER = tiny_tokenizer()
 PROMPTS = [Prompt(str(i), text=f"{i} {i + 1}") for i in range(8)]
 

@@ -429,6 +429,7 @@ def test_findings_are_json(steady):
     ("name", "expected"),
     [("success", {"aligning", "accuracy_rose"}), ("failure", {"stagnating", "accuracy_flat"})],
 )
+@pytest.mark.slow
 def test_the_two_signatures_in_real_runs(name, expected):
     for preset in ("quick", "full"):
         path = ROOT / "out" / preset / "runs" / f"{name}-s0"

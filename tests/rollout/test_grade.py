@@ -292,6 +292,7 @@ def test_without_math_verify(monkeypatch):
     reason="needs the public prompt files: set OPDPROBE_DATA to their directory",
 )
 @pytest.mark.parametrize("name", ["MATH-500", "AIME24", "AIME25", "AMC23"])
+@pytest.mark.slow
 def test_benchmark_answers_equal_themselves_only(name):
     prompts = load_prompts(DATA / f"{name}.parquet")
     for prompt in prompts:

@@ -12,6 +12,8 @@ from opdprobe.probes import curves
 from opdprobe.store import open_run
 from opdprobe.testing import synthetic_run
 
+pytestmark = pytest.mark.slow
+
 fsspec = pytest.importorskip("fsspec")
 pytest.importorskip("upath", reason="pip install opdprobe[cloud]")
 

@@ -218,6 +218,7 @@ time.sleep(600)
 """
 
 
+@pytest.mark.slow
 def test_one_process_writes_a_run_at_a_time_and_a_killed_one_releases_it(tmp_path):
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
@@ -232,6 +233,7 @@ def test_one_process_writes_a_run_at_a_time_and_a_killed_one_releases_it(tmp_pat
     writer(tmp_path, resume=True).write_step(0, synthetic_step(0))
 
 
+@pytest.mark.slow
 def test_a_writer_made_by_a_thread_that_has_ended_lets_go(tmp_path):
     with ThreadPoolExecutor(1) as thread:
         made = thread.submit(writer, tmp_path).result()

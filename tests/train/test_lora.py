@@ -15,7 +15,10 @@ from opdprobe.rollout.sample import Rollouts
 from opdprobe.testing import tiny_tokenizer
 from opdprobe.train.optim import Optimization
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning"),
+    pytest.mark.slow,
+]
 IDS = torch.tensor([[1, 7, 9, 30, 11, 5]])
 
 

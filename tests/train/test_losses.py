@@ -204,12 +204,13 @@ def test_chunks_of_a_bfloat16_head_are_summed_in_float32(monkeypatch):
     monkeypatch.setattr(tiles, "_CHUNK_ELEMENTS", 1)  # one row at a time
     layer = torch.nn.Linear(4, 8, bias=False, dtype=torch.bfloat16)
     layer.weight.data.fill_(0.0)
-    hidden = torch.ones(2000, 4, dtype=torch.bfloat16, requires_grad=True)
-    ids = torch.zeros(2000, 1, dtype=torch.long)
-    weighted_nll(hidden, Head(layer, 8), ids, torch.ones(2000, 1)).backward()
-    # Each row adds 1/8 to the seven tokens that are not its label.
+    hidden = torch.ones(600, 4, dtype=torch.bfloat16, requires_grad=True)
+    ids = torch.zeros(600, 1, dtype=torch.long)
+    weighted_nll(hidden, Head(layer, 8), ids, torch.ones(600, 1)).backward()
+    # Each row adds 1/8 to the seven tokens that are not its label. In bfloat16, the sum would stop
+    # at 32.
     assert layer.weight.grad.dtype == torch.bfloat16
-    torch.testing.assert_close(layer.weight.grad[1:].float(), torch.full((7, 4), 250.0))
+    torch.testing.assert_close(layer.weight.grad[1:].float(), torch.full((7, 4), 75.0))
 
 
 @pytest.mark.parametrize("settings", [{"objective": "full"}, {"tail": "bucket"}, {}])
@@ -408,6 +409,7 @@ def test_scores_are_not_differentiated():
     assert not any(x.requires_grad for x in vars(part.scores).values())
 
 
+@pytest.mark.slow
 def test_configs_differ_in_loss():
     """Each setting is read: no two configurations give the same gradient."""
     student, teacher = models()

@@ -5,6 +5,8 @@ import torch
 
 from opdprobe import Callback, ConfigError, Prompt, StoreError, open_run
 
+pytestmark = pytest.mark.slow
+
 
 def weights(model):
     return {name: p.detach().clone() for name, p in model.named_parameters()}

@@ -18,6 +18,8 @@ from opdprobe.train.config import GRPOConfig, SFTConfig
 from opdprobe.train.grpo import group_advantages, grpo
 from opdprobe.train.sft import sft, shuffled
 
+pytestmark = pytest.mark.slow
+
 # The task: repeat the prompt's one word, then end.
 COPY = [([1, word], [word, 2]) for word in range(10, 18)]
 SFT = SFTConfig(learning_rate=1e-2, batch_size=8, max_steps=60, weight_decay=0.0)

@@ -113,6 +113,7 @@ def test_a_batch_larger_than_the_data_is_the_data(tmp_path, trainer_in):
         ({"record_max_positions": 2}, [0, 1, 2, 3], 4, 2),
     ],
 )
+@pytest.mark.slow
 def test_thinning_changes_the_record_and_nothing_else(
     tmp_path, settings, steps, rollouts, positions, trainer_in
 ):
@@ -133,6 +134,7 @@ def test_thinning_changes_the_record_and_nothing_else(
         assert thin.expected_bytes() < plain.expected_bytes()
 
 
+@pytest.mark.slow
 def test_evaluation_at_first_last_and_every(tmp_path, trainer_in):
     run = trainer_in(
         tmp_path,
@@ -167,6 +169,7 @@ def test_evaluation_at_first_last_and_every(tmp_path, trainer_in):
         {"support": "non_overlap"},
     ],
 )
+@pytest.mark.slow
 def test_micro_batches_change_nothing(tmp_path, settings, trainer_in, sharpened, assert_same_runs):
     runs, students = [], []
     for tokens in (10_000, 12, 1):
@@ -199,6 +202,7 @@ def test_micro_batches_change_nothing(tmp_path, settings, trainer_in, sharpened,
         {"support": "teacher", "divergence": "forward_kl", "tail": "bucket"},
     ],
 )
+@pytest.mark.slow
 def test_training_lowers_the_reverse_kl(tmp_path, settings, trainer_in):
     run = trainer_in(
         tmp_path,
@@ -209,6 +213,7 @@ def test_training_lowers_the_reverse_kl(tmp_path, settings, trainer_in):
 
 
 @pytest.mark.parametrize("settings", [{}, {"objective": "full"}, {"estimator": "policy_gradient"}])
+@pytest.mark.slow
 def test_a_student_that_is_the_teacher_stays(tmp_path, settings, trainer_in, sharpened):
     student = sharpened(0)
     before = weights(student)
@@ -238,6 +243,7 @@ def test_the_teacher_does_not_change(tmp_path, trainer_in, sharpened):
     assert all(p.grad is None for p in teacher.parameters())
 
 
+@pytest.mark.slow
 def test_padded_vocabularies_of_different_widths(tmp_path, trainer_in, sharpened):
     """Neither model's padding is sampled, compared or recorded."""
     trainer = trainer_in(
@@ -278,6 +284,7 @@ class LargestTensor(TorchDispatchMode):
         {"objective": "sampled", "estimator": "policy_gradient"},
     ],
 )
+@pytest.mark.slow
 def test_no_tensor_spans_batch_time_and_vocabulary(
     tmp_path, monkeypatch, settings, trainer_in, sharpened
 ):
@@ -412,6 +419,7 @@ def test_a_loaded_student_needs_its_tokenizer(tmp_path):
         )
 
 
+@pytest.mark.slow
 def test_models_by_path(tmp_path, trainer_in, sharpened, assert_same_runs):
     for role, seed in (("student", 0), ("teacher", 1)):
         sharpened(seed).save_pretrained(tmp_path / role)

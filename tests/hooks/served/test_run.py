@@ -20,6 +20,8 @@ from opdprobe.rollout.sample import Rollouts, sample
 from opdprobe.store.schema import MODELS
 from opdprobe.testing import tiny_model, tiny_tokenizer
 
+pytestmark = pytest.mark.slow
+
 PROMPTS = [Prompt("a", text="7 8"), Prompt("b", text="9"), Prompt("c", text="10 11 12 13")]
 QUICK = Connection(timeout=20, backoff=0.001)
 

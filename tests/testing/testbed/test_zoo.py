@@ -16,6 +16,8 @@ from opdprobe.testing.testbed.problems import problems
 from opdprobe.testing.testbed.tokenizer import build_tokenizer
 from opdprobe.train.config import GRPOConfig, SFTConfig
 
+pytestmark = pytest.mark.slow
+
 SHIPPED = members.ZOO
 SFT = SFTConfig(learning_rate=1e-2, batch_size=8, max_steps=5, optimizer="muon", save_steps=2)
 GRPO = GRPOConfig(

@@ -24,6 +24,8 @@ from opdprobe.train.recipes.teacher_responses import (
 )
 from opdprobe.train.sft import sft, shuffled
 
+pytestmark = pytest.mark.slow
+
 TOKENIZER = tiny_tokenizer()
 PROMPTS = [Prompt(f"p{i}", text=f"{i} {i + 1}") for i in range(7)]
 ENCODED = encode_prompts(TOKENIZER, PROMPTS)
