@@ -37,9 +37,9 @@ BLOCK = 4  # steps
 TURNS = {"tiny": 50, "zoo": 50, "large-vocabulary": 4}
 
 
-def way(step: int) -> str:
+def way(step: int, block: int = BLOCK) -> str:
     """Return what is recorded of a step: a key of RECORDED."""
-    return list(RECORDED)[step // BLOCK % len(RECORDED)]
+    return list(RECORDED)[step // block % len(RECORDED)]
 
 
 def measure(pair: str) -> None:
@@ -47,7 +47,7 @@ def measure(pair: str) -> None:
     import torch
     import training_step
 
-    from opdprobe import Callback, open_run
+    from opdprobe import Callback
 
     logging.disable(logging.WARNING)
     torch.set_num_threads(1)
@@ -63,27 +63,35 @@ def measure(pair: str) -> None:
 
     n_steps = len(RECORDED) * BLOCK * (TURNS[pair] + 1)
     training_step.SETTINGS[pair] = training_step.SETTINGS[pair]._replace(steps=n_steps)
-    found: dict = {"bytes": {}}
+    found: dict = {}
     with tempfile.TemporaryDirectory() as folder:
         steps = training_step.ours(pair, folder, callbacks=[Switch()], **RECORDED[way(0)])
         found["seconds"] = [b - a for a, b in itertools.pairwise(steps.times)]
         found["cpu"] = [b - a for a, b in itertools.pairwise(cpu)]
         found["writing"] = [b - a for a, b in itertools.pairwise(writing)]
-        run = open_run(f"{folder}/run")
-        files = dict(zip(run.steps, sorted(Path(f"{folder}/run/steps").glob("*.zip")), strict=True))
-        for recorded in list(RECORDED)[1:]:
-            own = [step for step in run.steps if way(step) == recorded]
-            states = sum(run.load(step).sizes["state"] for step in own)
-            found["bytes"][recorded] = sum(files[step].stat().st_size for step in own) / states
+        found["bytes"] = bytes_per_state(f"{folder}/run")
     print(json.dumps(found))
 
 
-def blocks(seconds: list[float], recorded: str) -> np.ndarray:
+def bytes_per_state(run_dir: str, block: int = BLOCK) -> dict[str, float]:
+    """Bytes on disk per recorded state, by what was recorded."""
+    from opdprobe import open_run
+
+    run, found = open_run(run_dir), {}
+    files = dict(zip(run.steps, sorted(Path(run_dir, "steps").glob("*.zip")), strict=True))
+    for recorded in list(RECORDED)[1:]:
+        own = [step for step in run.steps if way(step, block) == recorded]
+        states = sum(run.load(step).sizes["state"] for step in own)
+        found[recorded] = sum(files[step].stat().st_size for step in own) / states
+    return found
+
+
+def blocks(seconds: list[float], recorded: str, block: int = BLOCK) -> np.ndarray:
     """Median seconds per step in each block of a kind, without the first turn, which warms up."""
-    first = list(RECORDED).index(recorded) * BLOCK
-    turn = len(RECORDED) * BLOCK
+    first = list(RECORDED).index(recorded) * block
+    turn = len(RECORDED) * block
     starts = range(turn + first, len(seconds), turn)
-    return np.array([statistics.median(seconds[s + 1 : s + BLOCK]) for s in starts])
+    return np.array([statistics.median(seconds[s + 1 : s + block]) for s in starts])
 
 
 def more(seconds: list[float], recorded: str) -> str:

@@ -25,19 +25,28 @@ ROUNDS = {"tiny": 5, "tiny, long": 2, "zoo": 5, "large-vocabulary": 2, "smollm2"
 LONG = 440  # tokens; the model's context is 512
 
 
-def contenders(pair: str):
-    """Return each contender's name and a function that returns how many tokens it sampled."""
+def for_pair(pair: str):
+    """Return the contenders for a pair's student."""
     (student, _), tokenizer, prompts = training_step.build(pair.removesuffix(", long"))
     student.eval()
     setting = training_step.SETTINGS[pair.removesuffix(", long")]
     if pair.endswith("long"):
         setting = setting._replace(length=LONG)
+    found = contenders(student, tokenizer, prompts, setting)
+    if pair.endswith("long"):
+        found.pop("continuous batching")  # takes minutes
+    return found
+
+
+def contenders(student, tokenizer, prompts, setting: training_step.Setting):
+    """Return each contender's name and a function that returns how many tokens it sampled."""
     ids = [
         tokenizer(p)["input_ids"]
         if isinstance(p, str)
         else tokenizer.apply_chat_template(p, add_generation_prompt=True, return_dict=False)
         for p in prompts[: setting.batch // N]
     ]
+    device = student.device
     ends, pad = eos_ids(student, tokenizer), padding_id(tokenizer)
     config = GenerationConfig(
         do_sample=True,
@@ -58,16 +67,17 @@ def contenders(pair: str):
             max_completion_length=setting.length,
             eos_ids=ends,
             pad_id=pad,
-            generator=step_generator(0, 0, "cpu"),
+            generator=step_generator(0, 0, device),
         ).n_tokens
 
     def generate() -> int:
-        padded, mask = left_pad(ids, pad)
+        padded, mask = (tensor.to(device) for tensor in left_pad(ids, pad))
         with torch.no_grad():
             out = student.generate(padded, attention_mask=mask, generation_config=config)
         out = out[:, padded.shape[1] :]
-        ended = torch.isin(out, torch.tensor(ends)).cumsum(1)
-        return int((ended.roll(1, 1).index_fill(1, torch.tensor([0]), 0) == 0).sum())
+        ended = torch.isin(out, torch.tensor(ends, device=device)).cumsum(1)
+        first = torch.tensor([0], device=device)
+        return int((ended.roll(1, 1).index_fill(1, first, 0) == 0).sum())
 
     def continuous() -> int:
         single = GenerationConfig(**{**config.to_dict(), "num_return_sequences": 1})
@@ -77,10 +87,7 @@ def contenders(pair: str):
             )
         return sum(len(result.generated_tokens) for result in out.values())
 
-    found = {"ours": ours, "generate": generate, "continuous batching": continuous}
-    if pair.endswith("long"):
-        found.pop("continuous batching")  # takes minutes
-    return found
+    return {"ours": ours, "generate": generate, "continuous batching": continuous}
 
 
 def main() -> None:
@@ -99,7 +106,7 @@ def main() -> None:
             continue
         torch.manual_seed(0)
         rounds: list[dict[str, float]] = []
-        found = contenders(pair)
+        found = for_pair(pair)
         for _ in range((arguments.rounds or ROUNDS[pair]) + 1):
             rounds.append({})
             for name, run in found.items():

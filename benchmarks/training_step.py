@@ -113,6 +113,10 @@ class Steps:
 
     def add(self, tokens: float) -> None:
         """Record the end of a step and its number of response tokens."""
+        import torch
+
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
         self.times.append(time.perf_counter())
         self.tokens.append(tokens)
 
@@ -124,80 +128,95 @@ class Steps:
         )
 
 
-def ours(name: str, folder: str, callbacks: Sequence = (), **options) -> Steps:
-    """Train with `OPDTrainer`, recording included."""
+def our_trainer(
+    models, tokenizer, prompts, setting: Setting, folder: str, callbacks: Sequence = (), **options
+):
+    """Make an `OPDTrainer` that records; return it and what it notes of its steps."""
     from opdprobe import Callback, OPDConfig, OPDTrainer, Prompt
-    from opdprobe.train.freed_memory import keep_freed_memory
 
-    keep_freed_memory()  # as the command does
-
-    (student, teacher), tokenizer, prompts = build(name)
-    batch, length, n_steps = SETTINGS[name]
     steps = Steps()
 
     class Clock(Callback):
         def on_step_end(self, trainer, step, metrics, dataset):
-            steps.add(metrics["completion_length"] * batch)
+            steps.add(metrics["completion_length"] * setting.batch)
 
-    OPDTrainer(
-        student,
-        teacher,
+    trainer = OPDTrainer(
+        *models,
         tokenizer=tokenizer,
         prompts=[
             Prompt(str(i), text=p) if isinstance(p, str) else Prompt(str(i), messages=p)
             for i, p in enumerate(prompts)
         ],
         config=OPDConfig(
-            batch_size=batch,
+            batch_size=setting.batch,
             num_generations=1,
-            max_completion_length=length,
+            max_completion_length=setting.length,
             learning_rate=1e-6,
-            max_steps=n_steps,
+            max_steps=setting.steps,
             **options,
         ),
         run_dir=f"{folder}/run",
         callbacks=[Clock(), *callbacks],
-    ).train()
+    )
+    return trainer, steps
+
+
+def ours(name: str, folder: str, callbacks: Sequence = (), **options) -> Steps:
+    """Train with `OPDTrainer`, recording included."""
+    from opdprobe.train.freed_memory import keep_freed_memory
+
+    keep_freed_memory()  # as the command does
+    trainer, steps = our_trainer(*build(name), SETTINGS[name], folder, callbacks, **options)
+    trainer.train()
     return steps
 
 
-def trl(name: str, folder: str) -> Steps:
-    """Train with TRL's trainer."""
+def trl_trainer(models, tokenizer, prompts, setting: Setting, folder: str, **arguments):
+    """Make TRL's trainer with the same settings; return it and what it notes of its steps."""
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl import DistillationConfig, DistillationTrainer
 
-    (student, teacher), tokenizer, prompts = build(name)
-    batch, length, n_steps = SETTINGS[name]
     steps = Steps()
 
     class Clock(TrainerCallback):
         def on_log(self, args, state, control, logs=None, **kwargs):
             if "completions/mean_length" in logs:
-                steps.add(logs["completions/mean_length"] * batch)
+                steps.add(logs["completions/mean_length"] * setting.batch)
 
-    DistillationTrainer(
+    student, teacher = models
+    trainer = DistillationTrainer(
         model=student,
         teacher_model=teacher,
         args=DistillationConfig(
             output_dir=f"{folder}/trl",
-            per_device_train_batch_size=batch,
-            max_completion_length=length,
-            max_steps=n_steps,
+            per_device_train_batch_size=setting.batch,
+            max_completion_length=setting.length,
+            max_steps=setting.steps,
             learning_rate=1e-6,
-            gradient_checkpointing=False,
-            bf16=False,
-            use_cpu=True,
             report_to="none",
             save_strategy="no",
             logging_steps=1,
             disable_tqdm=True,
+            **arguments,
         ),
         train_dataset=Dataset.from_dict({"prompt": prompts}),
         processing_class=tokenizer,
         callbacks=[Clock()],
-    ).train()
-    assert len(steps.tokens) == n_steps
+    )
+    return trainer, steps
+
+
+def trl(name: str, folder: str) -> Steps:
+    """Train with TRL's trainer."""
+    trainer, steps = trl_trainer(
+        *(*build(name), SETTINGS[name], folder),
+        gradient_checkpointing=False,
+        bf16=False,
+        use_cpu=True,
+    )
+    trainer.train()
+    assert len(steps.tokens) == SETTINGS[name].steps
     return steps
 
 

@@ -91,10 +91,7 @@ class Head:
         tile = slice(0, self.width) if tile is None else tile
         if self.projection is None:
             return _widen(hidden_ND[..., tile])
-        bias = self.projection.bias
-        return self._finish(
-            F.linear(hidden_ND, self.projection.weight[tile], None if bias is None else bias[tile])
-        )
+        return self._finish(_product(self.projection, hidden_ND, tile))
 
     @torch.no_grad()
     def fill(self, out_NC: Tensor, hidden_ND: Tensor, tile: slice) -> None:
@@ -110,15 +107,14 @@ class Head:
             Range of C token ids within ``0 … width``.
         """
         layer = self.projection
-        if (
-            layer is None
-            or layer.bias is not None
-            or self.scale != 1
-            or self.softcap is not None
+        if layer is None or self.scale != 1 or self.softcap is not None:
+            out_NC.copy_(self(hidden_ND, tile))
+        elif (
+            layer.bias is not None
             or not layer.weight.dtype == hidden_ND.dtype == out_NC.dtype
             or torch.is_autocast_enabled(out_NC.device.type)
         ):
-            out_NC.copy_(self(hidden_ND, tile))
+            out_NC.copy_(_product(layer, hidden_ND, tile))  # widened on the way
         else:  # the product is written in place, which spares a pass over memory
             torch.mm(hidden_ND, layer.weight[tile].T, out=out_NC)
 
@@ -327,6 +323,12 @@ def logit_width(model: PreTrainedModel) -> int:
     if isinstance(projection, nn.Linear):
         return projection.weight.shape[0]
     return model.config.get_text_config().vocab_size
+
+
+def _product(layer: nn.Linear, hidden: Tensor, tile: slice) -> Tensor:
+    """Outputs `tile` of a layer, in its own dtype."""
+    bias = None if layer.bias is None else layer.bias[tile]
+    return F.linear(hidden, layer.weight[tile], bias)
 
 
 def _add_product(total: Tensor, a: Tensor, b: Tensor) -> None:

@@ -12,6 +12,9 @@ from opdprobe.models.head import Head
 
 # Logits held at once, per model, where several columns of one row are needed: 32 MiB of float32.
 _CHUNK_ELEMENTS = 2**23
+# The same for scoring on other devices, 128 MiB: each chunk reads both heads' weights, so that with
+# a quarter of the rows a GPU would read longer than it computes.
+_CHUNK_ELEMENTS_DEVICE = 2**25
 # On a CPU the arithmetic works tile by tile, half a MiB each, so that the dozen passes over a
 # tile find it in the second-level cache: from main memory they would take four times as long as the
 # matrix product.
@@ -35,7 +38,7 @@ def vocabulary_tiles(width: int, device: torch.device, rows: int) -> tuple[int, 
     device
         Only a CPU has tiles narrower than the vocabulary.
     rows
-        Least number of rows per chunk on a CPU.
+        Least number of rows per chunk.
 
     Returns
     -------
@@ -47,7 +50,7 @@ def vocabulary_tiles(width: int, device: torch.device, rows: int) -> tuple[int, 
         n_rows = max(rows, _TILE_ELEMENTS // width)
         step = min(width, max(1, _TILE_ELEMENTS // n_rows))
     else:  # starting an operation costs more there than a pass over memory
-        n_rows, step = max(1, _CHUNK_ELEMENTS // width), width
+        n_rows, step = max(rows, _CHUNK_ELEMENTS_DEVICE // width), width
     return n_rows, [slice(c, min(c + step, width)) for c in range(0, width, step)]
 
 
