@@ -183,9 +183,9 @@ class OPDTrainer:
         check_trained(self.student)
         if config.objective == "sampled" and config.top_p < 1:
             logger.warning(
-                "objective='sampled' with top_p = %g: tokens outside the top-p set are never drawn, so "
-                "the update is no longer an unbiased estimate of the reverse KL's gradient; expected "
-                "top_p = 1.",
+                "objective='sampled' with top_p = %g: tokens outside the top-p set are never "
+                "drawn, so the update is no unbiased estimate of the reverse KL's gradient; "
+                "expected top_p = 1.",
                 config.top_p,
             )
         if config.k > self.pair.width:
