@@ -194,6 +194,7 @@ def score(role: str, preset: Preset, folder: Path, report: Report) -> None:
                 max_completion_length=settings["max_completion_length"],
                 temperature=settings["temperature"],
                 top_p=settings["top_p"],
+                benchmark=benchmark,
             )
             .mean(1)
             .tolist()

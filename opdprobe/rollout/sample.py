@@ -5,6 +5,7 @@ things `generate` does not do and on-policy distillation needs most.
 """
 
 import inspect
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -373,7 +374,13 @@ def sample(
     )
 
 
-def step_generator(seed: int, step: int, device: torch.device | str) -> torch.Generator:
-    """Return a step's generator: it depends on seed and step, so a resumed run draws the same."""
-    state = np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0]
+def step_generator(
+    seed: int, step: int, device: torch.device | str, *, name: str = ""
+) -> torch.Generator:
+    """Return a step's generator: it depends on seed and step, so a resumed run draws the same.
+
+    Generators with different names are independent of each other.
+    """
+    entropy = [seed, step, *([zlib.crc32(name.encode())] if name else [])]
+    state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)[0]
     return torch.Generator(device).manual_seed(int(state >> 1))

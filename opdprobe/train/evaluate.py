@@ -27,6 +27,7 @@ def evaluate(
     temperature: float = 0.7,
     top_p: float = 0.95,
     seed: int = 0,
+    benchmark: str = "",
     width: int | None = None,
     processes: Processes | None = None,
 ) -> NDArray[np.float64]:
@@ -44,8 +45,10 @@ def evaluate(
         The paper's avg@16 at 0.7 and 0.95.
     max_completion_length
         Longest response.
-    seed
-        The same seed gives the same random numbers for every model.
+    seed, benchmark
+        The same seed gives the same random numbers for every model and at every step, and other
+        numbers for another benchmark: otherwise answers to problems of the same index would be
+        correlated.
     width
         Sample from the first `width` ids only: a padded model has logits without a token.
     processes
@@ -74,7 +77,7 @@ def evaluate(
                 pad_id=padding_id(tokenizer),
                 temperature=temperature,
                 top_p=top_p,
-                generator=step_generator(seed, start, model.device),
+                generator=step_generator(seed, start, model.device, name=benchmark),
                 width=width,
                 part=(share.start, len(chunk)),
             )

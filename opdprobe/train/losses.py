@@ -100,7 +100,7 @@ def restrict(logp: Tensor, mask: Tensor, tail: str) -> Tensor:
     return torch.cat([inside, torch.where(empty, -math.inf, log_tail)], -1)
 
 
-def divergence(logp: Tensor, logq: Tensor, kind: str) -> Tensor:
+def divergence(logp: Tensor, logq: Tensor, kind: str, *, normalised: bool = True) -> Tensor:
     """Divergence of two restricted distributions, student first.
 
     Parameters
@@ -110,17 +110,23 @@ def divergence(logp: Tensor, logq: Tensor, kind: str) -> Tensor:
     kind
         ``reverse_kl`` KL(p‖q), ``forward_kl`` KL(q‖p) or ``jsd``, their symmetric mean to the
         mixture (p + q) / 2.
+    normalised
+        Whether p and q sum to 1. If not (``tail="drop"``), Σ q - Σ p is added to KL(p‖q): without
+        it, equal p and q would have a gradient, which changes their mass.
 
     Returns
     -------
     Tensor (N,)
-        Nats. At least 0 for distributions; may be negative for ``tail="drop"``.
+        Nats, at least 0, and 0 with gradient 0 where p = q.
     """
     outside = torch.isneginf(logp) & torch.isneginf(logq)
     logp, logq = logp.masked_fill(outside, 0), logq.masked_fill(outside, 0)
 
     def kl(a: Tensor, b: Tensor) -> Tensor:
-        return torch.where(outside, 0, a.exp() * (a - b)).sum(-1)
+        terms = a.exp() * (a - b)
+        if not normalised:
+            terms = terms + (b.exp() - a.exp())
+        return torch.where(outside, 0, terms).sum(-1)
 
     if kind == "reverse_kl":
         return kl(logp, logq)
@@ -145,15 +151,17 @@ def distillation_loss(part: Scored, pair: Pair, config: OPDConfig) -> Tensor:
     Returns
     -------
     Tensor ()
-        Sum over states in nats. For ``estimator="policy_gradient"`` and ``objective="sampled"``
-        it is the surrogate whose gradient is the estimator, not a divergence.
+        Sum over states in nats. For ``estimator="policy_gradient"`` its value is minus the sum of
+        the advantages, log p - log q of the sampled token or Σ p̄ (log p - log q) on the support;
+        its gradient is the estimator's.
 
     Notes
     -----
     ``direct`` with top-k, reverse KL and renormalisation is Eq. 5. The policy-gradient update of
     the reference code, with weights p̄(v)(log q(v) - log p(v)), is not its gradient: it equals
     ∇KL(p̄‖q̄) + [KL(p̄‖q̄) + log(P/Q)] ∇log P, with P and Q the two models' mass on the support.
-    The second term also moves mass into or out of the support, and is the only one at k = 1.
+    The second term also moves mass into or out of the support, and is the only one at k = 1. With
+    ``tail="drop"`` the two updates are one.
 
     References
     ----------
@@ -173,8 +181,9 @@ def distillation_loss(part: Scored, pair: Pair, config: OPDConfig) -> Tensor:
 
     if config.objective == "sampled":
         # Score function: the derivative of log p - log q itself has no teacher term (Eq. 3).
-        advantage = scores.sampled_logp[:, 1] - scores.sampled_logp[:, 0]
-        return weighted_nll(hidden, head, part.batch.sampled_ids[:, None], advantage[:, None], tau)
+        advantage = (scores.sampled_logp[:, 1] - scores.sampled_logp[:, 0])[:, None]
+        surrogate = weighted_nll(hidden, head, part.batch.sampled_ids[:, None], advantage, tau)
+        return _with_value(surrogate, -advantage.sum())
 
     column, mask = support_tokens(scores.token_id, config.support)
     ids = scores.token_id.flatten(1).gather(1, column)
@@ -183,7 +192,7 @@ def distillation_loss(part: Scored, pair: Pair, config: OPDConfig) -> Tensor:
         old_logp = scores.logp[:, 0].flatten(1).gather(1, column)
         weight = restrict(old_logp, mask, config.tail).exp()
         advantage = torch.where(mask, weight * (logq - old_logp), 0)
-        return weighted_nll(hidden, head, ids, advantage, tau)
+        return _with_value(weighted_nll(hidden, head, ids, advantage, tau), -advantage.sum())
 
     q = restrict(logq, mask, config.tail)
     if config.tail == "renormalise":
@@ -192,9 +201,16 @@ def distillation_loss(part: Scored, pair: Pair, config: OPDConfig) -> Tensor:
 
     def with_mass(rows: slice, h: Tensor) -> Tensor:
         logp = log_softmax(head, h, tau).gather(1, ids[rows])
-        return divergence(restrict(logp, mask[rows], config.tail), q[rows], config.divergence).sum()
+        p = restrict(logp, mask[rows], config.tail)
+        whole = config.tail == "bucket"
+        return divergence(p, q[rows], config.divergence, normalised=whole).sum()
 
     return _chunked(with_mass, hidden, head)
+
+
+def _with_value(surrogate: Tensor, value: Tensor) -> Tensor:
+    """Give a value the gradient of a surrogate, whose own value means nothing."""
+    return value + (surrogate - surrogate.detach())
 
 
 def weighted_nll(

@@ -181,6 +181,13 @@ class OPDTrainer:
                 "without the adapter."
             )
         check_trained(self.student)
+        if config.objective == "sampled" and config.top_p < 1:
+            logger.warning(
+                "objective='sampled' with top_p = %g: tokens outside the top-p set are never "
+                "drawn, so the update is no unbiased estimate of the reverse KL's gradient; "
+                "expected top_p = 1.",
+                config.top_p,
+            )
         if config.k > self.pair.width:
             raise ConfigError(
                 f"k = {config.k}; expected at most {self.pair.width}, the size of the shared "
@@ -496,6 +503,7 @@ class OPDTrainer:
                     temperature=c.eval_temperature,
                     top_p=c.eval_top_p,
                     seed=c.seed,
+                    benchmark=name,
                     width=self.pair.width,
                     processes=self.processes,
                 )

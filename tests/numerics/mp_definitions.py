@@ -123,7 +123,8 @@ def objective(
 ) -> Callable[[Row], mpf]:
     """One state's loss as a function of the student's logits.
 
-    Sets of tokens and what an estimator holds constant are those of `logits`.
+    Sets of tokens and what an estimator holds constant are those of `logits`. There, a policy
+    gradient's loss is minus its advantages; elsewhere it is the surrogate's, up to a constant.
     """
     log_q = log_softmax(teacher_logits, temperature)
     now = log_softmax(logits, temperature)
@@ -134,15 +135,20 @@ def objective(
         if objective == "full":
             return divergence(log_p, log_q, divergence_kind)
         if objective == "sampled":
-            return -(log_q[sampled] - now[sampled]) * log_p[sampled]
+            advantage = log_q[sampled] - now[sampled]
+            return -advantage * (1 + log_p[sampled] - now[sampled])
         if not tokens:
             return mpf(0)
         p_bar, q_bar = (restricted(row, tokens, tail) for row in (log_p, log_q))
         if estimator == "direct":
-            return divergence(p_bar, q_bar, divergence_kind)
+            # Masses that differ belong to the divergence of what does not sum to 1.
+            masses = {"reverse_kl": mass(q_bar) - mass(p_bar), "jsd": 0}
+            masses["forward_kl"] = -masses["reverse_kl"]
+            dropped = masses[divergence_kind] if tail == "drop" else 0
+            return divergence(p_bar, q_bar, divergence_kind) + dropped
         weight = [mp.exp(x) for x in restricted(now, tokens, tail)]
         return -mp.fsum(
-            w * (log_q[token] - now[token]) * log_p[token]
+            w * (log_q[token] - now[token]) * (1 + log_p[token] - now[token])
             for w, token in zip(weight[: len(tokens)], tokens, strict=True)
         )
 

@@ -345,6 +345,8 @@ def test_step_generators_depend_on_seed_and_step():
     ]
     assert len(set(states)) == 4
     assert step_generator(1, 1, "cpu").initial_seed() == states[3]
+    named = {step_generator(1, 1, "cpu", name=name).initial_seed() for name in ("a", "b")}
+    assert len(named | set(states)) == len(states) + 2
 
 
 def test_each_module_keeps_its_mode():

@@ -36,6 +36,17 @@ def test_the_seed_decides_and_the_global_generator_is_left_alone():
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_benchmarks_have_random_numbers_of_their_own():
+    """Answers to the same problems: equal in one benchmark, independent between two."""
+    model = tiny_model()
+    model.lm_head.weight.data *= 0  # every token is as likely as any other
+    easy, again, hard = (
+        scores(model, num_generations=400, benchmark=name) for name in ("easy", "easy", "hard")
+    )
+    np.testing.assert_array_equal(easy, again)
+    assert abs(np.corrcoef(easy.ravel(), hard.ravel())[0, 1]) < 4 / np.sqrt(easy.size)
+
+
 def test_temperature_and_top_p_are_used():
     for settings in ({"temperature": 0.0}, {"top_p": 1e-6}):
         greedy = scores(**settings)

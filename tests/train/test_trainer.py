@@ -401,6 +401,15 @@ def test_k_is_at_most_the_vocabulary(tmp_path, trainer_in):
         trainer_in(tmp_path, settings={"k": 65})
 
 
+def test_the_sampled_token_without_the_tail_is_warned_of(tmp_path, trainer_in, caplog):
+    settings = {"objective": "sampled", "estimator": "policy_gradient"}
+    trainer_in(tmp_path / "whole", settings=settings)
+    assert not caplog.messages
+    trainer_in(tmp_path / "cut", settings=settings | {"top_p": 0.8})
+    (message,) = caplog.messages
+    assert message.startswith("objective='sampled' with top_p = 0.8: tokens outside")
+
+
 def test_tokenizers_must_agree(tmp_path, trainer_in):
     other = tiny_tokenizer(63)
     with pytest.raises(VocabularyError, match="first at id 63"):
