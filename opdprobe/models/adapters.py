@@ -18,6 +18,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from opdprobe.errors import ConfigError, ModelError
 from opdprobe.models.head import Body, Head, split_head
+from opdprobe.models.lengths import ApartBody
 from opdprobe.models.sharding import is_sharded, load_parts, named_as_whole, on_main
 
 
@@ -74,6 +75,8 @@ def without_adapters(model: Any, width: int) -> tuple[Body, Head]:
         with switched_off(model):
             return body(**inputs)
 
+    if isinstance(body, ApartBody):
+        return ApartBody(body.model, without, alone=body.alone), head
     return without, head
 
 
