@@ -47,10 +47,14 @@ def phi3():
         "short_factor": [1.0] * 8,
         "long_factor": [1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 9.0, 10.0],
         "factor": 8.0,
-        "original_max_position_embeddings": TRAINED,
     }
     return tf.Phi3ForCausalLM(
-        tf.Phi3Config(**SIZE, max_position_embeddings=8 * TRAINED, rope_parameters=rope)
+        tf.Phi3Config(
+            **SIZE,
+            max_position_embeddings=8 * TRAINED,
+            original_max_position_embeddings=TRAINED,
+            rope_parameters=rope,
+        )
     )
 
 
@@ -214,6 +218,9 @@ def test_only_models_that_need_it_run_their_rows_apart(case):
     name, model, body, _, _ = case
     assert isinstance(body, ApartBody) == (name in APART | ALONE)
     assert getattr(body, "alone", False) == (name in ALONE)
+    if name in ("dynamic", "longrope", "per-layer"):
+        assert body.length_class(TRAINED) == body.length_class(1)
+        assert body.length_class(TRAINED + 1) != body.length_class(TRAINED)
     if name not in APART | ALONE and name != "experts":
         assert body is model.base_model
 
