@@ -183,8 +183,7 @@ def merge_adapter(base: PreTrainedModel, directory: Path) -> PreTrainedModel:
     if getattr(base, "is_quantized", False):
         raise ModelError(
             f"{directory}: the adapter's base model is quantised, so merging would round the "
-            "adapter; write the path of the unquantised base into adapter_config.json, as "
-            "base_model_name_or_path."
+            f"adapter; name the unquantised base: {directory}@BASE."
         )
     try:
         config: Any = peft.PeftConfig.from_pretrained(str(directory))
