@@ -19,7 +19,7 @@ from opdprobe.cli.recipes import DIVERGENCE_GENERATIONS, DIVERGENCE_LENGTH
 from opdprobe.cli.runs import errors
 from opdprobe.errors import OPDProbeError, needs_train_extra, printable
 
-_MODEL = "directory, hub id, GGUF file or zoo:NAME"
+_MODEL = "directory, hub id, GGUF file, ADAPTER@BASE or zoo:NAME"
 _PROMPTS = "the prompts: .parquet, .jsonl, .json or .csv file, or zoo:SPLIT"
 
 

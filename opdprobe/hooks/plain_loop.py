@@ -4,6 +4,7 @@ Shape suffixes: B sequences, T tokens per sequence with padding, N response toke
 """
 
 import hashlib
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from opdprobe.hooks.shared import (
     undisturbed,
     unwrap,
 )
+from opdprobe.models.head import Body
+from opdprobe.models.lengths import ApartBody
 from opdprobe.models.load import identity
 from opdprobe.models.vocabulary import eos_ids
 from opdprobe.rollout.pair import Pair
@@ -33,6 +36,8 @@ from opdprobe.rollout.rows import record_dataset, step_metrics
 from opdprobe.rollout.sample import Rollouts
 from opdprobe.rollout.score import Scores, score
 from opdprobe.store import RunWriter
+
+logger = logging.getLogger("opdprobe")
 
 
 @contextmanager
@@ -61,8 +66,9 @@ def capture(
     before are the prompt; masked positions in between (a tool's output) are not states.
 
     The student's distributions are those of the loop's own pass: with dropout in training mode, in
-    its autocast precision. The record describes the student before the update of `step`: call the
-    optimiser after the pass, inside the block or after it.
+    its autocast precision, and, with dynamic or long rope, at the length of the longest row (a
+    warning says so where it makes a difference). The record describes the student before the update
+    of `step`: call the optimiser after the pass, inside the block or after it.
 
     Parameters
     ----------
@@ -259,22 +265,17 @@ class Capture:
         assert pair is not None
         assert seen.hidden_BTD is not None
         device = ids_BT.device.type
+        _warn_if_mixed(pair, real_BT)
         with (
             torch.no_grad(),
             undisturbed(pair.teacher),
             torch.autocast(device, seen.autocast, enabled=seen.autocast is not None),
         ):
-            teacher_BTD = pair.teacher_body(
-                input_ids=ids_BT,
-                attention_mask=real_BT.long(),
-                position_ids=real_BT.long().cumsum(-1).sub(1).clamp(min=0),
-                use_cache=False,
-            ).last_hidden_state
-            assert teacher_BTD is not None  # optional in the type only
+            teacher_hidden = _hidden(pair.teacher_body, ids_BT, real_BT, row_N, time_N)
             try:
                 return score(
                     seen.hidden_BTD[row_N, time_N],
-                    teacher_BTD[row_N, time_N],
+                    teacher_hidden,
                     pair.student_head,
                     pair.teacher_head,
                     ids_BT[row_N, time_N + 1],
@@ -340,6 +341,34 @@ class Capture:
         is_state = torch.cat([row.is_state for row in self._rows])
         self.dataset = dataset.isel(state=np.asarray(is_state))
         self.metrics = step_metrics(self.dataset)
+
+
+def _hidden(body: Body, ids_BT: Tensor, real_BT: Tensor, row_N: Tensor, time_N: Tensor) -> Tensor:
+    """Run a body over padded rows and pick the last hidden state at each state, (N, D)."""
+    if isinstance(body, ApartBody):
+        return body.hidden(ids_BT, row_N, time_N, real_BT)
+    hidden_BTD = body(
+        input_ids=ids_BT,
+        attention_mask=real_BT.long(),
+        position_ids=real_BT.long().cumsum(-1).sub(1).clamp(min=0),
+        use_cache=False,
+    ).last_hidden_state
+    assert hidden_BTD is not None  # optional in the type only
+    return hidden_BTD[row_N, time_N]
+
+
+def _warn_if_mixed(pair: Pair, real_BT: Tensor) -> None:
+    """Say so if the loop's own pass has computed rows otherwise than alone."""
+    body = pair.student_body
+    if not isinstance(body, ApartBody):
+        return
+    if len({body.length_class(length) for length in real_BT.sum(-1).tolist()}) > 1:
+        logger.warning(
+            "%s: in a pass of the loop, rows change each other's distributions (a rope that "
+            "depends on the longest row, say). They are recorded as the loop computed them, not as "
+            "those of each text alone: give texts of different lengths passes of their own.",
+            pair.student.name_or_path or type(pair.student).__name__,
+        )
 
 
 def _tokens(seen: _Pass) -> tuple[Tensor, Tensor]:

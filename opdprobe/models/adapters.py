@@ -18,6 +18,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from opdprobe.errors import ConfigError, ModelError
 from opdprobe.models.head import Body, Head, split_head
+from opdprobe.models.lengths import ApartBody
 from opdprobe.models.sharding import is_sharded, load_parts, named_as_whole, on_main
 
 
@@ -74,6 +75,8 @@ def without_adapters(model: Any, width: int) -> tuple[Body, Head]:
         with switched_off(model):
             return body(**inputs)
 
+    if isinstance(body, ApartBody):
+        return ApartBody(body.model, without, alone=body.alone), head
     return without, head
 
 
@@ -180,8 +183,7 @@ def merge_adapter(base: PreTrainedModel, directory: Path) -> PreTrainedModel:
     if getattr(base, "is_quantized", False):
         raise ModelError(
             f"{directory}: the adapter's base model is quantised, so merging would round the "
-            "adapter; write the path of the unquantised base into adapter_config.json, as "
-            "base_model_name_or_path."
+            f"adapter; name the unquantised base: {directory}@BASE."
         )
     try:
         config: Any = peft.PeftConfig.from_pretrained(str(directory))

@@ -80,15 +80,15 @@ def adapter_base(directory: Path) -> str | Path:
     named = config.get("base_model_name_or_path") if isinstance(config, dict) else None
     if not isinstance(named, str) or not named:
         raise ModelError(
-            f"{directory}: an adapter whose {_ADAPTER} names no base model; write the base's path "
-            "there as base_model_name_or_path."
+            f"{directory}: an adapter whose {_ADAPTER} names no base model; name it: "
+            f"{directory}@BASE."
         )
     for path in (directory / named, Path(named).expanduser()):
         if path.exists():
             if path.resolve() == directory.resolve():
                 raise ModelError(
                     f"{directory}: an adapter whose {_ADAPTER} names itself as the base model; "
-                    "write the base's path there as base_model_name_or_path."
+                    f"name it: {directory}@BASE."
                 )
             return path
     return named

@@ -21,6 +21,7 @@ from transformers import PreTrainedModel
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from opdprobe.errors import VocabularyError
+from opdprobe.models.lengths import as_new, kept_apart
 
 __all__ = ["Body", "Head", "evaluating", "logit_width", "split_head"]
 
@@ -291,8 +292,9 @@ def split_head(model: PreTrainedModel, *, width: int | None = None) -> tuple[Bod
             or 1.0 / (getattr(config, "logits_scaling", None) or 1.0),
             softcap=getattr(config, "final_logit_softcapping", None),
         )
-        if _agrees(model, body, head):
-            return body, head
+        with as_new(model), evaluating(model):
+            if _agrees(model, body, head):
+                return kept_apart(model, body), head
     logger.warning(
         "%s: the output head is not a plain projection of the body's hidden states; its logits "
         "are computed in full (slower, and memory grows with the vocabulary).",
@@ -302,10 +304,11 @@ def split_head(model: PreTrainedModel, *, width: int | None = None) -> tuple[Bod
     def logits_body(**inputs) -> BaseModelOutputWithPast:
         out = model(**inputs)
         return BaseModelOutputWithPast(
-            last_hidden_state=out.logits, past_key_values=out.past_key_values
+            last_hidden_state=out.logits, past_key_values=getattr(out, "past_key_values", None)
         )
 
-    return logits_body, Head(None, width)
+    with evaluating(model):
+        return kept_apart(model, logits_body), Head(None, width)
 
 
 def logit_width(model: PreTrainedModel) -> int:
@@ -360,7 +363,7 @@ def _agrees(model: PreTrainedModel, body: nn.Module, head: Head) -> bool:
         received.append(args[0])
         return ramp.expand_as(output)
 
-    with evaluating(model), torch.no_grad():
+    with torch.no_grad():
         hidden = getattr(body(input_ids=ids, use_cache=False), "last_hidden_state", None)
         handle = head.projection.register_forward_hook(swap)
         try:

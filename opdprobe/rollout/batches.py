@@ -1,13 +1,15 @@
 """Rollouts as padded micro-batches of similar lengths."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from opdprobe.models.head import Body
+from opdprobe.models.lengths import ApartBody
 from opdprobe.rollout.sample import Rollouts
 
 # Fixed cost of a forward and backward pass through both models, in tokens. On a CPU it is 5.5 ms
@@ -43,14 +45,24 @@ class Batch:
     state: Tensor
 
     def hidden(self, body: Body) -> Tensor:
-        """Run a body over the batch and pick the last hidden state at each state, (N, D)."""
+        """Run a body over the batch and pick the last hidden state at each state, (N, D).
+
+        Each row's are those of the row alone: see `opdprobe.models.lengths`.
+        """
+        if isinstance(body, ApartBody):
+            return body.hidden(self.input_ids, self.row, self.time)
         output_BTD = body(input_ids=self.input_ids, use_cache=False).last_hidden_state
         assert output_BTD is not None  # optional in the type only
         return output_BTD[self.row, self.time]
 
 
 def batches(
-    rollouts: Rollouts, *, micro_batch_tokens: int, pad_id: int, device: torch.device | str = "cpu"
+    rollouts: Rollouts,
+    *,
+    micro_batch_tokens: int,
+    pad_id: int,
+    device: torch.device | str = "cpu",
+    apart: Callable[[int], Hashable] = lambda length: None,
 ) -> Iterator[Batch]:
     """Divide rollouts into micro-batches of similar length at the least cost, longest first.
 
@@ -65,6 +77,9 @@ def batches(
         Token id for the padding.
     device
         Where the tensors go.
+    apart
+        Class of a row by its length; rows of different classes share no micro-batch
+        (`opdprobe.rollout.pair.Pair.length_class`).
 
     Yields
     ------
@@ -83,7 +98,10 @@ def batches(
     if torch.device(device).type == "cpu":
         cost, micro_batch_tokens = _PASS_CPU, min(micro_batch_tokens, _MOST_TOKENS_CPU)
     start = 0
-    for size in _sizes([n_inputs[i] for i in order], micro_batch_tokens, cost):
+    # The rows of a class are adjacent, since a class is a range of lengths.
+    classes = groupby((n_inputs[i] for i in order), key=apart)
+    sizes = [size for _, c in classes for size in _sizes(list(c), micro_batch_tokens, cost)]
+    for size in sizes:
         chosen = order[start : start + size]
         start += size
         width = n_inputs[chosen[0]]

@@ -1,6 +1,6 @@
 """A student and a teacher that share one vocabulary, ready to be scored at the same states."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from opdprobe.errors import ConfigError
 from opdprobe.models.adapters import causal_lm, is_adapted, without_adapters
 from opdprobe.models.head import split_head
+from opdprobe.models.lengths import ApartBody
 from opdprobe.models.load import load_model, load_tokenizer
 from opdprobe.models.vocabulary import padding_id, shared_vocabulary, shared_width
 from opdprobe.rollout.batches import Batch, batches
@@ -93,6 +94,15 @@ class Pair:
             self.teacher_body, self.teacher_head = without_adapters(student, self.width)
         else:
             self.teacher_body, self.teacher_head = split_head(self.teacher, width=self.width)
+        bodies = self.student_body, self.teacher_body
+        self._apart = [body for body in bodies if isinstance(body, ApartBody)]
+
+    def length_class(self, length: int) -> Hashable:
+        """Name what both models compute for a text of `length` tokens.
+
+        Texts of different classes must not share a pass (`opdprobe.models.lengths`).
+        """
+        return tuple(body.length_class(length) for body in self._apart)
 
     @classmethod
     def load(
@@ -167,7 +177,11 @@ class Pair:
         """
         device = self.student.device
         for batch in batches(
-            rollouts, micro_batch_tokens=micro_batch_tokens, pad_id=self.pad_id, device=device
+            rollouts,
+            micro_batch_tokens=micro_batch_tokens,
+            pad_id=self.pad_id,
+            device=device,
+            apart=self.length_class,
         ):
             with recomputing(self.student):
                 hidden = batch.hidden(self.student_body)

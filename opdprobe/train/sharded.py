@@ -55,6 +55,7 @@ def scored_together(
             micro_batch_tokens=micro_batch_tokens,
             pad_id=pair.pad_id,
             device=pair.student.device,
+            apart=pair.length_class,
         )
         own = sum(1 for _ in cut)
         missing = max(processes.gather(own)) - own

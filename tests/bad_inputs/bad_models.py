@@ -224,8 +224,7 @@ _MODELS = [
         _adapter,
         "FOLDER/checkpoint-5: an adapter, and its base model does not load: /data/base: no such "
         "file or directory; expected a model directory, a .gguf file or a hub id (owner/name). If "
-        "the base is elsewhere, write its path into adapter_config.json, as "
-        "base_model_name_or_path.",
+        "the base is elsewhere, name it: FOLDER/checkpoint-5@BASE.",
     ),
     _model(
         "verl's shards, not merged",

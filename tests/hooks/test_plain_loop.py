@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from opdprobe import (
     ConfigError,
@@ -166,6 +167,41 @@ def test_there_is_no_second_pass_and_others_are_not_recorded(recorded, tmp_path)
         assert len(calls) == before + 1
         handle.remove()
     assert_equals_ours(open_run(tmp_path).load(0), ours)
+
+
+def growing():
+    """A model whose rope depends on the longest row beyond 8 tokens."""
+    torch.manual_seed(3)
+    config = tiny_model().config.to_dict() | {
+        "max_position_embeddings": 8,
+        "initializer_range": 0.5,
+        "rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 1e4},
+    }
+    return LlamaForCausalLM(LlamaConfig(**config)).eval()
+
+
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_a_row_of_the_teacher_depends_on_no_other_row(tmp_path, side, caplog):
+    rows = [[7, 8], [9], [10, 11, 12]], [[40, 41], [5, 6, 7, 8, 9, 10, 11, 12, 13, 14], [9] * 7]
+    student, teacher = models()[0], growing()
+    with capture(student, teacher, tmp_path, step=0, tokenizer=tiny_tokenizer(), k=4) as captured:
+        student(**batch_of(*rows, side))
+    want = []
+    for prompt, response in zip(*rows, strict=True):
+        with torch.no_grad():
+            logits = growing()(torch.tensor([prompt + response[:-1]])).logits[0, len(prompt) - 1 :]
+        want += logits.log_softmax(-1)[range(len(response)), response].tolist()
+    got = captured.dataset.sampled_logp.sel(model="teacher")
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-4)
+    assert "change each other" not in caplog.text
+
+
+def test_rows_of_the_loop_that_depend_on_each_other_are_named(tmp_path, caplog):
+    batch = batch_of([[7, 8], [9]], [[40, 41], [5, 6, 7, 8, 9, 10, 11, 12, 13, 14]])
+    student = growing()
+    with capture(student, models()[1], tmp_path, step=0, tokenizer=tiny_tokenizer(), k=4):
+        student(**batch)
+    assert "rows change each other's distributions" in caplog.text
 
 
 def test_masked_stretches_inside_a_response_are_not_states(recorded, tmp_path):

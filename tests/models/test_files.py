@@ -186,6 +186,34 @@ def test_the_base_is_found_by_its_path(tmp_path, saved, where, monkeypatch):
     torch.testing.assert_close(logits(load_model(path)), want, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("how", ["argument", "one name"])
+def test_an_adapters_base_can_be_named(tmp_path, saved, how):
+    path = tmp_path / "checkpoint-5"
+    want = adapter(saved, path)
+    configured(path, "adapter_config.json", base_model_name_or_path="/data/gone")
+    name, base = (path, {"base": saved}) if how == "argument" else (f"{path}@{saved}", {})
+    torch.testing.assert_close(load_model(name, **base)(IDS).logits, want)
+    assert load_tokenizer(name, **base).get_vocab() == load_tokenizer(saved).get_vocab()
+    assert load_model(name, **base).name_or_path == str(name)
+
+
+def test_a_base_of_what_is_no_adapter_is_refused(saved):
+    with pytest.raises(ModelError, match="not an adapter, so it has no base model"):
+        load_model(saved, base=saved)
+
+
+def test_an_at_sign_may_be_part_of_a_name(tmp_path, saved):
+    shutil.copytree(saved, tmp_path / "model@v2")
+    assert weight_hash(load_model(str(tmp_path / "model@v2"))) == weight_hash(load_model(saved))
+
+
+def test_only_our_message_says_what_does_not_fit(saved, capfd):
+    rewrite(saved, lambda weights: dict(list(weights.items())[1:]))
+    with pytest.raises(ModelError, match="1 of the weights"):
+        load_model(saved)
+    assert "LOAD REPORT" not in "".join(capfd.readouterr())
+
+
 def test_an_adapters_tokenizer_is_its_own_or_its_bases(tmp_path, saved):
     path = tmp_path / "checkpoint-5"
     adapter(saved, path)
@@ -223,7 +251,7 @@ def test_what_an_adapter_lacks_is_named(tmp_path, saved, monkeypatch):
 @pytest.mark.parametrize(
     ("named", "message"),
     [
-        ("/data/base", "/data/base: no such file .* write its path into adapter_config.json"),
+        ("/data/base", "/data/base: no such file .* elsewhere, name it: .*checkpoint-5@BASE"),
         (None, "names no base model"),
         ("", "names no base model"),
         (".", "names itself"),
