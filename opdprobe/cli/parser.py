@@ -20,7 +20,10 @@ from opdprobe.cli.runs import errors
 from opdprobe.errors import OPDProbeError, needs_train_extra, printable
 
 _MODEL = "directory, hub id, GGUF file or zoo:NAME"
-_PROMPTS = "the prompts: .parquet, .jsonl, .json or .csv file, or zoo:SPLIT"
+_PROMPTS = (
+    "the prompts: .parquet, .jsonl, .json or .csv file, a directory of them, a data set of the Hub "
+    "(OWNER/NAME:CONFIG:SPLIT), or zoo:SPLIT"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -171,6 +174,25 @@ def _reading() -> list[argparse.ArgumentParser]:
             default="raise",
             help="stop at a prompt that cannot be used, or skip it with a note in the log "
             "(default: %(default)s)",
+        ),
+    ]
+
+
+def _chat_template(*, group: str | None = None) -> list[argparse.ArgumentParser]:
+    return [
+        _shared(
+            "--chat-template-kwargs",
+            action="append",
+            metavar="NAME=VALUE",
+            help="a variable for the chat template, such as enable_thinking=true; may be repeated, "
+            "or be one JSON object (default: enable_thinking=false)",
+            group=group,
+        ),
+        _shared(
+            "--system-prompt",
+            metavar="TEXT",
+            help="first message of conversations that have no system message",
+            group=group,
         ),
     ]
 
@@ -397,6 +419,7 @@ def _train(commands: Any) -> None:
         _run_dir(),
         _limit("prompts, and the first N problems of --benchmark"),
         _max_prompt_length(set_default=False),
+        *_chat_template(),
         _drop_layers(),
         _set("OPDConfig", "; overrides --config"),
         _json("the last metrics"),
@@ -428,6 +451,7 @@ def _probe(commands: Any) -> None:
         _limit(),
         _k("kept"),
         _max_prompt_length(),
+        *_chat_template(),
         *_responses(4, 512),
         _json("the last metrics"),
     )
@@ -463,6 +487,7 @@ def _preflight(commands: Any) -> None:
         _drop_layers(),
         _k("compared"),
         _max_prompt_length(),
+        *_chat_template(),
         *_responses(4, 64),
         _seed(),
         _json("the verdict and the numbers"),
@@ -500,6 +525,7 @@ def _cold_start(commands: Any) -> None:
         *_reading(),
         _limit(),
         _max_prompt_length(),
+        *_chat_template(),
         *_responses(1, 12288),
         _set("SFTConfig"),
         _json("the counts"),
@@ -524,6 +550,7 @@ def _select(commands: Any) -> None:
         *_models(required=False, group=alone),
         *_responses(DIVERGENCE_GENERATIONS, DIVERGENCE_LENGTH, set_defaults=False, group=alone),
         _max_prompt_length(set_default=False, group=alone),
+        *_chat_template(group=alone),
     )
     sub.add_argument(
         "--strategy",
