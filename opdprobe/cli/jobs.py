@@ -22,6 +22,7 @@ from analyses.results import save
 from opdprobe.errors import OPDProbeError
 from opdprobe.store import RunWriter, open_run
 from opdprobe.store.files import write_text, write_whole
+from opdprobe.train.config import OPDConfig
 from opdprobe.train.pool import Report
 
 
@@ -63,6 +64,12 @@ def _evaluated(preset: Preset) -> int:
     return config.eval_max_completion_length or config.max_completion_length
 
 
+def _encoding(config: OPDConfig) -> dict[str, Any]:
+    """Arguments for whatever encodes prompts."""
+    names = ("max_prompt_length", "chat_template_kwargs", "system_prompt")
+    return {name: getattr(config, name) for name in names}
+
+
 def _longest(experiment: Experiment, preset: Preset) -> int:
     return round(experiment.max_completion_length * preset.config.max_completion_length)
 
@@ -89,7 +96,7 @@ def _prompts(experiment: Experiment, seed: int, preset: Preset):
         prompts[:n] + other[:n],
         n_prompts=n,
         max_completion_length=_longest(experiment, preset),
-        max_prompt_length=preset.config.max_prompt_length,
+        **_encoding(preset.config),
         micro_batch_tokens=preset.config.micro_batch_tokens,
         seed=seed,
     )
@@ -103,6 +110,7 @@ def probe(name: str, seed: int, preset: Preset, folder: Path, report: Report) ->
     from opdprobe.rollout.continuation import Sampling, continuation_gain
     from opdprobe.rollout.once import probe
     from opdprobe.rollout.pair import Pair
+    from opdprobe.rollout.prompt_attrs import template_attrs
     from opdprobe.rollout.prompts import encode_prompts
 
     experiment, config = EXPERIMENTS[name], preset.config
@@ -111,6 +119,8 @@ def probe(name: str, seed: int, preset: Preset, folder: Path, report: Report) ->
         resolve_model(preset.models[experiment.teacher]),
     )
     path = run_dir(folder, name, seed)
+    prompts, grader = resolve_prompts(preset.prompts[experiment.prompts], preset.n_probe)
+    encoded = encode_prompts(pair.tokenizer, prompts, **_encoding(config))
     writer = RunWriter(
         path,
         attrs={
@@ -118,15 +128,14 @@ def probe(name: str, seed: int, preset: Preset, folder: Path, report: Report) ->
             "teacher": identity(pair.teacher),
             "k": config.k,
             "seed": seed,
+            "chat_template": template_attrs(
+                pair.tokenizer, encoded, config.chat_template_kwargs, config.system_prompt
+            ),
         },
         config={"n_prompts": preset.n_probe, "num_generations": config.num_generations},
         resume=True,
     )
-    prompts, grader = resolve_prompts(preset.prompts[experiment.prompts], preset.n_probe)
     if not open_run(path).steps:
-        encoded = encode_prompts(
-            pair.tokenizer, prompts, max_prompt_length=config.max_prompt_length
-        )
         step = probe(
             pair,
             encoded,
@@ -172,6 +181,12 @@ def score(role: str, preset: Preset, folder: Path, report: Report) -> None:
         "temperature": config.eval_temperature,
         "top_p": config.eval_top_p,
         "max_completion_length": _evaluated(preset),
+        # Earlier scores lack these; they had none.
+        **{
+            name: value
+            for name in ("chat_template_kwargs", "system_prompt")
+            if (value := getattr(config, name)) is not None
+        },
     }
     path = folder / "scores" / f"{role}.json"
     if path.exists() and json.loads(path.read_text())["settings"] == settings:
@@ -188,7 +203,7 @@ def score(role: str, preset: Preset, folder: Path, report: Report) -> None:
             evaluate(
                 model,
                 tokenizer,
-                encode_prompts(tokenizer, problems, max_prompt_length=config.max_prompt_length),
+                encode_prompts(tokenizer, problems, **_encoding(config)),
                 grader,
                 num_generations=settings["num_generations"],
                 max_completion_length=settings["max_completion_length"],

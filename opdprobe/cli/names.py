@@ -5,12 +5,15 @@
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from opdprobe.errors import ConfigError
 from opdprobe.rollout.grade import Grader, grade_math
 from opdprobe.rollout.prompt_files import load_prompts
 from opdprobe.rollout.prompts import OnError, Prompt
+from opdprobe.store.safe_text import parse_json, parse_yaml
 from opdprobe.testing.testbed.members import zoo_path
 from opdprobe.testing.testbed.problems import DATA_SOURCE, problems
 from opdprobe.testing.testbed.problems import grader as testbed_grader
@@ -28,6 +31,60 @@ def reading(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def prompt_form(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return a command's options for `opdprobe.rollout.prompts.encode_prompts` that were given."""
+    found = {
+        "chat_template_kwargs": chat_template_kwargs(arguments.chat_template_kwargs or []),
+        "system_prompt": arguments.system_prompt,
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def chat_template_kwargs(texts: Sequence[str]) -> dict[str, Any] | None:
+    """Parse variables for the chat template.
+
+    Parameters
+    ----------
+    texts
+        ``NAME=VALUE`` with a value as YAML reads it, or JSON objects; later ones precede.
+
+    Returns
+    -------
+    dict or None
+        None if there is no text.
+
+    Raises
+    ------
+    ConfigError
+        A text is neither.
+
+    Examples
+    --------
+    >>> chat_template_kwargs(["enable_thinking=off", "reasoning_effort=low"])
+    {'enable_thinking': False, 'reasoning_effort': 'low'}
+    >>> chat_template_kwargs(['{"enable_thinking": true}'])
+    {'enable_thinking': True}
+    """
+    found: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        try:
+            if text.lstrip().startswith("{"):
+                found |= parse_json(text)
+                continue
+            parsed = parse_yaml(value) if equals and name.isidentifier() else None
+        except ValueError:
+            parsed = None
+        if parsed is None:
+            raise ConfigError(
+                f"--chat-template-kwargs {text!r}; expected NAME=VALUE, such as "
+                "enable_thinking=true, or a JSON object."
+            )
+        # YAML reads dates, too; a template is given the text.
+        found[name] = parsed if isinstance(parsed, bool | int | float | list | dict) else value
+    return found or None
+
+
 def resolve_prompts(
     name: str,
     limit: int | None = None,
@@ -41,7 +98,7 @@ def resolve_prompts(
     Parameters
     ----------
     name
-        ``zoo:SPLIT`` or ``zoo:SPLIT/TEMPLATE`` for testbed problems, or a file.
+        ``zoo:SPLIT`` or ``zoo:SPLIT/TEMPLATE`` for testbed problems, or what `load_prompts` reads.
     limit
         Use only the first `limit` prompts. Default: the whole file, or 2048 from a testbed split
         (these are infinite).

@@ -20,7 +20,10 @@ from opdprobe.cli.runs import errors
 from opdprobe.errors import OPDProbeError, needs_train_extra, printable
 
 _MODEL = "directory, hub id, GGUF file, ADAPTER@BASE or zoo:NAME"
-_PROMPTS = "the prompts: .parquet, .jsonl, .json or .csv file, or zoo:SPLIT"
+_PROMPTS = (
+    "the prompts: .parquet, .jsonl, .json or .csv file, a directory of them, a data set of the Hub "
+    "(OWNER/NAME:CONFIG:SPLIT), or zoo:SPLIT"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -128,73 +131,92 @@ def _command(
 # Options that several commands share. Each call makes new ones, so that their defaults can differ.
 
 
-def _options(group: str | None = None) -> tuple[argparse.ArgumentParser, Any]:
-    """Make a parent parser; also return where to add options: itself, or a group of its help."""
+def _shared(*flags: str, group: str | None = None, **settings: Any) -> argparse.ArgumentParser:
+    """Make an option for `_command`; `group` is the heading that it has in the command's help."""
     parent = argparse.ArgumentParser(add_help=False)
-    return parent, parent.add_argument_group(group) if group else parent
-
-
-def _models(*, required: bool = True, group: str | None = None) -> argparse.ArgumentParser:
-    parent, options = _options(group)
-    for role in ("student", "teacher"):
-        options.add_argument(
-            f"--{role}", required=required, metavar="MODEL", help=f"the {role}: {_MODEL}"
-        )
+    (parent.add_argument_group(group) if group else parent).add_argument(*flags, **settings)
     return parent
+
+
+def _models(*, required: bool = True, group: str | None = None) -> list[argparse.ArgumentParser]:
+    return [
+        _shared(
+            f"--{role}",
+            required=required,
+            metavar="MODEL",
+            help=f"the {role}: {_MODEL}",
+            group=group,
+        )
+        for role in ("student", "teacher")
+    ]
 
 
 def _prompts() -> argparse.ArgumentParser:
-    parent, options = _options()
-    options.add_argument("--prompts", required=True, metavar="FILE", help=_PROMPTS)
-    return parent
+    return _shared("--prompts", required=True, metavar="FILE", help=_PROMPTS)
 
 
-def _reading() -> argparse.ArgumentParser:
-    parent, options = _options()
-    options.add_argument(
-        "--prompt-column",
-        default="prompt",
-        metavar="NAME",
-        help="column of prompt files that holds the prompts (default: %(default)s)",
-    )
-    options.add_argument(
-        "--answer-column",
-        metavar="NAME",
-        help="column of prompt files that holds the answers (default: verl's, or answer)",
-    )
-    options.add_argument(
-        "--on-error",
-        choices=["raise", "skip"],
-        default="raise",
-        help="stop at a prompt that cannot be used, or skip it with a note in the log "
-        "(default: %(default)s)",
-    )
-    return parent
+def _reading() -> list[argparse.ArgumentParser]:
+    return [
+        _shared(
+            "--prompt-column",
+            default="prompt",
+            metavar="NAME",
+            help="column of prompt files that holds the prompts (default: %(default)s)",
+        ),
+        _shared(
+            "--answer-column",
+            metavar="NAME",
+            help="column of prompt files that holds the answers (default: verl's, or answer)",
+        ),
+        _shared(
+            "--on-error",
+            choices=["raise", "skip"],
+            default="raise",
+            help="stop at a prompt that cannot be used, or skip it with a note in the log "
+            "(default: %(default)s)",
+        ),
+    ]
+
+
+def _chat_template(*, group: str | None = None) -> list[argparse.ArgumentParser]:
+    return [
+        _shared(
+            "--chat-template-kwargs",
+            action="append",
+            metavar="NAME=VALUE",
+            help="a variable for the chat template, such as enable_thinking=true; may be repeated, "
+            "or be one JSON object (default: enable_thinking=false)",
+            group=group,
+        ),
+        _shared(
+            "--system-prompt",
+            metavar="TEXT",
+            help="first message of conversations that have no system message",
+            group=group,
+        ),
+    ]
 
 
 def _max_prompt_length(
     *, set_default: bool = True, group: str | None = None
 ) -> argparse.ArgumentParser:
-    parent, options = _options(group)
-    options.add_argument(
+    return _shared(
         "--max-prompt-length",
         type=_positive,
         default=1024 if set_default else None,
         metavar="N",
         help="longest prompt, in tokens (default: 1024)",
+        group=group,
     )
-    return parent
 
 
 def _limit(what: str = "prompts") -> argparse.ArgumentParser:
-    parent, options = _options()
-    options.add_argument(
+    return _shared(
         "--limit",
         type=_positive,
         metavar="N",
         help=f"use only the first N {what} (default: the whole file, or 2048 of a zoo split)",
     )
-    return parent
 
 
 def _responses(
@@ -203,131 +225,111 @@ def _responses(
     *,
     set_defaults: bool = True,
     group: str | None = None,
-) -> argparse.ArgumentParser:
-    parent, options = _options(group)
-    options.add_argument(
-        "--num-generations",
-        type=_positive,
-        default=num_generations if set_defaults else None,
-        metavar="N",
-        help=f"rollouts per prompt (default: {num_generations})",
-    )
-    options.add_argument(
-        "--max-completion-length",
-        type=_positive,
-        default=max_completion_length if set_defaults else None,
-        metavar="N",
-        help=f"longest response, in tokens (default: {max_completion_length})",
-    )
-    return parent
+) -> list[argparse.ArgumentParser]:
+    return [
+        _shared(
+            "--num-generations",
+            type=_positive,
+            default=num_generations if set_defaults else None,
+            metavar="N",
+            help=f"rollouts per prompt (default: {num_generations})",
+            group=group,
+        ),
+        _shared(
+            "--max-completion-length",
+            type=_positive,
+            default=max_completion_length if set_defaults else None,
+            metavar="N",
+            help=f"longest response, in tokens (default: {max_completion_length})",
+            group=group,
+        ),
+    ]
 
 
 def _k(verb: str) -> argparse.ArgumentParser:
-    parent, options = _options()
-    options.add_argument(
+    return _shared(
         "--k",
         type=_positive,
         default=16,
         metavar="N",
         help=f"number of most probable tokens {verb} per state (default: %(default)s)",
     )
-    return parent
 
 
 def _seed() -> argparse.ArgumentParser:
-    parent, options = _options()
-    options.add_argument(
+    return _shared(
         "--seed",
         type=_not_negative,
         default=0,
         metavar="N",
         help="random seed (default: %(default)s)",
     )
-    return parent
 
 
 def _drop_layers() -> argparse.ArgumentParser:
-    parent, options = _options()
-    options.add_argument(
+    return _shared(
         "--drop-layers", metavar="A-B", help="remove the student's layers A to B, counted from 0"
     )
-    return parent
 
 
 def _set(config: str, more: str = "") -> argparse.ArgumentParser:
-    parent, options = _options()
-    options.add_argument(
+    return _shared(
         "--set",
         action="append",
         default=[],
         metavar="NAME=VALUE",
         help=f"one {config} setting{more}; may be repeated",
     )
-    return parent
 
 
 def _workers() -> argparse.ArgumentParser:
-    parent, options = _options()
-    options.add_argument(
+    return _shared(
         "--workers",
         type=_positive,
         default=2,
         metavar="N",
         help="number of parallel processes (default: %(default)s)",
     )
-    return parent
 
 
 def _out_dir() -> argparse.ArgumentParser:
-    parent, options = _options()
-    options.add_argument(
+    return _shared(
         "--out",
         type=Path,
         default=Path("out"),
         metavar="DIR",
         help="where everything is written (default: %(default)s)",
     )
-    return parent
 
 
 def _run_dir() -> argparse.ArgumentParser:
-    parent, options = _options()
-    options.add_argument(
+    return _shared(
         "--run-dir", required=True, type=Path, metavar="DIR", help="where the run is recorded"
     )
-    return parent
 
 
 def _run_to_read() -> argparse.ArgumentParser:
-    parent, options = _options()
-    options.add_argument("run_dir", type=_run, metavar="RUN", help="directory of a recorded run")
-    return parent
+    return _shared("run_dir", type=_run, metavar="RUN", help="directory of a recorded run")
 
 
 def _run_to_compare() -> argparse.ArgumentParser:
-    parent, options = _options()
-    options.add_argument(
+    return _shared(
         "other", type=_run, nargs="?", metavar="RUN2", help="a second run, to compare with"
     )
-    return parent
 
 
 def _out_jsonl() -> argparse.ArgumentParser:
-    parent, options = _options()
-    options.add_argument(
+    return _shared(
         "--out",
         required=True,
         type=Path,
         metavar="FILE.jsonl",
         help="where the prompts are written",
     )
-    return parent
 
 
 def _json(what: str) -> argparse.ArgumentParser:
-    parent, options = _options()
-    options.add_argument("--json", action="store_true", help=f"print {what} as JSON")
-    return parent
+    return _shared("--json", action="store_true", help=f"print {what} as JSON")
 
 
 # One function per command.
@@ -411,12 +413,13 @@ def _train(commands: Any) -> None:
         "train",
         run_commands.train,
         "distil a student on its own rollouts, and record the run",
-        _models(),
+        *_models(),
         _prompts(),
-        _reading(),
+        *_reading(),
         _run_dir(),
         _limit("prompts, and the first N problems of --benchmark"),
         _max_prompt_length(set_default=False),
+        *_chat_template(),
         _drop_layers(),
         _set("OPDConfig", "; overrides --config"),
         _json("the last metrics"),
@@ -443,12 +446,13 @@ def _probe(commands: Any) -> None:
         run_commands.probe,
         "sample from saved checkpoints, score the responses, and record a run",
         _prompts(),
-        _reading(),
+        *_reading(),
         _run_dir(),
         _limit(),
         _k("kept"),
         _max_prompt_length(),
-        _responses(4, 512),
+        *_chat_template(),
+        *_responses(4, 512),
         _json("the last metrics"),
     )
     sub.add_argument(
@@ -477,13 +481,14 @@ def _preflight(commands: Any) -> None:
         "preflight",
         run_commands.preflight,
         "estimate, before training, whether a teacher will teach a student",
-        _models(),
+        *_models(),
         _prompts(),
-        _reading(),
+        *_reading(),
         _drop_layers(),
         _k("compared"),
         _max_prompt_length(),
-        _responses(4, 64),
+        *_chat_template(),
+        *_responses(4, 64),
         _seed(),
         _json("the verdict and the numbers"),
     )
@@ -515,12 +520,13 @@ def _cold_start(commands: Any) -> None:
         "cold-start",
         recipe_commands.cold_start,
         "fine-tune a student on its teacher's responses, before distillation",
-        _models(),
+        *_models(),
         _prompts(),
-        _reading(),
+        *_reading(),
         _limit(),
         _max_prompt_length(),
-        _responses(1, 12288),
+        *_chat_template(),
+        *_responses(1, 12288),
         _set("SFTConfig"),
         _json("the counts"),
     )
@@ -537,13 +543,14 @@ def _select(commands: Any) -> None:
         recipe_commands.select,
         "choose or reword prompts for a teacher",
         _prompts(),
-        _reading(),
+        *_reading(),
         _out_jsonl(),
         _seed(),
         _json("the counts and the divergences"),
-        _models(required=False, group=alone),
-        _responses(DIVERGENCE_GENERATIONS, DIVERGENCE_LENGTH, set_defaults=False, group=alone),
+        *_models(required=False, group=alone),
+        *_responses(DIVERGENCE_GENERATIONS, DIVERGENCE_LENGTH, set_defaults=False, group=alone),
         _max_prompt_length(set_default=False, group=alone),
+        *_chat_template(group=alone),
     )
     sub.add_argument(
         "--strategy",
@@ -574,7 +581,7 @@ def _dedup(commands: Any) -> None:
         "dedup",
         recipe_commands.dedup,
         "remove the prompts that another set also contains",
-        _reading(),
+        *_reading(),
         _out_jsonl(),
         _json("the counts"),
     )

@@ -21,7 +21,13 @@ _OPTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "mixed": (("other", "n_prompts"), ("share",)),
     "max_divergence": (
         ("student", "teacher", "n_prompts"),
-        ("num_generations", "max_completion_length", "max_prompt_length"),
+        (
+            "num_generations",
+            "max_completion_length",
+            "max_prompt_length",
+            "chat_template_kwargs",
+            "system_prompt",
+        ),
     ),
 }
 # Defaults of max_divergence.
@@ -34,7 +40,7 @@ def cold_start(arguments: argparse.Namespace) -> None:
     """Warm a student up on its teacher's responses, print how many were used."""
     import transformers
 
-    from opdprobe.cli.names import reading, resolve_model, resolve_prompts
+    from opdprobe.cli.names import prompt_form, reading, resolve_model, resolve_prompts
     from opdprobe.train.recipes.cold_start import cold_start
 
     transformers.utils.logging.disable_progress_bar()
@@ -49,6 +55,7 @@ def cold_start(arguments: argparse.Namespace) -> None:
             num_generations=arguments.num_generations,
             max_completion_length=arguments.max_completion_length,
             max_prompt_length=arguments.max_prompt_length,
+            **prompt_form(arguments),
             on_error=arguments.on_error,
             on_progress=show,
         )
@@ -143,7 +150,7 @@ def _most_divergent(arguments: argparse.Namespace, prompts: list[Prompt]) -> lis
     import transformers
     from accelerate import Accelerator
 
-    from opdprobe.cli.names import resolve_model
+    from opdprobe.cli.names import prompt_form, resolve_model
     from opdprobe.rollout.pair import Pair
     from opdprobe.train.recipes.select import max_divergence
 
@@ -158,6 +165,7 @@ def _most_divergent(arguments: argparse.Namespace, prompts: list[Prompt]) -> lis
             num_generations=arguments.num_generations or DIVERGENCE_GENERATIONS,
             max_completion_length=arguments.max_completion_length or DIVERGENCE_LENGTH,
             max_prompt_length=arguments.max_prompt_length or DIVERGENCE_PROMPT,
+            **prompt_form(arguments),
             on_error=arguments.on_error,
             seed=arguments.seed,
             on_progress=lambda done, total: show("prompt", done, total),

@@ -127,7 +127,7 @@ def train(arguments: argparse.Namespace) -> None:
     """Train, print the metrics."""
     import transformers
 
-    from opdprobe.cli.names import reading, resolve_model, resolve_prompts
+    from opdprobe.cli.names import prompt_form, reading, resolve_model, resolve_prompts
     from opdprobe.models.load import drop_layers, load_model, load_tokenizer
     from opdprobe.train.freed_memory import keep_freed_memory
     from opdprobe.train.trainer import OPDTrainer
@@ -138,6 +138,7 @@ def train(arguments: argparse.Namespace) -> None:
     config = replace(config, **settings(arguments.set, OPDConfig))
     if arguments.max_prompt_length is not None:
         config = replace(config, max_prompt_length=arguments.max_prompt_length)
+    config = replace(config, **prompt_form(arguments))
     prompts, grader = resolve_prompts(arguments.prompts, arguments.limit, **reading(arguments))
     benchmarks = {}
     if arguments.benchmark:
@@ -183,7 +184,7 @@ def preflight(arguments: argparse.Namespace) -> None:
     """Measure a pair before training, print the verdict."""
     import transformers
 
-    from opdprobe.cli.names import reading, resolve_model, resolve_prompts
+    from opdprobe.cli.names import prompt_form, reading, resolve_model, resolve_prompts
     from opdprobe.models.load import drop_layers, load_model, load_tokenizer
     from opdprobe.preflight import preflight
     from opdprobe.preflight.show import rendered
@@ -214,6 +215,7 @@ def preflight(arguments: argparse.Namespace) -> None:
             temperature=arguments.temperature,
             max_prompt_length=arguments.max_prompt_length,
             on_error=arguments.on_error,
+            **prompt_form(arguments),
             seed=arguments.seed,
             on_progress=lambda done, total: show("measurement", done, total),
         )
@@ -261,7 +263,7 @@ def probe(arguments: argparse.Namespace) -> None:
     """Probe saved checkpoints, or models on a server."""
     import transformers
 
-    from opdprobe.cli.names import reading, resolve_model, resolve_prompts
+    from opdprobe.cli.names import prompt_form, reading, resolve_model, resolve_prompts
     from opdprobe.hooks import probe_checkpoints
     from opdprobe.hooks.served import ServedModel, probe_served
     from opdprobe.models.load import load_tokenizer
@@ -283,6 +285,7 @@ def probe(arguments: argparse.Namespace) -> None:
             "max_completion_length": arguments.max_completion_length,
             "max_prompt_length": arguments.max_prompt_length,
             "on_error": arguments.on_error,
+            **prompt_form(arguments),
             "grader": grader,
             "tokenizer": load_tokenizer(resolve_model(tokenizer)) if tokenizer else None,
             "on_progress": lambda done, total: show("checkpoint", done, total),
@@ -301,6 +304,7 @@ def probe(arguments: argparse.Namespace) -> None:
 def inspect(arguments: argparse.Namespace) -> None:
     """Check a run, print what it holds."""
     from opdprobe.report.view import model_name
+    from opdprobe.store.prompt_form import prompt_form as describe_prompts
     from opdprobe.store.schema import validate
 
     verified = _verify(arguments) if arguments.verify else {}
@@ -322,6 +326,7 @@ def inspect(arguments: argparse.Namespace) -> None:
         "bytes": size,
         "valid": True,
         **_missing(run),
+        **({"prompts": form} if (form := describe_prompts(run.attrs)) else {}),
         **verified,
     }
     if arguments.json:

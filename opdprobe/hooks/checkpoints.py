@@ -1,9 +1,10 @@
 """Make a run from saved checkpoints: one step per checkpoint."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -122,6 +123,8 @@ def probe_checkpoints(
     max_completion_length: int = 512,
     max_prompt_length: int = 1024,
     on_error: OnError = "raise",
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    system_prompt: str | None = None,
     grader: Grader | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     teacher_tokenizer: PreTrainedTokenizerBase | None = None,
@@ -140,7 +143,7 @@ def probe_checkpoints(
     checkpoints : str, Path or sequence of them
         See `find_checkpoints`.
     teacher, prompts, run_dir, k, num_generations, max_completion_length, max_prompt_length, \
-    on_error, grader, seed, temperature
+    on_error, chat_template_kwargs, system_prompt, grader, seed, temperature
         As for `opdprobe.ProbeCallback`.
     tokenizer : PreTrainedTokenizerBase, optional
         The students'; by default the one saved with the first checkpoint.
@@ -180,7 +183,9 @@ def probe_checkpoints(
     found = find_checkpoints(checkpoints)
     first = next(iter(found.values()))
     tokenizer = tokenizer or load_tokenizer(first)
-    encoded, prompt_set = encode(tokenizer, prompts, max_prompt_length, on_error)
+    encoded, described = encode(
+        tokenizer, prompts, max_prompt_length, on_error, chat_template_kwargs, system_prompt
+    )
     processes = Processes.launched()
     with processes.together():
         writer: RunWriter | None = None
@@ -206,7 +211,7 @@ def probe_checkpoints(
                     temperature=config.temperature,
                     top_p=1.0,
                     seed=seed,
-                    prompts=prompt_set,
+                    **described,
                 )
                 writer = processes.main_first(
                     partial(

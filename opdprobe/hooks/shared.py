@@ -1,6 +1,5 @@
 """What the hooks share: finding and naming the models, and running them without side effects."""
 
-import hashlib
 import logging
 import random
 from collections.abc import Iterator, Mapping, Sequence
@@ -21,7 +20,7 @@ from opdprobe.models.head import evaluating
 from opdprobe.models.save import saving
 from opdprobe.models.vocabulary import tokenizer_hash
 from opdprobe.rollout.pair import Pair
-from opdprobe.rollout.prompt_files import load_prompts
+from opdprobe.rollout.prompt_attrs import prompt_set, template_attrs
 from opdprobe.rollout.prompts import EncodedPrompt, OnError, Prompt, encode_prompts
 from opdprobe.store import open_run
 from opdprobe.store.files import write_directory
@@ -148,20 +147,26 @@ def encode(
     prompts: Sequence[Prompt] | str | Path,
     max_prompt_length: int = 1024,
     on_error: OnError = "raise",
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    system_prompt: str | None = None,
 ) -> tuple[list[EncodedPrompt], dict[str, Any]]:
-    """Read prompts if they are a file, encode them, and identify the set.
+    """Encode prompts, and describe them for the run's attributes.
 
     A resumed run detects another set by that.
     """
-    if isinstance(prompts, str | Path):
-        prompts = load_prompts(prompts, on_error=on_error)
     encoded = encode_prompts(
-        tokenizer, prompts, max_prompt_length=max_prompt_length, on_error=on_error
+        tokenizer,
+        prompts,
+        max_prompt_length=max_prompt_length,
+        on_error=on_error,
+        chat_template_kwargs=chat_template_kwargs,
+        system_prompt=system_prompt,
     )
-    text = repr([(prompt.prompt.id, prompt.ids) for prompt in encoded])
     return encoded, {
-        "count": len(encoded),
-        "hash": hashlib.sha256(text.encode()).hexdigest(),
+        "prompts": prompt_set(encoded),
+        "chat_template": template_attrs(tokenizer, encoded, chat_template_kwargs, system_prompt),
+        "max_prompt_length": max_prompt_length,
+        "on_error": on_error,
     }
 
 

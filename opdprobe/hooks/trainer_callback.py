@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -71,8 +71,9 @@ class ProbeCallback(TrainerCallback):
         A causal LM of the student's vocabulary; a name is loaded (in float32) when training
         begins. It is moved to the student's device.
     prompts : sequence of Prompt or str or Path
-        The same prompts for every probe, or a file of them for `opdprobe.load_prompts`, which is
-        read when training begins. Both models see them in the student's chat template.
+        The same prompts for every probe; or a file, directory or data set of them for
+        `opdprobe.load_prompts`, which is read when training begins; or rows. Both models see them
+        in the student's chat template.
     run_dir : str or Path
         Where the run is kept; see `opdprobe.open_run`.
     k : int
@@ -87,6 +88,10 @@ class ProbeCallback(TrainerCallback):
         Longest prompt, in tokens.
     on_error : {"raise", "skip"}
         Whether a prompt that cannot be used raises an error, or is left out and logged.
+    chat_template_kwargs : mapping, optional
+        Variables for the chat template, such as {"enable_thinking": True}; see `encode_prompts`.
+    system_prompt : str, optional
+        First message of every conversation that has no system message of its own.
     grader : callable, optional
         ``grader(response_text, prompt)`` in [0, 1]; without one, `correct` is NaN.
     tokenizer : PreTrainedTokenizerBase, optional
@@ -145,6 +150,8 @@ class ProbeCallback(TrainerCallback):
         max_completion_length: int = 512,
         max_prompt_length: int = 1024,
         on_error: OnError = "raise",
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        system_prompt: str | None = None,
         grader: Grader | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         teacher_tokenizer: PreTrainedTokenizerBase | None = None,
@@ -164,6 +171,8 @@ class ProbeCallback(TrainerCallback):
         self.prompts = prompts
         self.max_prompt_length = max_prompt_length
         self.on_error: OnError = on_error
+        self.chat_template_kwargs = chat_template_kwargs
+        self.system_prompt = system_prompt
         self.run_dir = Path(run_dir)
         self.grader = grader
         self.tokenizer = tokenizer
@@ -214,8 +223,13 @@ class ProbeCallback(TrainerCallback):
         with undisturbed(student), _precision(args, student):
             pair = make_pair(student, self.teacher, tokenizer, self.teacher_tokenizer)
         self._pair = pair
-        self._encoded, prompt_set = encode(
-            tokenizer, self.prompts, self.max_prompt_length, self.on_error
+        self._encoded, described = encode(
+            tokenizer,
+            self.prompts,
+            self.max_prompt_length,
+            self.on_error,
+            self.chat_template_kwargs,
+            self.system_prompt,
         )
         resumed = state.global_step > 0
         recorded = recorded_attrs(self.run_dir) if resumed else {}
@@ -230,7 +244,7 @@ class ProbeCallback(TrainerCallback):
                 temperature=self.config.temperature,
                 top_p=1.0,
                 seed=self.config.seed,
-                prompts=prompt_set,
+                **described,
             ),
             config=self.config.to_dict(),
             resume=resumed,

@@ -7,12 +7,13 @@ import json
 import logging
 from collections.abc import Mapping
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import numpy as np
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opdprobe.errors import VocabularyError
+from opdprobe.models.chat_template import turn_end
 from opdprobe.models.head import logit_width
 
 __all__ = [
@@ -27,6 +28,8 @@ __all__ = [
 logger = logging.getLogger("opdprobe")
 
 _endless: WeakSet[PreTrainedModel] = WeakSet()  # models already warned about
+# Of each model: the chat template and the end tokens that were compared.
+_ends_checked: WeakKeyDictionary[PreTrainedModel, tuple[str, tuple[int, ...]]] = WeakKeyDictionary()
 
 
 def shared_vocabulary(
@@ -216,10 +219,24 @@ def _shown(tokens: Mapping[int, str], index: int) -> str:
     return repr(tokens[index]) if index in tokens else "no token"
 
 
-def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+def eos_ids(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, conversations: bool = True
+) -> list[int]:
     """All end-of-sequence token ids that the model's generation config or the tokenizer names.
 
-    Warns once per model that has none.
+    Warns once per model that has none, or whose chat template ends turns in another way.
+
+    Parameters
+    ----------
+    model, tokenizer
+        The model that is sampled, and its tokenizer.
+    conversations : bool
+        Whether a prompt may be a conversation; the chat template is not looked at otherwise.
+
+    Returns
+    -------
+    list of int
+        Sorted ids.
     """
     ids = set()
     if model.generation_config is not None and model.generation_config.eos_token_id is not None:
@@ -232,9 +249,45 @@ def eos_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[
             "%s: no end-of-sequence token, neither in its generation settings nor in the "
             "tokenizer: every response will run to its limit. Set tokenizer.eos_token, or "
             "model.generation_config.eos_token_id.",
-            model.name_or_path or type(model).__name__,
+            _name(model),
         )
+    elif ids and conversations:
+        _warn_of_turn_end(model, tokenizer, ids)
     return sorted(ids)
+
+
+def _warn_of_turn_end(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, ids: set[int]
+) -> None:
+    """Say that a model which has learnt its chat template does not end where its turns do."""
+    known = str(tokenizer.chat_template), tuple(sorted(ids))
+    if _ends_checked.get(model) == known:
+        return
+    _ends_checked[model] = known
+    end = turn_end(tokenizer)
+    if end is None or ids.intersection(end.ids):
+        return
+    ends = ", ".join(repr(tokenizer.convert_ids_to_tokens(index)) for index in sorted(ids))
+    if not end.ids:
+        logger.warning(
+            "%s: the chat template ends turns with the text %r, which is no token, and not with an "
+            "end-of-sequence token (%s): responses to conversations may run on past the end of the "
+            "turn, to their limit. Load the tokenizer that belongs to the chat template.",
+            *(_name(model), end.text, ends),
+        )
+        return
+    token = str(tokenizer.convert_ids_to_tokens(end.ids[0]))
+    logger.warning(
+        "%s: the chat template ends turns with %r (id %d), which is not among the end-of-sequence "
+        "tokens (%s): responses to conversations may run on past the end of the turn, to their "
+        "limit. Set tokenizer.eos_token = %r, or add the id to "
+        "model.generation_config.eos_token_id, unless the model never learnt its chat template.",
+        *(_name(model), token, end.ids[0], ends, token),
+    )
+
+
+def _name(model: PreTrainedModel) -> str:
+    return model.name_or_path or type(model).__name__
 
 
 def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:

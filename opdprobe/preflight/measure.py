@@ -18,7 +18,7 @@ from opdprobe.rollout.batches import batches
 from opdprobe.rollout.continuation import Sampling, token_rows
 from opdprobe.rollout.grade import Grader, grade_rollouts
 from opdprobe.rollout.pair import Pair, in_rollout_order
-from opdprobe.rollout.prompts import EncodedPrompt, Prompt
+from opdprobe.rollout.prompts import EncodedPrompt, Prompt, has_conversation
 from opdprobe.rollout.rows import record_dataset
 from opdprobe.rollout.sample import Rollouts, sample, step_generator
 from opdprobe.rollout.score import score
@@ -55,7 +55,7 @@ def sampled(
             [prompts[i].ids for i in batch],
             num_generations=num_generations,
             max_completion_length=sampling.max_completion_length,
-            eos_ids=eos_ids(model, pair.tokenizer),
+            eos_ids=eos_ids(model, pair.tokenizer, conversations=has_conversation(prompts)),
             pad_id=pair.pad_id,
             temperature=sampling.temperature,
             top_p=sampling.top_p,

@@ -27,6 +27,8 @@ from opdprobe.preflight.verdict import Evidence, Verdict, judge, obstacle
 from opdprobe.rollout.continuation import Sampling
 from opdprobe.rollout.grade import Grader
 from opdprobe.rollout.pair import Pair
+from opdprobe.rollout.prompt_attrs import template_attrs
+from opdprobe.rollout.prompt_files import as_prompts
 from opdprobe.rollout.prompts import EncodedPrompt, OnError, Prompt, encode_prompts
 from opdprobe.rollout.sample import Rollouts
 
@@ -117,6 +119,8 @@ def preflight(
     temperature: float = 1.0,
     depths: Sequence[int] | None = None,
     max_prompt_length: int = 1024,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    system_prompt: str | None = None,
     on_error: OnError = "raise",
     micro_batch_tokens: int = 2048,
     seed: int = 0,
@@ -137,7 +141,7 @@ def preflight(
         student has adapters and is also passed as the teacher, the teacher is the student without
         its adapters.
     prompts : sequence of Prompt
-        As for training.
+        As for training: prompts, what `opdprobe.load_prompts` reads, or rows.
     tokenizer, teacher_tokenizer
         The student's is required if the student is already loaded; the teacher's is compared with
         it.
@@ -158,9 +162,9 @@ def preflight(
     depths : sequence of int, optional
         Prefix lengths of the continuation gain, in tokens. Default: a quarter and a half of the
         median response length.
-    max_prompt_length, on_error
-        Longest prompt, in tokens, and what to do with a prompt that cannot be used; see
-        `encode_prompts`.
+    max_prompt_length, chat_template_kwargs, system_prompt, on_error
+        Longest prompt, in tokens, how prompts go through the chat template, and what to do with
+        one that cannot be used; see `encode_prompts`.
     micro_batch_tokens
         Most tokens in a scored micro-batch, padding included; sampling uses eight times as many.
         The default is the most that a micro-batch holds on a CPU.
@@ -215,6 +219,7 @@ def preflight(
         raise ConfigError(
             f"k = {k}; expected at most {pair.width}, the size of the shared vocabulary."
         )
+    prompts = as_prompts(prompts, on_error=on_error)
     order = np.random.default_rng(seed).permutation(len(prompts))[:n_prompts]
     chosen = [prompts[i] for i in sorted(order)]
     # Encode all wordings first, so that one that cannot be encoded fails before an hour is spent.
@@ -224,6 +229,8 @@ def preflight(
             chosen,
             max_prompt_length=max_prompt_length,
             template=template,
+            chat_template_kwargs=chat_template_kwargs,
+            system_prompt=system_prompt,
             on_error=on_error,
         )
         for template in (None, *(templates or {}).values())
@@ -273,6 +280,10 @@ def preflight(
             "max_completion_length": max_completion_length,
             "temperature": temperature,
             "seed": seed,
+            "max_prompt_length": max_prompt_length,
+            "chat_template": template_attrs(
+                tokenizer, encoded, chat_template_kwargs, system_prompt
+            ),
             "states": n_tokens,
         },
         states=measure.means(step),

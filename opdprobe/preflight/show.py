@@ -12,6 +12,7 @@ from opdprobe.preflight import Preflight
 from opdprobe.preflight.estimates import Number
 from opdprobe.preflight.verdict import HARMFUL, LIKELY, UNLIKELY
 from opdprobe.probes.quantities import scalar
+from opdprobe.store.prompt_form import prompt_form
 
 _STYLES = {LIKELY: "bold green", UNLIKELY: "bold yellow", HARMFUL: "bold red"}
 _POSITIONS = ("overlap_ratio", "overlap_token_advantage", "entropy_gap", "reverse_kl")
@@ -32,10 +33,11 @@ def rendered(result: Preflight) -> RenderableType:
         f"{s['num_generations']} rollouts, {s['states']} states, "
         f"k = {s['k']} of {s['vocabulary']} tokens; 95 % intervals"
     )
+    form = prompt_form(s)
     tables = [_states(result), _answers(result), _positions(result)]
     if result.templates:
         tables.append(_templates(result.templates))
-    parts: list[RenderableType] = [title]
+    parts: list[RenderableType] = [title, *([Text(f"Prompts: {form}")] if form else [])]
     for table in tables:
         parts += [Text(), table]
     parts += [Text(), *(Text(line) for line in _lines(result))]

@@ -20,6 +20,7 @@ from opdprobe.report.token_text import visible
 from opdprobe.report.view import model_name, run_labels, short_name, write_view
 from opdprobe.store import Run
 from opdprobe.store.files import write_text
+from opdprobe.store.prompt_form import prompt_form
 from opdprobe.train.config import OPDConfig
 
 
@@ -118,6 +119,7 @@ def _facts(runs: Sequence[Run], courses: Sequence[Course]) -> list[tuple[str, li
             "Rollouts": f"{length.size:,}",
             "States": f"{length.sum():,}",
             "Benchmarks": ", ".join(run.benchmarks) or "none",
+            "Prompts": prompt_form(run.attrs) or "not recorded",
         }
         for name, text in facts.items():
             rows.setdefault(name, []).append(visible(text))

@@ -20,6 +20,7 @@ from opdprobe.report.token_text import TokenTexts
 from opdprobe.report.view_data import VIEWED, level_bounds, pack_json, pack_step
 from opdprobe.store import Run
 from opdprobe.store.files import write_text
+from opdprobe.store.prompt_form import prompt_form
 from opdprobe.store.step import read_counts
 
 _SCRIPTS = ("view_data.js", "view_draw.js", "view.js")
@@ -272,6 +273,7 @@ def _page(
                 "label": label,
                 "student": short_name(model_name(run, "student")),
                 "teacher": short_name(model_name(run, "teacher")),
+                "prompts": prompt_form(run.attrs),
                 "gap": text.gap,
                 "token_id": list(shown),
                 "token_kind": [token.kind for token in shown.values()],

@@ -171,7 +171,7 @@ def continued(
             model,
             [starts[i] + prefixes[i] for i in batch],
             max_completion_length=max(room),
-            eos_ids=eos_ids(model, tokenizer),
+            eos_ids=eos_ids(model, tokenizer, conversations=any(p.text is None for p in own)),
             pad_id=padding_id(tokenizer),
             temperature=sampling.temperature,
             top_p=sampling.top_p,

@@ -64,15 +64,22 @@ _WORD = re.compile(
     r"[A-Za-z]{2,}(?:\^\{?-?\d+\}?|[²³])?|(?<=\s)[aI](?=\s)"
 )
 _VALUE = re.compile(r"\d|\\(?:frac|sqrt|pi|infty)")
+# A number in a line of words that ends in an exclamation mark: "73!", "x = -1,450!", "= 50%!".
+_EXCLAIMED = re.compile(
+    r"(?P<said>(?:[^\W\d_]|[\s,:=≈’'])*(?:[-+−]|\\?\$)*\d[\d,.]*(?:/\d+)?\s*(?:\\?%)?)\s*!+"
+)
 
 
-def find_answer(response: str) -> str | None:
+def find_answer(response: str, *, factorial: bool = False) -> str | None:
     """Return the final answer's text as the response writes it.
 
     Parameters
     ----------
     response : str
         The student's text.
+    factorial : bool
+        Whether "Answer: 5!" is a factorial. It is an exclamation otherwise; in a box, in tags and
+        in formulas, the mark is always a factorial's.
 
     Returns
     -------
@@ -87,7 +94,11 @@ def find_answer(response: str) -> str | None:
         content = response[start + len("<answer>") : end].strip()
         if content:
             return content
-    return _marked_answer(response)
+    answer = _marked_answer(response)
+    exclaimed = None if factorial or answer is None else _EXCLAIMED.fullmatch(answer)
+    if exclaimed and "factorial" not in exclaimed["said"].lower():
+        return exclaimed["said"]
+    return answer
 
 
 def _boxes_from_last(text: str) -> Iterator[str]:

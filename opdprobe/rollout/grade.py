@@ -30,7 +30,8 @@ def grade_math(response: str, answer: Prompt | str) -> bool:
 
     The final answer is the content of the last ``\boxed{}`` that is not empty; without one, what
     ``<answer>`` tags hold; without those, what follows the last "Answer:", "Final answer" or "the
-    answer is", on the line or the next one. If words, a unit or a modulus are round the one value
+    answer is", on the line or the next one. A number that ends in "!" there is an exclamation,
+    unless the reference has a factorial. If words, a unit or a modulus are round the one value
     there, that value is judged as well. A response that marks no answer is judged by the last
     expression in it, one cut off in mid-thought therefore by its last number: do not grade
     unfinished responses if that matters.
@@ -86,7 +87,7 @@ def grade_math(response: str, answer: Prompt | str) -> bool:
         where = f"prompt {answer.id!r}" if isinstance(answer, Prompt) else f"the answer {answer!r}"
         raise PromptError(f"{where} gives nothing to grade against: load prompts with answers.")
     gold = _read_reference(reference)
-    found = find_answer(response)
+    found = find_answer(response, factorial="!" in reference)
     if found is None:
         return same_answer(gold, read_response(response))
     if same_answer(gold, read_answer(found)):

@@ -12,7 +12,7 @@ from opdprobe.models.processes import Processes
 from opdprobe.models.vocabulary import eos_ids
 from opdprobe.rollout.grade import Grader, grade_rollouts
 from opdprobe.rollout.pair import Pair, in_rollout_order
-from opdprobe.rollout.prompts import EncodedPrompt
+from opdprobe.rollout.prompts import EncodedPrompt, has_conversation
 from opdprobe.rollout.rows import record_dataset
 from opdprobe.rollout.sample import sample, step_generator
 
@@ -88,7 +88,7 @@ def probe(
         [p.ids for p in prompts],
         num_generations=num_generations,
         max_completion_length=max_completion_length,
-        eos_ids=eos_ids(pair.student, pair.tokenizer),
+        eos_ids=eos_ids(pair.student, pair.tokenizer, conversations=has_conversation(prompts)),
         pad_id=pair.pad_id,
         temperature=temperature,
         generator=step_generator(seed, step, pair.student.device),

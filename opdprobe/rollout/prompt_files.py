@@ -1,31 +1,27 @@
-"""Read prompts from files and rows, and write them."""
+"""Read prompts from files, directories and the Hugging Face Hub, and write them."""
 
 from __future__ import annotations
 
 import json
-import logging
-import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from opdprobe.errors import ConfigError, PromptError, shown
+from opdprobe.errors import ConfigError, PromptError
+from opdprobe.rollout.prompt_rows import prompt_of_row, prompts_from_rows
 from opdprobe.rollout.prompts import (
-    BOX,
     BOXED_TEMPLATE,
-    BROKEN_BOX,
     DAPO_TEMPLATE,
     EncodedPrompt,
     OnError,
     Prompt,
     encode_prompts,
-    report_faults,
     strip_instruction,
 )
-from opdprobe.rollout.row_files import read_rows
+from opdprobe.rollout.row_sets import read_rows
 from opdprobe.store.files import write_text
 
 __all__ = [
@@ -33,14 +29,13 @@ __all__ = [
     "DAPO_TEMPLATE",
     "EncodedPrompt",
     "Prompt",
+    "as_prompts",
     "encode_prompts",
     "load_prompts",
     "prompts_from_rows",
     "save_prompts",
     "strip_instruction",
 ]
-
-logger = logging.getLogger("opdprobe")
 
 
 def load_prompts(
@@ -52,14 +47,22 @@ def load_prompts(
     repair_boxed: bool = False,
     on_error: OnError = "raise",
 ) -> list[Prompt]:
-    r"""Read prompts from a file.
+    r"""Read prompts from a file, a directory or the Hugging Face Hub.
 
     Parameters
     ----------
     path : str or Path
-        A file of rows: .parquet; .jsonl, one JSON object per line; .json, the same or one list of
-        objects; .csv with a header, for plain texts. The last three are UTF-8, and may be
-        compressed (.jsonl.gz, .jsonl.zst). Columns as in `prompts_from_rows`.
+        One of these, with columns as in `prompts_from_rows`:
+
+        - a file of rows: .parquet; .jsonl, one JSON object per line; .json, the same, one list of
+          objects or one object that holds such a list ({"data": […]}); .csv with a header, for
+          plain texts. The last three are UTF-8, and may be compressed (.jsonl.gz, .jsonl.zst);
+        - a directory of such files (shards), which are read in the order of their names;
+        - a directory that `datasets` saved (``save_to_disk``);
+        - a data set of the Hub, ``OWNER/NAME``; ``OWNER/NAME:CONFIG:SPLIT`` if it has several.
+
+        A split of a directory or data set is named after a colon, as `datasets` names it:
+        ``folder:test``, ``openai/gsm8k:main:train[:500]`` (slices for data sets only).
     limit : int, optional
         Read the first `limit` rows only.
     prompt_column, answer_column, repair_boxed
@@ -77,11 +80,13 @@ def load_prompts(
     ------
     PromptError
         The file is missing, unreadable or empty, or a compressed one unpacks to more than 100
-        times its size plus 64 MiB; else as in `prompts_from_rows`.
+        times its size plus 64 MiB; there are several splits, and none is named; else as in
+        `prompts_from_rows`.
     ConfigError
         `limit` is below 1.
     MissingExtraError
-        The file is a .parquet or .zst, and pyarrow (``opdprobe[train]``) is not installed.
+        The file is a .parquet or .zst, and pyarrow (``opdprobe[train]``) is not installed; or
+        `path` is a data set, and `datasets` is not.
 
     Examples
     --------
@@ -92,12 +97,12 @@ def load_prompts(
     ...     load_prompts(file, limit=1)
     [Prompt(id='0', messages=(), text='2+2=', answer='4', meta={})]
     """
-    path = Path(os.path.expanduser(path))
+    name = os.path.expanduser(path)
     if limit is not None and limit < 1:
         raise ConfigError(f"limit = {limit}; expected 1 or more, or None for all rows.")
     return prompts_from_rows(
-        read_rows(path, limit),
-        source=str(path),
+        read_rows(name, limit),
+        source=name,
         prompt_column=prompt_column,
         answer_column=answer_column,
         repair_boxed=repair_boxed,
@@ -105,95 +110,39 @@ def load_prompts(
     )
 
 
-def prompts_from_rows(
-    rows: Iterable[Mapping[str, Any]],
-    *,
-    source: str = "prompts",
-    prompt_column: str = "prompt",
-    answer_column: str | None = None,
-    repair_boxed: bool = False,
-    on_error: OnError = "raise",
-) -> list[Prompt]:
-    r"""Make prompts from rows, such as those of a `datasets.Dataset`.
+def as_prompts(given: Any, *, on_error: OnError = "raise") -> list[Prompt]:
+    """Return prompts, whatever form they come in.
 
     Parameters
     ----------
-    rows : iterable of mapping
-        Column `prompt`: a list of {role, content}, or a str for a plain text. A content may be a
-        list of text parts, {"type": "text", "text": …}, whose texts are joined. The rest is
-        optional: `reward_model` {ground_truth} or `answer`; `extra_info` {index} or `id`
-        (default: the row's number). These are verl's columns. `chat_template_kwargs`, TRL's, are
-        passed to the chat template. Values may be numpy's or pandas', and `rows` may be a
-        DataFrame; None, NaN, NA and NaT are gaps. An answer that ends in ``#### 72``, as GSM8K's
-        do, is 72.
-    source : str
-        What to call the rows in messages.
-    prompt_column : str
-        Column to take prompts from.
-    answer_column : str, optional
-        Column to take answers from; every row must have one.
-    repair_boxed : bool
-        Replace the literal ``\boxed{{}}`` of dapo-math-17k-processed by ``\boxed{}``. The number
-        of prompts that have it is logged either way.
+    given : sequence of Prompt, str, Path or rows
+        Prompts; the name of a file, directory or data set for `load_prompts`; or rows for
+        `prompts_from_rows`.
     on_error : {"raise", "skip"}
         Whether an unusable row raises an error, or is left out and logged.
 
     Returns
     -------
     list of Prompt
-        In the rows' order.
+        In order.
 
     Raises
     ------
     PromptError
-        Rows lack a column, are empty or repeat an id (listed by number, from 0), or no row is
-        usable; the latter with "skip" too.
+        As in `load_prompts` and `prompts_from_rows`.
 
     Examples
     --------
-    >>> prompts_from_rows([{"prompt": "2+2=", "answer": "Two and two are 4.\n#### 4"}])
-    [Prompt(id='0', messages=(), text='2+2=', answer='4', meta={})]
-    >>> prompts_from_rows([{"prompt": "2+2="}, {"prompt": ""}, {"question": "?"}])
-    Traceback (most recent call last):
-    ...
-    opdprobe.errors.PromptError: prompts: 2 of 3 rows cannot be used: row 1: prompt '1': empty
-    prompt; row 2: no column 'prompt' among ['question']. Correct them, or leave them out with
-    on_error="skip".
+    >>> as_prompts([{"prompt": "2+2="}])
+    [Prompt(id='0', messages=(), text='2+2=', answer=None, meta={})]
     """
-    prompts: list[Prompt] = []
-    faults: list[str] = []
-    first_row: dict[str, int] = {}
-    boxed = count = without = 0
-    for number, row in enumerate(_records(rows)):
-        count += 1
-        try:
-            columns = _columns(row)
-            without += prompt_column not in columns
-            prompt, was_boxed = _from_row(
-                columns, number, prompt_column, answer_column, repair_boxed
-            )
-            if prompt.id in first_row:
-                raise PromptError(f"id {shown(prompt.id)} repeats row {first_row[prompt.id]}.")
-        except PromptError as error:
-            faults.append(f"row {number}: {error}".rstrip("."))
-            continue
-        first_row[prompt.id] = number
-        prompts.append(prompt)
-        boxed += was_boxed
-    if without and without == count:
-        raise PromptError(
-            f"{source}: {faults[0].partition(': ')[2]} in any row: name the column of the prompts "
-            "with prompt_column (--prompt-column)."
-        )
-    report_faults(source, faults, count, kept=len(prompts), on_error=on_error)
-    if boxed:
-        logger.warning(
-            "%s: %d prompts have a literal \\boxed{{}}, %s.",
-            source,
-            boxed,
-            "repaired to \\boxed{}" if repair_boxed else "kept; repair_boxed=True repairs it",
-        )
-    return prompts
+    if isinstance(given, str | os.PathLike):
+        return load_prompts(os.fspath(given), on_error=on_error)
+    if isinstance(given, Sequence | np.ndarray):
+        prompts = list(given)
+        if all(isinstance(prompt, Prompt) for prompt in prompts):
+            return prompts
+    return prompts_from_rows(given, on_error=on_error)
 
 
 def save_prompts(prompts: Iterable[Prompt], path: str | Path) -> None:
@@ -253,7 +202,7 @@ def _to_line(prompt: Prompt) -> str:
             f"prompt {prompt.id!r} cannot be written as JSON ({error}): correct its messages or "
             "meta."
         ) from error
-    found, _ = _from_row(_columns(json.loads(line)), 0, "prompt", None, False)
+    found = prompt_of_row(json.loads(line))
     for name in ("id", "text", "messages", "answer", "meta"):
         wanted, got = getattr(prompt, name), getattr(found, name)
         if wanted != got:
@@ -262,149 +211,3 @@ def _to_line(prompt: Prompt) -> str:
                 f"but would be {got!r}; correct its meta, which has {sorted(prompt.meta)}."
             )
     return line
-
-
-def _records(rows: Any) -> Iterable[Any]:
-    # Iterating over a DataFrame gives the names of its columns.
-    is_frame = hasattr(rows, "columns") and hasattr(rows, "to_dict")
-    return rows.to_dict("records") if is_frame else rows
-
-
-def _columns(row: Any) -> dict[str, Any]:
-    """Return a row's columns as Python's own types, gaps as None."""
-    if isinstance(row, PromptError):  # in place of a row that the file does not hold
-        raise row
-    if not isinstance(row, Mapping) and hasattr(row, "to_dict"):  # pandas.Series
-        row = row.to_dict()
-    if not isinstance(row, Mapping):
-        raise PromptError(f"a {type(row).__name__}; expected a mapping of columns to values.")
-    try:
-        return _plain(row)
-    except RecursionError:
-        raise PromptError("nested too deeply.") from None
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, np.ndarray):
-        value = list(value) if value.ndim else value[()]
-    if isinstance(value, list | tuple):
-        return [_plain(inner) for inner in value]
-    if isinstance(value, np.floating):
-        # By its digits: as a double, float32's 0.1 would be 0.10000000149011612.
-        value = float(str(value))
-    elif isinstance(value, np.generic):
-        value = value.item()
-    return None if _is_gap(value) else value
-
-
-def _is_gap(value: Any) -> bool:
-    if type(value).__name__ in ("NAType", "NaTType"):  # pandas.NA, pandas.NaT
-        return True
-    return isinstance(value, float) and math.isnan(value)
-
-
-def _from_row(
-    row: dict[str, Any],
-    number: int,
-    prompt_column: str,
-    answer_column: str | None,
-    repair_boxed: bool,
-) -> tuple[Prompt, bool]:
-    """Make the row's prompt; return it, and whether it has the broken box."""
-    for column in (prompt_column, answer_column):
-        if column is None:
-            continue
-        if column not in row:
-            raise PromptError(f"no column {column!r} among {shown(sorted(map(str, row)))}.")
-        if row[column] is None:
-            raise PromptError(f"column {column!r} is empty.")
-    prompt = row[prompt_column]
-    if isinstance(prompt, str):
-        messages = [{"content": prompt}]
-    elif isinstance(prompt, list) and all(isinstance(message, dict) for message in prompt):
-        messages = [_with_text(message) for message in prompt]
-    else:
-        raise PromptError(
-            f"{prompt_column!r} is of type {type(prompt).__name__}; expected str or list of "
-            "messages."
-        )
-    boxed = False
-    for message in messages:
-        content = message.get("content")
-        if isinstance(content, str) and BROKEN_BOX in content:
-            boxed = True
-            if repair_boxed:
-                message["content"] = content.replace(BROKEN_BOX, BOX)
-    answer = _answer(
-        row[answer_column]
-        if answer_column
-        else _nested(row, "reward_model", "ground_truth", "answer")
-    )
-    used = {"prompt", "answer", "id", prompt_column, answer_column}
-    meta = {key: value for key, value in row.items() if key not in used}
-    if answer_column and isinstance(meta.get("reward_model"), dict):
-        # One answer, so that a saved prompt is read back equal.
-        meta["reward_model"]["ground_truth"] = answer
-    return (
-        Prompt(
-            id=_row_id(row, number),
-            messages=() if isinstance(prompt, str) else tuple(messages),
-            text=messages[0]["content"] if isinstance(prompt, str) else None,
-            answer=answer,
-            meta=meta,
-        ),
-        boxed,
-    )
-
-
-def _with_text(message: dict[str, Any]) -> dict[str, Any]:
-    """Join the parts of a message's content if it comes in parts, as OpenAI's protocol has it."""
-    parts = message.get("content")
-    if not isinstance(parts, list):
-        return message
-    texts: list[str] = []
-    for part in parts:
-        kind = part.get("type") if isinstance(part, dict) else None
-        if kind != "text" or not isinstance(part.get("text"), str):
-            found = f"of type {kind!r}" if isinstance(kind, str) and kind != "text" else shown(part)
-            raise PromptError(
-                f"a message has a part {found}; expected parts of text only, "
-                '{"type": "text", "text": …}.'
-            )
-        texts.append(part["text"])
-    return {**message, "content": "".join(texts)}
-
-
-def _answer(value: Any) -> str | None:
-    if isinstance(value, dict | list):
-        raise PromptError(f"the answer is {shown(value)}; expected a text or a number.")
-    if isinstance(value, str):
-        # GSM8K: the solution, then the number on a line of its own.
-        _, _, final = value.rpartition("####")
-        final = final.strip()
-        return final if "####" in value and final and "\n" not in final else value
-    return None if value is None else _written(value)
-
-
-def _row_id(row: dict[str, Any], number: int) -> str:
-    found = _nested(row, "extra_info", "index", "id")
-    return _written(number if found is None else found)
-
-
-def _written(value: Any) -> str:
-    if isinstance(value, float):
-        # A column of whole numbers with a gap holds floats: 34.0 is 34, and 1e16 has 17 digits.
-        return np.format_float_positional(value, trim="-")
-    try:
-        return str(value)
-    except ValueError:  # Python refuses to write an int of more than 4300 digits
-        raise PromptError(f"{shown(value)}: give it as text.") from None
-
-
-def _nested(row: Mapping[str, Any], column: str, key: str, plain: str) -> Any:
-    """``row[column][key]`` as verl has it, else ``row[plain]``, else None."""
-    outer = row.get(column)
-    inner = outer.get(key) if isinstance(outer, Mapping) else None
-    return row.get(plain) if inner is None else inner

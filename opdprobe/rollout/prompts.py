@@ -6,18 +6,28 @@ chat template; a plain *text* reaches the model as it is.
 
 from __future__ import annotations
 
-import inspect
 import logging
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
-
-import jinja2
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from opdprobe.errors import ConfigError, PromptError, shown
+from opdprobe.models.chat_template import render, reserved_names, tokens, unread, variables
+from opdprobe.rollout.prompt import (
+    BOXED_TEMPLATE,
+    DAPO_TEMPLATE,
+    SYSTEM_ROLES,
+    EncodedPrompt,
+    OnError,
+    Prompt,
+    report_faults,
+    strip_instruction,
+)
+from opdprobe.store.prompt_form import DEFAULTS
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from transformers import PreTrainedTokenizerBase
 
 __all__ = [
@@ -31,128 +41,32 @@ __all__ = [
 
 logger = logging.getLogger("opdprobe")
 
-OnError = Literal["raise", "skip"]
-
-BOXED_TEMPLATE = (
-    "{question} Please reason step by step, and put your final answer within \\boxed{}."
-)
-DAPO_TEMPLATE = (
-    "Solve the following math problem step by step. The last line of your response should be of "
-    "the form Answer: $Answer (without quotes) where $Answer is the answer to the problem.\n\n"
-    '{question}\n\nRemember to put your answer on its own line after "Answer:".'
-)
-
-# What str.format left of \boxed{} in dapo-math-17k-processed: the model reads both braces.
-BROKEN_BOX, BOX = "\\boxed{{}}", "\\boxed{}"
-# JSON may hold halves of surrogate pairs.
-_LONE = re.compile("[\ud800-\udfff]")
-_WRAPPERS = (BOXED_TEMPLATE, BOXED_TEMPLATE.replace(BOX, BROKEN_BOX), DAPO_TEMPLATE)
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """One problem.
-
-    Attributes
-    ----------
-    id : str
-        Identifies the prompt in a run's store.
-    messages : tuple of {"role": str, "content": str}
-        A conversation; empty if the prompt is a plain text.
-    text : str or None
-        A plain text, given to the model as it is.
-    answer : str or None
-        The reference answer, as the file has it.
-    meta : mapping
-        The row's other columns. `chat_template_kwargs` in it are passed to the chat template.
-
-    Raises
-    ------
-    PromptError
-        Both or neither of `messages` and `text` are given; a message lacks a role or a content;
-        the question is blank; a field is not a str, or not Unicode text.
-
-    Examples
-    --------
-    >>> Prompt("7", messages=({"role": "user", "content": "What is 2 + 2?"},)).question
-    'What is 2 + 2?'
-    >>> Prompt("8", text=" ")
-    Traceback (most recent call last):
-    ...
-    opdprobe.errors.PromptError: prompt '8': empty prompt.
-    """
-
-    id: str
-    messages: tuple[Mapping[str, str], ...] = ()
-    text: str | None = None
-    answer: str | None = None
-    meta: Mapping[str, Any] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        if reason := self._fault():
-            raise PromptError(f"prompt {shown(self.id)}: {reason}.")
-
-    def _fault(self) -> str | None:
-        if not isinstance(self.id, str):
-            return f"the id is of type {type(self.id).__name__}; expected str"
-        if self.answer is not None and not isinstance(self.answer, str):
-            return f"the answer is of type {type(self.answer).__name__}; expected str or None"
-        texts = [self.id, self.answer or ""]
-        if self.text is not None and not isinstance(self.text, str):
-            return f"the text is of type {type(self.text).__name__}; expected str"
-        if self.text is not None:
-            if self.messages:
-                return "both messages and a text; give one"
-            texts.append(self.text)
-        for message in self.messages:
-            if not isinstance(message, Mapping) or not all(
-                isinstance(message.get(key), str) for key in ("role", "content")
-            ):
-                return f"a message needs a role and a content, both str; got {shown(message)}"
-            texts += message["role"], message["content"]
-        if broken := next(filter(None, map(_LONE.search, texts)), None):
-            # No tokenizer reads it, and no UTF-8 file can hold it.
-            return f"half a surrogate pair, U+{ord(broken[0]):04X}, in the text; replace it"
-        # The model answers the last turn: if that is blank, there is no question.
-        asked = (self.text is not None or self.messages) and texts[-1].strip()
-        return None if asked else "empty prompt"
-
-    @property
-    def question(self) -> str:
-        """The text, or the last message's content."""
-        return self.messages[-1]["content"] if self.text is None else self.text
-
-
-@dataclass(frozen=True)
-class EncodedPrompt:
-    """A prompt and the token ids the model sees, chat template and special tokens included."""
-
-    prompt: Prompt
-    ids: tuple[int, ...]
-
 
 def encode_prompts(
     tokenizer: PreTrainedTokenizerBase,
-    prompts: Sequence[Prompt],
+    prompts: Sequence[Prompt] | str | Path,
     *,
     max_prompt_length: int = 1024,
     template: str | None = None,
-    enable_thinking: bool = False,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    system_prompt: str | None = None,
+    enable_thinking: bool = DEFAULTS["enable_thinking"],
     on_error: OnError = "raise",
 ) -> list[EncodedPrompt]:
     r"""Turn prompts into token ids.
 
     A conversation goes through the tokenizer's chat template, up to where the answer begins. If
     the tokenizer has none, the messages' contents are joined by blank lines, without roles, and
-    encoded as a plain text: with the special tokens that the tokenizer puts around any text. A
-    warning is logged if one of them ends the text, since the model then sees a finished one.
+    encoded as a plain text: with the special tokens that the tokenizer puts before any text. Those
+    that it puts after a text (an end token, under ``add_eos_token``) are taken off, with a note in
+    the log: the models would see a finished text.
 
     Parameters
     ----------
     tokenizer : transformers.PreTrainedTokenizerBase
         The student's.
-    prompts : sequence of Prompt
-        The prompts.
+    prompts : sequence of Prompt, str or Path
+        The prompts; or what `opdprobe.load_prompts` reads; or rows, as for `prompts_from_rows`.
     max_prompt_length : int
         The longest prompt allowed, in tokens (paper Table 2: 1024). No prompt is truncated: half a
         question is another question.
@@ -161,9 +75,15 @@ def encode_prompts(
         without the instructions it came with (`strip_instruction`). Other braces are literal.
         This is how student prompts take the form that the teacher was trained on (paper sect.
         5.2): `BOXED_TEMPLATE`, `DAPO_TEMPLATE`, or your own.
+    chat_template_kwargs : mapping, optional
+        Variables for the chat template, as in TRL, such as {"enable_thinking": True}. A prompt's
+        own column `chat_template_kwargs` precedes them.
+    system_prompt : str, optional
+        First message of every conversation that has no system message of its own. A plain text
+        gets none.
     enable_thinking : bool
-        Passed to the chat template; the paper's Qwen3 runs have it off (paper sect. 4). A prompt's
-        own column `chat_template_kwargs` (TRL's), such as {"enable_thinking": true}, precedes it.
+        The value for the chat template where neither of the above names it; the paper's Qwen3 runs
+        have it off (paper sect. 4).
     on_error : {"raise", "skip"}
         Whether an unusable prompt raises an error, or is left out and logged.
 
@@ -178,18 +98,31 @@ def encode_prompts(
         Prompts are too long, have no tokens, or are refused by the chat template (listed by index,
         from 0), or no prompt is usable; the latter with "skip" too.
     ConfigError
-        `template` does not contain ``{question}``, or `max_prompt_length` is below 1.
+        `template` does not contain ``{question}``, `max_prompt_length` is below 1,
+        `chat_template_kwargs` holds other names than variables, or `system_prompt` is no text.
     """
+    from opdprobe.rollout.prompt_files import as_prompts  # it imports this module
+
+    prompts = as_prompts(prompts, on_error=on_error)
     if template is not None and "{question}" not in template:
         raise ConfigError(f"template = {shown(template)}; expected {{question}} in it.")
     if max_prompt_length < 1:
         raise ConfigError(f"max_prompt_length = {max_prompt_length}; expected 1 or more.")
+    if system_prompt is not None and not isinstance(system_prompt, str):
+        raise ConfigError(f"system_prompt = {shown(system_prompt)}; expected a text.")
+    try:
+        given = _options(tokenizer, chat_template_kwargs)
+    except PromptError as error:
+        raise ConfigError(str(error)) from error
+    encode = _Encoder(
+        tokenizer, template, {"enable_thinking": enable_thinking, **given}, system_prompt
+    )
     encoded: list[EncodedPrompt] = []
     faults: list[str] = []
     too_long = False
     for number, prompt in enumerate(prompts):
         try:
-            ids = _encode(tokenizer, prompt, template, enable_thinking)
+            ids = encode(prompt)
             if not ids:
                 raise PromptError("no tokens.")
             if len(ids) > max_prompt_length:
@@ -209,80 +142,115 @@ def encode_prompts(
         on_error=on_error,
         cure=", raise max_prompt_length (--max-prompt-length)" if too_long else "",
     )
-    end = tokenizer.eos_token
-    ended = [
-        prompt
-        for prompt in encoded
-        if isinstance(end, str)
-        and prompt.ids[-1] == tokenizer.eos_token_id
-        and (prompt.prompt.text is not None or tokenizer.chat_template is None)
-        and not prompt.prompt.question.endswith(end)
-    ]
-    if ended:
-        logger.warning(
-            "The tokenizer appends its end token %r to %d plain prompts, so the models see "
-            "finished texts: load one that does not (add_eos_token=False).",
-            end,
-            len(ended),
-        )
+    encode.report(given, [prompt.prompt for prompt in encoded])
     return encoded
 
 
-def strip_instruction(text: str) -> str:
-    r"""Remove the known instructions from a question, to compare questions (paper App. C.3).
-
-    Parameters
-    ----------
-    text : str
-        A prompt's wording: a question in `BOXED_TEMPLATE` (its broken ``\boxed{{}}`` too) or
-        `DAPO_TEMPLATE`.
-
-    Returns
-    -------
-    str
-        The question; any other text is returned unchanged.
-
-    Examples
-    --------
-    >>> strip_instruction(BOXED_TEMPLATE.replace("{question}", "What is 2 + 2?"))
-    'What is 2 + 2?'
-    >>> strip_instruction("What is 2 + 2?")
-    'What is 2 + 2?'
-    """
-    for wrapper in _WRAPPERS:
-        before, after = wrapper.split("{question}")
-        if len(text) >= len(before + after) and text.startswith(before) and text.endswith(after):
-            return text[len(before) : len(text) - len(after)]
-    return text
+def has_conversation(prompts: Iterable[EncodedPrompt]) -> bool:
+    """Return whether any prompt is a conversation, which a chat template may have formed."""
+    return any(prompt.prompt.text is None for prompt in prompts)
 
 
-def _encode(
-    tokenizer: PreTrainedTokenizerBase, prompt: Prompt, template: str | None, enable_thinking: bool
-) -> list[int]:
-    question = prompt.question
-    if template is not None:
-        question = template.replace("{question}", strip_instruction(question))
-    if prompt.text is not None:
-        return _tokens(tokenizer, question)
-    options = {"enable_thinking": enable_thinking, **_own_options(tokenizer, prompt)}
-    messages = [*prompt.messages[:-1], {**prompt.messages[-1], "content": question}]
-    if tokenizer.chat_template is None:
-        return _tokens(tokenizer, "\n\n".join(message["content"] for message in messages))
-    try:
-        text = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, **options
-        )
-    except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
-        # A template is a program; it may refuse a role, or fail.
-        raise PromptError(f"the chat template fails: {error}.") from error
-    assert isinstance(text, str)  # tokenize=False
-    # The chat template writes the special tokens itself.
-    return _tokens(tokenizer, text, add_special_tokens=False)
+class _Encoder:
+    """Encode one prompt after another, and count what is worth a note in the log."""
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        template: str | None,
+        options: Mapping[str, Any],
+        system_prompt: str | None,
+    ):
+        self.tokenizer, self.template = tokenizer, template
+        self.options, self.system_prompt = options, system_prompt
+        self.appended: Counter[str] = Counter()  # texts of the tokens that were taken off
+        self.without_system = 0
+
+    def __call__(self, prompt: Prompt) -> list[int]:
+        question = prompt.question
+        if self.template is not None:
+            question = self.template.replace("{question}", strip_instruction(question))
+        if prompt.text is not None:
+            return self._plain(question)
+        messages = with_system_prompt(prompt.messages, self.system_prompt)
+        messages = [*messages[:-1], {**messages[-1], "content": question}]
+        options = {**self.options, **own_options(self.tokenizer, prompt)}
+        if self.tokenizer.chat_template is None:
+            return self._plain("\n\n".join(message["content"] for message in messages))
+        text = render(self.tokenizer, messages, options)
+        added = len(messages) > len(prompt.messages)
+        self.without_system += added and messages[0]["content"].strip() not in text
+        # The chat template writes the special tokens itself.
+        return tokens(self.tokenizer, text, add_special_tokens=False)
+
+    def _plain(self, text: str) -> list[int]:
+        """Encode a text as the beginning of one: without special tokens that would end it."""
+        ids = tokens(self.tokenizer, text)
+        bare = tokens(self.tokenizer, text, add_special_tokens=False)
+        starts = range(len(ids) - len(bare) + 1) if bare else ()
+        start = next((i for i in starts if ids[i : i + len(bare)] == bare), None)
+        if start is not None:
+            end = start + len(bare)
+        else:  # the tokenizer splits the text in another way between special tokens
+            end = len(ids) - (ids[-1:] == [self.tokenizer.eos_token_id] != bare[-1:])
+        if not set(ids[end:]) <= set(self.tokenizer.all_special_ids):
+            return ids
+        if ids[end:]:
+            self.appended[str(self.tokenizer.decode(ids[end:]))] += 1
+        return ids[:end]
+
+    def report(self, given: Mapping[str, Any], prompts: Sequence[Prompt]) -> None:
+        """Log what the prompts did not take over."""
+        for end, count in self.appended.items():
+            logger.warning(
+                "The tokenizer appends its end token %r to plain prompts; it is taken off %d of "
+                "them, since the models would see finished texts. A tokenizer with "
+                "add_eos_token=False does not append it.",
+                *(end, count),
+            )
+        if self.without_system:
+            logger.warning(
+                "The chat template leaves out the system prompt in %d prompts: put it into the "
+                "questions.",
+                self.without_system,
+            )
+        conversations = [prompt for prompt in prompts if prompt.text is None]
+        plain = len(prompts) - len(conversations)
+        if plain and self.system_prompt is not None:
+            logger.warning(
+                "%d prompts are plain texts and get no system prompt: give them as messages.", plain
+            )
+        templated = [] if self.tokenizer.chat_template is None else conversations
+        if given and not templated:
+            logger.warning(
+                "chat_template_kwargs change nothing, since no prompt goes through a chat template."
+            )
+        names = {name for p in templated for name in own_options(self.tokenizer, p)}
+        if useless := unread(self.tokenizer, names | (set(given) if templated else set())):
+            logger.warning(
+                "chat_template_kwargs: the chat template does not read %s, which changes nothing; "
+                "it reads %s.",
+                ", ".join(useless),
+                ", ".join(variables(self.tokenizer)) or "no variables",
+            )
 
 
-def _own_options(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> dict[str, Any]:
-    """Arguments that the prompt's row has for the chat template."""
-    given = prompt.meta.get("chat_template_kwargs")
+def with_system_prompt(
+    messages: Sequence[Mapping[str, str]], system_prompt: str | None
+) -> list[Mapping[str, str]]:
+    """Put a system prompt before a conversation that has none."""
+    if system_prompt is None or messages[0]["role"] in SYSTEM_ROLES:
+        return list(messages)
+    return [{"role": "system", "content": system_prompt}, *messages]
+
+
+def own_options(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> dict[str, Any]:
+    """Variables that the prompt's row has for the chat template."""
+    return _options(tokenizer, prompt.meta.get("chat_template_kwargs"))
+
+
+def _options(tokenizer: PreTrainedTokenizerBase, given: object) -> dict[str, Any]:
+    """Check variables for the chat template; one that is None is not given."""
     if given is None:
         return {}
     if not isinstance(given, Mapping):
@@ -292,9 +260,7 @@ def _own_options(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> dict[str
         )
     # In a parquet file, each row has the names of all rows.
     options = {name: value for name, value in given.items() if value is not None}
-    # The names that transformers takes itself would replace the template, or what it returns.
-    kinds = inspect.signature(type(tokenizer).apply_chat_template).parameters.values()
-    taken = {parameter.name for parameter in kinds if parameter.kind is not parameter.VAR_KEYWORD}
+    taken = reserved_names(tokenizer)
     if refused := sorted(shown(name) for name in options if name in taken or not _is_name(name)):
         raise PromptError(
             f"chat_template_kwargs has {', '.join(refused)}; expected names that the chat template "
@@ -305,44 +271,3 @@ def _own_options(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> dict[str
 
 def _is_name(name: object) -> bool:
     return isinstance(name, str) and name.isidentifier()
-
-
-def _tokens(
-    tokenizer: PreTrainedTokenizerBase, text: str, *, add_special_tokens: bool = True
-) -> list[int]:
-    if unknown := _unknown_words(tokenizer, text):
-        raise PromptError(
-            f"the tokenizer has no token for {shown(unknown)}, and none for unknown words."
-        )
-    return tokenizer(text, add_special_tokens=add_special_tokens).input_ids
-
-
-def _unknown_words(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:
-    """Words on which a word-level tokenizer would raise a bare Exception."""
-    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
-    model = getattr(backend, "model", None)
-    if type(model).__name__ != "WordLevel" or tokenizer.unk_token is not None:
-        return []
-    split = backend.pre_tokenizer
-    words = [word for word, _ in split.pre_tokenize_str(text)] if split else [text]
-    return [word for word in dict.fromkeys(words) if backend.token_to_id(word) is None]
-
-
-def report_faults(
-    source: str, faults: list[str], count: int, *, kept: int, on_error: OnError, cure: str = ""
-) -> None:
-    """Raise an error that lists the rows that cannot be used, or log them."""
-    if count == 0:
-        raise PromptError(f"{source}: no rows; expected at least one prompt.")
-    if not faults:
-        return
-    listed = "; ".join(faults[:10]) + ("; …" if len(faults) > 10 else "")
-    message = f"{source}: {len(faults)} of {count} rows cannot be used: {listed}."
-    if on_error == "skip" and kept:
-        logger.warning("%s They are left out.", message)
-        return
-    raise PromptError(
-        f"{message} No usable row is left: correct them{cure}."
-        if on_error == "skip"
-        else f'{message} Correct them{cure}, or leave them out with on_error="skip".'
-    )

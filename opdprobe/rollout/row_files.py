@@ -16,7 +16,10 @@ from typing import Any
 from opdprobe.errors import PromptError, needs_train_extra, shown
 from opdprobe.store.safe_text import parse_json
 
-KINDS = "a .parquet, .jsonl, .json or .csv file (the last three also .gz or .zst)"
+KINDS = (
+    "a .parquet, .jsonl, .json or .csv file (the last three also .gz or .zst), a directory of "
+    "them, or a data set such as openai/gsm8k:main:test"
+)
 
 _TEXT = (".jsonl", ".json", ".csv")
 # Most that a compressed file may unpack to: a few kilobytes can hold gigabytes of one letter.
@@ -24,10 +27,11 @@ _MOST_BYTES, _MOST_TIMES = 2**26, 100
 _BOM = b"\xef\xbb\xbf"
 _MAGIC = {b"\x1f\x8b": (".gz", "gzip"), b"\x28\xb5\x2f\xfd": (".zst", "zstd")}
 # How pandas writes a list of messages into a CSV file.
+_ESCAPED = re.compile("[\udc80-\udcff]")
 _MESSAGES = re.compile(r"""\s*\[\s*\{\s*['"](role|content)['"]""")
 
 
-def read_rows(path: Path, limit: int | None = None) -> list[Any]:
+def read_file(path: Path, limit: int | None = None) -> list[Any]:
     """Read a file's rows, in its order.
 
     Parameters
@@ -45,20 +49,15 @@ def read_rows(path: Path, limit: int | None = None) -> list[Any]:
     Raises
     ------
     PromptError
-        The file is missing, of another kind or unreadable.
+        The file is of another kind or unreadable.
     MissingExtraError
         pyarrow (``opdprobe[train]``) is not installed, and the file is a .parquet or .zst.
     """
-    if not path.is_file():
-        found = "a directory" if path.is_dir() else "no such file"
-        raise PromptError(f"{path}: {found}; expected {KINDS}.")
-    suffix = path.suffix.lower()
-    packed = suffix in (".gz", ".zst")
-    kind = Path(path.stem).suffix.lower() if packed else suffix
-    if kind == ".parquet" and not packed:
-        return _read_parquet(path, limit)
-    if kind not in _TEXT:
+    kind, suffix = kind_of(path), path.suffix.lower()
+    if kind is None:
         raise PromptError(f"{path}: expected {KINDS}, got {path.suffix or path.name!r}.")
+    if kind == ".parquet":
+        return _read_parquet(path, limit)
     with ExitStack() as stack:
         try:
             lines = _open(path, suffix, stack)
@@ -79,6 +78,15 @@ def read_rows(path: Path, limit: int | None = None) -> list[Any]:
             raise PromptError(
                 f"{path}: not a readable file ({error}): check that it is complete."
             ) from error
+
+
+def kind_of(path: Path) -> str | None:
+    """Return the kind of a prompt file by its name, such as .jsonl for a .jsonl.gz, or None."""
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        return suffix
+    kind = Path(path.stem).suffix.lower() if suffix in (".gz", ".zst") else suffix
+    return kind if kind in _TEXT else None
 
 
 class _NotRows(Exception):
@@ -149,18 +157,23 @@ def _read_parquet(path: Path, limit: int | None) -> list[dict[str, Any]]:
         ) from error
 
 
-def _json_rows(lines: io.BufferedReader[Any], may_be_list: bool) -> Iterator[Any]:
-    """Rows of a file of JSON lines, or of one JSON list."""
+def _json_rows(lines: io.BufferedReader[Any], may_be_whole: bool) -> Iterator[Any]:
+    """Rows of a file of JSON lines; or of one JSON list, or an object that holds one."""
     wanted = "expected a JSON object per line"
-    if may_be_list:
-        wanted += ", or one list of objects"
-        if lines.peek(1).lstrip().startswith(b"["):
-            text = lines.read().decode()
+    if may_be_whole:
+        wanted += ", one list of objects, or an object that holds one such list"
+        start = lines.peek(1).lstrip()
+        if start.startswith((b"[", b"{")):
+            text = lines.read()
             try:
-                yield from parse_json(text)
+                yield from _whole_rows(parse_json(text.decode()), wanted)
+                return
             except ValueError as error:
-                raise _NotRows(f"not JSON ({error}); {wanted}.") from error
-            return
+                if start.startswith(b"["):
+                    if isinstance(error, UnicodeDecodeError):
+                        raise
+                    raise _NotRows(f"not JSON ({error}); {wanted}.") from error
+            lines = io.BufferedReader(io.BytesIO(text))  # several objects
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
@@ -180,17 +193,45 @@ def _json_rows(lines: io.BufferedReader[Any], may_be_list: bool) -> Iterator[Any
             yield PromptError(f"line {number} is not a JSON object: {text[:60]!r}; {wanted}.")
 
 
+def _whole_rows(found: Any, wanted: str) -> list[Any]:
+    """Rows of a file that is one JSON value: a list or an object."""
+    if isinstance(found, list):
+        return found
+    lists = {
+        name: value
+        for name, value in found.items()
+        if isinstance(value, list) and value and all(isinstance(row, dict) for row in value)
+    }
+    # An object whose list holds messages is a row itself.
+    if any({"content", "value"} & row.keys() for value in lists.values() for row in value):
+        return [found]
+    if len(lists) > 1:
+        raise _NotRows(
+            f"an object with several lists of objects, {shown(sorted(lists))}; {wanted}."
+        )
+    return next(iter(lists.values()), [found])
+
+
 def _csv_rows(lines: io.BufferedReader[Any]) -> Iterator[Any]:
     """Rows of a CSV file with a header; an empty field is None."""
-    reader = csv.reader((line.decode() for line in lines), strict=True)
+    # Bytes that are not UTF-8 become halves of surrogate pairs, which no UTF-8 text holds.
+    reader = csv.reader((line.decode(errors="surrogateescape") for line in lines), strict=True)
     header = next(reader, [])
+    if any(map(_ESCAPED.search, header)):
+        raise _NotRows("the header is not UTF-8 text: save the file as UTF-8.")
     if len(set(header)) < len(header):
         twice = sorted({name for name in header if header.count(name) > 1})
         raise _NotRows(f"more than one column is called {shown(twice)}: rename all but one.")
-    for fields in reader:
-        if not fields:  # a blank line
+    for fields in _csv_fields(reader):
+        if isinstance(fields, PromptError):
+            yield fields
+        elif not fields:  # a blank line
             continue
-        if len(fields) != len(header):
+        elif any(map(_ESCAPED.search, fields)):
+            yield PromptError(
+                f"line {reader.line_num} ends a row that is not UTF-8 text: save it as UTF-8."
+            )
+        elif len(fields) != len(header):
             yield PromptError(
                 f"line {reader.line_num} ends a row of {len(fields)} fields; expected "
                 f"{len(header)}, as in the header."
@@ -202,3 +243,19 @@ def _csv_rows(lines: io.BufferedReader[Any]) -> Iterator[Any]:
             )
         else:
             yield {name: field or None for name, field in zip(header, fields, strict=True)}
+
+
+def _csv_fields(reader: Any) -> Iterator[list[str] | PromptError]:
+    """Fields of each row; in place of a row that cannot be split, the error that says why."""
+    while True:
+        try:
+            yield next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if "unexpected end of data" in str(error):
+                raise  # a quote that is not closed has taken in all that follows
+            yield PromptError(
+                f"line {reader.line_num} ends a row that is not CSV ({error}): quote fields that "
+                "hold commas, quotes or line breaks."
+            )

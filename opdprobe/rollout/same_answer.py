@@ -26,6 +26,7 @@ from math_verify.errors import TimeoutException
 from math_verify.utils import timeout
 from sympy.core.relational import Relational
 
+from opdprobe.errors import shown
 from opdprobe.rollout.final_answer import MAX_LENGTH
 
 logger = logging.getLogger("opdprobe")
@@ -44,6 +45,9 @@ _BARE = re.compile(r"(?<![\\A-Za-z_{])(sin|cos|tan|cot|ln|log|pi)(?![A-Za-z])")
 _PRIME = re.compile(r"(?<=[A-Za-z0-9)}])(?:'+|\^\{?(?:\\prime\s*)+\}?)")
 _LIMITS = (sympy.factorial, sympy.factorial2, sympy.gamma, sympy.binomial)
 _CLOSED = (sympy.Sum, sympy.Product, sympy.Integral, sympy.Limit, sympy.Derivative)
+
+
+_said: set[str] = set()  # kinds of failure that were reported
 
 
 class Answer(NamedTuple):
@@ -109,10 +113,22 @@ def same_answer(gold: Answer, answer: Answer) -> bool:
         known = timeout(seconds)(_same)(gold_value, value)
     except TimeoutException:
         return False
-    except Exception:  # sympy raises anything, RecursionError too, on what it was not made for
-        logger.debug("could not compare %s and %s", gold.text, answer.text, exc_info=True)
+    except Exception as error:  # sympy raises anything on what it was not made for
+        _say_once(type(error).__name__, gold.text, answer.text)
         known = None
     return verify([gold_value], [value], timeout_seconds=seconds) if known is None else known
+
+
+def _say_once(kind: str, gold: str, answer: str) -> None:
+    """Report the first failure of each kind; a run grades thousands of answers."""
+    level = logging.DEBUG if kind in _said else logging.WARNING
+    _said.add(kind)
+    logger.log(
+        level,
+        "Comparing the answers %s and %s failed (%s), so math-verify alone decides; further "
+        "failures of this kind are logged as debug messages.",
+        *(shown(gold), shown(answer), kind),
+    )
 
 
 def _time_limit() -> int | None:

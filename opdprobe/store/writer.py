@@ -31,7 +31,10 @@ from opdprobe.store.step_parts import Part, list_files, step_path
 
 _LIBRARIES = ("opdprobe", "numpy", "xarray", "zarr", "torch", "transformers")
 # Attributes that may differ when a run is continued: they describe the code, not the experiment.
-_MAY_CHANGE = ("schema_version", "versions", "commit")
+# The last two only decide which prompts are left out, and the prompts themselves are identified.
+_MAY_CHANGE = ("schema_version", "versions", "commit", "max_prompt_length", "on_error")
+# Attributes that older runs lack.
+_MAY_BE_ABSENT = ("chat_template",)
 
 
 class RunWriter:
@@ -56,6 +59,8 @@ class RunWriter:
     part : tuple of (int, int)
         ``(rank, size)`` of this process. Each process writes its part of every step. Create rank
         0's writer first: it alone writes metrics and evaluations and truncates.
+    defaults : mapping, optional
+        Values of settings that an older run may lack, having been written before they existed.
 
     Raises
     ------
@@ -85,6 +90,7 @@ class RunWriter:
         config: Mapping[str, Any],
         resume: bool,
         part: Part = (0, 1),
+        defaults: Mapping[str, Any] | None = None,
     ) -> None:
         self.path = Path(run_dir)
         self._part = part
@@ -106,7 +112,8 @@ class RunWriter:
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock = lock_run(self.path)
         if (self.path / "run.json").exists():
-            self._continue(root, yaml.safe_load(config_text), resume)
+            known = yaml.safe_load(_to_yaml(defaults or {}))
+            self._continue(root, yaml.safe_load(config_text), known, resume)
         else:
             self._create(root, config_text)
 
@@ -118,18 +125,25 @@ class RunWriter:
         write_text(self.path / "config.yaml", config_text)
         write_text(self.path / "run.json", text)
 
-    def _continue(self, attrs: dict[str, Any], config: dict[str, Any], resume: bool) -> None:
+    def _continue(
+        self,
+        attrs: dict[str, Any],
+        config: dict[str, Any],
+        defaults: dict[str, Any],
+        resume: bool,
+    ) -> None:
         run = open_run(self.path)
         if not resume:
             raise StoreError(
                 f"{self.path} holds a run already ({len(run.steps)} recorded steps): "
                 "resume it, or choose another directory."
             )
-        if changes := differences(run.attrs, attrs, ignore=_MAY_CHANGE):
+        absent = tuple(name for name in _MAY_BE_ABSENT if name not in run.attrs)
+        if changes := differences(run.attrs, attrs, ignore=(*_MAY_CHANGE, *absent)):
             raise StoreError(
                 f"{self.path} holds a different run: {changes}; choose another directory."
             )
-        if changes := differences(run.config, config):
+        if changes := differences(defaults | run.config, config):
             raise ConfigError(
                 f"{self.path} was begun with another config: {changes}; "
                 "restore it, or choose another directory."

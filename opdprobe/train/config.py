@@ -141,6 +141,13 @@ class OPDConfig(Config):
         Rollouts per prompt (Table 2: 4).
     max_prompt_length, max_completion_length
         Longest prompt and longest response, in tokens (Table 2: 1024 and 7168).
+    chat_template_kwargs
+        Variables for the chat template, as in TRL, such as {"enable_thinking": True}; a prompt's
+        own precede them. ``enable_thinking`` is False where nothing names it (§4). For training
+        prompts and benchmarks alike.
+    system_prompt
+        First message of every conversation, in training and in benchmarks, that has no system
+        message of its own; None: none. The paper has none.
     learning_rate
         AdamW's (Table 2: 1e-6), after `warmup_steps` of linear warm-up. The paper does not state
         the schedule, weight decay, betas and clipping.
@@ -198,6 +205,8 @@ class OPDConfig(Config):
     batch_size: int = 64
     num_generations: int = 4
     max_prompt_length: int = 1024
+    chat_template_kwargs: dict | None = None
+    system_prompt: str | None = None
     max_completion_length: int = 7168
     learning_rate: float = 1e-6
     warmup_steps: int = 0

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from opdprobe.models.processes import Processes
 from opdprobe.models.vocabulary import eos_ids, padding_id
 from opdprobe.rollout.grade import Grader, grade_rollouts
-from opdprobe.rollout.prompts import EncodedPrompt
+from opdprobe.rollout.prompts import EncodedPrompt, has_conversation
 from opdprobe.rollout.sample import sample, step_generator
 
 # Rollouts sampled at once during evaluation: bounds the memory of the cache.
@@ -73,7 +73,7 @@ def evaluate(
                 [p.ids for p in own],
                 num_generations=num_generations,
                 max_completion_length=max_completion_length,
-                eos_ids=eos_ids(model, tokenizer),
+                eos_ids=eos_ids(model, tokenizer, conversations=has_conversation(own)),
                 pad_id=padding_id(tokenizer),
                 temperature=temperature,
                 top_p=top_p,

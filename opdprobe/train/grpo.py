@@ -15,7 +15,7 @@ from opdprobe.models.head import split_head
 from opdprobe.models.vocabulary import eos_ids, padding_id
 from opdprobe.rollout.batches import batches
 from opdprobe.rollout.grade import Grader, grade_rollouts
-from opdprobe.rollout.prompts import EncodedPrompt, Prompt
+from opdprobe.rollout.prompts import EncodedPrompt, Prompt, has_conversation
 from opdprobe.rollout.sample import Rollouts, sample, step_generator
 from opdprobe.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from opdprobe.train.config import GRPOConfig
@@ -98,7 +98,7 @@ def grpo(
             [p.ids for p in prompts],
             num_generations=config.num_generations,
             max_completion_length=config.max_completion_length,
-            eos_ids=eos_ids(model, tokenizer),
+            eos_ids=eos_ids(model, tokenizer, conversations=has_conversation(prompts)),
             pad_id=padding_id(tokenizer),
             temperature=config.temperature,
             generator=step_generator(config.seed, step, model.device),

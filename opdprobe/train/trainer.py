@@ -20,8 +20,10 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -44,7 +46,14 @@ from opdprobe.models.sharding import rest, whole
 from opdprobe.models.vocabulary import eos_ids, tokenizer_hash
 from opdprobe.rollout.grade import Grader, grade_rollouts
 from opdprobe.rollout.pair import Pair, in_rollout_order
-from opdprobe.rollout.prompts import EncodedPrompt, OnError, Prompt, encode_prompts
+from opdprobe.rollout.prompt_attrs import template_attrs
+from opdprobe.rollout.prompts import (
+    EncodedPrompt,
+    OnError,
+    Prompt,
+    encode_prompts,
+    has_conversation,
+)
 from opdprobe.rollout.rows import record_step, step_metrics, thin
 from opdprobe.rollout.sample import Rollouts, sample, step_generator
 from opdprobe.rollout.score import Scores
@@ -98,7 +107,7 @@ class OPDTrainer:
     tokenizer : PreTrainedTokenizerBase, optional
         The student's. Read from `student` if that is a path.
     prompts : sequence of Prompt
-        Training prompts.
+        Training prompts; or what `opdprobe.load_prompts` reads, or rows.
     config : OPDConfig
         What to minimise, how to sample, what to record.
     run_dir : str or Path
@@ -116,6 +125,9 @@ class OPDTrainer:
     on_error : {"raise", "skip"}
         An unusable prompt (empty or over-long) raises an error, or is skipped with a note in the
         log.
+    chat_template_kwargs : mapping, optional
+        Variables for the chat template, such as {"enable_thinking": True}; they are added to
+        those of `config`, and precede them.
 
     Raises
     ------
@@ -149,7 +161,11 @@ class OPDTrainer:
         report_to: Sequence[str] = (),
         teacher_tokenizer: PreTrainedTokenizerBase | None = None,
         on_error: OnError = "raise",
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ):
+        if chat_template_kwargs:
+            both = {**(config.chat_template_kwargs or {}), **chat_template_kwargs}
+            config = replace(config, chat_template_kwargs=both)
         self.config = config
         self.run_dir = Path(run_dir)
         self.callbacks = list(callbacks)
@@ -196,7 +212,12 @@ class OPDTrainer:
 
         def encode(some: Sequence[Prompt]) -> list[EncodedPrompt]:
             return encode_prompts(
-                tokenizer, some, max_prompt_length=config.max_prompt_length, on_error=on_error
+                tokenizer,
+                some,
+                max_prompt_length=config.max_prompt_length,
+                chat_template_kwargs=config.chat_template_kwargs,
+                system_prompt=config.system_prompt,
+                on_error=on_error,
             )
 
         self.prompts = encode(prompts)
@@ -299,6 +320,7 @@ class OPDTrainer:
                 self.run_dir,
                 attrs=self._attrs,
                 config=self.config.to_dict(),
+                defaults=OPDConfig().to_dict(),
                 resume=resume,
                 part=(self.processes.rank, self.processes.size),
             )
@@ -413,7 +435,9 @@ class OPDTrainer:
                 [p.ids for p in prompts],
                 num_generations=c.num_generations,
                 max_completion_length=c.max_completion_length,
-                eos_ids=eos_ids(self.pair.student, self.tokenizer),
+                eos_ids=eos_ids(
+                    self.pair.student, self.tokenizer, conversations=has_conversation(prompts)
+                ),
                 pad_id=self.pair.pad_id,
                 temperature=c.temperature,
                 top_p=c.top_p,
@@ -531,4 +555,10 @@ class OPDTrainer:
             "temperature": self.config.temperature,
             "top_p": self.config.top_p,
             "seed": self.config.seed,
+            "chat_template": template_attrs(
+                self.tokenizer,
+                self.prompts,
+                self.config.chat_template_kwargs,
+                self.config.system_prompt,
+            ),
         }

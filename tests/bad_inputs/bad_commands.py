@@ -89,6 +89,13 @@ CASES = [
         *(*_TRAIN, "--prompts", "zoo:train", "--run-dir", "FOLDER/run", "--set", "k=2026-13-01"),
     ),
     _failed(
+        "a variable for the chat template without a value",
+        "ConfigError: --chat-template-kwargs 'thinking'; expected NAME=VALUE, such as "
+        "enable_thinking=true, or a JSON object.",
+        *(*_TRAIN, "--prompts", "zoo:train", "--run-dir", "FOLDER/run"),
+        *("--chat-template-kwargs", "thinking"),
+    ),
+    _failed(
         "layers from high to low",
         "ConfigError: --drop-layers '3-1'; expected A-B with A ≤ B, for example 14-17.",
         *(*_TRAIN, "--prompts", "zoo:train", "--run-dir", "FOLDER/run", "--drop-layers", "3-1"),

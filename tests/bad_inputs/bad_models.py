@@ -364,6 +364,13 @@ _TOKENIZERS = [
         meta={"chat_template_kwargs": {"chat_template": "{{ 1 }}"}},
     ),
     _encoded(
+        "a system prompt that the chat template refuses",
+        "the chat template fails: System role not supported",
+        template="{% if messages[0].role == 'system' %}"
+        "{{ raise_exception('System role not supported') }}{% endif %}",
+        system_prompt="Be brief.",
+    ),
+    _encoded(
         "a prompt that is too long",
         "6 tokens, more than max_prompt_length 4",
         cure=", raise max_prompt_length (--max-prompt-length)",

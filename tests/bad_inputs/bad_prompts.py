@@ -39,6 +39,15 @@ def _load(content: bytes | str, name: str = "prompts.jsonl"):
     return lambda folder: load_prompts(_file(folder, content, name))
 
 
+def _directory(files: dict[str, str], split: str = ""):
+    def feed(folder: Path) -> object:
+        for name, content in files.items():
+            _file(folder, content, name)
+        return load_prompts(f"{folder}{split}")
+
+    return feed
+
+
 def _rows(*rows: Any):
     return lambda _: prompts_from_rows(rows)
 
@@ -69,9 +78,30 @@ _FILES = [
         f"FOLDER/absent.parquet: no such file; expected {KINDS}.",
     ),
     _prompts(
-        "a directory",
+        "an empty directory",
         load_prompts,
-        f"FOLDER: a directory; expected {KINDS}.",
+        f"FOLDER: a directory without prompt files; expected {KINDS}.",
+    ),
+    _prompts(
+        "a directory with two splits",
+        _directory({"train.jsonl": _GOOD, "test.jsonl": _GOOD}),
+        "FOLDER: a directory with the splits ['test', 'train']; name one, such as FOLDER:test, or "
+        "a file.",
+    ),
+    _prompts(
+        "a split that a directory lacks",
+        _directory({"train.jsonl": _GOOD}, ":test"),
+        "FOLDER:test: the directory has the splits ['train']; name one of them, or a file in it.",
+    ),
+    _prompts(
+        "a directory of files of two kinds",
+        _directory({"a.jsonl": _GOOD, "b.csv": "prompt\n2+2=\n"}),
+        "FOLDER: a directory of .csv, .jsonl files; expected one kind: name a file in it.",
+    ),
+    _prompts(
+        "a data set that datasets saved, damaged",
+        _directory({"state.json": "{", "dataset_info.json": "{}"}),
+        "FOLDER: not a readable data set (…): check that it is complete.",
     ),
     _prompts(
         "a file of another kind",
@@ -127,8 +157,26 @@ _FILES = [
     _prompts(
         "a JSON list, cut off",
         _load('[{"prompt": "2+2="}, ', "prompts.json"),
-        "FOLDER/prompts.json: not JSON (…); expected a JSON object per line, or one list of "
-        "objects.",
+        "FOLDER/prompts.json: not JSON (…); expected a JSON object per line, one list of objects, "
+        "or an object that holds one such list.",
+    ),
+    _prompts(
+        "a JSON object with two lists of rows",
+        _load('{"train": [{"prompt": "2+2="}], "test": [{"prompt": "2+3="}]}', "prompts.json"),
+        "FOLDER/prompts.json: an object with several lists of objects, ['test', 'train']; expected "
+        "a JSON object per line, one list of objects, or an object that holds one such list.",
+    ),
+    _prompts(
+        "a CSV file with a row in another encoding than UTF-8",
+        _load(b"prompt\n2+2=\n\xbf2+2?\n", "prompts.csv"),
+        "FOLDER/prompts.csv: 1 of 2 rows cannot be used: row 1: line 3 ends a row that is not "
+        f"UTF-8 text: save it as UTF-8. {SKIP}",
+    ),
+    _prompts(
+        "a CSV file with text after a quoted field",
+        _load('prompt\n2+2=\n"2+"2=\n', "prompts.csv"),
+        "FOLDER/prompts.csv: 1 of 2 rows cannot be used: row 1: line 3 ends a row that is not CSV "
+        f"(…): quote fields that hold commas, quotes or line breaks. {SKIP}",
     ),
     _prompts(
         "a CSV file whose last quote is not closed",
@@ -171,7 +219,24 @@ _ROWS = [
         "rows without the column",
         _rows({"question": "2+2="}, {"question": "2+3="}),
         "prompts: no column 'prompt' among ['question'] in any row: name the column of the "
-        "prompts with prompt_column (--prompt-column).",
+        "prompts with prompt_column (--prompt-column); is it 'question'?",
+    ),
+    _prompts(
+        "rows without the column of answers",
+        lambda _: prompts_from_rows([{"prompt": "2+2=", "solution": "4"}], answer_column="answer"),
+        "prompts: no column 'answer' among ['prompt', 'solution'] in any row: name the column of "
+        "the answers with answer_column (--answer-column); is it 'solution'?",
+    ),
+    _prompts(
+        "columns instead of rows",
+        lambda _: prompts_from_rows({"prompt": ["2+2="]}),  # pyright: ignore[reportArgumentType]
+        "prompts: a dict of ['prompt']; expected rows: a list of mappings, a DataFrame, or one "
+        "split of a data set.",
+    ),
+    _prompts(
+        "a number instead of rows",
+        lambda _: prompts_from_rows(7),  # pyright: ignore[reportArgumentType]
+        "prompts: 7 is of type int; expected rows, such as a list of mappings.",
     ),
     _prompts(
         "a row without the column",
@@ -197,6 +262,17 @@ _ROWS = [
         "a message without a role",
         {"prompt": [{"content": "2+2="}]},
         "prompt '0': a message needs a role and a content, both str; got {'content': '2+2='}",
+    ),
+    _row(
+        "an answer of bytes",
+        {"prompt": "2+2=", "answer": b"4"},
+        "the answer is b'4'; expected a text or a number",
+    ),
+    _prompts(
+        "a conversation that the assistant ends, as a prompt",
+        lambda _: Prompt("a", messages=({"role": "assistant", "content": "4"},)),
+        "prompt 'a': the last message is the assistant's, which the model is to write; leave it "
+        "out.",
     ),
     _row(
         "an answer that is a list",

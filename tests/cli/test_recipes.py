@@ -55,6 +55,8 @@ def cold_start(tmp_path, models, **changes):
         "max_completion_length": 60,
         "set": ["max_steps=2", "learning_rate=1e-3"],
         "max_prompt_length": 1024,
+        "chat_template_kwargs": None,
+        "system_prompt": None,
         **READING,
         "json": True,
     }
@@ -106,6 +108,8 @@ def select(tmp_path, strategy, **changes):
             "num_generations",
             "max_completion_length",
             "max_prompt_length",
+            "chat_template_kwargs",
+            "system_prompt",
         ]
     )
     settings |= {

@@ -37,6 +37,7 @@ from opdprobe.hooks.shared import undisturbed, unwrap
 from opdprobe.models.load import load_model, weight_hash
 from opdprobe.report.token_text import TokenTexts
 from opdprobe.report.view import write_view
+from opdprobe.store.prompt_form import prompt_form
 from opdprobe.testing import tiny_model, tiny_tokenizer
 
 pytestmark = pytest.mark.slow
@@ -587,3 +588,66 @@ def test_the_command(saved, tmp_path, capsys):
     assert main([*command, "--k", "4", "--num-generations", "2"]) == 0
     assert "overlap_ratio" in capsys.readouterr().out
     assert main([*command, "--k", "5"]) == 1
+
+
+CHAT = [Prompt("a", messages=({"role": "user", "content": "7 8"},)), Prompt("b", text="9")]
+THINKING = {
+    "chat_template_kwargs": {"enable_thinking": True},
+    "system_prompt": "5",
+    "max_prompt_length": 16,
+    "on_error": "skip",
+}
+
+
+def chatty():
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template += "{% if enable_thinking %} 11{% else %} 12{% endif %}"
+    return tokenizer
+
+
+def asked(run):
+    return {str(chatty().decode(ids)) for step in run.steps for ids in run.prompt_ids(step)}
+
+
+def test_the_prompts_form_reaches_the_template_and_the_record(tmp_path):
+    student, teacher = models()
+    save(student, tmp_path / "checkpoint-0", chatty())
+    settings = {"k": 4, "num_generations": 1, "max_completion_length": 2}
+    plain = probe_checkpoints(tmp_path / "checkpoint-0", teacher, CHAT, tmp_path / "p", **settings)
+    assert any(text.endswith("<user> 7 8 <assistant> 12") for text in asked(plain))
+    rows = [{"id": "a", "prompt": [dict(CHAT[0].messages[0])]}, {"id": "b", "prompt": "9"}]
+    rows.append({"id": "c", "prompt": "9 " * 17})
+    found = probe_checkpoints(
+        tmp_path / "checkpoint-0", teacher, rows, tmp_path / "c", **settings, **THINKING
+    )
+    callback = ProbeCallback(teacher, CHAT, tmp_path / "t", **settings, **THINKING)
+    trainer = trainer_of(student, tmp_path, [callback], max_steps=1)
+    callback.tokenizer = chatty()
+    trainer.train()
+    for run in (found, open_run(tmp_path / "t")):
+        assert any(text.endswith("5 <user> 7 8 <assistant> 11") for text in asked(run))
+        assert run.attrs["max_prompt_length"] == 16
+        assert run.attrs["on_error"] == "skip"
+        assert run.attrs["prompts"]["count"] == 2
+        assert prompt_form(run.attrs) == "enable_thinking = True; system prompt '5'"
+    assert prompt_form(plain.attrs) == "enable_thinking = False (default)"
+    with pytest.raises(StoreError, match="enable_thinking: False before, True now"):
+        probe_checkpoints(
+            tmp_path / "checkpoint-0", teacher, CHAT, tmp_path / "p", **settings, **THINKING
+        )
+
+
+def test_the_command_takes_the_prompts_form(tmp_path):
+    student, teacher = models()
+    save(student, tmp_path / "student", chatty())
+    save(teacher, tmp_path / "teacher", chatty())
+    (tmp_path / "p.jsonl").write_text('{"prompt": [{"role": "user", "content": "7 8"}]}\n')
+    words = ["probe", tmp_path / "student", "--teacher", tmp_path / "teacher", "--prompts"]
+    words += [tmp_path / "p.jsonl", "--k", "4", "--max-completion-length", "2"]
+    words += ["--system-prompt", "5", "--chat-template-kwargs"]
+    for number, given in enumerate(("enable_thinking=true", '{"enable_thinking": true}')):
+        run_dir = tmp_path / str(number)
+        assert main([str(w) for w in (*words, given, "--run-dir", run_dir)]) == 0
+        attrs = open_run(run_dir).attrs
+        assert prompt_form(attrs) == "enable_thinking = True; system prompt '5'"
+    assert main([str(w) for w in (*words, "thinking", "--run-dir", tmp_path / "no")]) == 1

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
+from rich.console import Console
 
 from opdprobe import ConfigError, Prompt, PromptError, VocabularyError
 from opdprobe.cli.names import resolve_model, resolve_prompts
@@ -16,7 +17,9 @@ from opdprobe.cli.parser import main
 from opdprobe.models.load import weight_hash
 from opdprobe.preflight import preflight
 from opdprobe.preflight.estimates import Number, prompt_auroc, prompt_mean
+from opdprobe.preflight.show import rendered
 from opdprobe.preflight.verdict import HARMFUL, LIKELY, UNKNOWN, UNLIKELY, Evidence, judge
+from opdprobe.store.prompt_form import prompt_form
 from opdprobe.testing import tiny_model, tiny_tokenizer
 
 pytestmark = pytest.mark.slow
@@ -382,3 +385,23 @@ def test_the_command_refuses_what_is_no_model(capsys):
         main(["preflight", "--student", "zoo:none", "--teacher", "zoo:none", "--prompts", "x"]) == 1
     )
     assert "no zoo model 'none'" in capsys.readouterr().err
+
+
+def test_the_prompts_form_is_stated(capsys):
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template += "{% if enable_thinking %} 11{% endif %}"
+    rows = [{"prompt": [{"role": "user", "content": f"{n} 8"}]} for n in range(4)]
+    settings = {"tokenizer": tokenizer, "max_completion_length": 4, "num_generations": 1, "k": 4}
+    for asked, said in (
+        ({}, "enable_thinking = False (default)"),
+        (
+            {"chat_template_kwargs": {"enable_thinking": True}, "system_prompt": "5"},
+            "enable_thinking = True; system prompt '5'",
+        ),
+    ):
+        result = preflight(sharp(0), sharp(1), rows, **settings, **asked)
+        console = Console(width=200, no_color=True)
+        console.print(rendered(result))
+        assert f"Prompts: {said}" in capsys.readouterr().out
+        stated = json.loads(json.dumps(result.to_dict()))["settings"]["chat_template"]
+        assert prompt_form({"chat_template": stated}) == said

@@ -633,3 +633,13 @@ def test_responses_without_a_token(tmp_path):
     document = browse(tmp_path / "view.html", "rollout=1", tmp_path)
     assert 'id="status"' not in document
     assert "(no tokens)" in document
+
+
+def test_the_form_of_the_prompts_is_stated(tmp_path):
+    run = synthetic_run(tmp_path / "run", steps=[0])
+    write_view(tmp_path / "older.html", [run])
+    assert index_of(tmp_path / "older.html")["runs"][0]["prompts"] is None
+    run.attrs["chat_template"] = {"variables": {"enable_thinking": False}}
+    write_view(tmp_path / "view.html", [run])
+    said = index_of(tmp_path / "view.html")["runs"][0]["prompts"]
+    assert said == "enable_thinking = False (default)"

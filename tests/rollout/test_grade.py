@@ -299,3 +299,46 @@ def test_benchmark_answers_equal_themselves_only(name):
         answer = prompt.answer
         assert grade_math(answer if "boxed" in answer else rf"\boxed{{{answer}}}", prompt), answer
         assert not grade_math(r"\boxed{-987654.25}", prompt), answer
+
+
+@pytest.mark.parametrize(
+    ("response", "reference", "right"),
+    [
+        ("Answer: 73!", "73", True),
+        ("**Answer: 73!**", "73", True),
+        ("The final answer is therefore 73!!", "73", True),
+        ("# Final Answer\n-7!", "-7", True),
+        ("Answer: x = 12!", "12", True),
+        ("Answer: $73!", "73", True),
+        ("Answer: 1/2!", "0.5", True),
+        ("Answer: 50%!", "50\\%", True),
+        ("Answer: 5!", "120", False),
+        ("Answer: 5!", "5!", True),  # the reference has one
+        ("Answer: 73!", "73!", True),
+        ("Answer: $5!$", "120", True),
+        ("Answer: $5!$", "5", False),
+        ("Answer: \\(5!\\)", "120", True),
+        ("Answer: 3 + 4!", "27", True),
+        ("Answer: 3! + 2!", "8", True),
+        (r"\boxed{5!}", "120", True),
+        (r"\boxed{5!}", "5", False),
+        ("<answer>5!</answer>", "120", True),
+    ],
+)
+def test_an_exclamation_after_a_bare_number_is_no_factorial(response, reference, right):
+    assert grade_math(response, reference) is right
+
+
+def test_a_comparison_that_fails_is_reported_once(monkeypatch, caplog):
+    from opdprobe.rollout import same_answer
+
+    def fail(gold, answer):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(same_answer, "_same", fail)
+    monkeypatch.setattr(same_answer, "_said", set())
+    assert grade_math(r"\boxed{0.5}", r"\frac{1}{2}")  # math-verify decides
+    assert not grade_math(r"\boxed{0.7}", r"\frac{1}{2}")
+    (line,) = caplog.messages
+    assert "Comparing the answers" in line
+    assert "(ZeroDivisionError), so math-verify alone decides" in line

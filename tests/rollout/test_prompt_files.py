@@ -351,7 +351,9 @@ def test_parquet_and_jsonl_agree(tmp_path):
         ("torn.jsonl", b'{"prompt": "a"}\n{"prompt"', "line 2 is not JSON"),
         ("latin.jsonl", b'{"prompt": "caf\xe9"}', "line 1 is not UTF-8 text"),
         ("empty.jsonl", b"\n", "no rows"),
-        ("latin.csv", b"prompt\ncaf\xe9\n", "not a readable UTF-8 text"),
+        ("latin.csv", b"prompt\ncaf\xe9\n", "line 2 ends a row that is not UTF-8 text: save it"),
+        ("head.csv", b"pr\xe9mpt\n1\n", "the header is not UTF-8 text: save the file as UTF-8"),
+        ("latin.json", b'[{"prompt": "caf\xe9"}]', "not a readable UTF-8 text"),
         ("wide.jsonl", '{"prompt": "a"}'.encode("utf-16"), "a text in UTF-16: save it as UTF-8"),
         ("table.xlsx", b"PK", r"expected a .parquet, .*, got '.xlsx'"),
         ("rows.parquet.gz", b"", r"expected a .parquet, .*, got '.gz'"),
@@ -488,28 +490,6 @@ def test_conversation_goes_through_the_chat_template(tokenizer):
 def test_enable_thinking_reaches_the_template(tokenizer):
     (encoded,) = encode_prompts(tokenizer, [user("2+2?")], enable_thinking=True)
     assert text_of(tokenizer, encoded.ids).endswith("a:*")
-
-
-@pytest.mark.parametrize(
-    ("single", "text", "warned"),
-    [
-        ("<s> $A </s>", "2+2=", True),
-        ("<s> $A", "2+2=", False),
-        ("<s> $A </s>", "2+2=</s>", False),  # as the file has it
-    ],
-)
-def test_an_end_token_after_a_plain_prompt_is_reported(tokenizer, caplog, single, text, warned):
-    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single=single, special_tokens=[("<s>", 1), ("</s>", 2)]
-    )
-    prompts = [Prompt("0", text=text), user("2+2?", "1")]
-    plain, chat = encode_prompts(tokenizer, prompts)
-    assert (text_of(tokenizer, plain.ids) == "<s>2+2=</s>") is warned
-    assert text_of(tokenizer, chat.ids).endswith("<s>a:")
-    assert ("appends its end token '</s>' to 1 plain prompts" in caplog.text) is warned
-    tokenizer.chat_template = None
-    encode_prompts(tokenizer, prompts)
-    assert ("'</s>' to 2 plain prompts" in caplog.text) is warned
 
 
 def asked(options, id="0"):

@@ -18,7 +18,7 @@ import xarray as xr
 from zarr.codecs import BloscCodec
 from zarr.storage import MemoryStore
 
-from opdprobe import RunWriter, StoreError, open_run
+from opdprobe import ConfigError, RunWriter, StoreError, open_run
 from opdprobe.rollout.rows import thin
 from opdprobe.store import step as step_file
 from opdprobe.store import step_decode as archive
@@ -278,3 +278,29 @@ def test_a_clock_that_is_set_back_changes_nothing(tmp_path, monkeypatch):
     os.utime(tmp_path / "steps" / "000001.zarr.zip", (0, 0))
     assert open_run(tmp_path).steps == [0, 1]
     assert writer(tmp_path / "other").write_step(0, synthetic_step(0)).read_bytes() == first
+
+
+def test_settings_and_attributes_that_an_older_run_lacks(tmp_path):
+    def reopen(attrs, config, **more):
+        RunWriter(tmp_path, attrs={"seed": 0, **attrs}, config=config, resume=True, **more)
+
+    RunWriter(tmp_path, attrs={"seed": 0}, config={"k": 4}, resume=False)
+    defaults = {"k": 16, "loud": None, "new": 2}
+    template = {"chat_template": {"variables": {"x": 1}}, "on_error": "skip"}
+    reopen(template, {"k": 4, "new": 2, "loud": None}, defaults=defaults)
+    with pytest.raises(ConfigError, match="new: 2 before, 3 now"):
+        reopen({}, {"k": 4, "new": 3, "loud": None}, defaults=defaults)
+    with pytest.raises(ConfigError, match="new: absent before, 2 now"):
+        reopen({}, {"k": 4, "new": 2})
+    with pytest.raises(StoreError, match="width: absent before, 1 now"):
+        reopen({"width": 1}, {"k": 4})
+
+
+def test_the_form_of_the_prompts_is_compared_once_it_is_recorded(tmp_path):
+    def template(value):
+        return {"chat_template": {"variables": {"x": value}}, "max_prompt_length": value}
+
+    RunWriter(tmp_path, attrs=template(1), config={}, resume=False)
+    RunWriter(tmp_path, attrs=template(1) | {"max_prompt_length": 9}, config={}, resume=True)
+    with pytest.raises(StoreError, match=r"chat_template\.variables\.x: 1 before, 2 now"):
+        RunWriter(tmp_path, attrs=template(2), config={}, resume=True)

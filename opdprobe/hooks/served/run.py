@@ -17,7 +17,7 @@ from opdprobe.hooks.shared import ProbeConfig, encode, keep_tokenizer, undisturb
 from opdprobe.models.load import identity, load_model, load_tokenizer, weight_hash
 from opdprobe.models.vocabulary import eos_ids, padding_id, shared_vocabulary, tokenizer_hash
 from opdprobe.rollout.grade import Grader, grade_rollouts
-from opdprobe.rollout.prompts import EncodedPrompt, OnError, Prompt
+from opdprobe.rollout.prompts import EncodedPrompt, OnError, Prompt, has_conversation
 from opdprobe.rollout.rows import record_dataset, step_metrics
 from opdprobe.rollout.sample import Rollouts, sample, step_generator
 from opdprobe.store import Run, RunWriter, open_run
@@ -39,6 +39,8 @@ def probe_served(
     max_completion_length: int = 512,
     max_prompt_length: int = 1024,
     on_error: OnError = "raise",
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    system_prompt: str | None = None,
     grader: Grader | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     seed: int = 0,
@@ -59,7 +61,7 @@ def probe_served(
     teacher
         A served model; with a served student, it may be a local one.
     prompts, run_dir, k, num_generations, max_completion_length, max_prompt_length, on_error, \
-    grader, seed, on_progress
+    chat_template_kwargs, system_prompt, grader, seed, on_progress
         As for `opdprobe.probe_checkpoints`. Sampling and scores are at temperature 1: servers
         do not scale their log-probabilities.
     tokenizer
@@ -101,7 +103,9 @@ def probe_served(
     if not isinstance(teacher, ServedModel | PreTrainedModel):
         shared_vocabulary(tokenizer, load_tokenizer(teacher))
         teacher = load_model(teacher)
-    encoded, prompt_set = encode(tokenizer, prompts, max_prompt_length, on_error)
+    encoded, described = encode(
+        tokenizer, prompts, max_prompt_length, on_error, chat_template_kwargs, system_prompt
+    )
     width = vocabulary_width(tokenizer, {"teacher": teacher})
     for model in (first, teacher):
         if isinstance(model, ServedModel):
@@ -117,7 +121,7 @@ def probe_served(
         "temperature": config.temperature,
         "top_p": 1.0,
         "seed": seed,
-        "prompts": prompt_set,
+        **described,
     }
     writer = RunWriter(run_dir, attrs=attrs, config=config.to_dict(), resume=True)
     keep_tokenizer(run_dir, tokenizer)
@@ -161,7 +165,7 @@ def _step(
             rollouts = sample(
                 student,
                 ids,
-                eos_ids=eos_ids(student, tokenizer),
+                eos_ids=eos_ids(student, tokenizer, conversations=has_conversation(encoded)),
                 pad_id=padding_id(tokenizer),
                 generator=step_generator(config.seed, step, student.device),
                 width=vocabulary_width(tokenizer, models),

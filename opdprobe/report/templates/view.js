@@ -215,7 +215,7 @@ async function start() {
   for (const run of index.runs) {
     run.texts = new Map(run.token_id.map((id, i) => [id, { kind: run.token_kind[i], text: run.token_text[i] }]));
   }
-  byId("models").textContent = index.runs.map(({ label, student, teacher }) => `${index.runs.length > 1 ? label + ": " : ""}student ${student ?? "unknown"}, teacher ${teacher ?? "unknown"}`).join(" · ");
+  byId("models").textContent = index.runs.map(({ label, student, teacher, prompts }) => `${index.runs.length > 1 ? label + ": " : ""}student ${student ?? "unknown"}, teacher ${teacher ?? "unknown"}${prompts ? `, prompts: ${prompts}` : ""}`).join(" · ");
   byId("notices").replaceChildren(...index.notices.map((notice) => make("li", "", notice)));
   byId("notices").hidden = index.notices.length === 0;
   foldDetail(true);

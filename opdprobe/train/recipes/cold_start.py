@@ -9,12 +9,11 @@ On-policy distillation then starts from a student that is closer to its teacher:
 from the first step, a higher ceiling in the end (Fig. 8, Fig. 21).
 """
 
-import hashlib
 import json
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ from opdprobe.models.load import identity, load_model
 from opdprobe.models.save import saving
 from opdprobe.models.vocabulary import eos_ids, tokenizer_hash
 from opdprobe.rollout.pair import Pair
+from opdprobe.rollout.prompt_attrs import prompt_set, template_attrs
 from opdprobe.rollout.prompts import EncodedPrompt, OnError, Prompt, encode_prompts
 from opdprobe.store.claim import differences, refuse_other_files
 from opdprobe.store.files import explain_unwritable, read_entries, write_directory, write_text
@@ -84,6 +84,8 @@ def cold_start(
     batch_size: int = 64,
     seed: int = 0,
     max_prompt_length: int = 1024,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    system_prompt: str | None = None,
     teacher_tokenizer: PreTrainedTokenizerBase | None = None,
     on_error: OnError = "raise",
     on_progress: Progress | None = None,
@@ -113,6 +115,10 @@ def cold_start(
         How the teacher is sampled; see `TeacherSampling`.
     max_prompt_length : int
         Longest prompt, in tokens.
+    chat_template_kwargs : mapping, optional
+        Variables for the chat template, such as {"enable_thinking": True}; see `encode_prompts`.
+    system_prompt : str, optional
+        First message of every conversation that has no system message of its own.
     teacher_tokenizer : PreTrainedTokenizerBase, optional
         Compared with `tokenizer` if given; read from `teacher` if that is a path.
     on_error : {"raise", "skip"}
@@ -162,9 +168,12 @@ def cold_start(
         pair.tokenizer,
         prompts,
         max_prompt_length=max_prompt_length,
+        chat_template_kwargs=chat_template_kwargs,
+        system_prompt=system_prompt,
         on_error=on_error,
     )
-    _claim(out_dir, _settings(pair, encoded, sampling, config))
+    form = template_attrs(pair.tokenizer, encoded, chat_template_kwargs, system_prompt)
+    _claim(out_dir, _settings(pair, encoded, sampling, config) | {"chat_template": form})
     with sigterm_noted() as stopping:
         made = _carry_out(pair, encoded, sampling, config, out_dir, on_progress, stopping)
         if stopping():
@@ -227,11 +236,10 @@ def _settings(
     pair: Pair, encoded: Sequence[EncodedPrompt], sampling: TeacherSampling, config: SFTConfig
 ) -> dict[str, Any]:
     """Everything that the result depends on, by dotted name."""
-    text = repr([(prompt.prompt.id, prompt.ids) for prompt in encoded])
     groups = {
         "student": identity(pair.student),
         "teacher": identity(pair.teacher),
-        "prompts": {"count": len(encoded), "hash": hashlib.sha256(text.encode()).hexdigest()},
+        "prompts": prompt_set(encoded),
         "sampling": sampling.to_dict(),
         "sft": config.to_dict(),
     }
@@ -257,7 +265,11 @@ def _claim(out_dir: Path, settings: dict[str, Any]) -> None:
         raise StoreError(
             f"{file} is not JSON ({error}); delete {out_dir} to start again."
         ) from error
-    if changes := differences(before, settings):
+    # A cold start that began before a setting was known had its default; the form of its prompts
+    # is in their hash.
+    unknown = {f"sft.{name}": value for name, value in SFTConfig().to_dict().items()}
+    unknown["chat_template"] = settings["chat_template"]
+    if changes := differences(unknown | before, settings):
         raise ConfigError(
             f"{out_dir} was begun with other settings: {changes}; restore them, or choose another "
             "directory."
@@ -292,7 +304,7 @@ def _share_ends(
     student: PreTrainedModel, teacher: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     """Add the teacher's end tokens to the student's: it has just learnt to emit them."""
-    known = eos_ids(student, tokenizer)
-    learnt = sorted({*known, *eos_ids(teacher, tokenizer)})
+    known = eos_ids(student, tokenizer, conversations=False)
+    learnt = sorted({*known, *eos_ids(teacher, tokenizer, conversations=False)})
     if student.generation_config is not None and learnt != known:
         student.generation_config.eos_token_id = learnt

@@ -6,12 +6,13 @@ Alignment by *content* needs no function: it takes the prompts that the teacher 
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from opdprobe.errors import ConfigError
+from opdprobe.rollout.prompt_files import as_prompts
 from opdprobe.rollout.prompts import OnError, Prompt, encode_prompts, strip_instruction
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def template(prompts: Sequence[Prompt], wording: str) -> list[Prompt]:
     """
     if "{question}" not in wording:
         raise ConfigError(f"template = {wording!r}; expected {{question}} in it.")
-    return [_reworded(prompt, wording) for prompt in prompts]
+    return [_reworded(prompt, wording) for prompt in as_prompts(prompts)]
 
 
 def _reworded(prompt: Prompt, wording: str) -> Prompt:
@@ -102,6 +103,7 @@ def mixed(
         raise ConfigError(f"n_prompts = {n_prompts}; expected 1 or more prompts.")
     if not 0 <= share <= 1:
         raise ConfigError(f"share = {share}; expected a number in [0, 1].")
+    aligned, other = as_prompts(aligned), as_prompts(other)
     n_other = round(n_prompts * share)
     n_aligned = n_prompts - n_other
     for name, prompts, wanted in (("aligned", aligned, n_aligned), ("other", other, n_other)):
@@ -141,6 +143,8 @@ def max_divergence(
     num_generations: int = 2,
     max_completion_length: int,
     max_prompt_length: int = 1024,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+    system_prompt: str | None = None,
     micro_batch_tokens: int = 16384,
     on_error: OnError = "raise",
     seed: int = 0,
@@ -163,8 +167,9 @@ def max_divergence(
         Student responses per prompt, at temperature 1 and top-p 1 (Table 2).
     max_completion_length : int
         Longest response. Divergence changes along a response: choose what training will use.
-    max_prompt_length, on_error
-        Longest prompt, in tokens, and what happens to an unusable one; see `encode_prompts`.
+    max_prompt_length, chat_template_kwargs, system_prompt, on_error
+        Longest prompt, in tokens, how prompts go through the chat template, and what happens to an
+        unusable one; see `encode_prompts`.
     micro_batch_tokens : int
         Most tokens scored at once, padding included.
     seed : int
@@ -199,7 +204,12 @@ def max_divergence(
         if value < 1:
             raise ConfigError(f"{name} = {value}; expected 1 or more.")
     encoded = encode_prompts(
-        pair.tokenizer, prompts, max_prompt_length=max_prompt_length, on_error=on_error
+        pair.tokenizer,
+        prompts,
+        max_prompt_length=max_prompt_length,
+        chat_template_kwargs=chat_template_kwargs,
+        system_prompt=system_prompt,
+        on_error=on_error,
     )
     if n_prompts > len(encoded):
         raise ConfigError(

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opdprobe.errors import ConfigError
 from opdprobe.models.vocabulary import eos_ids, padding_id
-from opdprobe.rollout.prompts import EncodedPrompt
+from opdprobe.rollout.prompts import EncodedPrompt, has_conversation
 from opdprobe.rollout.sample import sample, step_generator
 from opdprobe.store.files import explain_unwritable, read_lines, write_text
 from opdprobe.train.config import Config
@@ -140,7 +140,7 @@ def teacher_examples(
             [prompt.ids for prompt in some],
             num_generations=n,
             max_completion_length=sampling.max_completion_length,
-            eos_ids=eos_ids(teacher, tokenizer),
+            eos_ids=eos_ids(teacher, tokenizer, conversations=has_conversation(some)),
             pad_id=padding_id(tokenizer),
             temperature=sampling.temperature,
             top_p=sampling.top_p,
