@@ -93,6 +93,10 @@ class PromptError(OPDProbeError, ValueError):
     """A prompt is empty, too long or lacks a column; lists the rows."""
 
 
+class OutOfMemoryError(OPDProbeError, MemoryError):
+    """Memory ran out, and no smaller piece of work is left to try; names what to lower."""
+
+
 class ConfigError(OPDProbeError, ValueError):
     """A setting is out of range, or two settings contradict each other."""
 

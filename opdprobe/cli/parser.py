@@ -20,6 +20,7 @@ from opdprobe.cli.runs import errors
 from opdprobe.errors import OPDProbeError, needs_train_extra, printable
 
 _MODEL = "directory, hub id, GGUF file or zoo:NAME"
+_DTYPES = ["auto", "float32", "bfloat16", "float16"]
 _PROMPTS = "the prompts: .parquet, .jsonl, .json or .csv file, or zoo:SPLIT"
 
 
@@ -234,6 +235,45 @@ def _k(verb: str) -> argparse.ArgumentParser:
     )
 
 
+def _device(
+    default: str | None = "auto", told: str = "auto", group: str | None = None
+) -> argparse.ArgumentParser:
+    return _shared(
+        "--device",
+        default=default,
+        metavar="DEVICE",
+        help="where models run: auto (the accelerator, if there is one), cpu, cuda, cuda:1, mps or "
+        f"xpu (default: {default or told})",
+        group=group,
+    )
+
+
+def _dtype(help: str, group: str | None = None) -> argparse.ArgumentParser:
+    return _shared("--dtype", choices=_DTYPES, help=help, group=group)
+
+
+def _computing(
+    device: str | None = "auto", told: str = "auto", *, group: str | None = None
+) -> list[argparse.ArgumentParser]:
+    return [
+        _device(device, told, group),
+        _dtype("dtype of both models' weights (default: float32; see --teacher-dtype)", group),
+        _shared(
+            "--teacher-dtype",
+            choices=_DTYPES,
+            help="the teacher's (default: as --dtype says; else bfloat16 on an accelerator)",
+            group=group,
+        ),
+        _shared(
+            "--attn-implementation",
+            metavar="NAME",
+            help="how attention is computed: sdpa, eager, flash_attention_2, … (default: "
+            "transformers chooses)",
+            group=group,
+        ),
+    ]
+
+
 def _seed() -> argparse.ArgumentParser:
     return _shared(
         "--seed",
@@ -333,6 +373,7 @@ def _reproduce(commands: Any) -> None:
         _out_dir(),
         _workers(),
         _json("the verdicts"),
+        *_computing(None, "cpu for the testbed, auto for the models of --models"),
     )
     sub.add_argument(
         "--preset",
@@ -394,6 +435,7 @@ def _train(commands: Any) -> None:
         *_models(),
         _prompts(),
         *_reading(),
+        *_computing(),
         _run_dir(),
         _limit("prompts, and the first N problems of --benchmark"),
         _max_prompt_length(set_default=False),
@@ -424,6 +466,7 @@ def _probe(commands: Any) -> None:
         "sample from saved checkpoints, score the responses, and record a run",
         _prompts(),
         *_reading(),
+        *_computing(),
         _run_dir(),
         _limit(),
         _k("kept"),
@@ -460,6 +503,7 @@ def _preflight(commands: Any) -> None:
         *_models(),
         _prompts(),
         *_reading(),
+        *_computing(),
         _drop_layers(),
         _k("compared"),
         _max_prompt_length(),
@@ -498,6 +542,7 @@ def _cold_start(commands: Any) -> None:
         *_models(),
         _prompts(),
         *_reading(),
+        *_computing(),
         _limit(),
         _max_prompt_length(),
         *_responses(1, 12288),
@@ -524,6 +569,7 @@ def _select(commands: Any) -> None:
         *_models(required=False, group=alone),
         *_responses(DIVERGENCE_GENERATIONS, DIVERGENCE_LENGTH, set_defaults=False, group=alone),
         _max_prompt_length(set_default=False, group=alone),
+        *_computing(None, group=alone),
     )
     sub.add_argument(
         "--strategy",
@@ -557,6 +603,8 @@ def _dedup(commands: Any) -> None:
         *_reading(),
         _out_jsonl(),
         _json("the counts"),
+        _device(None),
+        _dtype("dtype of the sentence model for --semantic (default: float32)"),
     )
     sub.add_argument("prompts", metavar="PROMPTS", help=_PROMPTS)
     sub.add_argument("--against", required=True, metavar="FILE", help="the other set of prompts")
@@ -660,6 +708,7 @@ def _zoo(commands: Any) -> None:
         run_commands.zoo,
         "list, build or check the models of the testbed",
         _workers(),
+        _device("cpu"),
     )
     sub.add_argument("action", choices=["list", "build", "check"])
     sub.add_argument("name", nargs="*", metavar="NAME", help="models (default: all)")

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opdprobe.errors import ConfigError, ModelError, NonFiniteError
@@ -16,8 +17,9 @@ from opdprobe.hooks.shared import (
     run_attrs,
     undisturbed,
 )
+from opdprobe.models.devices import resolve_device
 from opdprobe.models.files import model_directory
-from opdprobe.models.load import identity, load_model, load_tokenizer, weight_hash
+from opdprobe.models.load import identity, load_tokenizer, weight_hash
 from opdprobe.models.processes import Processes
 from opdprobe.rollout.grade import Grader
 from opdprobe.rollout.once import probe
@@ -127,6 +129,10 @@ def probe_checkpoints(
     teacher_tokenizer: PreTrainedTokenizerBase | None = None,
     seed: int = 0,
     temperature: float = 1.0,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype | None = None,
+    teacher_dtype: str | torch.dtype | None = None,
+    attn_implementation: str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Run:
     """Probe every checkpoint of a student on the same prompts, into one run.
@@ -146,6 +152,10 @@ def probe_checkpoints(
         The students'; by default the one saved with the first checkpoint.
     teacher_tokenizer : PreTrainedTokenizerBase, optional
         Compared with the students'; loaded with the teacher if that is a name or path.
+    device, dtype, teacher_dtype, attn_implementation
+        Where models go, and how they compute; see `opdprobe.rollout.pair.Pair.load`. The students
+        have `dtype`. By default, a teacher that is already loaded stays where it is, and the
+        students go there.
     on_progress : callable, optional
         Called with (checkpoints done, checkpoints in total).
 
@@ -183,6 +193,10 @@ def probe_checkpoints(
     encoded, prompt_set = encode(tokenizer, prompts, max_prompt_length, on_error)
     processes = Processes.launched()
     with processes.together():
+        if device == "auto" and isinstance(teacher, PreTrainedModel):
+            place = teacher.device
+        else:
+            place = resolve_device(device, processes)
         writer: RunWriter | None = None
         recorded: list[int] = []
         for done, (step, path) in enumerate(found.items()):
@@ -190,11 +204,18 @@ def probe_checkpoints(
                 on_progress(done, len(found))
             if step in recorded:
                 continue
-            student = load_model(path, device=processes.device)
-            if isinstance(teacher, PreTrainedModel):
-                student.to(teacher.device)  # pyright: ignore[reportArgumentType]  # transformers' stub of `to`
-            pair = make_pair(student, teacher, tokenizer, teacher_tokenizer)
-            teacher = pair.teacher  # loaded once
+            pair = make_pair(
+                path,
+                teacher,
+                tokenizer,
+                teacher_tokenizer,
+                device=place,
+                dtype=dtype,
+                teacher_dtype=teacher_dtype,
+                attn_implementation=attn_implementation,
+            )
+            student = pair.student
+            teacher, teacher_tokenizer = pair.teacher, pair.teacher_tokenizer  # loaded once
             if writer is None:
                 attrs = run_attrs(
                     pair,

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from opdprobe.errors import ConfigError
 from opdprobe.models.adapters import causal_lm, is_adapted, switched_off
+from opdprobe.models.devices import precision
 from opdprobe.preflight import measure
 from opdprobe.preflight.answers import Answers, accuracies, continuation, tried
 from opdprobe.preflight.estimates import Number, prompt_mean
@@ -120,6 +122,10 @@ def preflight(
     on_error: OnError = "raise",
     micro_batch_tokens: int = 2048,
     seed: int = 0,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype | None = None,
+    teacher_dtype: str | torch.dtype | None = None,
+    attn_implementation: str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Preflight:
     """Measure, without training, whether a teacher suits a student.
@@ -166,6 +172,9 @@ def preflight(
         The default is the most that a micro-batch holds on a CPU.
     seed
         Seed of the choice of prompts and of sampling.
+    device, dtype, teacher_dtype, attn_implementation
+        Where models that are given by name go, and how they compute; see
+        `opdprobe.rollout.pair.Pair.load`.
     on_progress
         Called with (parts done, number of parts).
 
@@ -209,7 +218,16 @@ def preflight(
     if seed < 0:
         raise ConfigError(f"seed = {seed}; expected 0 or more.")
     names = [_name(student), _name(teacher)]
-    pair = Pair.load(student, teacher, tokenizer=tokenizer, teacher_tokenizer=teacher_tokenizer)
+    pair = Pair.load(
+        student,
+        teacher,
+        tokenizer=tokenizer,
+        teacher_tokenizer=teacher_tokenizer,
+        device=device,
+        dtype=dtype,
+        teacher_dtype=teacher_dtype,
+        attn_implementation=attn_implementation,
+    )
     tokenizer = pair.tokenizer
     if k > pair.width:
         raise ConfigError(
@@ -274,6 +292,7 @@ def preflight(
             "temperature": temperature,
             "seed": seed,
             "states": n_tokens,
+            **precision({"student": pair.student, "teacher": pair.teacher}),
         },
         states=measure.means(step),
         by_position=measure.by_position(step),

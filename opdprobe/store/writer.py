@@ -30,8 +30,6 @@ from opdprobe.store.step import write_step_file
 from opdprobe.store.step_parts import Part, list_files, step_path
 
 _LIBRARIES = ("opdprobe", "numpy", "xarray", "zarr", "torch", "transformers")
-# Attributes that may differ when a run is continued: they describe the code, not the experiment.
-_MAY_CHANGE = ("schema_version", "versions", "commit")
 
 
 class RunWriter:
@@ -61,7 +59,7 @@ class RunWriter:
     ------
     StoreError
         The directory already holds a run and `resume` is false; it holds another run (an attribute
-        other than ``commit`` differs); or it holds other files.
+        other than ``commit``, ``versions`` and ``device`` differs); or it holds other files.
     ConfigError
         The run has another config; the message lists the old and new value of each changed key.
 
@@ -125,7 +123,7 @@ class RunWriter:
                 f"{self.path} holds a run already ({len(run.steps)} recorded steps): "
                 "resume it, or choose another directory."
             )
-        if changes := differences(run.attrs, attrs, ignore=_MAY_CHANGE):
+        if changes := differences(run.attrs, attrs):
             raise StoreError(
                 f"{self.path} holds a different run: {changes}; choose another directory."
             )

@@ -14,8 +14,8 @@ from opdprobe.models.sharding import full, on_main, part
 class Optimization:
     """AdamW, or Muon for matrices with AdamW for the rest, under one schedule.
 
-    A parameter in bfloat16 or float16 is trained as a float32 copy and set to it after each step.
-    With its 8 or 11 significant bits it would otherwise never change: a step at the paper's
+    A parameter in bfloat16 is trained as a float32 copy and set to it after each step.
+    With its 8 significant bits it would otherwise never change: a step at the paper's
     learning rate is less than half of the last bit.
 
     With a sharded model, each process keeps and updates only its shards, with their optimiser
@@ -37,7 +37,7 @@ class Optimization:
     Raises
     ------
     ConfigError
-        The model has no trainable parameter.
+        The model has no trainable parameter, or it is in float16.
     """
 
     def __init__(
@@ -57,6 +57,12 @@ class Optimization:
             raise ConfigError(
                 f"{type(model).__name__} has no trainable parameter: all have requires_grad=False. "
                 "Set it to True for some, or add an adapter."
+            )
+        if any(p.dtype == torch.float16 for p in model.parameters()):
+            raise ConfigError(
+                f"{type(model).__name__} is in float16, in which small gradients underflow to "
+                "zero, since the loss is not scaled; expected a student in float32 or bfloat16 "
+                "(dtype)."
             )
         named = [(n, _at_least_float32(p)) for n, p in trained]
         self._weights = [p for _, p in trained]
@@ -185,6 +191,4 @@ def _mapped(state: dict[str, Any], change: Callable[[int, Tensor], Tensor]) -> d
 
 
 def _at_least_float32(parameter: Tensor) -> Tensor:
-    if parameter.dtype not in (torch.bfloat16, torch.float16):
-        return parameter
-    return parameter.detach().float()
+    return parameter.detach().float() if parameter.dtype == torch.bfloat16 else parameter

@@ -19,11 +19,12 @@ student; scoring and the backward pass gather one layer at a time.
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 
 import numpy as np
+import torch
 import xarray as xr
 from accelerate import Accelerator
 from torch import autocast, nn
@@ -37,6 +38,7 @@ from opdprobe.models.adapters import (
     is_adapted,
     save_weights,
 )
+from opdprobe.models.devices import precision, resolve_device, teacher_default
 from opdprobe.models.load import identity, weight_hash
 from opdprobe.models.positions import check_length
 from opdprobe.models.processes import Processes
@@ -116,9 +118,23 @@ class OPDTrainer:
     on_error : {"raise", "skip"}
         An unusable prompt (empty or over-long) raises an error, or is skipped with a note in the
         log.
+    device : str or torch.device
+        Where both models go: ``"auto"`` is the machine's accelerator, or the CPU if there is none;
+        a launcher of several processes chooses each one's.
+    dtype : str or torch.dtype, optional
+        Dtype of models that are given by name. A student in ``"float32"`` (default) is trained as
+        it is; launched with ``--mixed_precision bf16``, its passes are computed in bfloat16. One in
+        ``"bfloat16"`` is trained as a float32 copy and set to that after each step. One in float16
+        is refused: the loss is not scaled, so small gradients would underflow to zero.
+    teacher_dtype, attn_implementation : optional
+        Dtype of a teacher, and attention of both models, if given by name: see
+        `opdprobe.load_model`. By default, a teacher is bfloat16 on an accelerator and float32 on a
+        CPU.
 
     Raises
     ------
+    OutOfMemoryError
+        A model does not fit; when training, a single rollout does not.
     VocabularyError
         The tokenizers differ, or k is larger than the shared vocabulary.
     PromptError
@@ -149,6 +165,10 @@ class OPDTrainer:
         report_to: Sequence[str] = (),
         teacher_tokenizer: PreTrainedTokenizerBase | None = None,
         on_error: OnError = "raise",
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype | None = None,
+        teacher_dtype: str | torch.dtype | None = None,
+        attn_implementation: str | None = None,
     ):
         self.config = config
         self.run_dir = Path(run_dir)
@@ -158,13 +178,16 @@ class OPDTrainer:
         self.processes = Processes.launched()
         self.accelerator = Accelerator(log_with=list(report_to) or None, project_dir=self.run_dir)
         check_launch(self.accelerator)
-        device = self.accelerator.device
+        self.device = device = resolve_device(device, self.processes)
         self.pair = Pair.load(
             student,
             teacher,
             tokenizer=tokenizer,
             teacher_tokenizer=teacher_tokenizer,
-            device=None if self.processes.sharded else device,  # only shards will go there
+            device="cpu" if self.processes.sharded else device,  # only shards will go there
+            dtype=dtype,
+            teacher_dtype=teacher_default(device, dtype, teacher_dtype),
+            attn_implementation=attn_implementation,
         )
         self.tokenizer = tokenizer = self.pair.tokenizer
         # Evaluation mode throughout: with dropout, the distribution that is trained would not be
@@ -400,7 +423,7 @@ class OPDTrainer:
         total, share = len(prompts), self.processes.share(len(prompts))
         prompts = prompts[share]
         check_length(self.pair.teacher, [p.ids for p in prompts], c.max_completion_length)
-        with self.whole_student(), self.accelerator.autocast():
+        with self.whole_student(), self._autocast():
             rollouts = sample(
                 self.pair.student,
                 [p.ids for p in prompts],
@@ -457,7 +480,7 @@ class OPDTrainer:
         # The states of the full step, not of the micro-batch or the process, so that the split does
         # not change the loss.
         n_states, total, parts = sum(self.processes.gather(rollouts.n_tokens)), 0.0, []
-        with self.accelerator.autocast():
+        with self._autocast():
             for part, counts in scored_together(
                 *(self.pair, rollouts, self.processes),
                 k=self.config.k,
@@ -478,6 +501,14 @@ class OPDTrainer:
         rest(self.pair.teacher)
         return in_rollout_order(parts), sum(self.processes.gather(total)) / n_states
 
+    def _autocast(self) -> AbstractContextManager[object]:
+        """Compute passes in the precision that the launcher chose, on the device of the models."""
+        if self.device.type == self.accelerator.device.type:
+            return self.accelerator.autocast()
+        # The accelerator's is for its own device, which is not the one that was asked for.
+        enabled = self.accelerator.mixed_precision == "bf16"
+        return autocast(self.device.type, torch.bfloat16, enabled=enabled)
+
     def _evaluate(self, step: int, writer: RunWriter, *, last: bool = False) -> dict[str, float]:
         c = self.config
         if not (last or (c.eval_every and step % c.eval_every == 0) or step == 0):
@@ -485,7 +516,7 @@ class OPDTrainer:
         metrics = {}
         for name, prompts in self.eval_prompts.items():
             assert self.grader is not None
-            with self.whole_student(), self.accelerator.autocast():
+            with self.whole_student(), self._autocast():
                 scores = evaluate(
                     self.pair.student,
                     self.tokenizer,
@@ -523,4 +554,6 @@ class OPDTrainer:
             "temperature": self.config.temperature,
             "top_p": self.config.top_p,
             "seed": self.config.seed,
+            **precision({"student": student, "teacher": teacher}, self.accelerator.mixed_precision),
+            "device": self.device.type,  # with shards, the models are still on the CPU
         }
