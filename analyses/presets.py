@@ -55,7 +55,7 @@ class Preset:
     attn_implementation: str | None = None
 
     @property
-    def loading(self) -> dict[str, str | None]:
+    def loading(self) -> dict[str, Any]:
         """How models are loaded, by the names of `opdprobe.rollout.pair.Pair.load`'s arguments."""
         return {name: getattr(self, name) for name in LOADING}
 

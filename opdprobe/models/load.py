@@ -135,7 +135,7 @@ def _loaded(
     trust_remote_code: bool,
 ) -> PreTrainedModel:
     """Load a model on the CPU."""
-    name, extra = _source(name_or_path, weights=True)
+    name, extra = source(name_or_path, weights=True)
     how = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     gguf_config = getattr(transformers, "GgufConfig", None)
     if "gguf_file" in extra and gguf_config is not None:
@@ -155,7 +155,7 @@ def _loaded(
         **how,
         **extra,
     }
-    loaded: Any = _auto_class(name, trust_remote_code, extra).from_pretrained(name, **options)
+    loaded: Any = auto_class(name, trust_remote_code, extra).from_pretrained(name, **options)
     model, info = loaded
     if getattr(model, "_hf_peft_config_loaded", False):
         raise ModelError(
@@ -171,7 +171,7 @@ def _loaded(
     return model
 
 
-def _auto_class(name: str, trust_remote_code: bool, extra: Mapping[str, Any]) -> Any:
+def auto_class(name: str, trust_remote_code: bool, extra: Mapping[str, Any]) -> Any:
     """Choose what loads a model: for some vision-language models, not AutoModelForCausalLM."""
     if extra:
         return AutoModelForCausalLM
@@ -298,7 +298,7 @@ def load_tokenizer(
     ModelError
         `name_or_path` does not exist or has no tokenizer, or the `gguf` package is missing.
     """
-    name, extra = _source(name_or_path, weights=False)
+    name, extra = source(name_or_path, weights=False)
     directory = Path(name)
     if not extra and not any(directory.glob("tokenizer*")) and is_adapter(directory):
         return load_tokenizer(adapter_base(directory), trust_remote_code=trust_remote_code)
@@ -436,7 +436,7 @@ def weight_hash(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _source(name_or_path: str | Path, *, weights: bool) -> tuple[str, dict[str, Any]]:
+def source(name_or_path: str | Path, *, weights: bool) -> tuple[str, dict[str, Any]]:
     """Resolve to the name and extra arguments that transformers loads from, or raise."""
     name, path = str(name_or_path), Path(name_or_path).expanduser()
     if path.suffix == ".gguf":

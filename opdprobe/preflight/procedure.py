@@ -31,6 +31,13 @@ from opdprobe.rollout.grade import Grader
 from opdprobe.rollout.pair import Pair
 from opdprobe.rollout.prompts import EncodedPrompt, OnError, Prompt, encode_prompts
 from opdprobe.rollout.sample import Rollouts
+from opdprobe.train.memory import Job
+
+MICRO_BATCH_TOKENS = 2048
+"""Most tokens in a scored micro-batch, by default: the most that one holds on a CPU."""
+
+# Sampling holds this number of times as many tokens.
+_SAMPLED = 8
 
 
 @dataclass(frozen=True)
@@ -120,7 +127,7 @@ def preflight(
     depths: Sequence[int] | None = None,
     max_prompt_length: int = 1024,
     on_error: OnError = "raise",
-    micro_batch_tokens: int = 2048,
+    micro_batch_tokens: int = MICRO_BATCH_TOKENS,
     seed: int = 0,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = None,
@@ -251,7 +258,7 @@ def preflight(
         temperature,
         seed=seed,
         width=pair.width,
-        micro_batch_tokens=8 * micro_batch_tokens,
+        micro_batch_tokens=_SAMPLED * micro_batch_tokens,
     )
     phases = _Phases(pair, grader, sampling, num_generations, k, micro_batch_tokens)
     clock = _Clock(4 + (grader is not None) + len(others), on_progress)
@@ -310,6 +317,25 @@ def preflight(
             2 * clock.seconds["score"] / n_tokens,
         ),
         seconds=clock.seconds,
+    )
+
+
+def planned(
+    n_prompts: int,
+    num_generations: int,
+    prompt_length: int,
+    max_completion_length: int,
+    micro_batch_tokens: int = MICRO_BATCH_TOKENS,
+) -> Job:
+    """Return the sizes of a preflight, by which its memory is estimated before it."""
+    length = prompt_length + max_completion_length
+    at_once = _SAMPLED * micro_batch_tokens // (length * num_generations)
+    return Job(
+        rollouts=min(n_prompts, max(1, at_once)) * num_generations,
+        prompt_length=prompt_length,
+        max_completion_length=max_completion_length,
+        micro_batch_tokens=micro_batch_tokens,
+        sampled=("student", "teacher"),
     )
 
 

@@ -32,10 +32,15 @@ def rendered(result: Preflight) -> RenderableType:
         f"{s['num_generations']} rollouts, {s['states']} states, "
         f"k = {s['k']} of {s['vocabulary']} tokens; 95 % intervals"
     )
+    computed = Text(
+        f"computed on {s['device']}: student {s['dtype']['student']} "
+        f"({s['attn_implementation']['student']}), teacher {s['dtype']['teacher']} "
+        f"({s['attn_implementation']['teacher']})"
+    )
     tables = [_states(result), _answers(result), _positions(result)]
     if result.templates:
         tables.append(_templates(result.templates))
-    parts: list[RenderableType] = [title]
+    parts: list[RenderableType] = [title, computed]
     for table in tables:
         parts += [Text(), table]
     parts += [Text(), *(Text(line) for line in _lines(result))]

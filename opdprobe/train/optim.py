@@ -8,7 +8,29 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 
 from opdprobe.errors import ConfigError, NonFiniteError
+from opdprobe.models.devices import resolve_dtype
 from opdprobe.models.sharding import full, on_main, part
+
+
+def refuse_float16(dtype: torch.dtype | str | None) -> None:
+    """Refuse float16 for a student that is to be trained.
+
+    Parameters
+    ----------
+    dtype
+        As for `opdprobe.load_model`.
+
+    Raises
+    ------
+    ConfigError
+        It is float16, or no dtype of weights.
+    """
+    if resolve_dtype(dtype) == torch.float16:
+        raise ConfigError(
+            "dtype = float16: the student is to be trained, and the loss is not scaled, so that "
+            "small gradients underflow to zero in float16; expected float32 or bfloat16 (auto, if "
+            "it was saved in one of these)."
+        )
 
 
 class Optimization:
@@ -58,12 +80,8 @@ class Optimization:
                 f"{type(model).__name__} has no trainable parameter: all have requires_grad=False. "
                 "Set it to True for some, or add an adapter."
             )
-        if any(p.dtype == torch.float16 for p in model.parameters()):
-            raise ConfigError(
-                f"{type(model).__name__} is in float16, in which small gradients underflow to "
-                "zero, since the loss is not scaled; expected a student in float32 or bfloat16 "
-                "(dtype)."
-            )
+        if any(weight.dtype == torch.float16 for weight in model.parameters()):
+            refuse_float16(torch.float16)
         named = [(n, _at_least_float32(p)) for n, p in trained]
         self._weights = [p for _, p in trained]
         self._parameters = [p for _, p in named]

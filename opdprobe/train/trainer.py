@@ -57,7 +57,7 @@ from opdprobe.train.config import OPDConfig
 from opdprobe.train.evaluate import evaluate
 from opdprobe.train.launch import check_agreement, check_launch, check_trackers
 from opdprobe.train.losses import distillation_loss
-from opdprobe.train.optim import Optimization
+from opdprobe.train.optim import Optimization, refuse_float16
 from opdprobe.train.sharded import scored_together, shard_models
 from opdprobe.train.sigterm import EXIT_CODE, sigterm_noted
 
@@ -178,6 +178,7 @@ class OPDTrainer:
         self.processes = Processes.launched()
         self.accelerator = Accelerator(log_with=list(report_to) or None, project_dir=self.run_dir)
         check_launch(self.accelerator)
+        refuse_float16(dtype)  # before any weights are read
         self.device = device = resolve_device(device, self.processes)
         self.pair = Pair.load(
             student,

@@ -91,7 +91,8 @@ def build(
     if member.parent is None:
         tokenizer = build_tokenizer()
         assert member.size is not None
-        model = _new_model(tokenizer, **member.size).to(resolve_device(device))
+        model = _new_model(tokenizer, **member.size)
+        model.to(resolve_device(device))  # pyright: ignore[reportArgumentType]  # transformers' stub of `to`
     else:
         parent = zoo_path(member.parent)
         model = load_model(parent, device=device)

@@ -34,7 +34,9 @@ from opdprobe.store.claim import differences, refuse_other_files
 from opdprobe.store.files import explain_unwritable, read_entries, write_directory, write_text
 from opdprobe.train.checkpoint import latest_checkpoint
 from opdprobe.train.config import SFTConfig
+from opdprobe.train.optim import refuse_float16
 from opdprobe.train.recipes.teacher_responses import (
+    BATCH_SIZE,
     KEPT,
     REPETITIVE,
     TRUNCATED,
@@ -82,7 +84,7 @@ def cold_start(
     max_completion_length: int = 12288,
     temperature: float = 0.7,
     top_p: float = 0.95,
-    batch_size: int = 64,
+    batch_size: int = BATCH_SIZE,
     seed: int = 0,
     max_prompt_length: int = 1024,
     teacher_tokenizer: PreTrainedTokenizerBase | None = None,
@@ -160,6 +162,7 @@ def cold_start(
         num_generations, max_completion_length, temperature, top_p, batch_size, seed
     )
     out_dir = Path(out_dir)
+    refuse_float16(dtype)  # before any weights are read
     pair = Pair.load(
         student,
         teacher,

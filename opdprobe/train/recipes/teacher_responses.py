@@ -21,6 +21,9 @@ from opdprobe.train.sigterm import stop
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, all)."""
 
+BATCH_SIZE = 64
+"""Prompts sampled at once, by default."""
+
 KEPT, TRUNCATED, REPETITIVE = "kept", "truncated", "repetitive"
 
 
@@ -46,7 +49,7 @@ class TeacherSampling(Config):
     max_completion_length: int = 12288
     temperature: float = 0.7
     top_p: float = 0.95
-    batch_size: int = 64
+    batch_size: int = BATCH_SIZE
     seed: int = 0
 
     _positive: ClassVar = ("num_generations", "max_completion_length", "top_p", "batch_size")
