@@ -54,11 +54,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         errors.print("[bold red]error:[/]", highlight=False, end=" ")
         errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
         return 1
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        errors.print("[bold red]error:[/] OutOfMemoryError:", highlight=False, end=" ")
+        errors.print(
+            f"memory ran out: {str(error) or type(error).__name__}\nLower the sizes of the job, "
+            "load the models in bfloat16, or take smaller ones.",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+        return 1
     except KeyboardInterrupt:
         hint = "; the same command resumes from the last checkpoint" if _resumes(arguments) else ""
         errors.print(f"interrupted{hint}.")
         return 130
     return 0
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError):
+        return True
+    if "torch" not in sys.modules:
+        return False
+    from opdprobe.models.devices import is_out_of_memory
+
+    return is_out_of_memory(error)
 
 
 def _resumes(arguments: argparse.Namespace) -> bool:

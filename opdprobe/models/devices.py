@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from opdprobe.errors import ConfigError, OutOfMemoryError, shown
 from opdprobe.models.processes import Processes
@@ -25,9 +25,12 @@ __all__ = [
     "is_out_of_memory",
     "out_of_memory",
     "precision",
+    "random_state",
+    "reason_of",
     "release",
     "resolve_device",
     "resolve_dtype",
+    "restore_random_state",
     "same_randomness",
     "teacher_default",
 ]
@@ -232,10 +235,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(part in str(error) for part in _MESSAGES)
 
 
-def out_of_memory(what: str, advice: str, error: BaseException) -> OutOfMemoryError:
+def reason_of(error: BaseException) -> str:
+    """Return the first sentence of what an allocator said; the rest is advice on its settings."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].partition(". ")[0].rstrip(".")
+
+
+def out_of_memory(what: str, advice: str, reason: str) -> OutOfMemoryError:
     """Make the library's error for memory that ran out in a piece of work."""
-    reason = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-    return OutOfMemoryError(f"{what}: memory ran out ({reason.rstrip('.')}); {advice}.")
+    return OutOfMemoryError(f"{what}: memory ran out ({reason}); {advice}.")
 
 
 def release(device: torch.device) -> None:
@@ -243,6 +251,20 @@ def release(device: torch.device) -> None:
     gc.collect()
     if device.type != "cpu":
         torch.get_device_module(device).empty_cache()
+
+
+def random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Return torch's random state: the CPU's, and that of the device if it is another."""
+    if device.type == "cpu":
+        return torch.get_rng_state(), None
+    return torch.get_rng_state(), torch.get_device_module(device).get_rng_state(device)
+
+
+def restore_random_state(device: torch.device, state: tuple[Tensor, Tensor | None]) -> None:
+    """Restore what `random_state` returned."""
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.get_device_module(device).set_rng_state(state[1], device)
 
 
 @contextmanager

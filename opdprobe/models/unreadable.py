@@ -11,7 +11,7 @@ from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from opdprobe.errors import ConfigError, ModelError, OPDProbeError, shown
-from opdprobe.models.devices import is_out_of_memory, out_of_memory, release
+from opdprobe.models.devices import is_out_of_memory, out_of_memory, reason_of, release
 
 # What transformers raises when files are absent, torn, of an unknown kind or contradictory: damaged
 # configurations and tokenizers have raised each of these.
@@ -67,7 +67,7 @@ def explained(
             raise out_of_memory(
                 f"{name_or_path}: the model does not fit into the memory of {device}",
                 "load it in bfloat16 (dtype), on another device, or take a smaller model",
-                error,
+                reason_of(error),
             ) from error
         about = str(error).lower()
         if attn_implementation and ("attn_impl" in about or "attention" in about):

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 
 from opdprobe.errors import ConfigError, NonFiniteError
-from opdprobe.models.devices import resolve_dtype
+from opdprobe.models.devices import is_out_of_memory, out_of_memory, reason_of, resolve_dtype
 from opdprobe.models.sharding import full, on_main, part
 
 
@@ -152,12 +152,23 @@ class Optimization:
         ------
         NonFiniteError
             If the norm is NaN or infinite; no weight was changed.
+        OutOfMemoryError
+            There is no room for the optimiser's states.
         """
         norm = float(full(nn.utils.clip_grad_norm_(self.collect(), self._max_grad_norm)))
         if not norm < float("inf"):
             raise NonFiniteError(f"the gradient norm is {norm}; the weights were left unchanged.")
-        for optimizer in self.optimizers:
-            optimizer.step()
+        try:
+            for optimizer in self.optimizers:
+                optimizer.step()
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise out_of_memory(
+                    "the optimiser's states",
+                    "train a smaller student, an adapter, or in shards (FSDP)",
+                    reason_of(error),
+                ) from error
+            raise
         self.zero_grad()
         for scheduler in self._schedulers:
             scheduler.step()

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -38,17 +39,25 @@ from opdprobe.models.adapters import (
     is_adapted,
     save_weights,
 )
-from opdprobe.models.devices import precision, resolve_device, teacher_default
+from opdprobe.models.devices import (
+    is_out_of_memory,
+    out_of_memory,
+    precision,
+    reason_of,
+    resolve_device,
+    teacher_default,
+)
 from opdprobe.models.load import identity, weight_hash
 from opdprobe.models.positions import check_length
 from opdprobe.models.processes import Processes
 from opdprobe.models.sharding import rest, whole
 from opdprobe.models.vocabulary import eos_ids, tokenizer_hash
 from opdprobe.rollout.grade import Grader, grade_rollouts
+from opdprobe.rollout.memory import halving, sample_in_parts
 from opdprobe.rollout.pair import Pair, in_rollout_order
 from opdprobe.rollout.prompts import EncodedPrompt, OnError, Prompt, encode_prompts
 from opdprobe.rollout.rows import record_step, step_metrics, thin
-from opdprobe.rollout.sample import Rollouts, sample, step_generator
+from opdprobe.rollout.sample import Rollouts, step_generator
 from opdprobe.rollout.score import Scores
 from opdprobe.store import Run, RunWriter, estimate_bytes, open_run
 from opdprobe.store.schema import Step
@@ -62,6 +71,8 @@ from opdprobe.train.sharded import scored_together, shard_models
 from opdprobe.train.sigterm import EXIT_CODE, sigterm_noted
 
 logger = logging.getLogger("opdprobe")
+
+T = TypeVar("T")
 
 
 class Callback:
@@ -173,6 +184,7 @@ class OPDTrainer:
         self.config = config
         self.run_dir = Path(run_dir)
         self.callbacks = list(callbacks)
+        self._micro_batch_tokens = config.micro_batch_tokens  # less after memory has run out
         self.grader = grader
         check_trackers(report_to)
         self.processes = Processes.launched()
@@ -425,7 +437,7 @@ class OPDTrainer:
         prompts = prompts[share]
         check_length(self.pair.teacher, [p.ids for p in prompts], c.max_completion_length)
         with self.whole_student(), self._autocast():
-            rollouts = sample(
+            rollouts = sample_in_parts(
                 self.pair.student,
                 [p.ids for p in prompts],
                 num_generations=c.num_generations,
@@ -480,13 +492,56 @@ class OPDTrainer:
         """Score every state and add up the gradient of the mean loss, one micro-batch at a time."""
         # The states of the full step, not of the micro-batch or the process, so that the split does
         # not change the loss.
-        n_states, total, parts = sum(self.processes.gather(rollouts.n_tokens)), 0.0, []
+        n_states = sum(self.processes.gather(rollouts.n_tokens))
+
+        def work(tokens: int) -> tuple[list[tuple[torch.Tensor, Scores]], float]:
+            self.optimization.zero_grad()  # of a call that ran out of memory
+            return self._passes(rollouts, n_states, tokens)
+
+        if self.processes.sharded:
+            parts, total = self._together(partial(work, self.config.micro_batch_tokens))
+        else:  # the processes exchange nothing in between, so each can make its batches smaller
+            (parts, total), self._micro_batch_tokens = halving(
+                work,
+                rollouts,
+                micro_batch_tokens=self._micro_batch_tokens,
+                device=self.device,
+                doing="scoring and training on",
+            )
+        rest(self.pair.teacher)
+        return in_rollout_order(parts), sum(self.processes.gather(total)) / n_states
+
+    def _together(self, work: Callable[[], T]) -> T:
+        """Run passes that gather shards; a process that runs out of memory ends the launch.
+
+        The others wait for it in the middle of a layer, where no message reaches them: it can
+        neither take smaller micro-batches alone nor tell them. The launcher stops them.
+        """
+        try:
+            return work()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = reason_of(error)
+        self.processes.leave()
+        raise out_of_memory(
+            f"process {self.processes.rank}, with sharded models",
+            f"lower micro_batch_tokens (now {self.config.micro_batch_tokens}), which processes "
+            "with shards cannot do by themselves, or start more processes",
+            reason,
+        )
+
+    def _passes(
+        self, rollouts: Rollouts, n_states: int, micro_batch_tokens: int
+    ) -> tuple[list[tuple[torch.Tensor, Scores]], float]:
+        """Add up the gradient of this process's share; return its scores and the sum of losses."""
+        total, parts = 0.0, []
         with self._autocast():
             for part, counts in scored_together(
                 *(self.pair, rollouts, self.processes),
                 k=self.config.k,
                 temperature=self.config.temperature,
-                micro_batch_tokens=self.config.micro_batch_tokens,
+                micro_batch_tokens=micro_batch_tokens,
             ):
                 loss = distillation_loss(part, self.pair, self.config)
                 if self.processes.sharded:
@@ -499,8 +554,7 @@ class OPDTrainer:
                 total += float(loss.detach())
                 if counts:
                     parts.append((part.batch.state, part.scores.cpu()))
-        rest(self.pair.teacher)
-        return in_rollout_order(parts), sum(self.processes.gather(total)) / n_states
+        return parts, total
 
     def _autocast(self) -> AbstractContextManager[object]:
         """Compute passes in the precision that the launcher chose, on the device of the models."""

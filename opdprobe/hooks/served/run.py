@@ -19,9 +19,10 @@ from opdprobe.models.devices import precision, resolve_device, resolve_dtype, te
 from opdprobe.models.load import identity, load_model, load_tokenizer, weight_hash
 from opdprobe.models.vocabulary import eos_ids, padding_id, shared_vocabulary, tokenizer_hash
 from opdprobe.rollout.grade import Grader, grade_rollouts
+from opdprobe.rollout.memory import sample_in_parts
 from opdprobe.rollout.prompts import EncodedPrompt, OnError, Prompt
 from opdprobe.rollout.rows import record_dataset, step_metrics
-from opdprobe.rollout.sample import Rollouts, sample, step_generator
+from opdprobe.rollout.sample import Rollouts, step_generator
 from opdprobe.store import Run, RunWriter, open_run
 
 logger = logging.getLogger("opdprobe")
@@ -176,7 +177,7 @@ def _step(
         if isinstance(student, ServedModel):
             rollouts = student.sample(ids, seed=(config.seed, step), **settings)
         else:
-            rollouts = sample(
+            rollouts = sample_in_parts(
                 student,
                 ids,
                 eos_ids=eos_ids(student, tokenizer),

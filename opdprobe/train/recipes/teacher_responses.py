@@ -11,8 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opdprobe.errors import ConfigError
 from opdprobe.models.vocabulary import eos_ids, padding_id
+from opdprobe.rollout.memory import sample_in_parts
 from opdprobe.rollout.prompts import EncodedPrompt
-from opdprobe.rollout.sample import sample, step_generator
+from opdprobe.rollout.sample import step_generator
 from opdprobe.store.files import explain_unwritable, read_lines, write_text
 from opdprobe.train.config import Config
 from opdprobe.train.recipes.repetition import repeats
@@ -138,7 +139,7 @@ def teacher_examples(
         if on_progress:
             on_progress("teacher responses", len(done), total)
         some = prompts[start : start + size]
-        rollouts = sample(
+        rollouts = sample_in_parts(
             teacher,
             [prompt.ids for prompt in some],
             num_generations=n,
