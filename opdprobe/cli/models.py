@@ -56,7 +56,8 @@ def tell_memory(
         dtype=options["dtype"],
         teacher_dtype=options["teacher_dtype"],
     )
-    errors.print(line, style="yellow" if short else None, markup=False, soft_wrap=True)
+    if line:
+        errors.print(line, style="yellow" if short else None, markup=False, soft_wrap=True)
 
 
 def names(arguments: argparse.Namespace) -> tuple[str | Path, str | Path]:
@@ -65,20 +66,21 @@ def names(arguments: argparse.Namespace) -> tuple[str | Path, str | Path]:
 
 
 def models(
-    arguments: argparse.Namespace, options: dict[str, Any]
+    arguments: argparse.Namespace, options: dict[str, Any], job: "Job"
 ) -> tuple[Any, str | Path, dict[str, Any]]:
-    """Return student, teacher, and the student's tokenizer if it was read, as arguments.
+    """Print what a job will take; return student, teacher, and the student's tokenizer if read.
 
     The student is loaded only if layers are to be dropped from it; then the tokenizers are compared
     before that.
     """
+    layers = _layers(arguments.drop_layers) if arguments.drop_layers else None
     student, teacher = names(arguments)
-    if not arguments.drop_layers:
+    tell_memory(student, teacher, job, options)
+    if layers is None:
         return student, teacher, {}
     from opdprobe.models.load import drop_layers, load_model, load_tokenizer
     from opdprobe.models.vocabulary import shared_vocabulary
 
-    layers = _layers(arguments.drop_layers)
     tokenizers = [load_tokenizer(name) for name in (student, teacher)]
     shared_vocabulary(*tokenizers)
     own = {name: options[name] for name in ("device", "dtype", "attn_implementation")}

@@ -142,7 +142,7 @@ def train(arguments: argparse.Namespace) -> None:
     """Train, print the metrics."""
     import transformers
 
-    from opdprobe.cli.models import loading, longest_prompt, models, names, tell_memory
+    from opdprobe.cli.models import loading, longest_prompt, models
     from opdprobe.cli.names import reading, resolve_prompts
     from opdprobe.train.freed_memory import keep_freed_memory
     from opdprobe.train.memory import Job
@@ -170,8 +170,7 @@ def train(arguments: argparse.Namespace) -> None:
         micro_batch_tokens=config.micro_batch_tokens,
         trained=True,
     )
-    tell_memory(*names(arguments), job, options)
-    student, teacher, tokenizers = models(arguments, options)
+    student, teacher, tokenizers = models(arguments, options, job)
     trainer = OPDTrainer(
         student,
         teacher,
@@ -208,7 +207,7 @@ def preflight(arguments: argparse.Namespace) -> None:
     """Measure a pair before training, print the verdict."""
     import transformers
 
-    from opdprobe.cli.models import loading, longest_prompt, models, names, tell_memory
+    from opdprobe.cli.models import loading, longest_prompt, models
     from opdprobe.cli.names import reading, resolve_prompts
     from opdprobe.preflight import preflight
     from opdprobe.preflight.procedure import planned
@@ -225,8 +224,7 @@ def preflight(arguments: argparse.Namespace) -> None:
         longest_prompt(prompts, arguments.max_prompt_length),
         arguments.max_completion_length,
     )
-    tell_memory(*names(arguments), job, options)
-    student, teacher, tokenizers = models(arguments, options)
+    student, teacher, tokenizers = models(arguments, options, job)
     shown = {"student": arguments.student, "teacher": arguments.teacher}
     if arguments.drop_layers:
         shown["student"] += f" without layers {arguments.drop_layers}"

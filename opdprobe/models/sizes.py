@@ -9,13 +9,16 @@ from typing import Any, BinaryIO
 import torch
 from transformers import AutoConfig
 
-from opdprobe.errors import ModelError
 from opdprobe.models.files import adapter_base, is_adapter
 from opdprobe.models.load import auto_class, source
 from opdprobe.models.quiet import bars_on_terminals
 
 _GGUF_TYPES = "BbHhIif?__Qqd"  # by number; strings and arrays have no fixed size
 _STRING, _ARRAY = 8, 9
+
+
+class UnknownSizeError(ValueError):
+    """A model's size cannot be told from its configuration."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,9 @@ class ModelSize:
         Raises
         ------
         ModelError
-            It cannot be told: no such model, unknown modelling code, or quantised weights.
+            There is no such model.
+        UnknownSizeError
+            Modelling code is unknown, the file is damaged, or the weights are quantised.
         """
         name, extra = source(name_or_path, weights=True)
         path = Path(name)
@@ -70,14 +75,16 @@ class ModelSize:
             with bars_on_terminals():
                 config: Any = AutoConfig.from_pretrained(name)
                 if getattr(config, "quantization_config", None) is not None:
-                    raise ModelError(f"{name_or_path}: quantised weights.")
+                    raise UnknownSizeError(f"{name_or_path} has quantised weights")
                 # On torch's "meta" device, weights have shapes and no memory.
                 with torch.device("meta"):
                     model = auto_class(name, False, extra).from_config(config)
-        except ModelError:
+        except UnknownSizeError:
             raise
         except Exception as error:  # any failure here is one more reason for no estimate
-            raise ModelError(f"{name_or_path}: {type(error).__name__} in its config.") from error
+            raise UnknownSizeError(
+                f"the configuration of {name_or_path} does not tell ({type(error).__name__})"
+            ) from error
         text = config.get_text_config()
         heads = text.num_attention_heads
         size = getattr(text, "head_dim", None) or text.hidden_size // heads
@@ -122,7 +129,9 @@ def _from_gguf(path: Path) -> ModelSize:
             vocabulary=values["tokenizer.ggml.tokens"],
         )
     except (OSError, LookupError, TypeError, ValueError, struct.error, OverflowError) as error:
-        raise ModelError(f"{path}: {type(error).__name__} in its header.") from error
+        raise UnknownSizeError(
+            f"the header of {path} does not tell ({type(error).__name__})"
+        ) from error
 
 
 def _gguf_header(file: BinaryIO) -> tuple[dict[str, Any], int]:

@@ -12,7 +12,7 @@ import torch
 
 from opdprobe.errors import ModelError
 from opdprobe.models.devices import free_bytes, resolve_dtype, teacher_default
-from opdprobe.models.sizes import ModelSize
+from opdprobe.models.sizes import ModelSize, UnknownSizeError
 from opdprobe.rollout.batches import most_tokens
 from opdprobe.rollout.packed_weights import packs
 
@@ -165,15 +165,17 @@ def told(
     Returns
     -------
     line : str
-        The estimate, or why there is none.
+        The estimate, or why there is none; empty if there is no such model.
     short : bool
         Whether the device has less.
     """
     by_default = dtype is None and teacher_dtype is None and device.type != "cpu"
     try:
         sizes = [ModelSize.of(name) for name in (student, teacher)]
-    except ModelError as error:
-        return f"memory: no estimate: {error}", False
+    except ModelError:
+        return "", False  # loading says why
+    except UnknownSizeError as error:
+        return f"memory: no estimate, since {error}.", False
     precise = resolve_dtype(dtype), teacher_default(device, dtype, teacher_dtype)
     dtypes = [
         chosen if isinstance(chosen, torch.dtype) else size.saved or torch.float32

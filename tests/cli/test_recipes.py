@@ -17,6 +17,7 @@ from opdprobe.train.recipes import dedup
 from opdprobe.train.recipes.select import mixed, template
 
 # How prompt files are read; every command of the recipes has these options.
+LOADING = dict.fromkeys(("device", "dtype", "teacher_dtype", "attn_implementation"))
 READING = {"prompt_column": "prompt", "answer_column": None, "on_error": "raise"}
 
 
@@ -56,6 +57,7 @@ def cold_start(tmp_path, models, **changes):
         "set": ["max_steps=2", "learning_rate=1e-3"],
         "max_prompt_length": 1024,
         **READING,
+        **LOADING,
         "json": True,
     }
     commands.cold_start(Namespace(**models | settings | changes))
@@ -106,6 +108,7 @@ def select(tmp_path, strategy, **changes):
             "num_generations",
             "max_completion_length",
             "max_prompt_length",
+            *LOADING,
         ]
     )
     settings |= {
@@ -247,6 +250,8 @@ def deduplicate(tmp_path, **changes):
         "semantic": False,
         "model": None,
         "threshold": None,
+        "device": None,
+        "dtype": None,
         "out": tmp_path / "left.jsonl",
         "json": False,
     }
@@ -272,7 +277,7 @@ def encoder(monkeypatch):
                 row[int(word)] += 1
         return rows
 
-    monkeypatch.setattr(dedup, "sentence_encoder", lambda model: asked.append(model) or encode)
+    monkeypatch.setattr(dedup, "sentence_encoder", lambda model, **_: asked.append(model) or encode)
     return asked
 
 
