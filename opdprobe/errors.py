@@ -10,7 +10,15 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_TRAIN_EXTRA = {"accelerate", "pyarrow", "safetensors", "tokenizers", "torch", "transformers"}
+_TRAIN_EXTRA = {
+    "accelerate",
+    "psutil",
+    "pyarrow",
+    "safetensors",
+    "tokenizers",
+    "torch",
+    "transformers",
+}
 """What ``opdprobe[train]`` installs and opdprobe alone does not."""
 
 # Control and format characters (including those that change the writing direction), unpaired

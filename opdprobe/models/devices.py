@@ -18,23 +18,6 @@ from torch import Tensor, nn
 from opdprobe.errors import ConfigError, OutOfMemoryError, shown
 from opdprobe.models.processes import Processes
 
-__all__ = [
-    "DTYPES",
-    "accelerator",
-    "free_bytes",
-    "is_out_of_memory",
-    "out_of_memory",
-    "precision",
-    "random_state",
-    "reason_of",
-    "release",
-    "resolve_device",
-    "resolve_dtype",
-    "restore_random_state",
-    "same_randomness",
-    "teacher_default",
-]
-
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 """Names of the dtypes that weights are loaded in; ``"auto"`` is the one they were saved in."""
 

@@ -3,7 +3,9 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
+import transformers.modeling_gguf_pytorch_utils as gguf
 from transformers.utils import logging as transformers_logging
 
 
@@ -11,13 +13,20 @@ from transformers.utils import logging as transformers_logging
 def bars_on_terminals() -> Iterator[None]:
     """Switch transformers' progress bars off for the block, unless stderr is a terminal.
 
-    In a file, each redrawing of a bar is one more line.
+    In a file, each redrawing of a bar is one more line. The bar over a GGUF file's weights is
+    tqdm's own, which transformers' switch does not reach; it follows the same rule, and that switch
+    if it is off.
     """
-    if sys.stderr.isatty() or not transformers_logging.is_progress_bar_enabled():
+    enabled = transformers_logging.is_progress_bar_enabled()
+    if sys.stderr.isatty() and enabled:
         yield
         return
+    bar = gguf.tqdm
+    gguf.tqdm = partial(bar, disable=True)
     transformers_logging.disable_progress_bar()
     try:
         yield
     finally:
-        transformers_logging.enable_progress_bar()
+        gguf.tqdm = bar
+        if enabled:
+            transformers_logging.enable_progress_bar()

@@ -24,8 +24,6 @@ from opdprobe.models.devices import (
 from opdprobe.rollout.batches import batches
 from opdprobe.rollout.sample import Rollouts, sample
 
-__all__ = ["halving", "sample_in_parts"]
-
 logger = logging.getLogger("opdprobe")
 
 T = TypeVar("T")

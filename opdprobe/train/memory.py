@@ -18,6 +18,8 @@ from opdprobe.rollout.packed_weights import packs
 
 # Share of a cache's buffers that is room for further tokens.
 _ROOM = 1.25
+# What the first steps load and keep: kernels, the writer's buffers. Measured with tiny models.
+_OTHER = 6e7
 # Numbers per state that one chunk of the output head holds, in chunks of 2**23 logits.
 _CHUNKS = 8 * 2**23 * 4
 
@@ -72,7 +74,7 @@ class Need:
     @property
     def total(self) -> float:
         """Peak: sampling and scoring take turns."""
-        return self.weights + self.optimizer + max(self.sampling, self.scoring)
+        return self.weights + self.optimizer + max(self.sampling, self.scoring) + _OTHER
 
 
 def need(

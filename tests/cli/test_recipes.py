@@ -312,7 +312,7 @@ def test_dedup_that_leaves_nothing_is_an_error(tmp_path, sets, encoder):
     assert not (tmp_path / "left.jsonl").exists()
 
 
-@pytest.mark.parametrize("option", [{"model": "mine"}, {"threshold": 0.5}])
+@pytest.mark.parametrize("option", [{"model": "mine"}, {"threshold": 0.5}, {"device": "cpu"}])
 def test_options_of_meaning_need_semantic(tmp_path, sets, option):
-    with pytest.raises(ConfigError, match="--model and --threshold need --semantic"):
+    with pytest.raises(ConfigError, match="--threshold, --device and --dtype need --semantic"):
         deduplicate(tmp_path, **option)
