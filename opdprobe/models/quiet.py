@@ -4,8 +4,9 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
-import transformers.modeling_gguf_pytorch_utils as gguf
+from transformers import modeling_gguf_pytorch_utils
 from transformers.utils import logging as transformers_logging
 
 
@@ -21,6 +22,7 @@ def bars_on_terminals() -> Iterator[None]:
     if sys.stderr.isatty() and enabled:
         yield
         return
+    gguf: Any = modeling_gguf_pytorch_utils
     bar = gguf.tqdm
     gguf.tqdm = partial(bar, disable=True)
     transformers_logging.disable_progress_bar()

@@ -151,6 +151,14 @@ def test_attention_that_cannot_be_used_is_refused(saved, name, reason):
             load_model(saved / "student", attn_implementation=name)
 
 
+def test_bars_appear_on_terminals_only(saved, monkeypatch, capfd):
+    load_model(saved / "student")
+    assert capfd.readouterr().err == ""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    load_model(saved / "student")
+    assert "Loading weights" in capfd.readouterr().err
+
+
 def test_a_model_that_does_not_fit_says_so(monkeypatch, saved):
     def full(self, *args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB. GPU 0 has")
