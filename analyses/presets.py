@@ -35,6 +35,8 @@ class Preset:
         Number of prompts of a probe without training, with `config.num_generations` rollouts each.
     depths
         Prefix lengths of the continuation gain, in tokens.
+    device, dtype, teacher_dtype, attn_implementation
+        Where models go and how they compute; see `opdprobe.rollout.pair.Pair.load`.
     """
 
     models: dict[str, str]
@@ -47,7 +49,19 @@ class Preset:
     seeds: tuple[int, ...]
     n_probe: int
     depths: tuple[int, ...]
+    device: str = "auto"
+    dtype: str | None = None
+    teacher_dtype: str | None = None
+    attn_implementation: str | None = None
 
+    @property
+    def loading(self) -> dict[str, Any]:
+        """How models are loaded, by the names of `opdprobe.rollout.pair.Pair.load`'s arguments."""
+        return {name: getattr(self, name) for name in LOADING}
+
+
+LOADING = ("device", "dtype", "teacher_dtype", "attn_implementation")
+"""The fields of a preset that say how models are loaded."""
 
 _ZOO = {
     "student": "sft-small",
@@ -92,6 +106,7 @@ _QUICK = Preset(
     seeds=(0,),
     n_probe=128,
     depths=(0, 1, 2, 4, 8, 16, 24, 32),
+    device="cpu",  # as the published results were made; the models are too small for a GPU to help
 )
 
 PRESETS = {
@@ -150,7 +165,9 @@ def own_preset(path: Path, base: Preset) -> Preset:
     path
         File with fields of `Preset`. ``models``, ``prompts`` and ``benchmarks`` are required;
         ``long_benchmarks`` is empty by default; ``seeds``, ``n_prompts``, ``n_problems``,
-        ``n_probe``, ``depths`` replace those of `base`; ``config`` holds the settings of
+        ``n_probe``, ``depths`` replace those of `base`; ``device``, ``dtype``, ``teacher_dtype``
+        and ``attn_implementation`` say how models are loaded (by default, on the machine's
+        accelerator); ``config`` holds the settings of
         `OPDConfig` that differ from `base`'s. Figures that need a role that is not named are left
         out.
     base
@@ -171,7 +188,7 @@ def own_preset(path: Path, base: Preset) -> Preset:
         raise ConfigError(f"{path} holds a {type(given).__name__}; expected name: value lines.")
     known = {f.name for f in fields(Preset)}
     _refuse_unknown(path, "field", set(given) - known, known)
-    changes: dict[str, Any] = {"long_benchmarks": {}, **given}
+    changes: dict[str, Any] = {"long_benchmarks": {}, "device": "auto", **given}
     for name, roles in (
         ("models", MODEL_ROLES),
         ("prompts", PROMPT_ROLES),
@@ -201,6 +218,9 @@ def own_preset(path: Path, base: Preset) -> Preset:
                     f"{path}: {name} = {shown(given[name])}; expected a list of numbers."
                 )
             changes[name] = tuple(given[name])
+    for name in LOADING:
+        if name in given and not _is_name(given[name]):
+            raise ConfigError(f"{path}: {name} = {shown(given[name])}; expected a name.")
     for name in ("n_prompts", "n_problems", "n_probe"):
         if given.get(name) is not None and not _are_numbers([given[name]]):
             raise ConfigError(f"{path}: {name} = {shown(given[name])}; expected a whole number.")

@@ -10,7 +10,15 @@ import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_TRAIN_EXTRA = {"accelerate", "pyarrow", "safetensors", "tokenizers", "torch", "transformers"}
+_TRAIN_EXTRA = {
+    "accelerate",
+    "psutil",
+    "pyarrow",
+    "safetensors",
+    "tokenizers",
+    "torch",
+    "transformers",
+}
 """What ``opdprobe[train]`` installs and opdprobe alone does not."""
 
 # Control and format characters (including those that change the writing direction), unpaired
@@ -91,6 +99,10 @@ class NonFiniteError(OPDProbeError, ValueError):
 
 class PromptError(OPDProbeError, ValueError):
     """A prompt is empty, too long or lacks a column; lists the rows."""
+
+
+class OutOfMemoryError(OPDProbeError, MemoryError):
+    """Memory ran out, and no smaller piece of work is left to try; names what to lower."""
 
 
 class ConfigError(OPDProbeError, ValueError):

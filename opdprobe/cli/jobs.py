@@ -55,6 +55,7 @@ def train(name: str, seed: int, preset: Preset, folder: Path, report: Report) ->
             benchmark: resolve_prompts(source, preset.n_problems)[0]
             for benchmark, source in benchmarks.items()
         },
+        **preset.loading,
     ).train(resume=True, on_progress=report)
     _add_up(name, seed, folder)
 
@@ -90,6 +91,7 @@ def _prompts(experiment: Experiment, seed: int, preset: Preset):
     pair = Pair.load(
         resolve_model(preset.models[experiment.student]),
         resolve_model(preset.models[experiment.teacher]),
+        **preset.loading,
     )
     chosen, _ = max_divergence(
         pair,
@@ -106,6 +108,7 @@ def _prompts(experiment: Experiment, seed: int, preset: Preset):
 def probe(name: str, seed: int, preset: Preset, folder: Path, report: Report) -> None:
     """Score an untrained student's rollouts once; let the teacher continue their prefixes."""
     from opdprobe.cli.names import resolve_model, resolve_prompts
+    from opdprobe.models.devices import precision
     from opdprobe.models.load import identity
     from opdprobe.rollout.continuation import Sampling, continuation_gain
     from opdprobe.rollout.once import probe
@@ -117,6 +120,7 @@ def probe(name: str, seed: int, preset: Preset, folder: Path, report: Report) ->
     pair = Pair.load(
         resolve_model(preset.models[experiment.student]),
         resolve_model(preset.models[experiment.teacher]),
+        **preset.loading,
     )
     path = run_dir(folder, name, seed)
     prompts, grader = resolve_prompts(preset.prompts[experiment.prompts], preset.n_probe)
@@ -131,6 +135,7 @@ def probe(name: str, seed: int, preset: Preset, folder: Path, report: Report) ->
             "chat_template": template_attrs(
                 pair.tokenizer, encoded, config.chat_template_kwargs, config.system_prompt
             ),
+            **precision({"student": pair.student, "teacher": pair.teacher}),
         },
         config={"n_prompts": preset.n_probe, "num_generations": config.num_generations},
         resume=True,
@@ -172,7 +177,13 @@ def score(role: str, preset: Preset, folder: Path, report: Report) -> None:
     from opdprobe.train.evaluate import evaluate
 
     name, config = resolve_model(preset.models[role]), preset.config
-    model, tokenizer = load_model(name), load_tokenizer(name)
+    tokenizer = load_tokenizer(name)
+    model = load_model(
+        name,
+        device=preset.device,
+        dtype=preset.dtype,
+        attn_implementation=preset.attn_implementation,
+    )
     settings = {
         "weight_hash": weight_hash(model),
         "benchmarks": preset.benchmarks,

@@ -20,6 +20,7 @@ from opdprobe.cli.runs import errors
 from opdprobe.errors import OPDProbeError, needs_train_extra, printable
 
 _MODEL = "directory, hub id, GGUF file, ADAPTER@BASE or zoo:NAME"
+_DTYPES = ["auto", "float32", "bfloat16", "float16"]
 _PROMPTS = (
     "the prompts: .parquet, .jsonl, .json or .csv file, a directory of them, a data set of the Hub "
     "(OWNER/NAME:CONFIG:SPLIT), or zoo:SPLIT"
@@ -56,11 +57,33 @@ def main(argv: Sequence[str] | None = None) -> int:
         errors.print("[bold red]error:[/]", highlight=False, end=" ")
         errors.print(str(error), markup=False, highlight=False, soft_wrap=True)
         return 1
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        errors.print("[bold red]error:[/] OutOfMemoryError:", highlight=False, end=" ")
+        errors.print(
+            f"memory ran out: {str(error) or type(error).__name__}\nLower the sizes of the job, "
+            "load the models in bfloat16, or take smaller ones.",
+            markup=False,
+            highlight=False,
+            soft_wrap=True,
+        )
+        return 1
     except KeyboardInterrupt:
         hint = "; the same command resumes from the last checkpoint" if _resumes(arguments) else ""
         errors.print(f"interrupted{hint}.")
         return 130
     return 0
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError):
+        return True
+    if "torch" not in sys.modules:
+        return False
+    from opdprobe.models.devices import is_out_of_memory
+
+    return is_out_of_memory(error)
 
 
 def _resumes(arguments: argparse.Namespace) -> bool:
@@ -256,6 +279,45 @@ def _k(verb: str) -> argparse.ArgumentParser:
     )
 
 
+def _device(
+    default: str | None = "auto", told: str = "auto", group: str | None = None
+) -> argparse.ArgumentParser:
+    return _shared(
+        "--device",
+        default=default,
+        metavar="DEVICE",
+        help="where models run: auto (the accelerator, if there is one), cpu, cuda, cuda:1, mps or "
+        f"xpu (default: {default or told})",
+        group=group,
+    )
+
+
+def _dtype(help: str, group: str | None = None) -> argparse.ArgumentParser:
+    return _shared("--dtype", choices=_DTYPES, help=help, group=group)
+
+
+def _computing(
+    device: str | None = "auto", told: str = "auto", *, group: str | None = None
+) -> list[argparse.ArgumentParser]:
+    return [
+        _device(device, told, group),
+        _dtype("dtype of both models' weights (default: float32; see --teacher-dtype)", group),
+        _shared(
+            "--teacher-dtype",
+            choices=_DTYPES,
+            help="the teacher's (default: as --dtype says; else bfloat16 on an accelerator)",
+            group=group,
+        ),
+        _shared(
+            "--attn-implementation",
+            metavar="NAME",
+            help="how attention is computed: sdpa, eager, flash_attention_2, … (default: "
+            "transformers chooses)",
+            group=group,
+        ),
+    ]
+
+
 def _seed() -> argparse.ArgumentParser:
     return _shared(
         "--seed",
@@ -355,6 +417,7 @@ def _reproduce(commands: Any) -> None:
         _out_dir(),
         _workers(),
         _json("the verdicts"),
+        *_computing(None, "cpu for the testbed, auto for the models of --models"),
     )
     sub.add_argument(
         "--preset",
@@ -416,6 +479,7 @@ def _train(commands: Any) -> None:
         *_models(),
         _prompts(),
         *_reading(),
+        *_computing(),
         _run_dir(),
         _limit("prompts, and the first N problems of --benchmark"),
         _max_prompt_length(set_default=False),
@@ -447,6 +511,7 @@ def _probe(commands: Any) -> None:
         "sample from saved checkpoints, score the responses, and record a run",
         _prompts(),
         *_reading(),
+        *_computing(),
         _run_dir(),
         _limit(),
         _k("kept"),
@@ -484,6 +549,7 @@ def _preflight(commands: Any) -> None:
         *_models(),
         _prompts(),
         *_reading(),
+        *_computing(),
         _drop_layers(),
         _k("compared"),
         _max_prompt_length(),
@@ -523,6 +589,7 @@ def _cold_start(commands: Any) -> None:
         *_models(),
         _prompts(),
         *_reading(),
+        *_computing(),
         _limit(),
         _max_prompt_length(),
         *_chat_template(),
@@ -551,6 +618,7 @@ def _select(commands: Any) -> None:
         *_responses(DIVERGENCE_GENERATIONS, DIVERGENCE_LENGTH, set_defaults=False, group=alone),
         _max_prompt_length(set_default=False, group=alone),
         *_chat_template(group=alone),
+        *_computing(None, group=alone),
     )
     sub.add_argument(
         "--strategy",
@@ -584,6 +652,8 @@ def _dedup(commands: Any) -> None:
         *_reading(),
         _out_jsonl(),
         _json("the counts"),
+        _device(None),
+        _dtype("dtype of the sentence model for --semantic (default: float32)"),
     )
     sub.add_argument("prompts", metavar="PROMPTS", help=_PROMPTS)
     sub.add_argument("--against", required=True, metavar="FILE", help="the other set of prompts")
@@ -687,6 +757,7 @@ def _zoo(commands: Any) -> None:
         run_commands.zoo,
         "list, build or check the models of the testbed",
         _workers(),
+        _device("cpu"),
     )
     sub.add_argument("action", choices=["list", "build", "check"])
     sub.add_argument("name", nargs="*", metavar="NAME", help="models (default: all)")

@@ -22,11 +22,9 @@ _OPTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "max_divergence": (
         ("student", "teacher", "n_prompts"),
         (
-            "num_generations",
-            "max_completion_length",
-            "max_prompt_length",
-            "chat_template_kwargs",
-            "system_prompt",
+            *("num_generations", "max_completion_length", "max_prompt_length"),
+            *("device", "dtype", "teacher_dtype", "attn_implementation"),
+            *("chat_template_kwargs", "system_prompt"),
         ),
     ),
 }
@@ -40,17 +38,34 @@ def cold_start(arguments: argparse.Namespace) -> None:
     """Warm a student up on its teacher's responses, print how many were used."""
     import transformers
 
-    from opdprobe.cli.names import prompt_form, reading, resolve_model, resolve_prompts
+    from opdprobe.cli.models import loading, longest_prompt, names, tell_memory
+    from opdprobe.cli.names import prompt_form, reading, resolve_prompts
+    from opdprobe.train.memory import Job
+    from opdprobe.train.optim import refuse_float16
     from opdprobe.train.recipes.cold_start import cold_start
+    from opdprobe.train.recipes.teacher_responses import BATCH_SIZE
 
     transformers.utils.logging.disable_progress_bar()
+    options = loading(arguments)
+    refuse_float16(options["dtype"])
+    config = SFTConfig(**settings(arguments.set, SFTConfig))
     prompts, _ = resolve_prompts(arguments.prompts, arguments.limit, **reading(arguments))
+    job = Job(
+        rollouts=min(BATCH_SIZE, len(prompts)) * arguments.num_generations,
+        prompt_length=longest_prompt(prompts, arguments.max_prompt_length),
+        max_completion_length=arguments.max_completion_length,
+        micro_batch_tokens=config.micro_batch_tokens,
+        trained=True,
+        sampled=("teacher",),
+    )
+    student, teacher = names(arguments)
+    tell_memory(student, teacher, job, options)
     with progress() as show:
         made = cold_start(
-            resolve_model(arguments.student),
-            resolve_model(arguments.teacher),
+            student,
+            teacher,
             prompts=prompts,
-            config=SFTConfig(**settings(arguments.set, SFTConfig)),
+            config=config,
             out_dir=arguments.out,
             num_generations=arguments.num_generations,
             max_completion_length=arguments.max_completion_length,
@@ -58,6 +73,7 @@ def cold_start(arguments: argparse.Namespace) -> None:
             **prompt_form(arguments),
             on_error=arguments.on_error,
             on_progress=show,
+            **options,
         )
     if arguments.json:
         print(json.dumps({"model": str(made.path), "steps": made.n_steps, **made.counts}))
@@ -148,22 +164,32 @@ def _check_out(path: Path, *read: str | None) -> None:
 def _most_divergent(arguments: argparse.Namespace, prompts: list[Prompt]) -> list[Prompt]:
     """Choose prompts by divergence, and add each one's to its columns as ``reverse_kl``."""
     import transformers
-    from accelerate import Accelerator
 
-    from opdprobe.cli.names import prompt_form, resolve_model
+    from opdprobe.cli.models import loading, longest_prompt, names, tell_memory
+    from opdprobe.cli.names import prompt_form
     from opdprobe.rollout.pair import Pair
-    from opdprobe.train.recipes.select import max_divergence
+    from opdprobe.train.memory import Job
+    from opdprobe.train.recipes.select import CHUNK, max_divergence
 
     transformers.utils.logging.disable_progress_bar()
-    student, teacher = map(resolve_model, (arguments.student, arguments.teacher))
-    pair = Pair.load(student, teacher, device=Accelerator().device)
+    options = loading(arguments)
+    generations = arguments.num_generations or DIVERGENCE_GENERATIONS
+    longest = arguments.max_completion_length or DIVERGENCE_LENGTH
+    job = Job(
+        rollouts=min(CHUNK, len(prompts)) * generations,
+        prompt_length=longest_prompt(prompts, arguments.max_prompt_length or DIVERGENCE_PROMPT),
+        max_completion_length=longest,
+    )
+    student, teacher = names(arguments)
+    tell_memory(student, teacher, job, options)
+    pair = Pair.load(student, teacher, **options)
     with progress() as show:
         chosen, divergence = max_divergence(
             pair,
             prompts,
             n_prompts=arguments.n_prompts,
-            num_generations=arguments.num_generations or DIVERGENCE_GENERATIONS,
-            max_completion_length=arguments.max_completion_length or DIVERGENCE_LENGTH,
+            num_generations=generations,
+            max_completion_length=longest,
             max_prompt_length=arguments.max_prompt_length or DIVERGENCE_PROMPT,
             **prompt_form(arguments),
             on_error=arguments.on_error,
@@ -186,10 +212,17 @@ def dedup(arguments: argparse.Namespace) -> None:
         sentence_encoder,
     )
 
-    if not arguments.semantic and (arguments.model or arguments.threshold is not None):
-        raise ConfigError("--model and --threshold need --semantic: add it, or leave them out.")
+    alone = (arguments.model, arguments.threshold, arguments.device, arguments.dtype)
+    if not arguments.semantic and any(value is not None for value in alone):
+        raise ConfigError(
+            "--model, --threshold, --device and --dtype need --semantic: add it, or leave them out."
+        )
     _check_out(arguments.out, arguments.prompts, arguments.against)
-    encode = sentence_encoder(arguments.model or PAPER_MODEL) if arguments.semantic else None
+    encode = None
+    if arguments.semantic:
+        encode = sentence_encoder(
+            arguments.model or PAPER_MODEL, device=arguments.device, dtype=arguments.dtype
+        )
     prompts, _ = resolve_prompts(arguments.prompts, **reading(arguments))
     against, _ = resolve_prompts(arguments.against, **reading(arguments))
     exact = exact_duplicates(prompts, against)

@@ -67,13 +67,18 @@ def progress(*, plain: bool = False):
 def reproduce(arguments: argparse.Namespace) -> None:
     """Run a preset, print the verdicts by figure."""
     from analyses.claims import figures_table
-    from analyses.presets import PRESETS, own_preset
+    from analyses.presets import LOADING, PRESETS, own_preset
     from opdprobe.cli.reproduce import drawable, plan, reproduce
 
     preset, folder = PRESETS[arguments.preset], arguments.out / arguments.preset
     if arguments.models:
         preset = own_preset(arguments.models, preset)
         folder = arguments.out / arguments.models.stem
+    given = {name: getattr(arguments, name) for name in LOADING}
+    if any(given.values()):
+        preset = replace(preset, **{name: value for name, value in given.items() if value})
+    if arguments.models or any(given.values()):
+        _check_loading(preset)
     names, left_out = drawable(preset, arguments.only)
     if not arguments.json:
         for figure, roles in left_out.items():
@@ -102,6 +107,16 @@ def reproduce(arguments: argparse.Namespace) -> None:
     console.print(f"{time.monotonic() - start:.0f} s. Open the report in a browser.")
 
 
+def _check_loading(preset: Any) -> None:
+    """Refuse devices and dtypes that are not there, before a process per job finds out."""
+    from opdprobe.models.devices import resolve_device, resolve_dtype
+    from opdprobe.train.optim import refuse_float16
+
+    resolve_device(preset.device)
+    refuse_float16(preset.dtype)
+    resolve_dtype(preset.teacher_dtype, "teacher_dtype")
+
+
 def figures(arguments: argparse.Namespace) -> None:
     """Draw figures and list their claims, or check that both are up to date."""
     import figures
@@ -127,13 +142,17 @@ def train(arguments: argparse.Namespace) -> None:
     """Train, print the metrics."""
     import transformers
 
-    from opdprobe.cli.names import prompt_form, reading, resolve_model, resolve_prompts
-    from opdprobe.models.load import drop_layers, load_model, load_tokenizer
+    from opdprobe.cli.models import loading, longest_prompt, models
+    from opdprobe.cli.names import prompt_form, reading, resolve_prompts
     from opdprobe.train.freed_memory import keep_freed_memory
+    from opdprobe.train.memory import Job
+    from opdprobe.train.optim import refuse_float16
     from opdprobe.train.trainer import OPDTrainer
 
     keep_freed_memory()
     transformers.utils.logging.disable_progress_bar()
+    options = loading(arguments)
+    refuse_float16(options["dtype"])
     config = OPDConfig.from_yaml(arguments.config) if arguments.config else OPDConfig()
     config = replace(config, **settings(arguments.set, OPDConfig))
     if arguments.max_prompt_length is not None:
@@ -145,14 +164,17 @@ def train(arguments: argparse.Namespace) -> None:
         benchmarks["test"], grader = resolve_prompts(
             arguments.benchmark, arguments.limit, **reading(arguments)
         )
-    student_name = resolve_model(arguments.student)
-    student = load_model(student_name)
-    if arguments.drop_layers:
-        student = drop_layers(student, _layers(arguments.drop_layers))
+    job = Job(
+        rollouts=min(config.batch_size, len(prompts)) * config.num_generations,
+        prompt_length=longest_prompt(prompts, config.max_prompt_length),
+        max_completion_length=config.max_completion_length,
+        micro_batch_tokens=config.micro_batch_tokens,
+        trained=True,
+    )
+    student, teacher, tokenizers = models(arguments, options, job)
     trainer = OPDTrainer(
         student,
-        resolve_model(arguments.teacher),
-        tokenizer=load_tokenizer(student_name),
+        teacher,
         prompts=prompts,
         config=config,
         run_dir=arguments.run_dir,
@@ -160,6 +182,8 @@ def train(arguments: argparse.Namespace) -> None:
         eval_prompts=benchmarks,
         report_to=arguments.report_to,
         on_error=arguments.on_error,
+        **tokenizers,
+        **options,
     )
     if not arguments.json:
         console.print(
@@ -184,28 +208,33 @@ def preflight(arguments: argparse.Namespace) -> None:
     """Measure a pair before training, print the verdict."""
     import transformers
 
-    from opdprobe.cli.names import prompt_form, reading, resolve_model, resolve_prompts
-    from opdprobe.models.load import drop_layers, load_model, load_tokenizer
+    from opdprobe.cli.models import loading, longest_prompt, models
+    from opdprobe.cli.names import prompt_form, reading, resolve_prompts
     from opdprobe.preflight import preflight
+    from opdprobe.preflight.procedure import planned
     from opdprobe.preflight.show import rendered
     from opdprobe.rollout.prompts import BOXED_TEMPLATE, DAPO_TEMPLATE
 
     transformers.utils.logging.disable_progress_bar()
-    student_name, teacher_name = map(resolve_model, (arguments.student, arguments.teacher))
+    options = loading(arguments)
     prompts, grader = resolve_prompts(arguments.prompts, **reading(arguments))
     known = {"boxed": BOXED_TEMPLATE, "dapo": DAPO_TEMPLATE}
-    student = load_model(student_name)
-    names = {"student": arguments.student, "teacher": arguments.teacher}
+    job = planned(
+        min(arguments.n_prompts, len(prompts)),
+        arguments.num_generations,
+        longest_prompt(prompts, arguments.max_prompt_length),
+        arguments.max_completion_length,
+    )
+    student, teacher, tokenizers = models(arguments, options, job)
+    shown = {"student": arguments.student, "teacher": arguments.teacher}
     if arguments.drop_layers:
-        student = drop_layers(student, _layers(arguments.drop_layers))
-        names["student"] += f" without layers {arguments.drop_layers}"
+        shown["student"] += f" without layers {arguments.drop_layers}"
     templates = {str(text): known.get(text, str(text)) for text in arguments.template}
     with progress() as show:
         result = preflight(
             student,
-            teacher_name,
+            teacher,
             prompts,
-            tokenizer=load_tokenizer(student_name),
             grader=grader,
             templates=templates,
             n_prompts=arguments.n_prompts,
@@ -218,8 +247,10 @@ def preflight(arguments: argparse.Namespace) -> None:
             **prompt_form(arguments),
             seed=arguments.seed,
             on_progress=lambda done, total: show("measurement", done, total),
+            **tokenizers,
+            **options,
         )
-    result = replace(result, settings={**result.settings, **names})
+    result = replace(result, settings={**result.settings, **shown})
     if arguments.json:
         print(json.dumps(result.to_dict()))
     else:
@@ -252,24 +283,21 @@ def _number(text: str) -> float | str:
         return text
 
 
-def _layers(text: str) -> range:
-    first, dash, last = text.partition("-")
-    if not (dash and first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
-        raise ConfigError(f"--drop-layers {text!r}; expected A-B with A ≤ B, for example 14-17.")
-    return range(int(first), int(last) + 1)
-
-
 def probe(arguments: argparse.Namespace) -> None:
     """Probe saved checkpoints, or models on a server."""
     import transformers
 
+    from opdprobe.cli.models import loading, longest_prompt, tell_memory
     from opdprobe.cli.names import prompt_form, reading, resolve_model, resolve_prompts
     from opdprobe.hooks import probe_checkpoints
+    from opdprobe.hooks.checkpoints import find_checkpoints
     from opdprobe.hooks.served import ServedModel, probe_served
     from opdprobe.models.load import load_tokenizer
+    from opdprobe.train.memory import Job
 
     transformers.utils.logging.disable_progress_bar()
     prompts, grader = resolve_prompts(arguments.prompts, arguments.limit, **reading(arguments))
+    options = loading(arguments)
     students, teacher = arguments.checkpoint, arguments.teacher
     if len(students) > 1 and any("://" in name for name in students):
         raise ConfigError("a served student is probed alone: give one address as CKPT.")
@@ -278,6 +306,14 @@ def probe(arguments: argparse.Namespace) -> None:
         return ServedModel(name) if "://" in name else resolve_model(name)
 
     tokenizer = arguments.tokenizer
+    if not any("://" in name for name in (*students, teacher)):
+        job = Job(
+            rollouts=len(prompts) * arguments.num_generations,
+            prompt_length=longest_prompt(prompts, arguments.max_prompt_length),
+            max_completion_length=arguments.max_completion_length,
+        )
+        found = find_checkpoints([resolve_model(name) for name in students])
+        tell_memory(next(iter(found.values())), resolve_model(teacher), job, options)
     with progress() as show:
         settings: dict[str, Any] = {
             "k": arguments.k,
@@ -289,6 +325,7 @@ def probe(arguments: argparse.Namespace) -> None:
             "grader": grader,
             "tokenizer": load_tokenizer(resolve_model(tokenizer)) if tokenizer else None,
             "on_progress": lambda done, total: show("checkpoint", done, total),
+            **options,
         }
         look: Callable[..., Run] = probe_checkpoints
         if any("://" in name for name in (*students, teacher)):
@@ -455,12 +492,18 @@ def zoo(arguments: argparse.Namespace) -> None:
         from opdprobe.testing.testbed.zoo import build_all
 
         with progress() as show:
-            build_all(names, arguments.work_dir, workers=arguments.workers, on_progress=show)
+            build_all(
+                names,
+                arguments.work_dir,
+                workers=arguments.workers,
+                device=arguments.device,
+                on_progress=show,
+            )
     if arguments.action == "check":
         from opdprobe.testing.testbed import zoo
 
         for name in names:
-            found = zoo.check(name)
+            found = zoo.check(name, device=arguments.device)
             console.print(f"{name}: accuracy {found['accuracy']:.3f}, weights as recorded")
         return
     table = Table()

@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opdprobe.errors import ConfigError, ModelError, NonFiniteError
@@ -17,8 +18,9 @@ from opdprobe.hooks.shared import (
     run_attrs,
     undisturbed,
 )
+from opdprobe.models.devices import resolve_device
 from opdprobe.models.files import model_directory
-from opdprobe.models.load import identity, load_model, load_tokenizer, weight_hash
+from opdprobe.models.load import identity, load_tokenizer, weight_hash
 from opdprobe.models.processes import Processes
 from opdprobe.rollout.grade import Grader
 from opdprobe.rollout.once import probe
@@ -130,6 +132,10 @@ def probe_checkpoints(
     teacher_tokenizer: PreTrainedTokenizerBase | None = None,
     seed: int = 0,
     temperature: float = 1.0,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype | None = None,
+    teacher_dtype: str | torch.dtype | None = None,
+    attn_implementation: str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Run:
     """Probe every checkpoint of a student on the same prompts, into one run.
@@ -149,6 +155,10 @@ def probe_checkpoints(
         The students'; by default the one saved with the first checkpoint.
     teacher_tokenizer : PreTrainedTokenizerBase, optional
         Compared with the students'; loaded with the teacher if that is a name or path.
+    device, dtype, teacher_dtype, attn_implementation
+        Where models go, and how they compute; see `opdprobe.rollout.pair.Pair.load`. The students
+        have `dtype`. By default, a teacher that is already loaded stays where it is, and the
+        students go there.
     on_progress : callable, optional
         Called with (checkpoints done, checkpoints in total).
 
@@ -188,6 +198,10 @@ def probe_checkpoints(
     )
     processes = Processes.launched()
     with processes.together():
+        if device == "auto" and isinstance(teacher, PreTrainedModel):
+            place = teacher.device
+        else:
+            place = resolve_device(device, processes)
         writer: RunWriter | None = None
         recorded: list[int] = []
         for done, (step, path) in enumerate(found.items()):
@@ -195,11 +209,18 @@ def probe_checkpoints(
                 on_progress(done, len(found))
             if step in recorded:
                 continue
-            student = load_model(path, device=processes.device)
-            if isinstance(teacher, PreTrainedModel):
-                student.to(teacher.device)  # pyright: ignore[reportArgumentType]  # transformers' stub of `to`
-            pair = make_pair(student, teacher, tokenizer, teacher_tokenizer)
-            teacher = pair.teacher  # loaded once
+            pair = make_pair(
+                path,
+                teacher,
+                tokenizer,
+                teacher_tokenizer,
+                device=place,
+                dtype=dtype,
+                teacher_dtype=teacher_dtype,
+                attn_implementation=attn_implementation,
+            )
+            student = pair.student
+            teacher, teacher_tokenizer = pair.teacher, pair.teacher_tokenizer  # loaded once
             if writer is None:
                 attrs = run_attrs(
                     pair,

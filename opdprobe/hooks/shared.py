@@ -16,6 +16,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opdprobe.errors import ConfigError
 from opdprobe.models.adapters import causal_lm
+from opdprobe.models.devices import precision, same_randomness
 from opdprobe.models.head import evaluating
 from opdprobe.models.save import saving
 from opdprobe.models.vocabulary import tokenizer_hash
@@ -96,12 +97,11 @@ def unwrap(model: nn.Module) -> PreTrainedModel:
 def undisturbed(*models: nn.Module) -> Iterator[None]:
     """Run the block in evaluation mode, then restore modes and global random states.
 
-    The states are Python's, numpy's and torch's (of the CPU and of the models' GPUs), whatever
+    The states are Python's, numpy's and torch's (of the CPU and of the models' devices), whatever
     draws from them: a grader, a model's initialisation.
     """
     python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002  # the global state is restored
-    gpus = {p.device for m in models for p in m.parameters() if p.device.type == "cuda"}
-    with torch.random.fork_rng(list(gpus)), ExitStack() as modes:
+    with same_randomness(*models), ExitStack() as modes:
         for model in models:
             modes.enter_context(evaluating(model))
         try:
@@ -112,12 +112,22 @@ def undisturbed(*models: nn.Module) -> Iterator[None]:
 
 
 def make_pair(
-    student: PreTrainedModel,
+    student: PreTrainedModel | str | Path,
     teacher: PreTrainedModel | str | Path,
     tokenizer: PreTrainedTokenizerBase,
     teacher_tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    device: str | torch.device = "auto",
+    **loading: Any,
 ) -> Pair:
-    """Load the teacher if it is a name, move it to the student's device, compare vocabularies.
+    """Load the models that are names, move both to one device, compare vocabularies.
+
+    Parameters
+    ----------
+    device
+        By default, the student's if it is loaded.
+    **loading
+        ``dtype``, ``teacher_dtype`` and ``attn_implementation``, as for `Pair.load`.
 
     Raises
     ------
@@ -131,7 +141,8 @@ def make_pair(
         teacher,
         tokenizer=tokenizer,
         teacher_tokenizer=teacher_tokenizer,
-        device=student.device,
+        device=student.device if device == "auto" and isinstance(student, nn.Module) else device,
+        **loading,
     )
     template = getattr(pair.teacher_tokenizer, "chat_template", None)
     if template is not None and template != tokenizer.chat_template:
@@ -194,6 +205,7 @@ def run_attrs(
     recorded_by: str,
     k: int,
     temperature: float,
+    mixed_precision: str = "no",
     **more: Any,
 ) -> dict[str, Any]:
     """Attributes of a run, named as in `opdprobe.OPDTrainer`."""
@@ -205,5 +217,6 @@ def run_attrs(
         "vocabulary": pair.width,
         "k": k,
         "temperature": temperature,
+        **precision({"student": pair.student, "teacher": pair.teacher}, mixed_precision),
         **more,
     }

@@ -68,8 +68,8 @@ class ProbeCallback(TrainerCallback):
     Parameters
     ----------
     teacher : PreTrainedModel or str or Path
-        A causal LM of the student's vocabulary; a name is loaded (in float32) when training
-        begins. It is moved to the student's device.
+        A causal LM of the student's vocabulary; a name is loaded when training begins. It is moved
+        to the student's device.
     prompts : sequence of Prompt or str or Path
         The same prompts for every probe; or a file, directory or data set of them for
         `opdprobe.load_prompts`, which is read when training begins; or rows. Both models see them
@@ -102,6 +102,11 @@ class ProbeCallback(TrainerCallback):
         Seed of the rollouts.
     temperature : float
         Temperature of sampling and of the recorded distributions.
+    teacher_dtype : str or torch.dtype, optional
+        Dtype of a teacher that is given by name; by default bfloat16 on an accelerator and float32
+        on a CPU.
+    attn_implementation : str, optional
+        How such a teacher computes attention; see `opdprobe.load_model`.
 
     Raises
     ------
@@ -157,6 +162,8 @@ class ProbeCallback(TrainerCallback):
         teacher_tokenizer: PreTrainedTokenizerBase | None = None,
         seed: int = 0,
         temperature: float = 1.0,
+        teacher_dtype: str | torch.dtype | None = None,
+        attn_implementation: str | None = None,
     ):
         self.config = ProbeConfig(
             k=k,
@@ -168,6 +175,10 @@ class ProbeCallback(TrainerCallback):
         )
         self.every = every
         self.teacher = teacher
+        self._loading = {
+            "teacher_dtype": teacher_dtype,
+            "attn_implementation": attn_implementation,
+        }
         self.prompts = prompts
         self.max_prompt_length = max_prompt_length
         self.on_error: OnError = on_error
@@ -221,7 +232,9 @@ class ProbeCallback(TrainerCallback):
                 ", ".join(args.report_to),
             )
         with undisturbed(student), _precision(args, student):
-            pair = make_pair(student, self.teacher, tokenizer, self.teacher_tokenizer)
+            pair = make_pair(
+                student, self.teacher, tokenizer, self.teacher_tokenizer, **self._loading
+            )
         self._pair = pair
         self._encoded, described = encode(
             tokenizer,
@@ -242,6 +255,7 @@ class ProbeCallback(TrainerCallback):
                 recorded_by="ProbeCallback",
                 k=self.config.k,
                 temperature=self.config.temperature,
+                mixed_precision="bf16" if args.bf16 else "fp16" if args.fp16 else "no",
                 top_p=1.0,
                 seed=self.config.seed,
                 **described,

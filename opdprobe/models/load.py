@@ -8,18 +8,13 @@ from __future__ import annotations
 import copy
 import hashlib
 import importlib.util
-import logging
 import re
-import struct
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from huggingface_hub.errors import StrictDataclassError
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -32,6 +27,7 @@ from transformers import (
 
 from opdprobe.errors import ConfigError, ModelError
 from opdprobe.models.adapters import merge_adapter
+from opdprobe.models.devices import resolve_device, resolve_dtype
 from opdprobe.models.files import (
     adapter_base,
     is_adapter,
@@ -40,7 +36,9 @@ from opdprobe.models.files import (
     wrapper,
 )
 from opdprobe.models.head import Body, Head, split_head
+from opdprobe.models.quiet import bars_on_terminals, without_load_report
 from opdprobe.models.sharding import full
+from opdprobe.models.unreadable import UNREADABLE, check_attention, explained, first_line
 from opdprobe.models.vocabulary import shared_vocabulary, shared_width, tokenizer_hash
 
 __all__ = [
@@ -59,12 +57,6 @@ __all__ = [
 ]
 
 _HUB_ID = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
-# What transformers raises when files are absent, torn, of an unknown kind or contradictory: damaged
-# configurations and tokenizers have raised each of these.
-_UNREADABLE = (
-    *(OSError, ValueError, LookupError, SafetensorError, struct.error, StrictDataclassError),
-    *(AttributeError, TypeError, ArithmeticError, RuntimeError),
-)
 # Weights that no logit depends on: layers that predict further tokens, buffers that old releases
 # saved, value heads.
 _UNUSED = re.compile(
@@ -77,8 +69,9 @@ _OTHER_SENSES = re.compile(r"(^|[._])(vision|visual|image|audio|multi_modal|mm)[
 def load_model(
     name_or_path: str | Path,
     *,
-    dtype: torch.dtype = torch.float32,
-    device: str | torch.device | None = None,
+    device: str | torch.device | None = "auto",
+    dtype: str | torch.dtype | None = None,
+    attn_implementation: str | None = None,
     trust_remote_code: bool = False,
     base: str | Path | None = None,
 ) -> PreTrainedModel:
@@ -92,11 +85,17 @@ def load_model(
         also relative to the adapter, or a hub id); or verl's `global_step_N`, merged. Of a
         vision-language model, text passes the language model alone. ``ADAPTER@BASE`` also names the
         base of an adapter, wherever a model is named.
-    dtype : torch.dtype
-        The weights' dtype. float32 is right on a CPU and for a student in training; on a GPU a
-        teacher is usually kept in ``torch.bfloat16``. GGUF weights are dequantised to it.
     device : str or torch.device, optional
-        Where the model goes; the CPU by default.
+        Where the model goes: ``"cpu"``, ``"cuda"``, ``"cuda:1"``, ``"mps"``, ``"xpu"``; ``"auto"``
+        is the machine's accelerator, or the CPU if there is none. In one of several processes
+        that a launcher started, ``"auto"`` is the CPU: what runs the model moves it.
+    dtype : str or torch.dtype, optional
+        The weights' dtype: ``"float32"`` (default), which is right for a student in training and
+        on a CPU, ``"bfloat16"``, ``"float16"``, or ``"auto"``, the one they were saved in. GGUF
+        weights are dequantised to it.
+    attn_implementation : str, optional
+        How attention is computed, by transformers' names: ``"sdpa"``, ``"eager"``,
+        ``"flash_attention_2"``, …; by default, transformers chooses.
     trust_remote_code : bool
         Run modelling code that comes with the weights.
     base : str or Path, optional
@@ -114,6 +113,11 @@ def load_model(
         incomplete, or not all used; they are those of a wrapped model; an adapter's base is not
         found, or `base` is given for a model that is no adapter; a package is missing (`gguf`,
         `peft`, or the one that unpacks quantised weights).
+    ConfigError
+        The machine has no such device, or a dtype or way of attention is unknown or cannot be
+        used.
+    OutOfMemoryError
+        The model does not fit into the device's memory.
 
     Notes
     -----
@@ -129,42 +133,46 @@ def load_model(
     ...
     opdprobe.errors.ModelError: ./no/such/model: no such file or directory; expected ...
     """
-    named, base = _named_base(name_or_path, base)
-    name, extra = _source(named, weights=True)
+    place, precision = resolve_device(device), resolve_dtype(dtype)
+    check_attention(attn_implementation, precision)
+    explain = explained(name_or_path, place, attn_implementation)
+    with explain, bars_on_terminals(), without_load_report():
+        model = _loaded(name_or_path, base, precision, attn_implementation, trust_remote_code)
+        return model.to(place).eval()  # pyright: ignore[reportArgumentType]  # transformers' stub of `to`
+
+
+def _loaded(
+    name_or_path: str | Path,
+    base: str | Path | None,
+    dtype: torch.dtype | str,
+    attn_implementation: str | None,
+    trust_remote_code: bool,
+) -> PreTrainedModel:
+    """Load a model on the CPU."""
+    named, base = named_base(name_or_path, base)
+    name, extra = source(named, weights=True)
     if base is not None and (extra or not is_adapter(Path(name))):
         raise ModelError(f"{named}: not an adapter, so it has no base model: leave out {base}.")
+    how = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     gguf_config = getattr(transformers, "GgufConfig", None)
     if "gguf_file" in extra and gguf_config is not None:
         # Newer transformers may keep the weights packed; those can be neither trained nor sliced.
         extra["quantization_config"] = gguf_config(extra["gguf_file"], dequantize=True)
     if not extra and is_adapter(Path(name)):
-        model: Any = _adapted(Path(name), base, dtype, trust_remote_code)
+        model: Any = _adapted(Path(name), base, dtype, attn_implementation, trust_remote_code)
         # A run should name the adapter, not its base.
         model.config._name_or_path = model.name_or_path = str(name_or_path)
-        return model.to(device).eval() if device is not None else model.eval()
+        return model
     options: dict[str, Any] = {
         "dtype": dtype,
         "use_safetensors": True,
         "ignore_mismatched_sizes": True,  # listed in `info`, and refused below
         "trust_remote_code": trust_remote_code,
         "output_loading_info": True,
+        **how,
         **extra,
     }
-    try:
-        with _without_report():
-            kind = _auto_class(name, trust_remote_code, extra)
-            loaded: Any = kind.from_pretrained(name, **options)
-    except ImportError as error:
-        raise ModelError(
-            f"{name_or_path}: the model needs a package that is not installed, such as the one "
-            f"that unpacks quantised weights: {_first_line(error).rstrip('.')}. Install it, or "
-            "take a checkpoint that is not quantised."
-        ) from error
-    except _UNREADABLE as error:
-        raise ModelError(
-            f"{name_or_path}: the model does not load: {_first_line(error)}; expected a causal "
-            "language model, as save_pretrained writes it."
-        ) from error
+    loaded: Any = auto_class(name, trust_remote_code, extra).from_pretrained(name, **options)
     model, info = loaded
     if getattr(model, "_hf_peft_config_loaded", False):
         raise ModelError(
@@ -177,10 +185,10 @@ def load_model(
             "compute a text's logits from the text alone; expected a causal language model: save "
             "its language model by itself."
         )
-    return model.to(device).eval() if device is not None else model.eval()
+    return model
 
 
-def _auto_class(name: str, trust_remote_code: bool, extra: Mapping[str, Any]) -> Any:
+def auto_class(name: str, trust_remote_code: bool, extra: Mapping[str, Any]) -> Any:
     """Choose what loads a model: for some vision-language models, not AutoModelForCausalLM."""
     if extra:
         return AutoModelForCausalLM
@@ -254,30 +262,13 @@ def _reads_text(model: PreTrainedModel) -> bool:
             model.eval()(input_ids=ids[:, :n], position_ids=positions[:, :n]).logits[:, :4].float()
             for n in (8, 4)
         )
-    except (*_UNREADABLE, AssertionError):
+    except (*UNREADABLE, AssertionError):
         return False
     tolerance = 64 * torch.finfo(model.dtype).eps
     return torch.allclose(whole, part, rtol=tolerance, atol=tolerance * float(part.abs().max()))
 
 
-@contextmanager
-def _without_report() -> Iterator[None]:
-    """Leave out transformers' table of weights that do not fit: `_check_weights` names one."""
-
-    def wanted(record: logging.LogRecord) -> bool:
-        return "LOAD REPORT" not in record.getMessage()
-
-    places = [f"transformers.{name}" for name in ("modeling_utils", "utils.loading_report")]
-    for place in places:
-        logging.getLogger(place).addFilter(wanted)
-    try:
-        yield
-    finally:
-        for place in places:
-            logging.getLogger(place).removeFilter(wanted)
-
-
-def _named_base(name: str | Path, base: str | Path | None) -> tuple[str | Path, str | Path | None]:
+def named_base(name: str | Path, base: str | Path | None) -> tuple[str | Path, str | Path | None]:
     """Split ``ADAPTER@BASE``, unless a file has that name or `base` is given."""
     if base is not None or not isinstance(name, str) or "@" not in name or Path(name).exists():
         return name, base
@@ -286,12 +277,22 @@ def _named_base(name: str | Path, base: str | Path | None) -> tuple[str | Path, 
 
 
 def _adapted(
-    directory: Path, base: str | Path | None, dtype: torch.dtype, trust_remote_code: bool
+    directory: Path,
+    base: str | Path | None,
+    dtype: torch.dtype | str,
+    attn_implementation: str | None,
+    trust_remote_code: bool,
 ) -> PreTrainedModel:
-    """Load an adapter's base and merge the adapter into it."""
+    """Load an adapter's base on the CPU and merge the adapter into it."""
     named = adapter_base(directory) if base is None else base
     try:
-        model = load_model(named, dtype=dtype, trust_remote_code=trust_remote_code)
+        model = load_model(
+            named,
+            device="cpu",
+            dtype=dtype,
+            attn_implementation=attn_implementation,
+            trust_remote_code=trust_remote_code,
+        )
     except ModelError as error:
         raise ModelError(
             f"{directory}: an adapter, and its base model does not load: {error} If the base is "
@@ -325,8 +326,8 @@ def load_tokenizer(
     ModelError
         `name_or_path` does not exist or has no tokenizer, or the `gguf` package is missing.
     """
-    named, base = _named_base(name_or_path, base)
-    name, extra = _source(named, weights=False)
+    named, base = named_base(name_or_path, base)
+    name, extra = source(named, weights=False)
     directory = Path(name)
     if not extra and not any(directory.glob("tokenizer*")) and is_adapter(directory):
         base = adapter_base(directory) if base is None else base
@@ -335,12 +336,12 @@ def load_tokenizer(
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **extra)
     except Exception as error:
         # The tokenizer's Rust part raises a bare Exception for a damaged tokenizer.json.
-        if not isinstance(error, _UNREADABLE) and type(error) is not Exception:
+        if not isinstance(error, UNREADABLE) and type(error) is not Exception:
             raise
         if Path(name).is_dir() and not extra and not (Path(name) / "tokenizer.json").is_file():
             reason = "no tokenizer.json in this directory"
         else:
-            reason = _first_line(error)
+            reason = first_line(error)
         raise ModelError(
             f"{name_or_path}: the tokenizer does not load: {reason}; expected a tokenizer as "
             "save_pretrained writes it, beside the model."
@@ -465,14 +466,7 @@ def weight_hash(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def _first_line(error: BaseException) -> str:
-    """First line of an error's message, without the pages of advice that transformers adds."""
-    text = str(error).strip().partition("\n")[0].rstrip(": ")
-    # A KeyError's message is only the key.
-    return f"{type(error).__name__} {text}" if isinstance(error, LookupError) or not text else text
-
-
-def _source(name_or_path: str | Path, *, weights: bool) -> tuple[str, dict[str, Any]]:
+def source(name_or_path: str | Path, *, weights: bool) -> tuple[str, dict[str, Any]]:
     """Resolve to the name and extra arguments that transformers loads from, or raise."""
     name, path = str(name_or_path), Path(name_or_path).expanduser()
     if path.suffix == ".gguf":

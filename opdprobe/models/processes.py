@@ -129,6 +129,10 @@ class Processes:
                 self.gather(error)
             raise
 
+    def leave(self) -> None:
+        """Exchange no further error: the others cannot answer, and the launcher stops them."""
+        self._failed = True
+
     def main_first(self, work: Callable[[], T]) -> T:
         """Run `work` in the main process first, then in the others."""
         if not self.is_main:

@@ -1,6 +1,7 @@
 """The measurements of a preflight, one function each."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,10 +18,11 @@ from opdprobe.probes.quantities import MAIN, QUANTITIES
 from opdprobe.rollout.batches import batches
 from opdprobe.rollout.continuation import Sampling, token_rows
 from opdprobe.rollout.grade import Grader, grade_rollouts
+from opdprobe.rollout.memory import halving, sample_in_parts
 from opdprobe.rollout.pair import Pair, in_rollout_order
 from opdprobe.rollout.prompts import EncodedPrompt, Prompt, has_conversation
 from opdprobe.rollout.rows import record_dataset
-from opdprobe.rollout.sample import Rollouts, sample, step_generator
+from opdprobe.rollout.sample import Rollouts, step_generator
 from opdprobe.rollout.score import score
 from opdprobe.store.step import estimate_bytes
 from opdprobe.train.recipes.repetition import REPETITIVE, compression
@@ -50,7 +52,7 @@ def sampled(
         batch = order[
             start : start + max(1, sampling.micro_batch_tokens // (longest * num_generations))
         ]
-        rollouts = sample(
+        rollouts = sample_in_parts(
             model,
             [prompts[i].ids for i in batch],
             num_generations=num_generations,
@@ -105,17 +107,26 @@ def recorded(
     of_state = np.repeat(rollouts.prompt_index, lengths)
     share = min(1.0, n_hidden / len(of_state))
     kept = np.random.default_rng(0).random(len(of_state)) < share
-    parts, hidden, teacher_hidden, prompt = [], [], [], []
-    with evaluating(pair.student), evaluating(pair.teacher):
-        for part in pair.scored(
-            rollouts, k=k, temperature=temperature, micro_batch_tokens=micro_batch_tokens
-        ):
+
+    def scored(tokens: int) -> tuple[list[Any], ...]:
+        parts, hidden, teacher_hidden, prompt = [], [], [], []
+        for part in pair.scored(rollouts, k=k, temperature=temperature, micro_batch_tokens=tokens):
             state = part.batch.state
             parts.append((state, part.scores.cpu()))
             rows = torch.as_tensor(kept[state.numpy()]).nonzero()[:, 0]
             prompt.append(of_state[state[rows].numpy()])
             hidden.append(part.hidden[rows.to(part.hidden.device)])
             teacher_hidden.append(part.teacher_hidden[rows.to(part.hidden.device)])
+        return parts, hidden, teacher_hidden, prompt
+
+    with evaluating(pair.student), evaluating(pair.teacher):
+        (parts, hidden, teacher_hidden, prompt), _ = halving(
+            scored,
+            rollouts,
+            micro_batch_tokens=micro_batch_tokens,
+            device=pair.student.device,
+            doing="scoring",
+        )
     scores = in_rollout_order(parts)
     states = States(
         torch.cat(hidden),
@@ -193,19 +204,27 @@ def noise_floor(pair: Pair, rollouts: Rollouts, k: int, temperature: float) -> d
         [rollouts.finished[i] for i in rows],
         rows,
     )
+
+    def hidden_states(tokens: int) -> tuple[list[Any], ...]:
+        hidden, ids, order = [], [], []
+        for batch in batches(
+            some, micro_batch_tokens=tokens, pad_id=pair.pad_id, device=pair.student.device
+        ):
+            hidden.append(batch.hidden(pair.student_body))
+            ids.append(batch.sampled_ids)
+            order.append(batch.state)
+        return hidden, ids, order
+
     passes = []
     with evaluating(pair.student):
         for micro_batch_tokens in (16384, 1):
-            hidden, ids, order = [], [], []
-            for batch in batches(
+            (hidden, ids, order), _ = halving(
+                hidden_states,
                 some,
                 micro_batch_tokens=micro_batch_tokens,
-                pad_id=pair.pad_id,
                 device=pair.student.device,
-            ):
-                hidden.append(batch.hidden(pair.student_body))
-                ids.append(batch.sampled_ids)
-                order.append(batch.state)
+                doing="scoring",
+            )
             place = torch.cat(order).argsort().to(hidden[0].device)
             passes.append((torch.cat(hidden)[place], torch.cat(ids)[place]))
     (together, sampled_ids), (alone, _) = passes

@@ -13,12 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from opdprobe.errors import ConfigError
 from opdprobe.models.adapters import causal_lm, is_adapted, switched_off
+from opdprobe.models.devices import precision
 from opdprobe.preflight import measure
 from opdprobe.preflight.answers import Answers, accuracies, continuation, tried
 from opdprobe.preflight.estimates import Number, prompt_mean
@@ -31,6 +33,13 @@ from opdprobe.rollout.prompt_attrs import template_attrs
 from opdprobe.rollout.prompt_files import as_prompts
 from opdprobe.rollout.prompts import EncodedPrompt, OnError, Prompt, encode_prompts
 from opdprobe.rollout.sample import Rollouts
+from opdprobe.train.memory import Job
+
+MICRO_BATCH_TOKENS = 2048
+"""Most tokens in a scored micro-batch, by default: the most that one holds on a CPU."""
+
+# Sampling holds this number of times as many tokens.
+_SAMPLED = 8
 
 
 @dataclass(frozen=True)
@@ -122,8 +131,12 @@ def preflight(
     chat_template_kwargs: Mapping[str, Any] | None = None,
     system_prompt: str | None = None,
     on_error: OnError = "raise",
-    micro_batch_tokens: int = 2048,
+    micro_batch_tokens: int = MICRO_BATCH_TOKENS,
     seed: int = 0,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype | None = None,
+    teacher_dtype: str | torch.dtype | None = None,
+    attn_implementation: str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Preflight:
     """Measure, without training, whether a teacher suits a student.
@@ -170,6 +183,9 @@ def preflight(
         The default is the most that a micro-batch holds on a CPU.
     seed
         Seed of the choice of prompts and of sampling.
+    device, dtype, teacher_dtype, attn_implementation
+        Where models that are given by name go, and how they compute; see
+        `opdprobe.rollout.pair.Pair.load`.
     on_progress
         Called with (parts done, number of parts).
 
@@ -213,7 +229,16 @@ def preflight(
     if seed < 0:
         raise ConfigError(f"seed = {seed}; expected 0 or more.")
     names = [_name(student), _name(teacher)]
-    pair = Pair.load(student, teacher, tokenizer=tokenizer, teacher_tokenizer=teacher_tokenizer)
+    pair = Pair.load(
+        student,
+        teacher,
+        tokenizer=tokenizer,
+        teacher_tokenizer=teacher_tokenizer,
+        device=device,
+        dtype=dtype,
+        teacher_dtype=teacher_dtype,
+        attn_implementation=attn_implementation,
+    )
     tokenizer = pair.tokenizer
     if k > pair.width:
         raise ConfigError(
@@ -240,7 +265,7 @@ def preflight(
         temperature,
         seed=seed,
         width=pair.width,
-        micro_batch_tokens=8 * micro_batch_tokens,
+        micro_batch_tokens=_SAMPLED * micro_batch_tokens,
     )
     phases = _Phases(pair, grader, sampling, num_generations, k, micro_batch_tokens)
     clock = _Clock(4 + (grader is not None) + len(others), on_progress)
@@ -285,6 +310,7 @@ def preflight(
                 tokenizer, encoded, chat_template_kwargs, system_prompt
             ),
             "states": n_tokens,
+            **precision({"student": pair.student, "teacher": pair.teacher}),
         },
         states=measure.means(step),
         by_position=measure.by_position(step),
@@ -302,6 +328,25 @@ def preflight(
             2 * clock.seconds["score"] / n_tokens,
         ),
         seconds=clock.seconds,
+    )
+
+
+def planned(
+    n_prompts: int,
+    num_generations: int,
+    prompt_length: int,
+    max_completion_length: int,
+    micro_batch_tokens: int = MICRO_BATCH_TOKENS,
+) -> Job:
+    """Return the sizes of a preflight, by which its memory is estimated before it."""
+    length = prompt_length + max_completion_length
+    at_once = _SAMPLED * micro_batch_tokens // (length * num_generations)
+    return Job(
+        rollouts=min(n_prompts, max(1, at_once)) * num_generations,
+        prompt_length=prompt_length,
+        max_completion_length=max_completion_length,
+        micro_batch_tokens=micro_batch_tokens,
+        sampled=("student", "teacher"),
     )
 
 

@@ -227,6 +227,6 @@ def _restricted(head: Head, tokens: Tensor) -> Head:
 
 
 def _prompt_means(values: Tensor, prompt: NDArray[np.intp], n: int) -> NDArray[np.float64]:
-    total = np.bincount(prompt, values.double().cpu().numpy(), minlength=n)
+    total = np.bincount(prompt, values.cpu().double().numpy(), minlength=n)
     count = np.bincount(prompt, minlength=n)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)

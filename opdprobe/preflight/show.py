@@ -34,10 +34,15 @@ def rendered(result: Preflight) -> RenderableType:
         f"k = {s['k']} of {s['vocabulary']} tokens; 95 % intervals"
     )
     form = prompt_form(s)
+    computed = Text(
+        f"computed on {s['device']}: student {s['dtype']['student']} "
+        f"({s['attn_implementation']['student']}), teacher {s['dtype']['teacher']} "
+        f"({s['attn_implementation']['teacher']})"
+    )
     tables = [_states(result), _answers(result), _positions(result)]
     if result.templates:
         tables.append(_templates(result.templates))
-    parts: list[RenderableType] = [title, *([Text(f"Prompts: {form}")] if form else [])]
+    parts: list[RenderableType] = [title, computed, *([Text(f"Prompts: {form}")] if form else [])]
     for table in tables:
         parts += [Text(), table]
     parts += [Text(), *(Text(line) for line in _lines(result))]

@@ -94,9 +94,8 @@ def batches(
     order = sorted(
         (i for i, r in enumerate(rollouts.response_ids) if r), key=lambda i: -n_inputs[i]
     )
-    cost = _PASS
-    if torch.device(device).type == "cpu":
-        cost, micro_batch_tokens = _PASS_CPU, min(micro_batch_tokens, _MOST_TOKENS_CPU)
+    cost = _PASS_CPU if torch.device(device).type == "cpu" else _PASS
+    micro_batch_tokens = most_tokens(micro_batch_tokens, device)
     start = 0
     # The rows of a class are adjacent, since a class is a range of lengths.
     classes = groupby((n_inputs[i] for i in order), key=apart)
@@ -120,6 +119,12 @@ def batches(
             sampled_ids=torch.tensor(sampled, device=device),
             state=torch.tensor(state),
         )
+
+
+def most_tokens(micro_batch_tokens: int, device: torch.device | str) -> int:
+    """Return the most tokens that a micro-batch of several rollouts holds on a device."""
+    on_cpu = torch.device(device).type == "cpu"
+    return min(micro_batch_tokens, _MOST_TOKENS_CPU) if on_cpu else micro_batch_tokens
 
 
 def _sizes(lengths: Sequence[int], micro_batch_tokens: int, cost: int) -> list[int]:

@@ -12,8 +12,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from opdprobe.errors import ConfigError, PromptError
 from opdprobe.models.vocabulary import eos_ids, padding_id
 from opdprobe.rollout.grade import Grader, grade_rollouts
+from opdprobe.rollout.memory import sample_in_parts
 from opdprobe.rollout.prompts import Prompt
-from opdprobe.rollout.sample import sample, step_generator
+from opdprobe.rollout.sample import step_generator
 
 
 @dataclass(frozen=True)
@@ -167,7 +168,7 @@ def continued(
     scores = np.full(len(own), np.nan)
     for number, batch in enumerate(_batches(going, starts, cuts, sampling)):
         room = [sampling.max_completion_length - cuts[i] for i in batch]
-        rollouts = sample(
+        rollouts = sample_in_parts(
             model,
             [starts[i] + prefixes[i] for i in batch],
             max_completion_length=max(room),

@@ -11,10 +11,11 @@ from opdprobe.models.positions import check_length
 from opdprobe.models.processes import Processes
 from opdprobe.models.vocabulary import eos_ids
 from opdprobe.rollout.grade import Grader, grade_rollouts
+from opdprobe.rollout.memory import halving, sample_in_parts
 from opdprobe.rollout.pair import Pair, in_rollout_order
 from opdprobe.rollout.prompts import EncodedPrompt, has_conversation
 from opdprobe.rollout.rows import record_dataset
-from opdprobe.rollout.sample import sample, step_generator
+from opdprobe.rollout.sample import step_generator
 
 
 @torch.no_grad()
@@ -83,7 +84,7 @@ def probe(
         )
     prompts = prompts[share]
     check_length(pair.teacher, [p.ids for p in prompts], max_completion_length)
-    rollouts = sample(
+    rollouts = sample_in_parts(
         pair.student,
         [p.ids for p in prompts],
         num_generations=num_generations,
@@ -100,10 +101,16 @@ def probe(
     if grader is not None:
         correct = grade_rollouts(pair.tokenizer, rollouts.response_ids, own, grader)
     with evaluating(pair.student), evaluating(pair.teacher):
-        parts = [
-            (part.batch.state, part.scores.cpu())
-            for part in pair.scored(
-                rollouts, k=k, temperature=temperature, micro_batch_tokens=micro_batch_tokens
-            )
-        ]
+        parts, _ = halving(
+            lambda tokens: [
+                (part.batch.state, part.scores.cpu())
+                for part in pair.scored(
+                    rollouts, k=k, temperature=temperature, micro_batch_tokens=tokens
+                )
+            ],
+            rollouts,
+            micro_batch_tokens=micro_batch_tokens,
+            device=pair.student.device,
+            doing="scoring",
+        )
     return record_dataset(step, rollouts, in_rollout_order(parts), own, correct)

@@ -25,6 +25,7 @@ logger = logging.getLogger("opdprobe")
 # faster (a smaller weight stays in the cache), with more rows the gain is small.
 _MIN_ROWS, _MAX_ROWS = 4, 32
 _MIN_ELEMENTS = 2**18
+_CPU = torch.device("cpu")
 
 
 @contextmanager
@@ -44,11 +45,7 @@ def packed_weights(model: nn.Module, rows: int) -> Iterator[None]:
     rows
         Rows that most products in the block will have.
     """
-    pays = (
-        _MIN_ROWS <= rows <= _MAX_ROWS
-        and torch.backends.mkldnn.is_available()
-        and not torch.is_autocast_enabled("cpu")
-    )
+    pays = packs(rows) and not torch.is_autocast_enabled("cpu")
     layers = [layer for layer in model.modules() if pays and _is_large(layer)]
     if layers and not _works():
         layers = []
@@ -60,6 +57,16 @@ def packed_weights(model: nn.Module, rows: int) -> Iterator[None]:
     finally:
         for layer in layers:
             vars(layer).pop("forward", None)
+
+
+def packs(rows: int, device: torch.device = _CPU, dtype: torch.dtype = torch.float32) -> bool:
+    """Whether large layers with weights of a dtype on a device are packed for so many rows."""
+    return (
+        _MIN_ROWS <= rows <= _MAX_ROWS
+        and device.type == "cpu"
+        and dtype == torch.float32
+        and torch.backends.mkldnn.is_available()
+    )
 
 
 def _is_large(layer: nn.Module) -> TypeGuard[nn.Linear]:

@@ -1,5 +1,6 @@
 """A student and a teacher that share one vocabulary, ready to be scored at the same states."""
 
+import logging
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from opdprobe.errors import ConfigError
 from opdprobe.models.adapters import causal_lm, is_adapted, without_adapters
+from opdprobe.models.devices import resolve_device, resolve_dtype, teacher_default
 from opdprobe.models.head import split_head
 from opdprobe.models.lengths import ApartBody
 from opdprobe.models.load import load_model, load_tokenizer
@@ -20,6 +22,8 @@ from opdprobe.models.vocabulary import padding_id, shared_vocabulary, shared_wid
 from opdprobe.rollout.batches import Batch, batches
 from opdprobe.rollout.sample import Rollouts
 from opdprobe.rollout.score import Scores, score
+
+logger = logging.getLogger("opdprobe")
 
 
 @dataclass(frozen=True)
@@ -112,9 +116,14 @@ class Pair:
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
         teacher_tokenizer: PreTrainedTokenizerBase | None = None,
-        device: torch.device | None = None,
+        device: str | torch.device | None = "auto",
+        dtype: str | torch.dtype | None = None,
+        teacher_dtype: str | torch.dtype | None = None,
+        attn_implementation: str | None = None,
     ) -> "Pair":
         """Load models that are given by name or path, and make a pair.
+
+        The tokenizers are compared before any weights are read.
 
         Parameters
         ----------
@@ -125,30 +134,61 @@ class Pair:
         teacher_tokenizer
             Compared with `tokenizer` if given. Read from `teacher` if that is a name or path.
         device
-            Where both models go; by default they stay where they are.
+            Where both models go. By default ("auto"), a model that is already loaded stays where it
+            is, and the other goes there; if neither is loaded, both go to the machine's
+            accelerator, or stay on the CPU if there is none.
+        dtype
+            Dtype of a model that is given by name, as for `opdprobe.load_model`; float32 by
+            default, but bfloat16 for a teacher on an accelerator.
+        teacher_dtype
+            The teacher's, if it is given by name; by default as `dtype` says.
+        attn_implementation
+            How models that are given by name compute attention, as for `opdprobe.load_model`.
 
         Raises
         ------
         ModelError
             A model or tokenizer does not load.
         ConfigError
-            The student is already loaded, and `tokenizer` is missing.
+            The student is already loaded, and `tokenizer` is missing; or the machine has no such
+            device.
         VocabularyError
             The tokenizers differ; names the first differing token.
+        OutOfMemoryError
+            A model does not fit into the device's memory.
         """
+        loaded = [model for model in (student, teacher) if isinstance(model, nn.Module)]
+        if loaded and (device is None or str(device) == "auto"):
+            place, stays = causal_lm(loaded[0]).device, len(loaded) == 2
+        else:
+            place, stays = resolve_device(device), False
+        theirs = teacher_default(place, dtype, teacher_dtype)
+        resolve_dtype(dtype)
         if isinstance(student, str | Path):
             tokenizer = tokenizer or load_tokenizer(student)
-            student = load_model(student)
         if isinstance(teacher, str | Path):
             teacher_tokenizer = teacher_tokenizer or load_tokenizer(teacher)
-            teacher = load_model(teacher)
         if tokenizer is None:
             raise ConfigError("pass tokenizer= along with a student that is already loaded.")
+        if teacher_tokenizer is not None:
+            shared_vocabulary(tokenizer, teacher_tokenizer)
+        if isinstance(student, str | Path):
+            student = load_model(
+                student, device=place, dtype=dtype, attn_implementation=attn_implementation
+            )
+        if isinstance(teacher, str | Path):
+            if dtype is None and teacher_dtype is None and theirs is torch.bfloat16:
+                logger.info("%s is loaded in bfloat16, the default on %s.", teacher, place)
+            teacher = load_model(
+                teacher, device=place, dtype=theirs, attn_implementation=attn_implementation
+            )
         models: tuple[Any, Any] = student, teacher
         for model in models:
-            if device is not None and causal_lm(model).device != device:
-                model.to(device)
-        return cls(student, teacher, tokenizer, teacher_tokenizer)
+            if not stays and causal_lm(model).device != place:
+                model.to(place)
+        pair = cls(student, teacher, tokenizer)
+        pair.teacher_tokenizer = teacher_tokenizer  # compared above
+        return pair
 
     def scored(
         self,

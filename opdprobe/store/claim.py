@@ -41,22 +41,32 @@ def refuse_other_files(
             )
 
 
+# Set since 0.2: what an older run or cold start lacks is not a difference.
+_NEW = ("chat_template", "dtype", "attn_implementation", "mixed_precision")
+# Describe the code and the machine, not the experiment.
+_MAY_CHANGE = ("schema_version", "versions", "commit", "device")
+
+
 def differences(
     old: Mapping[str, Any], new: Mapping[str, Any], ignore: tuple[str, ...] = ()
 ) -> str:
-    """List what differs between two nested mappings, key by key.
+    """List what differs between two nested mappings of settings, key by key.
+
+    The versions, the commit and the device may differ, and what is in `ignore`, and a precision or
+    a chat template that the old mapping does not tell.
 
     Examples
     --------
     >>> differences({"a": {"b": 1}, "c": 0}, {"a": {"b": 2}, "c": 0})
     'a.b: 1 before, 2 now'
     """
+    left_out = {*_MAY_CHANGE, *ignore, *(name for name in _NEW if name not in old)}
     before = {key: repr(value) for key, value in _flatten(old).items()}
     now = {key: repr(value) for key, value in _flatten(new).items()}
     return "; ".join(
         f"{key}: {before.get(key, 'absent')} before, {now.get(key, 'absent')} now"
         for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key) and key.split(".")[0] not in ignore
+        if before.get(key) != now.get(key) and key.split(".")[0] not in left_out
     )
 
 

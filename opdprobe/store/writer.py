@@ -30,11 +30,6 @@ from opdprobe.store.step import write_step_file
 from opdprobe.store.step_parts import Part, list_files, step_path
 
 _LIBRARIES = ("opdprobe", "numpy", "xarray", "zarr", "torch", "transformers")
-# Attributes that may differ when a run is continued: they describe the code, not the experiment.
-# The last two only decide which prompts are left out, and the prompts themselves are identified.
-_MAY_CHANGE = ("schema_version", "versions", "commit", "max_prompt_length", "on_error")
-# Attributes that older runs lack.
-_MAY_BE_ABSENT = ("chat_template",)
 
 
 class RunWriter:
@@ -66,7 +61,7 @@ class RunWriter:
     ------
     StoreError
         The directory already holds a run and `resume` is false; it holds another run (an attribute
-        other than ``commit`` differs); or it holds other files.
+        other than ``commit``, ``versions`` and ``device`` differs); or it holds other files.
     ConfigError
         The run has another config; the message lists the old and new value of each changed key.
 
@@ -138,8 +133,8 @@ class RunWriter:
                 f"{self.path} holds a run already ({len(run.steps)} recorded steps): "
                 "resume it, or choose another directory."
             )
-        absent = tuple(name for name in _MAY_BE_ABSENT if name not in run.attrs)
-        if changes := differences(run.attrs, attrs, ignore=(*_MAY_CHANGE, *absent)):
+        # These only decide which prompts are left out, and the prompts themselves are identified.
+        if changes := differences(run.attrs, attrs, ignore=("max_prompt_length", "on_error")):
             raise StoreError(
                 f"{self.path} holds a different run: {changes}; choose another directory."
             )

@@ -9,8 +9,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from opdprobe.models.processes import Processes
 from opdprobe.models.vocabulary import eos_ids, padding_id
 from opdprobe.rollout.grade import Grader, grade_rollouts
+from opdprobe.rollout.memory import sample_in_parts
 from opdprobe.rollout.prompts import EncodedPrompt, has_conversation
-from opdprobe.rollout.sample import sample, step_generator
+from opdprobe.rollout.sample import step_generator
 
 # Rollouts sampled at once during evaluation: bounds the memory of the cache.
 _EVAL_ROWS = 2048
@@ -68,7 +69,7 @@ def evaluate(
         own = chunk[share]
         graded: list[float] = []
         if own:
-            rollouts = sample(
+            rollouts = sample_in_parts(
                 model,
                 [p.ids for p in own],
                 num_generations=num_generations,

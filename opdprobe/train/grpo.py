@@ -15,8 +15,9 @@ from opdprobe.models.head import split_head
 from opdprobe.models.vocabulary import eos_ids, padding_id
 from opdprobe.rollout.batches import batches
 from opdprobe.rollout.grade import Grader, grade_rollouts
+from opdprobe.rollout.memory import halving, sample_in_parts
 from opdprobe.rollout.prompts import EncodedPrompt, Prompt, has_conversation
-from opdprobe.rollout.sample import Rollouts, sample, step_generator
+from opdprobe.rollout.sample import Rollouts, step_generator
 from opdprobe.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from opdprobe.train.config import GRPOConfig
 from opdprobe.train.losses import weighted_nll
@@ -91,9 +92,10 @@ def grpo(
     if run_dir is not None and (checkpoint := latest_checkpoint(run_dir)):
         load_checkpoint(checkpoint, model, optimization)
         start = checkpoint.step
+    micro_batch_tokens = config.micro_batch_tokens
     for step in range(start, config.max_steps):
         prompts = prompts_at(step)
-        rollouts = sample(
+        rollouts = sample_in_parts(
             model,
             [p.ids for p in prompts],
             num_generations=config.num_generations,
@@ -118,17 +120,34 @@ def grpo(
         per_token = advantage[useful].repeat_interleave(
             torch.tensor([len(r) for r in kept.response_ids], dtype=torch.long)
         )
-        for batch in batches(
+
+        def work(
+            tokens: int,
+            kept: Rollouts = kept,
+            per_token: torch.Tensor = per_token,
+            n_tokens: int = n_tokens,
+        ) -> None:
+            optimization.zero_grad()  # of a call that ran out of memory
+            for batch in batches(
+                kept,
+                micro_batch_tokens=tokens,
+                pad_id=padding_id(tokenizer),
+                device=model.device,
+            ):
+                hidden = batch.hidden(body)
+                weight = per_token[batch.state].to(hidden)[:, None]
+                ids = batch.sampled_ids[:, None]
+                loss = weighted_nll(hidden, head, ids, weight, config.temperature)
+                (loss / n_tokens).backward()
+                optimization.collect()
+
+        _, micro_batch_tokens = halving(
+            work,
             kept,
-            micro_batch_tokens=config.micro_batch_tokens,
-            pad_id=padding_id(tokenizer),
+            micro_batch_tokens=micro_batch_tokens,
             device=model.device,
-        ):
-            hidden = batch.hidden(body)
-            weight = per_token[batch.state].to(hidden)[:, None]
-            ids = batch.sampled_ids[:, None]
-            loss = weighted_nll(hidden, head, ids, weight, config.temperature)
-            (loss / n_tokens).backward()
+            doing="training on",
+        )
         norm = optimization.step() if useful else 0.0
         done = step + 1
         due = config.save_steps and done % config.save_steps == 0

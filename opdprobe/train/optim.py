@@ -8,14 +8,36 @@ from torch import Tensor, nn
 from transformers import get_scheduler
 
 from opdprobe.errors import ConfigError, NonFiniteError
+from opdprobe.models.devices import is_out_of_memory, out_of_memory, reason_of, resolve_dtype
 from opdprobe.models.sharding import full, on_main, part
+
+
+def refuse_float16(dtype: torch.dtype | str | None) -> None:
+    """Refuse float16 for a student that is to be trained.
+
+    Parameters
+    ----------
+    dtype
+        As for `opdprobe.load_model`.
+
+    Raises
+    ------
+    ConfigError
+        It is float16, or no dtype of weights.
+    """
+    if resolve_dtype(dtype) == torch.float16:
+        raise ConfigError(
+            "dtype = float16: the student is to be trained, and the loss is not scaled, so that "
+            "small gradients underflow to zero in float16; expected float32 or bfloat16 (auto, if "
+            "it was saved in one of these)."
+        )
 
 
 class Optimization:
     """AdamW, or Muon for matrices with AdamW for the rest, under one schedule.
 
-    A parameter in bfloat16 or float16 is trained as a float32 copy and set to it after each step.
-    With its 8 or 11 significant bits it would otherwise never change: a step at the paper's
+    A parameter in bfloat16 is trained as a float32 copy and set to it after each step.
+    With its 8 significant bits it would otherwise never change: a step at the paper's
     learning rate is less than half of the last bit.
 
     With a sharded model, each process keeps and updates only its shards, with their optimiser
@@ -37,7 +59,7 @@ class Optimization:
     Raises
     ------
     ConfigError
-        The model has no trainable parameter.
+        The model has no trainable parameter, or it is in float16.
     """
 
     def __init__(
@@ -58,6 +80,8 @@ class Optimization:
                 f"{type(model).__name__} has no trainable parameter: all have requires_grad=False. "
                 "Set it to True for some, or add an adapter."
             )
+        if any(weight.dtype == torch.float16 for weight in model.parameters()):
+            refuse_float16(torch.float16)
         named = [(n, _at_least_float32(p)) for n, p in trained]
         self._weights = [p for _, p in trained]
         self._parameters = [p for _, p in named]
@@ -128,12 +152,23 @@ class Optimization:
         ------
         NonFiniteError
             If the norm is NaN or infinite; no weight was changed.
+        OutOfMemoryError
+            There is no room for the optimiser's states.
         """
         norm = float(full(nn.utils.clip_grad_norm_(self.collect(), self._max_grad_norm)))
         if not norm < float("inf"):
             raise NonFiniteError(f"the gradient norm is {norm}; the weights were left unchanged.")
-        for optimizer in self.optimizers:
-            optimizer.step()
+        try:
+            for optimizer in self.optimizers:
+                optimizer.step()
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise out_of_memory(
+                    "the optimiser's states",
+                    "train a smaller student, an adapter, or in shards (FSDP)",
+                    reason_of(error),
+                ) from error
+            raise
         self.zero_grad()
         for scheduler in self._schedulers:
             scheduler.step()
@@ -185,6 +220,4 @@ def _mapped(state: dict[str, Any], change: Callable[[int, Tensor], Tensor]) -> d
 
 
 def _at_least_float32(parameter: Tensor) -> Tensor:
-    if parameter.dtype not in (torch.bfloat16, torch.float16):
-        return parameter
-    return parameter.detach().float()
+    return parameter.detach().float() if parameter.dtype == torch.bfloat16 else parameter

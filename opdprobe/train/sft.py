@@ -11,6 +11,7 @@ from opdprobe.errors import ConfigError
 from opdprobe.models.head import split_head
 from opdprobe.models.vocabulary import padding_id
 from opdprobe.rollout.batches import batches
+from opdprobe.rollout.memory import halving
 from opdprobe.rollout.sample import Rollouts
 from opdprobe.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from opdprobe.train.config import SFTConfig
@@ -105,22 +106,38 @@ def sft(
     if run_dir is not None and (checkpoint := latest_checkpoint(run_dir)):
         load_checkpoint(checkpoint, model, optimization)
         start = checkpoint.step
+    micro_batch_tokens = config.micro_batch_tokens
     for step in range(start, n_steps):
         prompts, responses = zip(*batch_at(step), strict=True)
         data = Rollouts(list(prompts), list(responses), [True] * len(prompts), [])
-        n_tokens, total = data.n_tokens, 0.0
-        for batch in batches(
+        n_tokens = data.n_tokens
+
+        def work(tokens: int, data: Rollouts = data, n_tokens: int = n_tokens) -> float:
+            optimization.zero_grad()  # of a call that ran out of memory
+            total = 0.0
+            for batch in batches(
+                data,
+                micro_batch_tokens=tokens,
+                pad_id=padding_id(tokenizer),
+                device=model.device,
+            ):
+                hidden = batch.hidden(body)
+                ids = batch.sampled_ids[:, None]
+                # Summed, then divided by the tokens of the full batch: micro-batches change
+                # nothing.
+                loss = weighted_nll(hidden, head, ids, torch.ones_like(ids, dtype=hidden.dtype))
+                (loss / n_tokens).backward()
+                optimization.collect()
+                total += float(loss.detach())
+            return total
+
+        total, micro_batch_tokens = halving(
+            work,
             data,
-            micro_batch_tokens=config.micro_batch_tokens,
-            pad_id=padding_id(tokenizer),
+            micro_batch_tokens=micro_batch_tokens,
             device=model.device,
-        ):
-            hidden = batch.hidden(body)
-            ids = batch.sampled_ids[:, None]
-            # Summed, then divided by the tokens of the full batch: micro-batches change nothing.
-            loss = weighted_nll(hidden, head, ids, torch.ones_like(ids, dtype=hidden.dtype))
-            (loss / n_tokens).backward()
-            total += float(loss.detach())
+            doing="training on",
+        )
         rate = optimization.learning_rate
         norm = optimization.step()
         done = step + 1

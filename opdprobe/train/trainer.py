@@ -19,13 +19,14 @@ student; scoring and the backward pass gather one layer at a time.
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import torch
 import xarray as xr
 from accelerate import Accelerator
 from torch import autocast, nn
@@ -39,12 +40,21 @@ from opdprobe.models.adapters import (
     is_adapted,
     save_weights,
 )
+from opdprobe.models.devices import (
+    is_out_of_memory,
+    out_of_memory,
+    precision,
+    reason_of,
+    resolve_device,
+    teacher_default,
+)
 from opdprobe.models.load import identity, weight_hash
 from opdprobe.models.positions import check_length
 from opdprobe.models.processes import Processes
 from opdprobe.models.sharding import rest, whole
 from opdprobe.models.vocabulary import eos_ids, tokenizer_hash
 from opdprobe.rollout.grade import Grader, grade_rollouts
+from opdprobe.rollout.memory import halving, sample_in_parts
 from opdprobe.rollout.pair import Pair, in_rollout_order
 from opdprobe.rollout.prompt_attrs import template_attrs
 from opdprobe.rollout.prompts import (
@@ -55,7 +65,7 @@ from opdprobe.rollout.prompts import (
     has_conversation,
 )
 from opdprobe.rollout.rows import record_step, step_metrics, thin
-from opdprobe.rollout.sample import Rollouts, sample, step_generator
+from opdprobe.rollout.sample import Rollouts, step_generator
 from opdprobe.rollout.score import Scores
 from opdprobe.store import Run, RunWriter, estimate_bytes, open_run
 from opdprobe.store.schema import Step
@@ -64,11 +74,13 @@ from opdprobe.train.config import OPDConfig
 from opdprobe.train.evaluate import evaluate
 from opdprobe.train.launch import check_agreement, check_launch, check_trackers
 from opdprobe.train.losses import distillation_loss
-from opdprobe.train.optim import Optimization
+from opdprobe.train.optim import Optimization, refuse_float16
 from opdprobe.train.sharded import scored_together, shard_models
 from opdprobe.train.sigterm import EXIT_CODE, sigterm_noted
 
 logger = logging.getLogger("opdprobe")
+
+T = TypeVar("T")
 
 
 class Callback:
@@ -128,9 +140,23 @@ class OPDTrainer:
     chat_template_kwargs : mapping, optional
         Variables for the chat template, such as {"enable_thinking": True}; they are added to
         those of `config`, and precede them.
+    device : str or torch.device
+        Where both models go: ``"auto"`` is the machine's accelerator, or the CPU if there is none;
+        a launcher of several processes chooses each one's.
+    dtype : str or torch.dtype, optional
+        Dtype of models that are given by name. A student in ``"float32"`` (default) is trained as
+        it is; launched with ``--mixed_precision bf16``, its passes are computed in bfloat16. One in
+        ``"bfloat16"`` is trained as a float32 copy and set to that after each step. One in float16
+        is refused: the loss is not scaled, so small gradients would underflow to zero.
+    teacher_dtype, attn_implementation : optional
+        Dtype of a teacher, and attention of both models, if given by name: see
+        `opdprobe.load_model`. By default, a teacher is bfloat16 on an accelerator and float32 on a
+        CPU.
 
     Raises
     ------
+    OutOfMemoryError
+        A model does not fit; when training, a single rollout does not.
     VocabularyError
         The tokenizers differ, or k is larger than the shared vocabulary.
     PromptError
@@ -162,6 +188,10 @@ class OPDTrainer:
         teacher_tokenizer: PreTrainedTokenizerBase | None = None,
         on_error: OnError = "raise",
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        device: str | torch.device = "auto",
+        dtype: str | torch.dtype | None = None,
+        teacher_dtype: str | torch.dtype | None = None,
+        attn_implementation: str | None = None,
     ):
         if chat_template_kwargs:
             both = {**(config.chat_template_kwargs or {}), **chat_template_kwargs}
@@ -169,18 +199,23 @@ class OPDTrainer:
         self.config = config
         self.run_dir = Path(run_dir)
         self.callbacks = list(callbacks)
+        self._micro_batch_tokens = config.micro_batch_tokens  # less after memory has run out
         self.grader = grader
         check_trackers(report_to)
         self.processes = Processes.launched()
         self.accelerator = Accelerator(log_with=list(report_to) or None, project_dir=self.run_dir)
         check_launch(self.accelerator)
-        device = self.accelerator.device
+        refuse_float16(dtype)  # before any weights are read
+        self.device = device = resolve_device(device, self.processes)
         self.pair = Pair.load(
             student,
             teacher,
             tokenizer=tokenizer,
             teacher_tokenizer=teacher_tokenizer,
-            device=None if self.processes.sharded else device,  # only shards will go there
+            device="cpu" if self.processes.sharded else device,  # only shards will go there
+            dtype=dtype,
+            teacher_dtype=teacher_default(device, dtype, teacher_dtype),
+            attn_implementation=attn_implementation,
         )
         self.tokenizer = tokenizer = self.pair.tokenizer
         # Evaluation mode throughout: with dropout, the distribution that is trained would not be
@@ -429,8 +464,8 @@ class OPDTrainer:
         total, share = len(prompts), self.processes.share(len(prompts))
         prompts = prompts[share]
         check_length(self.pair.teacher, [p.ids for p in prompts], c.max_completion_length)
-        with self.whole_student(), self.accelerator.autocast():
-            rollouts = sample(
+        with self.whole_student(), self._autocast():
+            rollouts = sample_in_parts(
                 self.pair.student,
                 [p.ids for p in prompts],
                 num_generations=c.num_generations,
@@ -487,13 +522,56 @@ class OPDTrainer:
         """Score every state and add up the gradient of the mean loss, one micro-batch at a time."""
         # The states of the full step, not of the micro-batch or the process, so that the split does
         # not change the loss.
-        n_states, total, parts = sum(self.processes.gather(rollouts.n_tokens)), 0.0, []
-        with self.accelerator.autocast():
+        n_states = sum(self.processes.gather(rollouts.n_tokens))
+
+        def work(tokens: int) -> tuple[list[tuple[torch.Tensor, Scores]], float]:
+            self.optimization.zero_grad()  # of a call that ran out of memory
+            return self._passes(rollouts, n_states, tokens)
+
+        if self.processes.sharded:
+            parts, total = self._together(partial(work, self.config.micro_batch_tokens))
+        else:  # the processes exchange nothing in between, so each can make its batches smaller
+            (parts, total), self._micro_batch_tokens = halving(
+                work,
+                rollouts,
+                micro_batch_tokens=self._micro_batch_tokens,
+                device=self.device,
+                doing="scoring and training on",
+            )
+        rest(self.pair.teacher)
+        return in_rollout_order(parts), sum(self.processes.gather(total)) / n_states
+
+    def _together(self, work: Callable[[], T]) -> T:
+        """Run passes that gather shards; a process that runs out of memory ends the launch.
+
+        The others wait for it in the middle of a layer, where no message reaches them: it can
+        neither take smaller micro-batches alone nor tell them. The launcher stops them.
+        """
+        try:
+            return work()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = reason_of(error)
+        self.processes.leave()
+        raise out_of_memory(
+            f"process {self.processes.rank}, with sharded models",
+            f"lower micro_batch_tokens (now {self.config.micro_batch_tokens}), which processes "
+            "with shards cannot do by themselves, or start more processes",
+            reason,
+        )
+
+    def _passes(
+        self, rollouts: Rollouts, n_states: int, micro_batch_tokens: int
+    ) -> tuple[list[tuple[torch.Tensor, Scores]], float]:
+        """Add up the gradient of this process's share; return its scores and the sum of losses."""
+        total, parts = 0.0, []
+        with self._autocast():
             for part, counts in scored_together(
                 *(self.pair, rollouts, self.processes),
                 k=self.config.k,
                 temperature=self.config.temperature,
-                micro_batch_tokens=self.config.micro_batch_tokens,
+                micro_batch_tokens=micro_batch_tokens,
             ):
                 loss = distillation_loss(part, self.pair, self.config)
                 if self.processes.sharded:
@@ -506,8 +584,15 @@ class OPDTrainer:
                 total += float(loss.detach())
                 if counts:
                     parts.append((part.batch.state, part.scores.cpu()))
-        rest(self.pair.teacher)
-        return in_rollout_order(parts), sum(self.processes.gather(total)) / n_states
+        return parts, total
+
+    def _autocast(self) -> AbstractContextManager[object]:
+        """Compute passes in the precision that the launcher chose, on the device of the models."""
+        if self.device.type == self.accelerator.device.type:
+            return self.accelerator.autocast()
+        # The accelerator's is for its own device, which is not the one that was asked for.
+        enabled = self.accelerator.mixed_precision == "bf16"
+        return autocast(self.device.type, torch.bfloat16, enabled=enabled)
 
     def _evaluate(self, step: int, writer: RunWriter, *, last: bool = False) -> dict[str, float]:
         c = self.config
@@ -516,7 +601,7 @@ class OPDTrainer:
         metrics = {}
         for name, prompts in self.eval_prompts.items():
             assert self.grader is not None
-            with self.whole_student(), self.accelerator.autocast():
+            with self.whole_student(), self._autocast():
                 scores = evaluate(
                     self.pair.student,
                     self.tokenizer,
@@ -561,4 +646,6 @@ class OPDTrainer:
                 self.config.chat_template_kwargs,
                 self.config.system_prompt,
             ),
+            **precision({"student": student, "teacher": teacher}, self.accelerator.mixed_precision),
+            "device": self.device.type,  # with shards, the models are still on the CPU
         }

@@ -65,7 +65,11 @@ def test_the_figures_that_two_models_allow(tmp_path):
         ({"models": {}}, "models = {}; expected a mapping of roles to names"),
         ({"models": {"student": 3}}, "expected a mapping of roles to names"),
         ({"benchmarks": ["x"]}, "benchmarks = .*; expected a mapping of roles to names"),
-        ({"stepz": 3}, "unknown field: stepz; expected one of benchmarks, config, "),
+        (
+            {"stepz": 3},
+            "unknown field: stepz; expected one of attn_implementation, ",
+        ),
+        ({"device": 0}, "device = 0; expected a name"),
         ({"seeds": 3}, "seeds = 3; expected a list of numbers"),
         ({"seeds": [True]}, "seeds = .True.; expected a list"),
         ({"depths": [-1]}, "depths = .-1.; expected a list"),

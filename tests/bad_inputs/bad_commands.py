@@ -46,6 +46,13 @@ CASES = [
         "opdprobe: error: unrecognized arguments: --fast",
         *(*_TRAIN, "--prompts", "zoo:train", "--run-dir", "run", "--fast"),
     ),
+    _failed(
+        "a student to be trained in float16",
+        "ConfigError: dtype = float16: the student is to be trained, and the loss is not scaled, "
+        "so that small gradients underflow to zero in float16; expected float32 or bfloat16 (auto, "
+        "if it was saved in one of these).",
+        *(*_TRAIN, "--prompts", "zoo:train", "--run-dir", "FOLDER/run", "--dtype", "float16"),
+    ),
     _usage(
         "a number that is none",
         "opdprobe train: error: argument --limit: '-3'; expected a whole number above 0",

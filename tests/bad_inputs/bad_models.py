@@ -143,6 +143,28 @@ def _positions(_: Path) -> object:
 
 
 _MODELS = [
+    Case(
+        "Models",
+        "a device that no machine has",
+        lambda folder: load_model(_saved(folder), device="gpu"),
+        ConfigError,
+        "device = 'gpu': no such device; expected auto, cpu….",
+    ),
+    Case(
+        "Models",
+        "a dtype by a short name",
+        lambda folder: load_model(_saved(folder), dtype="bf16"),
+        ConfigError,
+        "dtype = 'bf16': not a dtype of weights; expected auto, float32, bfloat16, float16.",
+    ),
+    Case(
+        "Models",
+        "a way of attention that there is not",
+        lambda folder: load_model(_saved(folder), attn_implementation="flesh"),
+        ConfigError,
+        "attn_implementation = 'flesh' cannot be used: …. Expected sdpa or eager, or install what "
+        "it needs.",
+    ),
     _model(
         "a name of nothing",
         lambda folder: load_model(folder / "absent"),

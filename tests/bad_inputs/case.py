@@ -80,4 +80,6 @@ def run_command(*words: object) -> None:
     finally:
         logger.handlers[:], logger.level = handlers, level
     if code:
-        raise Exit1(said.getvalue().strip())
+        lines = said.getvalue().strip().splitlines()
+        # What the job would take is said before what is wrong with it.
+        raise Exit1("\n".join(line for line in lines if not line.startswith("memory: about ")))

@@ -17,6 +17,7 @@ from opdprobe.train.recipes import dedup
 from opdprobe.train.recipes.select import mixed, template
 
 # How prompt files are read; every command of the recipes has these options.
+LOADING = dict.fromkeys(("device", "dtype", "teacher_dtype", "attn_implementation"))
 READING = {"prompt_column": "prompt", "answer_column": None, "on_error": "raise"}
 
 
@@ -58,6 +59,7 @@ def cold_start(tmp_path, models, **changes):
         "chat_template_kwargs": None,
         "system_prompt": None,
         **READING,
+        **LOADING,
         "json": True,
     }
     commands.cold_start(Namespace(**models | settings | changes))
@@ -108,6 +110,7 @@ def select(tmp_path, strategy, **changes):
             "num_generations",
             "max_completion_length",
             "max_prompt_length",
+            *LOADING,
             "chat_template_kwargs",
             "system_prompt",
         ]
@@ -251,6 +254,8 @@ def deduplicate(tmp_path, **changes):
         "semantic": False,
         "model": None,
         "threshold": None,
+        "device": None,
+        "dtype": None,
         "out": tmp_path / "left.jsonl",
         "json": False,
     }
@@ -276,7 +281,7 @@ def encoder(monkeypatch):
                 row[int(word)] += 1
         return rows
 
-    monkeypatch.setattr(dedup, "sentence_encoder", lambda model: asked.append(model) or encode)
+    monkeypatch.setattr(dedup, "sentence_encoder", lambda model, **_: asked.append(model) or encode)
     return asked
 
 
@@ -311,7 +316,7 @@ def test_dedup_that_leaves_nothing_is_an_error(tmp_path, sets, encoder):
     assert not (tmp_path / "left.jsonl").exists()
 
 
-@pytest.mark.parametrize("option", [{"model": "mine"}, {"threshold": 0.5}])
+@pytest.mark.parametrize("option", [{"model": "mine"}, {"threshold": 0.5}, {"device": "cpu"}])
 def test_options_of_meaning_need_semantic(tmp_path, sets, option):
-    with pytest.raises(ConfigError, match="--model and --threshold need --semantic"):
+    with pytest.raises(ConfigError, match="--threshold, --device and --dtype need --semantic"):
         deduplicate(tmp_path, **option)

@@ -73,7 +73,9 @@ def test_other_models_have_no_limit():
 
 
 def test_the_teachers_limit_counts_before_sampling(monkeypatch):
-    monkeypatch.setattr("opdprobe.rollout.once.sample", lambda *_, **__: pytest.fail("sampled"))
+    monkeypatch.setattr(
+        "opdprobe.rollout.once.sample_in_parts", lambda *_, **__: pytest.fail("sampled")
+    )
     pair = Pair(tiny_model(), TABLES["opt"]().eval(), tiny_tokenizer())
     with pytest.raises(ModelError, match=r"OPTForCausalLM has a table of 16 positions"):
         probe(

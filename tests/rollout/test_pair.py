@@ -53,5 +53,15 @@ def test_a_model_moves_to_the_device_unless_it_is_there(monkeypatch, device):
     models, moved = (tiny_model(seed=0), tiny_model(seed=1)), []
     for model in models:
         monkeypatch.setattr(model, "to", moved.append)
+    monkeypatch.setattr("opdprobe.models.devices.accelerator", lambda: ("meta", 1))
     Pair.load(*models, tokenizer=tiny_tokenizer(), device=torch.device(device))
     assert moved == ([] if device == "cpu" else [torch.device("meta")] * 2)
+
+
+def test_tokenizers_are_compared_before_weights_are_read(saved, monkeypatch):
+    def read(*_, **__):
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr("opdprobe.rollout.pair.load_model", read)
+    with pytest.raises(VocabularyError):
+        Pair.load(saved / "student", saved / "other")

@@ -239,9 +239,7 @@ def test_gradients_in_bfloat16_are_those_in_float32_within_its_error(
         student, teacher = student.to(torch.bfloat16), teacher.to(torch.bfloat16)
     trainer = trainer_in(tmp_path / "run", student=student, teacher=teacher, settings=settings)
     if how == "autocast":
-        monkeypatch.setattr(
-            trainer.accelerator, "autocast", lambda: torch.autocast("cpu", torch.bfloat16)
-        )
+        monkeypatch.setattr(trainer, "_autocast", lambda: torch.autocast("cpu", torch.bfloat16))
     got = gradients(student, trainer)
     for one, other in zip(got, want, strict=True):
         assert one.dtype == torch.float32

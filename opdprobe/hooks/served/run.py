@@ -6,6 +6,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+import torch
 import xarray as xr
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -14,12 +15,14 @@ from opdprobe.hooks.checkpoints import find_checkpoints
 from opdprobe.hooks.served.model import ServedModel
 from opdprobe.hooks.served.scores import score_served, vocabulary_width
 from opdprobe.hooks.shared import ProbeConfig, encode, keep_tokenizer, undisturbed
+from opdprobe.models.devices import precision, resolve_device, resolve_dtype, teacher_default
 from opdprobe.models.load import identity, load_model, load_tokenizer, weight_hash
 from opdprobe.models.vocabulary import eos_ids, padding_id, shared_vocabulary, tokenizer_hash
 from opdprobe.rollout.grade import Grader, grade_rollouts
+from opdprobe.rollout.memory import sample_in_parts
 from opdprobe.rollout.prompts import EncodedPrompt, OnError, Prompt, has_conversation
 from opdprobe.rollout.rows import record_dataset, step_metrics
-from opdprobe.rollout.sample import Rollouts, sample, step_generator
+from opdprobe.rollout.sample import Rollouts, step_generator
 from opdprobe.store import Run, RunWriter, open_run
 
 logger = logging.getLogger("opdprobe")
@@ -44,6 +47,10 @@ def probe_served(
     grader: Grader | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     seed: int = 0,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype | None = None,
+    teacher_dtype: str | torch.dtype | None = None,
+    attn_implementation: str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Run:
     """Probe a pair of models, at least one of them served, into a run.
@@ -64,6 +71,8 @@ def probe_served(
     chat_template_kwargs, system_prompt, grader, seed, on_progress
         As for `opdprobe.probe_checkpoints`. Sampling and scores are at temperature 1: servers
         do not scale their log-probabilities.
+    device, dtype, teacher_dtype, attn_implementation
+        Where the local model goes, and how it computes; see `opdprobe.probe_checkpoints`.
     tokenizer
         The tokenizer of both models; by default the one saved with the first checkpoint, or with
         the teacher if the student is served.
@@ -100,9 +109,12 @@ def probe_served(
     found = {0: student} if isinstance(student, ServedModel) else find_checkpoints(student)
     first = next(iter(found.values()))
     tokenizer = tokenizer or _tokenizer_beside(first, teacher)
+    place = resolve_device(device)
+    loading: dict[str, Any] = {"device": place, "attn_implementation": attn_implementation}
+    resolve_dtype(dtype)
     if not isinstance(teacher, ServedModel | PreTrainedModel):
         shared_vocabulary(tokenizer, load_tokenizer(teacher))
-        teacher = load_model(teacher)
+        teacher = load_model(teacher, dtype=teacher_default(place, dtype, teacher_dtype), **loading)
     encoded, described = encode(
         tokenizer, prompts, max_prompt_length, on_error, chat_template_kwargs, system_prompt
     )
@@ -123,6 +135,13 @@ def probe_served(
         "seed": seed,
         **described,
     }
+    if isinstance(teacher, PreTrainedModel):
+        attrs |= precision({"teacher": teacher})
+    elif isinstance(first, Path):
+        attrs |= {
+            "device": place.type,
+            "dtype": {"student": str(resolve_dtype(dtype)).removeprefix("torch.")},
+        }
     writer = RunWriter(run_dir, attrs=attrs, config=config.to_dict(), resume=True)
     keep_tokenizer(run_dir, tokenizer)
     recorded = open_run(run_dir).steps
@@ -131,7 +150,7 @@ def probe_served(
             on_progress(done, len(found))
         if step in recorded:
             continue
-        model = one if isinstance(one, ServedModel) else load_model(one)
+        model = one if isinstance(one, ServedModel) else load_model(one, dtype=dtype, **loading)
         dataset = _step(step, model, teacher, tokenizer, encoded, config, grader)
         if isinstance(one, Path) and isinstance(model, PreTrainedModel):
             dataset.attrs |= {"checkpoint": one.name, "weight_hash": weight_hash(model)}
@@ -162,7 +181,7 @@ def _step(
         if isinstance(student, ServedModel):
             rollouts = student.sample(ids, seed=(config.seed, step), **settings)
         else:
-            rollouts = sample(
+            rollouts = sample_in_parts(
                 student,
                 ids,
                 eos_ids=eos_ids(student, tokenizer, conversations=has_conversation(encoded)),

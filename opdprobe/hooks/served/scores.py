@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from opdprobe.hooks.served.model import ServedModel, Told
 from opdprobe.models.head import logit_width, split_head
 from opdprobe.models.vocabulary import padding_id, tokens_with_logits
 from opdprobe.rollout.batches import batches
+from opdprobe.rollout.memory import halving
 from opdprobe.rollout.sample import Rollouts
 from opdprobe.rollout.score import Scores
 from opdprobe.rollout.tiles import chunk_rows, log_softmax
@@ -145,25 +147,37 @@ def _local_view(
 ) -> _View:
     """Score one model, at its own top-k and at the other's."""
     body, head = split_head(model, width=width)
-    order, parts = [], []
-    for batch in batches(
-        rollouts, micro_batch_tokens=micro_batch_tokens, pad_id=pad_id, device=model.device
-    ):
-        hidden = batch.hidden(body)
-        others = other_ids[batch.state].to(model.device)
-        order.append(batch.state)
-        for rows in chunk_rows(len(hidden), width):
-            logp = log_softmax(head, hidden[rows], 1.0)
-            entropy = -(logp.exp() * logp).sum(-1)
-            if entropy.isnan().any():
-                raise NonFiniteError(
-                    f"{model.config._name_or_path or type(model).__name__} gave NaN or infinite "
-                    "logits. Check its weights and dtype (float16 overflows)."
-                )
-            own = logp.topk(k).indices
-            columns = torch.cat([own, others[rows], batch.sampled_ids[rows, None]], 1)
-            picked = logp.gather(1, columns).cpu()
-            parts.append((own.cpu(), *picked.split([k, k, 1], 1), entropy.cpu()))
+
+    def viewed(tokens: int) -> tuple[list[Any], ...]:
+        order, parts = [], []
+        for batch in batches(
+            rollouts, micro_batch_tokens=tokens, pad_id=pad_id, device=model.device
+        ):
+            hidden = batch.hidden(body)
+            others = other_ids[batch.state].to(model.device)
+            order.append(batch.state)
+            for rows in chunk_rows(len(hidden), width):
+                logp = log_softmax(head, hidden[rows], 1.0)
+                entropy = -(logp.exp() * logp).sum(-1)
+                if entropy.isnan().any():
+                    name = model.config._name_or_path or type(model).__name__
+                    raise NonFiniteError(
+                        f"{name} gave NaN or infinite logits. Check its weights and dtype "
+                        "(float16 overflows)."
+                    )
+                own = logp.topk(k).indices
+                columns = torch.cat([own, others[rows], batch.sampled_ids[rows, None]], 1)
+                picked = logp.gather(1, columns).cpu()
+                parts.append((own.cpu(), *picked.split([k, k, 1], 1), entropy.cpu()))
+        return order, parts
+
+    (order, parts), _ = halving(
+        viewed,
+        rollouts,
+        micro_batch_tokens=micro_batch_tokens,
+        device=model.device,
+        doing="scoring",
+    )
     back = torch.cat(order).argsort()
     token_id, own, other, drawn, entropy = (
         torch.cat(column)[back] for column in zip(*parts, strict=True)

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
+from opdprobe.models.devices import resolve_device
 from opdprobe.models.load import load_model, load_tokenizer
 from opdprobe.models.save import saving
 from opdprobe.rollout.prompts import EncodedPrompt, encode_prompts
@@ -60,7 +61,10 @@ def measure(
 
 
 def build(
-    name: str, work_dir: Path, stopping: Callable[[], bool] = lambda: False
+    name: str,
+    work_dir: Path,
+    stopping: Callable[[], bool] = lambda: False,
+    device: str = "cpu",
 ) -> Iterator[dict[str, float]]:
     """Train a member and put it into the zoo, yielding metrics per step; resumable.
 
@@ -72,6 +76,8 @@ def build(
         Directory of the checkpoints.
     stopping
         Called after each step; if true, the build stops with a checkpoint to resume from.
+    device
+        Where the member is trained, as for `opdprobe.load_model`; in float32.
 
     Raises
     ------
@@ -86,9 +92,10 @@ def build(
         tokenizer = build_tokenizer()
         assert member.size is not None
         model = _new_model(tokenizer, **member.size)
+        model.to(resolve_device(device))  # pyright: ignore[reportArgumentType]  # transformers' stub of `to`
     else:
         parent = zoo_path(member.parent)
-        model = load_model(parent, dtype=torch.float32)
+        model = load_model(parent, device=device)
         tokenizer = load_tokenizer(parent)
     if member.teacher is not None:
         assert isinstance(recipe, SFTConfig)
@@ -101,6 +108,8 @@ def build(
             out_dir=work_dir / name,
             num_generations=2,
             max_completion_length=MAX_COMPLETION_LENGTH,
+            device=device,
+            teacher_dtype="float32",
         )
         yield {"step": made.n_steps - 1}
     elif isinstance(recipe, SFTConfig):
@@ -115,7 +124,7 @@ def build(
             return random.Random(f"{recipe.seed}/{step}").sample(prompts, recipe.batch_size)
 
         yield from grpo(model, tokenizer, prompts_at, grader, recipe, work_dir / name, stopping)
-    _publish(name, model, tokenizer)
+    _publish(name, model, tokenizer, device)
 
 
 def build_all(
@@ -123,6 +132,7 @@ def build_all(
     work_dir: Path,
     *,
     workers: int = 2,
+    device: str = "cpu",
     on_progress: Progress = lambda name, done, total: None,
 ) -> None:
     """Build members in parallel, parents first; resumable.
@@ -135,6 +145,8 @@ def build_all(
         Directory of the checkpoints.
     workers
         Number of processes, one thread each.
+    device
+        Where members are trained, as for `opdprobe.load_model`.
     on_progress
         Called with a member's name, its steps done and its number of steps.
 
@@ -147,21 +159,23 @@ def build_all(
     for name in names:
         member = find_member(name)
         before = {other for other in (member.parent, member.teacher) if other}
-        tasks.append(Task(name, _build, (name, work_dir), frozenset(before)))
+        tasks.append(Task(name, _build, (name, work_dir, device), frozenset(before)))
     work(tasks, workers=workers, on_progress=on_progress)
 
 
-def _build(name: str, work_dir: Path, report: Report) -> None:
+def _build(name: str, work_dir: Path, device: str, report: Report) -> None:
     total = members.MEMBERS[name].recipe.max_steps or 0
     with sigterm_noted() as stopping:
-        for metrics in build(name, work_dir, stopping):
+        for metrics in build(name, work_dir, stopping, device):
             report(int(metrics["step"]) + 1, total)
         if stopping():  # SIGTERM arrived while the member was published
             raise SystemExit(EXIT_CODE)
 
 
-def check(name: str, *, tolerance: float = 0.03) -> dict[str, float | str]:
+def check(name: str, *, tolerance: float = 0.03, device: str = "cpu") -> dict[str, float | str]:
     """Check that a shipped model has the bytes and the accuracy of its manifest.
+
+    The accuracy is measured in float32, on `device`.
 
     Returns
     -------
@@ -184,7 +198,7 @@ def check(name: str, *, tolerance: float = 0.03) -> dict[str, float | str]:
             f"{name}: model.safetensors has sha256 {digest}; expected {entry['sha256']}: "
             f"restore the file or rebuild it with `opdprobe zoo build {name}`."
         )
-    accuracy = measure(load_model(path, dtype=torch.float32), load_tokenizer(path))
+    accuracy = measure(load_model(path, device=device), load_tokenizer(path))
     if abs(accuracy - entry["accuracy"]) > tolerance:
         raise ZooError(
             f"{name}: accuracy {accuracy:.3f}; expected {entry['accuracy']:.3f} ± {tolerance}: "
@@ -193,14 +207,16 @@ def check(name: str, *, tolerance: float = 0.03) -> dict[str, float | str]:
     return {"sha256": digest, "accuracy": accuracy, "recorded": entry["accuracy"]}
 
 
-def _publish(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+def _publish(
+    name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, device: str
+) -> None:
     """Measure a member and put it into the zoo atomically."""
     member = members.MEMBERS[name]
     with write_directory(members.ZOO / name) as directory:
         with saving():
             model.bfloat16().save_pretrained(directory)
             tokenizer.save_pretrained(directory)
-        shipped = load_model(directory, dtype=torch.float32)
+        shipped = load_model(directory, device=device)
         entry = {
             "analog": member.analog,
             "parent": member.parent,

@@ -19,11 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opdprobe.errors import ConfigError, StoreError
+from opdprobe.models.devices import precision, resolve_device, same_randomness
 from opdprobe.models.load import identity, load_model
+from opdprobe.models.processes import Processes
 from opdprobe.models.save import saving
 from opdprobe.models.vocabulary import eos_ids, tokenizer_hash
 from opdprobe.rollout.pair import Pair
@@ -33,7 +34,9 @@ from opdprobe.store.claim import differences, refuse_other_files
 from opdprobe.store.files import explain_unwritable, read_entries, write_directory, write_text
 from opdprobe.train.checkpoint import latest_checkpoint
 from opdprobe.train.config import SFTConfig
+from opdprobe.train.optim import refuse_float16
 from opdprobe.train.recipes.teacher_responses import (
+    BATCH_SIZE,
     KEPT,
     REPETITIVE,
     TRUNCATED,
@@ -81,13 +84,17 @@ def cold_start(
     max_completion_length: int = 12288,
     temperature: float = 0.7,
     top_p: float = 0.95,
-    batch_size: int = 64,
+    batch_size: int = BATCH_SIZE,
     seed: int = 0,
     max_prompt_length: int = 1024,
     chat_template_kwargs: Mapping[str, Any] | None = None,
     system_prompt: str | None = None,
     teacher_tokenizer: PreTrainedTokenizerBase | None = None,
     on_error: OnError = "raise",
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype | None = None,
+    teacher_dtype: str | torch.dtype | None = None,
+    attn_implementation: str | None = None,
     on_progress: Progress | None = None,
 ) -> ColdStart:
     """Fine-tune a student on its teacher's responses, before on-policy distillation (§5.1).
@@ -124,6 +131,10 @@ def cold_start(
     on_error : {"raise", "skip"}
         An unusable prompt (empty or over-long) raises an error, or is skipped with a note in the
         log.
+    device, dtype, teacher_dtype, attn_implementation
+        Where both models go, and how those that are given by name compute; see
+        `opdprobe.rollout.pair.Pair.load`. What the student's dtype means for training is told at
+        `opdprobe.OPDTrainer`.
     on_progress : callable, optional
         Called with (stage, done, all); stages are "teacher responses" and "SFT step".
 
@@ -157,12 +168,16 @@ def cold_start(
         num_generations, max_completion_length, temperature, top_p, batch_size, seed
     )
     out_dir = Path(out_dir)
+    refuse_float16(dtype)  # before any weights are read
     pair = Pair.load(
         student,
         teacher,
         tokenizer=tokenizer,
         teacher_tokenizer=teacher_tokenizer,
-        device=Accelerator().device,
+        device=resolve_device(device, Processes.launched()),
+        dtype=dtype,
+        teacher_dtype=teacher_dtype,
+        attn_implementation=attn_implementation,
     )
     encoded = encode_prompts(
         pair.tokenizer,
@@ -220,7 +235,7 @@ def _carry_out(
     batch_at, n_steps = shuffled(examples, config)
     path = out_dir / "model"
     if path.exists():
-        student.load_state_dict(load_model(path, dtype=student.dtype).state_dict())
+        student.load_state_dict(load_model(path, device="cpu", dtype=student.dtype).state_dict())
     else:
         _train(student, tokenizer, batch_at, n_steps, config, out_dir, on_progress, stopping)
     _share_ends(student, teacher, tokenizer)
@@ -243,11 +258,15 @@ def _settings(
         "sampling": sampling.to_dict(),
         "sft": config.to_dict(),
     }
-    return {"tokenizer_hash": tokenizer_hash(pair.tokenizer)} | {
-        f"{group}.{name}": value
-        for group, values in groups.items()
-        for name, value in values.items()
-    }
+    return (
+        {"tokenizer_hash": tokenizer_hash(pair.tokenizer)}
+        | {
+            f"{group}.{name}": value
+            for group, values in groups.items()
+            for name, value in values.items()
+        }
+        | precision({"student": pair.student, "teacher": pair.teacher})
+    )
 
 
 def _claim(out_dir: Path, settings: dict[str, Any]) -> None:
@@ -290,9 +309,8 @@ def _train(
     first, file = checkpoint.step if checkpoint else 0, out_dir / _METRICS
     kept = [line for line in read_entries(file) if line["step"] < first]
     write_text(file, "".join(json.dumps(line) + "\n" for line in kept))
-    gpus = [student.device.index or 0] if student.device.type == "cuda" else []
     # Dropout draws from torch's global random numbers: a fresh process must draw the same.
-    with torch.random.fork_rng(gpus), open(file, "a", buffering=1) as log:
+    with same_randomness(student), open(file, "a", buffering=1) as log:
         torch.manual_seed(config.seed)
         for metrics in sft(student, tokenizer, batch_at, n_steps, config, out_dir, stopping):
             log.write(json.dumps(metrics) + "\n")

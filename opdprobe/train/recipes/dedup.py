@@ -160,13 +160,17 @@ def _embedded(prompts: Sequence[Prompt], encode: Encode) -> NDArray[np.float32]:
     return rows / length
 
 
-def sentence_encoder(model: str = PAPER_MODEL) -> Encode:
+def sentence_encoder(
+    model: str = PAPER_MODEL, *, device: str | None = "auto", dtype: str | None = None
+) -> Encode:
     """Load a sentence-transformers model as an `encode` for `semantic_duplicates`.
 
     Parameters
     ----------
     model : str
         A directory or hub id (App. C.3: all-mpnet-base-v2), with safetensors weights.
+    device, dtype : str, optional
+        Where the model goes, and the dtype of its weights; as for `opdprobe.load_model`.
 
     Returns
     -------
@@ -177,16 +181,27 @@ def sentence_encoder(model: str = PAPER_MODEL) -> Encode:
     ------
     ModelError
         sentence-transformers is not installed, or the model does not load.
+    ConfigError
+        The machine has no such device, or the dtype is unknown.
     """
     if importlib.util.find_spec("sentence_transformers") is None:
         raise ModelError(
             f"{model}: semantic deduplication needs the sentence-transformers package: "
             "pip install 'opdprobe[dedup]'."
         )
+    from opdprobe.models.devices import resolve_device, resolve_dtype
+    from opdprobe.models.quiet import bars_on_terminals
+
+    place, weights = resolve_device(device), resolve_dtype(dtype)
     # Imported by name: the package is optional, and the type checker may not see it.
     library = importlib.import_module("sentence_transformers")
     try:
-        loaded = library.SentenceTransformer(model, model_kwargs={"use_safetensors": True})
+        with bars_on_terminals():
+            loaded = library.SentenceTransformer(
+                model,
+                device=str(place),
+                model_kwargs={"use_safetensors": True, "dtype": weights},
+            )
     except (OSError, ValueError) as error:
         raise ModelError(f"{model}: the sentence model does not load: {error}.") from error
 

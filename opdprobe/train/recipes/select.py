@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from opdprobe.rollout.pair import Pair
 
 # Prompts sampled at once: bounds the memory. Not an option, since the random numbers depend on it.
-_CHUNK = 64
+CHUNK = 64
 
 
 def template(prompts: Sequence[Prompt], wording: str) -> list[Prompt]:
@@ -217,10 +217,10 @@ def max_divergence(
             "prompts."
         )
     means: list[float] = []
-    for chunk, start in enumerate(range(0, len(encoded), _CHUNK)):
+    for chunk, start in enumerate(range(0, len(encoded), CHUNK)):
         if on_progress:
             on_progress(start, len(encoded))
-        some = encoded[start : start + _CHUNK]
+        some = encoded[start : start + CHUNK]
         ds = probe(
             pair,
             some,

@@ -11,8 +11,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opdprobe.errors import ConfigError
 from opdprobe.models.vocabulary import eos_ids, padding_id
+from opdprobe.rollout.memory import sample_in_parts
 from opdprobe.rollout.prompts import EncodedPrompt, has_conversation
-from opdprobe.rollout.sample import sample, step_generator
+from opdprobe.rollout.sample import step_generator
 from opdprobe.store.files import explain_unwritable, read_lines, write_text
 from opdprobe.train.config import Config
 from opdprobe.train.recipes.repetition import repeats
@@ -20,6 +21,9 @@ from opdprobe.train.sigterm import stop
 
 Progress = Callable[[str, int, int], None]
 """Called with (stage, done, all)."""
+
+BATCH_SIZE = 64
+"""Prompts sampled at once, by default."""
 
 KEPT, TRUNCATED, REPETITIVE = "kept", "truncated", "repetitive"
 
@@ -46,7 +50,7 @@ class TeacherSampling(Config):
     max_completion_length: int = 12288
     temperature: float = 0.7
     top_p: float = 0.95
-    batch_size: int = 64
+    batch_size: int = BATCH_SIZE
     seed: int = 0
 
     _positive: ClassVar = ("num_generations", "max_completion_length", "top_p", "batch_size")
@@ -135,7 +139,7 @@ def teacher_examples(
         if on_progress:
             on_progress("teacher responses", len(done), total)
         some = prompts[start : start + size]
-        rollouts = sample(
+        rollouts = sample_in_parts(
             teacher,
             [prompt.ids for prompt in some],
             num_generations=n,

@@ -123,7 +123,7 @@ def test_a_response_is_kept_only_if_it_ends_and_does_not_repeat(tmp_path, monkey
     said = [*responses.values(), [*loop, 2]]
     monkeypatch.setattr(
         sampling_module,
-        "sample",
+        "sample_in_parts",
         lambda model, prompts, **settings: Rollouts(
             [list(p) for p in prompts], said, [True, False, False, True], [0, 1, 2, 3]
         ),
@@ -148,7 +148,7 @@ def test_sampling_resumes_after_the_last_complete_batch(tmp_path, monkeypatch, t
     calls = []
     monkeypatch.setattr(
         sampling_module,
-        "sample",
+        "sample_in_parts",
         lambda *args, **settings: calls.append(len(args[1])) or sample(*args, **settings),
     )
     assert say(path) == want

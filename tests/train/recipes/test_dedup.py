@@ -7,6 +7,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -146,10 +147,10 @@ def test_a_sentence_model_encodes(monkeypatch):
     loaded = []
 
     class SentenceTransformer:
-        def __init__(self, name, model_kwargs):
+        def __init__(self, name, device, model_kwargs):
             if name == "absent":
                 raise OSError("no such model")
-            loaded.append((name, model_kwargs))
+            loaded.append((name, device, model_kwargs))
 
         def encode(self, texts, *, show_progress_bar):
             assert isinstance(texts, list)  # the library takes a tuple for a pair
@@ -160,7 +161,11 @@ def test_a_sentence_model_encodes(monkeypatch):
     monkeypatch.setitem(sys.modules, "sentence_transformers", library)
     monkeypatch.setattr("importlib.util.find_spec", lambda name: library)
     assert np.shape(sentence_encoder()(("a", "b"))) == (2, 2)
-    assert loaded == [("all-mpnet-base-v2", {"use_safetensors": True})]
+    sentence_encoder("mine", device="cpu", dtype="bfloat16")
+    assert loaded == [
+        ("all-mpnet-base-v2", "cpu", {"use_safetensors": True, "dtype": torch.float32}),
+        ("mine", "cpu", {"use_safetensors": True, "dtype": torch.bfloat16}),
+    ]
     with pytest.raises(ModelError, match="absent: the sentence model does not load: no such model"):
         sentence_encoder("absent")
 

@@ -153,7 +153,7 @@ def mean_kl(pair, prompts, chunk, seed):
 
 @pytest.mark.parametrize("chunk", [2, 64])
 def test_the_largest_mean_divergence_comes_first(pair, monkeypatch, chunk):
-    monkeypatch.setattr(select, "_CHUNK", chunk)
+    monkeypatch.setattr(select, "CHUNK", chunk)
     want = []
     for number, start in enumerate(range(0, 5, chunk)):
         want += mean_kl(pair, CANDIDATES[start : start + chunk], number, seed=3)

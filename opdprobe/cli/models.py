@@ -1,0 +1,95 @@
+"""What the commands that load models share: their options, and a line on the memory they need."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from opdprobe.cli.names import resolve_model
+from opdprobe.cli.runs import errors
+from opdprobe.errors import ConfigError
+from opdprobe.rollout.prompts import Prompt
+
+if TYPE_CHECKING:
+    from opdprobe.train.memory import Job
+
+# Tokens that a chat template adds, about.
+_TEMPLATE = 32
+_OPTIONS = ("device", "dtype", "teacher_dtype", "attn_implementation")
+
+
+def loading(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return a command's options on devices and precision; refuse a device that is not there."""
+    from opdprobe.models.devices import resolve_device
+
+    given = {name: getattr(arguments, name) for name in _OPTIONS}
+    given["device"] = given["device"] or "auto"
+    if "WORLD_SIZE" not in os.environ:  # else the launcher chooses, and is asked later
+        resolve_device(given["device"])
+    return given
+
+
+def longest_prompt(prompts: Sequence[Prompt], max_prompt_length: int) -> int:
+    """Return about how many tokens the longest prompt has: the characters are an upper bound."""
+    texts = (
+        prompt.text or "".join(str(message["content"]) for message in prompt.messages)
+        for prompt in prompts
+    )
+    return min(max_prompt_length, max(map(len, texts), default=0) + _TEMPLATE)
+
+
+def tell_memory(
+    student: str | Path, teacher: str | Path, job: "Job", options: dict[str, Any]
+) -> None:
+    """Print on stderr what a job will take, before its models are read."""
+    from opdprobe.models.devices import resolve_device
+    from opdprobe.train.memory import told
+
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        return  # each process has its share of the work, and with FSDP of the weights
+    line, short = told(
+        student,
+        teacher,
+        job,
+        device=resolve_device(options["device"]),
+        dtype=options["dtype"],
+        teacher_dtype=options["teacher_dtype"],
+    )
+    if line:
+        errors.print(line, style="yellow" if short else None, markup=False, soft_wrap=True)
+
+
+def names(arguments: argparse.Namespace) -> tuple[str | Path, str | Path]:
+    """Return the names or paths of student and teacher."""
+    return resolve_model(arguments.student), resolve_model(arguments.teacher)
+
+
+def models(
+    arguments: argparse.Namespace, options: dict[str, Any], job: "Job"
+) -> tuple[Any, str | Path, dict[str, Any]]:
+    """Print what a job will take; return student, teacher, and the student's tokenizer if read.
+
+    The student is loaded only if layers are to be dropped from it; then the tokenizers are compared
+    before that.
+    """
+    layers = _layers(arguments.drop_layers) if arguments.drop_layers else None
+    student, teacher = names(arguments)
+    tell_memory(student, teacher, job, options)
+    if layers is None:
+        return student, teacher, {}
+    from opdprobe.models.load import drop_layers, load_model, load_tokenizer
+    from opdprobe.models.vocabulary import shared_vocabulary
+
+    tokenizers = [load_tokenizer(name) for name in (student, teacher)]
+    shared_vocabulary(*tokenizers)
+    own = {name: options[name] for name in ("device", "dtype", "attn_implementation")}
+    whole = load_model(student, **own)
+    return drop_layers(whole, layers), teacher, {"tokenizer": tokenizers[0]}
+
+
+def _layers(text: str) -> range:
+    first, dash, last = text.partition("-")
+    if not (dash and first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
+        raise ConfigError(f"--drop-layers {text!r}; expected A-B with A ≤ B, for example 14-17.")
+    return range(int(first), int(last) + 1)
