@@ -306,7 +306,7 @@ def split_head(model: PreTrainedModel, *, width: int | None = None) -> tuple[Bod
     def logits_body(**inputs) -> BaseModelOutputWithPast:
         out = model(**inputs)
         return BaseModelOutputWithPast(
-            last_hidden_state=out.logits, past_key_values=out.past_key_values
+            last_hidden_state=out.logits, past_key_values=getattr(out, "past_key_values", None)
         )
 
     return logits_body, Head(None, width)
