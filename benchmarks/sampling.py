@@ -18,7 +18,8 @@ import training_step
 from transformers import GenerationConfig
 
 from opdprobe.models.vocabulary import eos_ids, padding_id
-from opdprobe.rollout.sample import left_pad, sample, step_generator
+from opdprobe.rollout.decode import left_pad
+from opdprobe.rollout.sample import sample, step_generator
 
 N = 4
 ROUNDS = {"tiny": 5, "tiny, long": 2, "zoo": 5, "large-vocabulary": 2, "smollm2": 1}

@@ -16,7 +16,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from typing import Any
-from weakref import WeakSet
+from weakref import WeakKeyDictionary, WeakSet
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 logger = logging.getLogger("opdprobe")
 
 _told: WeakSet[nn.Module] = WeakSet()
+_mixing: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()  # found out once a model
 
 # How much a row's hidden states may change with the row beside them, relative to their size.
 # Rounding stays far below, even where it sends tokens to other experts; a common scale does not.
@@ -237,11 +238,14 @@ def kept_apart(
             "difference are scored in separate passes, which takes longer.",
         )
         return ApartBody(model, body)
-    if reason := _unlike(model, body):
+    if model not in _mixing:
+        _mixing[model] = _mixes_texts(model, body)
+    if _mixing[model]:
         say_once(
             model,
-            f"what it computes for a token depends on {reason}. Each text is scored in a pass of "
-            "its own, which takes longer.",
+            "what it computes for a token depends on the other texts of the batch (as with "
+            "activations that are quantised by a common scale, or experts of limited capacity). "
+            "Each text is scored in a pass of its own, which takes longer.",
         )
         return ApartBody(model, body, alone=True)
     return body
@@ -256,31 +260,18 @@ def say_once(model: nn.Module, message: str) -> None:
 
 
 @torch.no_grad()
-def _unlike(model: Any, body: Callable[..., BaseModelOutputWithPast]) -> str | None:
-    """Name what else than the tokens before it a model's hidden state depends on."""
+def _mixes_texts(model: Any, body: Callable[..., BaseModelOutputWithPast]) -> bool:
+    """Whether a text's hidden states depend on the other texts of the batch."""
     width = model.config.get_text_config().vocab_size
-    # Different rows below the first, of which the next begins like it.
     column = torch.arange(_PROBED, device=model.device)[:, None]
     mixed_ids = (torch.arange(1, 9, device=model.device) * (2 * column + 1) + 31 * column) % width
-    mixed_ids[1, :4] = mixed_ids[0, :4]
     # Passes of one shape, so that they round alike.
     same, mixed = (
         body(input_ids=ids, use_cache=False).last_hidden_state
         for ids in (mixed_ids[:1].repeat(_PROBED, 1), mixed_ids)
     )
     if same is None or mixed is None:  # no base model that ends in hidden states
-        return None
+        return False
     short = torch.is_autocast_enabled(model.device.type)
     limit = _ALIKE_SHORT if short else _ALIKE.get(model.dtype, _ALIKE_SHORT)
-
-    def unlike(want: Tensor, got: Tensor) -> bool:
-        return bool((want - got).double().norm() > limit * want.double().norm())
-
-    if unlike(same[0], mixed[0]):
-        return (
-            "the other texts of the batch (as with activations that are quantised by a common "
-            "scale, or experts of limited capacity)"
-        )
-    if unlike(same[1, :4], mixed[1, :4]):
-        return "later tokens: it is no causal language model"
-    return None
+    return bool((same[0] - mixed[0]).double().norm() > limit * same[0].double().norm())

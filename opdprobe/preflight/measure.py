@@ -9,7 +9,7 @@ import xarray as xr
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opdprobe.models.head import evaluating
-from opdprobe.models.positions import check_length
+from opdprobe.models.positions import check_prompts
 from opdprobe.models.vocabulary import eos_ids
 from opdprobe.preflight.estimates import Number, state_means
 from opdprobe.preflight.readout import States
@@ -43,7 +43,7 @@ def sampled(
     """Sample either model of the pair; prompts of similar length share a batch."""
     ids = [prompt.ids for prompt in prompts]
     for scored in (pair.student, pair.teacher):
-        check_length(scored, ids, sampling.max_completion_length)
+        check_prompts(scored, ids, sampling.max_completion_length)
     order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].ids))
     found: list[list[tuple[list[int], bool]]] = [[] for _ in prompts]
     start = 0

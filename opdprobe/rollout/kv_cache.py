@@ -4,13 +4,22 @@ transformers' own cache copies everything for each new token: sampling a respons
 T²/2 tokens through memory where T would do.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedConfig
+from transformers import DynamicCache, PreTrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 # Each time the buffers grow, they grow by this share, and by at least this number of tokens.
 _SHARE, _LEAST = 0.25, 64
+
+# transformers' layers of which all that they keep can be repeated, and dropped, by row.
+_MOVABLE = {
+    *("DynamicLayer", "DynamicSlidingWindowLayer", "DynamicIndexedLayer", "DummyLayer"),
+    *("LinearAttentionLayer", "LinearAttentionAndFullAttentionLayer"),
+    "LinearAttentionAndSlidingWindowAttentionLayer",
+}
 
 
 class RoomyLayer(DynamicLayer):
@@ -76,3 +85,44 @@ def roomy_cache(config: PreTrainedConfig) -> DynamicCache:
         RoomyLayer() if type(layer) is DynamicLayer else layer for layer in cache.layers
     ]
     return cache
+
+
+def rows_can_move(model: PreTrainedModel) -> str | None:
+    """Say why rows of a model's cache cannot be repeated and dropped; None if they can.
+
+    Only what is known is moved: a layer of another kind may keep more than its class shows.
+    """
+    try:
+        cache = roomy_cache(model.config)
+    except Exception as error:  # a configuration that says nothing of its layers
+        return f"no cache can be made for it ({type(error).__name__})"
+    names = {type(layer).__name__ for layer in cache.layers if type(layer) is not RoomyLayer}
+    other = sorted(names - _MOVABLE)
+    return f"its cache is of an own form ({', '.join(other)})" if other else None
+
+
+def repeat_rows(cache: DynamicCache, repeats: int) -> None:
+    """Repeat each row of a cache `repeats` times."""
+    layers: Any = cache.layers
+    for layer in layers:
+        if not hasattr(layer, "recurrent_states"):
+            layer.batch_repeat_interleave(repeats)
+        elif (state := _state(layer)) is not None:
+            rows = torch.arange(len(state), device=state.device)
+            layer.reorder_cache(rows.repeat_interleave(repeats))
+
+
+def drop_rows(cache: DynamicCache, alive: Tensor) -> None:
+    """Keep the rows (B,) of a cache that are alive."""
+    layers: Any = cache.layers
+    for layer in layers:
+        if not hasattr(layer, "recurrent_states"):
+            layer.batch_select_indices(alive)
+        elif _state(layer) is not None:  # only `reorder_cache` moves both states and keys
+            layer.reorder_cache(alive.nonzero().squeeze(1))
+
+
+def _state(layer: Any) -> Tensor | None:
+    """Any tensor of a layer with a state, (B, ...); None if it holds nothing yet."""
+    states = [*layer.conv_states.values(), *layer.recurrent_states.values()]
+    return next((state for state in states if state is not None), getattr(layer, "keys", None))

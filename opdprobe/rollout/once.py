@@ -7,7 +7,7 @@ import xarray as xr
 
 from opdprobe.errors import ConfigError
 from opdprobe.models.head import evaluating
-from opdprobe.models.positions import check_length
+from opdprobe.models.positions import check_prompts
 from opdprobe.models.processes import Processes
 from opdprobe.models.vocabulary import eos_ids
 from opdprobe.rollout.grade import Grader, grade_rollouts
@@ -83,7 +83,7 @@ def probe(
             "process: give more prompts, or start fewer processes."
         )
     prompts = prompts[share]
-    check_length(pair.teacher, [p.ids for p in prompts], max_completion_length)
+    check_prompts(pair.teacher, [p.ids for p in prompts], max_completion_length)
     rollouts = sample_in_parts(
         pair.student,
         [p.ids for p in prompts],

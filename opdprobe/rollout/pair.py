@@ -20,6 +20,7 @@ from opdprobe.models.lengths import ApartBody
 from opdprobe.models.load import load_model, load_tokenizer
 from opdprobe.models.vocabulary import padding_id, shared_vocabulary, shared_width
 from opdprobe.rollout.batches import Batch, batches
+from opdprobe.rollout.exact import check_scoring
 from opdprobe.rollout.sample import Rollouts
 from opdprobe.rollout.score import Scores, score
 
@@ -76,6 +77,8 @@ class Pair:
         The tokenizers differ; names the first differing token.
     ConfigError
         A model is not a transformers model, or has a learned prompt.
+    ModelError
+        A model's logits depend on later tokens.
     """
 
     def __init__(
@@ -98,6 +101,8 @@ class Pair:
             self.teacher_body, self.teacher_head = without_adapters(student, self.width)
         else:
             self.teacher_body, self.teacher_head = split_head(self.teacher, width=self.width)
+        check_scoring(self.student, self.student_body, self.student_head)
+        check_scoring(self.teacher, self.teacher_body, self.teacher_head)
         bodies = self.student_body, self.teacher_body
         self._apart = [body for body in bodies if isinstance(body, ApartBody)]
 

@@ -4,22 +4,20 @@ One prefill serves all rollouts of a prompt, and rows that have ended leave the 
 things `generate` does not do and on-policy distillation needs most.
 """
 
-import inspect
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import takewhile
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+from transformers import PreTrainedModel
 
-from opdprobe.errors import ModelError, NonFiniteError
+from opdprobe.errors import NonFiniteError
 from opdprobe.models.head import evaluating
-from opdprobe.models.positions import check_length
-from opdprobe.rollout.kv_cache import RoomyLayer, roomy_cache
+from opdprobe.models.positions import check_prompts
+from opdprobe.rollout.decode import prefill
+from opdprobe.rollout.exact import decoding_of
 from opdprobe.rollout.packed_weights import packed_weights
 
 # Dropping rows copies the cache, so it waits until this share of the batch has ended.
@@ -27,10 +25,6 @@ _DROP_AT = 0.25
 
 # Columns per pile when drawing: the piles' sums and the pile that is picked are both short then.
 _PILE = 32
-
-# The common beginning of all prompts is computed once if that spares at least this number of
-# tokens: an extra pass through the model costs about as much as a hundred.
-_LEAST_SPARED = 128
 
 
 @dataclass(frozen=True)
@@ -132,146 +126,6 @@ def _first_above(cdf: Tensor, target: Tensor) -> Tensor:
     return torch.minimum(torch.searchsorted(cdf, target, right=True), last)
 
 
-def left_pad(rows: Sequence[Sequence[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Stack token lists with padding on the left.
-
-    Returns
-    -------
-    ids : Tensor (B, T)
-    mask : Tensor (B, T)
-        1 at real tokens, 0 at padding; int64.
-    """
-    width = max(map(len, rows))
-    ids = torch.tensor([[pad_id] * (width - len(r)) + list(r) for r in rows])
-    mask = torch.tensor([[0] * (width - len(r)) + [1] * len(r) for r in rows])
-    return ids, mask
-
-
-def _shared_tokens(prompts: Sequence[Sequence[int]], cache: DynamicCache) -> int:
-    """Count the tokens that all prompts begin with (a system prompt, say); 0 if too few."""
-    if not all(type(layer) is RoomyLayer for layer in cache.layers):
-        # A sliding window has dropped keys that a shorter prompt, shifted right, still needs.
-        return 0
-    # What the first and the last in lexical order have in common, all have.
-    rows = sorted(map(list, prompts))
-    same = takewhile(lambda pair: pair[0] == pair[1], zip(rows[0], rows[-1], strict=False))
-    # The last column is not shared: its logits are the first to be sampled from.
-    n = min(sum(1 for _ in same), max(map(len, rows)) - 1)
-    return n if n * (len(rows) - 1) >= _LEAST_SPARED else 0
-
-
-@dataclass
-class _Live:
-    """The batch while it is sampled: rollouts that have not ended, and a few that have.
-
-    Parameters
-    ----------
-    cache
-        Keys and values of all tokens so far.
-    rollout : Tensor (B,)
-        Index of each row's rollout.
-    alive : Tensor (B,), bool
-        Whether the row's rollout has not ended.
-    position : Tensor (B, 1)
-        Position of the row's last token, not counting padding.
-    mask : Tensor (B, T) or None
-        1 at real tokens; None if there is no padding, since no mask is needed then.
-    """
-
-    cache: DynamicCache
-    rollout: Tensor
-    alive: Tensor
-    position: Tensor
-    mask: Tensor | None
-
-    def drop_ended(self, token: Tensor) -> Tensor:
-        """Drop the rows that have ended; return the tokens (B,) of the others."""
-        alive = self.alive
-        self.cache.batch_select_indices(alive)
-        self.rollout, self.position = self.rollout[alive], self.position[alive]
-        self.mask = None if self.mask is None else self.mask[alive]
-        self.alive = alive[alive]
-        return token[alive]
-
-    def feed(self, model: PreTrainedModel, token: Tensor) -> Tensor:
-        """Append a token (B,) to each row; return the logits (B, V) after it."""
-        if self.mask is not None:
-            self.mask = torch.cat([self.mask, self.mask.new_ones(len(token), 1)], 1)
-        self.position = self.position + 1
-        out = model(
-            input_ids=token[:, None],
-            attention_mask=self.mask,
-            position_ids=self.position,
-            past_key_values=self.cache,
-            use_cache=True,
-        )
-        return out.logits[:, -1]
-
-
-def _check_cache(model: PreTrainedModel, cache: DynamicCache) -> None:
-    """Refuse a model whose memory of earlier tokens is not keys and values alone.
-
-    A recurrent state (state-space layers, linear attention, RWKV) takes padding on the left for
-    tokens, and cannot be repeated or thinned by row as keys and values are: such a model would be
-    sampled wrongly.
-    """
-    name = type(model).__name__
-    if "past_key_values" not in inspect.signature(model.forward).parameters:
-        raise ModelError(
-            f"{name} takes no past_key_values, so it cannot be sampled here; expected a model with "
-            "attention."
-        )
-    plain = (RoomyLayer, DynamicLayer, DynamicSlidingWindowLayer)
-    if other := sorted(
-        {type(layer).__name__ for layer in cache.layers if type(layer) not in plain}
-    ):
-        raise ModelError(
-            f"{name} keeps more than keys and values ({', '.join(other)}), so it cannot be sampled "
-            "here; expected attention in every layer."
-        )
-
-
-def _prefill(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], pad_id: int, num_generations: int
-) -> tuple[_Live, Tensor]:
-    """Run the model over each prompt once; return a row per rollout and the logits after it."""
-    device = model.device
-    ids, mask = (t.to(device) for t in left_pad(prompts, pad_id))
-    position = mask.cumsum(-1).sub_(1).clamp_(min=0)
-    padded = not bool(mask.all())
-    cache = roomy_cache(model.config)
-    _check_cache(model, cache)
-    shared = _shared_tokens(prompts, cache)
-    if shared:
-        model(
-            input_ids=torch.tensor([list(prompts[0][:shared])], device=device),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-        )
-        for layer in cache.layers:
-            assert isinstance(layer, RoomyLayer)
-            layer.spread((mask == 0).sum(1))
-    out = model(
-        input_ids=ids[:, shared:],
-        attention_mask=mask if padded else None,
-        position_ids=position[:, shared:],
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )
-    cache.batch_repeat_interleave(num_generations)
-    n_rollouts = len(prompts) * num_generations
-    live = _Live(
-        cache,
-        rollout=torch.arange(n_rollouts, device=device),
-        alive=torch.ones(n_rollouts, dtype=torch.bool, device=device),
-        position=position[:, -1:].repeat_interleave(num_generations, 0),
-        mask=mask.repeat_interleave(num_generations, 0) if padded else None,
-    )
-    return live, out.logits[:, -1].repeat_interleave(num_generations, 0)
-
-
 @torch.inference_mode()
 def sample(
     model: PreTrainedModel,
@@ -324,11 +178,15 @@ def sample(
     NonFiniteError
         The largest logit of a state is NaN or infinite.
     ModelError
-        The model's table of positions is too short, or the model keeps a recurrent state.
+        The model's table of positions is too short; or no way of sampling gives the logits that
+        the model has for each text alone (`opdprobe.rollout.exact`).
+    PromptError
+        The model has no embedding for a token of a prompt.
     """
-    check_length(model, prompts, max_completion_length)
+    check_prompts(model, prompts, max_completion_length)
     with evaluating(model):
-        live, logits = _prefill(model, prompts, pad_id, num_generations)
+        decoding = decoding_of(model, max(map(len, prompts), default=0) + max_completion_length)
+        live, logits = prefill(model, prompts, pad_id, num_generations, decoding)
         device, n_rollouts = model.device, len(live.rollout)
         eos = torch.tensor(list(eos_ids), device=device)
         responses = torch.zeros(

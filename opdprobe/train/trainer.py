@@ -49,7 +49,7 @@ from opdprobe.models.devices import (
     teacher_default,
 )
 from opdprobe.models.load import identity, weight_hash
-from opdprobe.models.positions import check_length
+from opdprobe.models.positions import check_prompts
 from opdprobe.models.processes import Processes
 from opdprobe.models.sharding import rest, whole
 from opdprobe.models.vocabulary import eos_ids, tokenizer_hash
@@ -463,7 +463,7 @@ class OPDTrainer:
         prompts = self._prompts_at(step)
         total, share = len(prompts), self.processes.share(len(prompts))
         prompts = prompts[share]
-        check_length(self.pair.teacher, [p.ids for p in prompts], c.max_completion_length)
+        check_prompts(self.pair.teacher, [p.ids for p in prompts], c.max_completion_length)
         with self.whole_student(), self._autocast():
             rollouts = sample_in_parts(
                 self.pair.student,

@@ -11,6 +11,9 @@ from safetensors.torch import load_file, save_file
 from transformers import (
     BertConfig,
     BertForMaskedLM,
+    BertLMHeadModel,
+    DogeConfig,
+    DogeForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     PreTrainedModel,
@@ -142,6 +145,36 @@ def _positions(_: Path) -> object:
     return sample(model, [[7] * 10], max_completion_length=24, eos_ids=[2], pad_id=0)
 
 
+def _without_embedding(_: Path) -> object:
+    prompts = [[7, 8], [7, 151655]]
+    return sample(tiny_model(), prompts, max_completion_length=2, eos_ids=[2], pad_id=0)
+
+
+def _looks_ahead(_: Path) -> object:
+    config = BertConfig(
+        vocab_size=64,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=16,
+    )
+    model = BertLMHeadModel(config).eval()
+    return Pair(tiny_model(), model, tiny_tokenizer())
+
+
+def _by_chance(_: Path) -> object:
+    config = DogeConfig(
+        vocab_size=64,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        keep_window_size=16,
+    )
+    model = DogeForCausalLM(config)
+    return sample(model, [[7] * 10], max_completion_length=24, eos_ids=[2], pad_id=0)
+
+
 _MODELS = [
     Case(
         "Models",
@@ -267,6 +300,28 @@ _MODELS = [
         _positions,
         "GPT2LMHeadModel has a table of 16 positions, but a prompt of 10 tokens with a response of "
         "up to 24 needs 33: lower max_completion_length to 7 or less, or leave out long prompts.",
+    ),
+    Case(
+        "Models",
+        "a prompt with a token that the model has no embedding for",
+        _without_embedding,
+        PromptError,
+        "prompt 1 has token 151655, but LlamaForCausalLM has embeddings for the ids 0 to 63 only: "
+        "give the tokenizer and chat template that belong to the model, or leave the prompt out.",
+    ),
+    _model(
+        "a model that attends to later tokens",
+        _looks_ahead,
+        "BertLMHeadModel cannot be scored: its logits depend on later tokens, or on other rows "
+        "(they differ by … of their spread); expected a causal language model, of the BERT family "
+        "one with is_decoder=True in its configuration.",
+    ),
+    _model(
+        "texts in which a model chooses by chance what it attends to",
+        _by_chance,
+        "DogeForCausalLM chooses the tokens that it attends to by chance in texts of more than 16, "
+        "but a prompt of 10 tokens with a response of up to 24 needs 33: lower "
+        "max_completion_length, or leave out long prompts.",
     ),
     _configured("no attention head", _LOADS + "…" + _SAVED, num_attention_heads=0),
     _model(

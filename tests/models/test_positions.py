@@ -5,15 +5,19 @@ import torch
 from transformers import (
     BioGptConfig,
     BioGptForCausalLM,
+    DogeConfig,
+    DogeForCausalLM,
     GPT2Config,
     GPT2LMHeadModel,
     GPTJConfig,
     GPTJForCausalLM,
     OPTConfig,
     OPTForCausalLM,
+    RobertaConfig,
+    RobertaForCausalLM,
 )
 
-from opdprobe.errors import ModelError
+from opdprobe.errors import ModelError, PromptError
 from opdprobe.models.positions import position_limit
 from opdprobe.rollout.once import probe
 from opdprobe.rollout.pair import Pair
@@ -84,3 +88,44 @@ def test_the_teachers_limit_counts_before_sampling(monkeypatch):
             num_generations=1,
             max_completion_length=13,
         )
+
+
+def roberta():
+    config = RobertaConfig(
+        **BERT_LIKE, **IDS, intermediate_size=16, max_position_embeddings=LIMIT, is_decoder=True
+    )
+    return RobertaForCausalLM(config).eval()
+
+
+def test_positions_that_begin_behind_that_of_padding():
+    model = roberta()
+    limit = LIMIT - 1 - IDS["pad_token_id"]
+    assert position_limit(model) == limit
+    model(input_ids=torch.full((1, limit), 7))
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=torch.full((1, limit + 1), 7))
+    assert sampled(model, limit - len(PROMPT) + 1).n_tokens == limit - len(PROMPT) + 1
+
+
+@pytest.mark.parametrize("family", [tiny_model, *TABLES.values()])
+def test_a_token_without_an_embedding_is_refused_with_its_prompt(family):
+    model = family().eval()
+    assert sample(model, [PROMPT, [63]], max_completion_length=1, eos_ids=[], pad_id=0).n_tokens
+    with pytest.raises(PromptError, match=r"prompt 1 has token 64, but .* the ids 0 to 63 only"):
+        sample(model, [PROMPT, [7, 64, 8]], max_completion_length=1, eos_ids=[], pad_id=0)
+
+
+def test_the_teachers_embeddings_count_before_sampling(monkeypatch):
+    monkeypatch.setattr("opdprobe.rollout.once.sample", lambda *_, **__: pytest.fail("sampled"))
+    pair = Pair(tiny_model(80), tiny_model(), tiny_tokenizer())
+    with pytest.raises(PromptError, match="prompt 0 has token 70"):
+        probe(pair, [EncodedPrompt(Prompt("a", text="1"), (70,))], max_completion_length=2)
+
+
+def test_attention_that_leaves_something_to_chance_is_used_below_its_length():
+    config = DogeConfig(**BERT_LIKE, intermediate_size=16, keep_window_size=LIMIT)
+    model = DogeForCausalLM(config).eval()
+    longest = LIMIT - len(PROMPT) + 1
+    assert sampled(model, longest).n_tokens == longest
+    with pytest.raises(ModelError, match=r"by chance in texts of more than 16, .* needs 17"):
+        sampled(model, longest + 1)

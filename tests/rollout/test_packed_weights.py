@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from opdprobe.rollout import packed_weights as module
+from opdprobe.rollout.exact import decoding_of
 from opdprobe.rollout.packed_weights import packed_weights
 from opdprobe.rollout.sample import sample
 from opdprobe.testing import tiny_model
@@ -94,6 +95,7 @@ def test_rollouts_are_the_same_with_and_without(monkeypatch):
     model = tiny_model(vocab_size=4096, hidden_size=64)  # its head is large enough
     arguments = {"num_generations": 4, "max_completion_length": 12, "eos_ids": [2], "pad_id": 0}
     packed_heads = []
+    decoding_of(model)  # the check of its first use
     model.lm_head.register_forward_hook(
         lambda module, *_: packed_heads.append("forward" in vars(module))
     )

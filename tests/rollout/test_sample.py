@@ -10,24 +10,21 @@ from hypothesis import strategies as st
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
-    Lfm2Config,
-    Lfm2ForCausalLM,
     LlamaConfig,
     LlamaForCausalLM,
-    MambaConfig,
-    MambaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
     MptConfig,
     MptForCausalLM,
-    RwkvConfig,
-    RwkvForCausalLM,
 )
 
-from opdprobe import ModelError, NonFiniteError
+from opdprobe import NonFiniteError
 from opdprobe.models.vocabulary import eos_ids, padding_id
+from opdprobe.rollout import decode
 from opdprobe.rollout import sample as rollout
-from opdprobe.rollout.sample import Rollouts, draw, left_pad, sample, step_generator
+from opdprobe.rollout.decode import left_pad
+from opdprobe.rollout.exact import decoding_of
+from opdprobe.rollout.sample import Rollouts, draw, sample, step_generator
 from opdprobe.testing import tiny_model, tiny_tokenizer
 
 PROMPTS = [[7], [9, 30, 8, 21, 60], [11, 12, 13]]
@@ -182,7 +179,7 @@ BEGINNING = [17, 40, 3, 51, 29, 6, 33]
     ],
 )
 def test_greedy_rollouts_equal_generate_row_by_row(make_model, eos, prompts, monkeypatch):
-    monkeypatch.setattr(rollout, "_LEAST_SPARED", 1)
+    monkeypatch.setattr(decode, "_LEAST_SPARED", 1)
     model = make_model()
     got = sample(
         model,
@@ -222,8 +219,9 @@ def test_greedy_rollouts_equal_generate_row_by_row(make_model, eos, prompts, mon
     ],
 )
 def test_the_common_beginning_of_all_prompts_is_computed_once(prompts, seen, monkeypatch):
-    monkeypatch.setattr(rollout, "_LEAST_SPARED", 1)
+    monkeypatch.setattr(decode, "_LEAST_SPARED", 1)
     model, shapes = tiny_model(), []
+    decoding_of(model)  # the check of its first use
     model.register_forward_pre_hook(
         lambda module, args, kwargs: shapes.append(tuple(kwargs["input_ids"].shape)),
         with_kwargs=True,
@@ -243,7 +241,7 @@ def test_the_common_beginning_of_all_prompts_is_computed_once(prompts, seen, mon
 @pytest.mark.parametrize("beginning", [[], BEGINNING])
 def test_logits_do_not_depend_on_companions(beginning, monkeypatch):
     """At every step, the logits drawn from are those of the rollout alone in a plain forward."""
-    monkeypatch.setattr(rollout, "_LEAST_SPARED", 1)
+    monkeypatch.setattr(decode, "_LEAST_SPARED", 1)
     model = tiny_model(seed=1)
     seen = []
 
@@ -446,27 +444,3 @@ def test_a_model_that_keeps_tensors_of_its_forward_pass_can_be_trained_after_sam
             one(torch.arange(length)[None]).logits.square().sum().backward()
         for got, want in zip(model.parameters(), fresh.parameters(), strict=True):
             assert torch.equal(got.grad, want.grad)
-
-
-RECURRENT = {
-    "rwkv": lambda: RwkvForCausalLM(
-        RwkvConfig(vocab_size=16, hidden_size=8, num_hidden_layers=2, attention_hidden_size=8)
-    ),
-    "mamba": lambda: MambaForCausalLM(
-        MambaConfig(vocab_size=16, hidden_size=8, num_hidden_layers=1, time_step_rank=2)
-    ),
-    "hybrid": lambda: Lfm2ForCausalLM(
-        Lfm2Config(
-            vocab_size=16, hidden_size=8, intermediate_size=8, num_hidden_layers=2,
-            num_attention_heads=2, num_key_value_heads=2, layer_types=["conv", "full_attention"],
-        )
-    ),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("kind", RECURRENT)
-def test_a_model_with_a_recurrent_state_is_refused_by_name(kind):
-    """Left padding and dropped rows would make its state another one, without a word."""
-    model = RECURRENT[kind]().eval()
-    with pytest.raises(ModelError, match=rf"{type(model).__name__} .*cannot be sampled here"):
-        sample(model, [[3, 4, 5], [6]], max_completion_length=2, eos_ids=[], pad_id=0)

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from opdprobe.errors import ConfigError, OutOfMemoryError
+from opdprobe.models.head import split_head
 from opdprobe.models.load import weight_hash
 from opdprobe.testing import tiny_model, tiny_tokenizer
 from opdprobe.train.config import GRPOConfig, SFTConfig
@@ -25,6 +26,7 @@ def little_room(model, tokens):
             failed.append(kwargs["input_ids"].numel())
             raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you")
 
+    split_head(model)  # checks a model once, by passes of 128 tokens
     handle = model.base_model.register_forward_pre_hook(check, with_kwargs=True)
     try:
         yield failed

@@ -17,6 +17,7 @@ from opdprobe.hooks.served.scores import score_served, vocabulary_width
 from opdprobe.hooks.shared import ProbeConfig, encode, keep_tokenizer, undisturbed
 from opdprobe.models.devices import precision, resolve_device, resolve_dtype, teacher_default
 from opdprobe.models.load import identity, load_model, load_tokenizer, weight_hash
+from opdprobe.models.positions import check_prompts
 from opdprobe.models.vocabulary import eos_ids, padding_id, shared_vocabulary, tokenizer_hash
 from opdprobe.rollout.grade import Grader, grade_rollouts
 from opdprobe.rollout.memory import sample_in_parts
@@ -122,6 +123,8 @@ def probe_served(
     for model in (first, teacher):
         if isinstance(model, ServedModel):
             _check_served(model, tokenizer, encoded, config, width)
+        elif isinstance(model, PreTrainedModel):
+            check_prompts(model, [prompt.ids for prompt in encoded], max_completion_length)
     attrs = {
         "recorded_by": "probe_served",
         # For numbered checkpoints, their folder; each step names its own.

@@ -13,6 +13,7 @@ from opdprobe.hooks.served.model import ServedModel, Told
 from opdprobe.models.head import logit_width, split_head
 from opdprobe.models.vocabulary import padding_id, tokens_with_logits
 from opdprobe.rollout.batches import batches
+from opdprobe.rollout.exact import check_scoring
 from opdprobe.rollout.memory import halving
 from opdprobe.rollout.sample import Rollouts
 from opdprobe.rollout.score import Scores
@@ -147,6 +148,7 @@ def _local_view(
 ) -> _View:
     """Score one model, at its own top-k and at the other's."""
     body, head = split_head(model, width=width)
+    check_scoring(model, body, head)
 
     def viewed(tokens: int) -> tuple[list[Any], ...]:
         order, parts = [], []

@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from opdprobe import ConfigError, Prompt, StoreError, VocabularyError, curve, open_run, validate
 from opdprobe.cli.parser import main
@@ -270,3 +271,21 @@ def test_required_arguments(serve, checkpoint, tmp_path):
         probe_served(checkpoint["student"], checkpoint["teacher"], PROMPTS, tmp_path)
     with pytest.raises(ConfigError, match=r"no tokenizer: .* --tokenizer DIR"):
         probe_served(served, served, PROMPTS, tmp_path)
+
+
+def test_a_local_teachers_table_of_positions_counts_beside_a_served_student(serve, tmp_path):
+    teacher = GPT2LMHeadModel(
+        GPT2Config(vocab_size=64, n_embd=4, n_layer=1, n_head=1, n_positions=8)
+    )
+    student = ServedModel(serve().address("student"), QUICK)
+    with pytest.raises(ModelError, match="GPT2LMHeadModel has a table of 8 positions"):
+        probe_served(
+            student,
+            teacher,
+            PROMPTS,
+            tmp_path / "run",
+            tokenizer=tiny_tokenizer(),
+            max_completion_length=8,
+            k=4,
+        )
+    assert not (tmp_path / "run").exists()
