@@ -82,12 +82,37 @@ def length_class(model: nn.Module, length: int) -> tuple[int, ...]:
     return _class(_limits(model), length)
 
 
+def changes_within(model: nn.Module, length: int) -> bool:
+    """Whether a token's rope, and so what is cached of it, changes while a text grows to `length`.
+
+    Examples
+    --------
+    >>> from transformers import LlamaConfig, LlamaForCausalLM
+    >>> rope = {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}
+    >>> config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1,
+    ...     num_attention_heads=1, max_position_embeddings=16, rope_parameters=rope)
+    >>> [changes_within(LlamaForCausalLM(config), length) for length in (16, 17)]
+    [False, True]
+    """
+    return any(length > limit for limit, _ in _rope_limits(model))
+
+
 def _class(limits: Sequence[tuple[int, bool]], length: int) -> tuple[int, ...]:
     return tuple(max(length, limit) if grows else int(length > limit) for limit, grows in limits)
 
 
 def _limits(model: nn.Module) -> list[tuple[int, bool]]:
     """Find the lengths beyond which a model computes otherwise: at each length, or at all alike."""
+    limits = _rope_limits(model)
+    for module in model.modules():
+        # Up to so many keys, all are taken.
+        for name in ("index_topk", "keep_window_size"):
+            if isinstance(limit := getattr(module, name, None), int):
+                limits.add((limit, True))
+    return sorted(limits)
+
+
+def _rope_limits(model: nn.Module) -> set[tuple[int, bool]]:
     limits = set()
     for module, layer_type, kind in _ropes(model):
         if "dynamic" in kind:
@@ -96,12 +121,7 @@ def _limits(model: nn.Module) -> list[tuple[int, bool]]:
             # Phi-3.5-MoE scales by length, whatever its rope is.
             limit = _parameters(module, layer_type)["original_max_position_embeddings"]
             limits.add((int(limit), False))
-    for module in model.modules():
-        # Up to so many keys, all are taken.
-        for name in ("index_topk", "keep_window_size"):
-            if isinstance(limit := getattr(module, name, None), int):
-                limits.add((limit, True))
-    return sorted(limits)
+    return limits
 
 
 @contextmanager

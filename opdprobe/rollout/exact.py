@@ -17,8 +17,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from opdprobe.errors import ModelError
+from opdprobe.models.devices import is_out_of_memory
 from opdprobe.models.head import Body, Head, evaluating
-from opdprobe.models.lengths import length_class
+from opdprobe.models.lengths import changes_within
 from opdprobe.models.positions import position_limit
 from opdprobe.rollout.decode import Decoding, Live, cache_name, prefill
 from opdprobe.rollout.kv_cache import rows_can_move
@@ -67,7 +68,7 @@ def decoding_of(model: PreTrainedModel, longest: int = 1) -> Decoding:
         No way gives the logits of a pass over each text alone.
     """
     known = _sampled.setdefault(model, {})
-    changes = length_class(model, longest) != length_class(model, 1)
+    changes = changes_within(model, longest)
     use = (_precision(model), changes)
     if use not in known:
         with torch.no_grad(), _same_random_state(model):
@@ -127,9 +128,9 @@ def _fastest(model: PreTrainedModel, changes: bool) -> Decoding:
         if reason is None:
             try:
                 found = _decoded(model, texts, fed, decoding)
-            except torch.OutOfMemoryError:
-                raise
             except Exception as error:  # whatever a model raises that does not take such a batch
+                if is_out_of_memory(error):
+                    raise
                 reason = f"it fails with {type(error).__name__}: {str(error).strip() or '-'}"
                 reason = reason.splitlines()[0]
             else:
@@ -189,9 +190,9 @@ def _alone(model: PreTrainedModel, text: list[int]) -> Tensor:
     """Run a model over one text, without padding or a cache; return its logits (T, V)."""
     try:
         return model(input_ids=_ids(model, [text]), use_cache=False).logits[0]
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:  # whatever a model raises that wants more than a text
+        if is_out_of_memory(error):
+            raise
         why = f"{type(error).__name__}: {str(error).strip() or '-'}".splitlines()[0]
         raise ModelError(
             f"{type(model).__name__} does not run on a text alone ({why}); expected a causal "

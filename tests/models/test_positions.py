@@ -116,7 +116,9 @@ def test_a_token_without_an_embedding_is_refused_with_its_prompt(family):
 
 
 def test_the_teachers_embeddings_count_before_sampling(monkeypatch):
-    monkeypatch.setattr("opdprobe.rollout.once.sample", lambda *_, **__: pytest.fail("sampled"))
+    monkeypatch.setattr(
+        "opdprobe.rollout.once.sample_in_parts", lambda *_, **__: pytest.fail("sampled")
+    )
     pair = Pair(tiny_model(80), tiny_model(), tiny_tokenizer())
     with pytest.raises(PromptError, match="prompt 0 has token 70"):
         probe(pair, [EncodedPrompt(Prompt("a", text="1"), (70,))], max_completion_length=2)

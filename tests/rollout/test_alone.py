@@ -110,15 +110,6 @@ def mixtral():
     )
 
 
-def xlnet():
-    """Attends to later tokens, padding included."""
-    return tf.XLNetLMHeadModel(
-        tf.XLNetConfig(
-            vocab_size=64, d_model=32, n_layer=2, n_head=2, d_inner=48, initializer_range=0.35
-        )
-    )
-
-
 class Rounded(torch.nn.Module):
     """A layer whose inputs are rounded to 8 bits by one scale for all rows, as int8 layers do."""
 
@@ -158,11 +149,10 @@ KINDS = {
     "experts": mixtral,
     "indexer": deepseek,
     "dynamic-mask": doge,
-    "not-causal": xlnet,
     "common-scale": quantised,
 }
 APART = {"dynamic", "longrope", "per-layer", "indexer", "dynamic-mask"}
-ALONE = {"not-causal", "common-scale"}
+ALONE = {"common-scale"}
 # On both sides of the trained length, at it, and equal lengths of different texts.
 LENGTHS = [(4, 8), (3, 40), (5, 12), (2, 15), (6, 14), (1, 20), (4, 17), (9, 1)]
 

@@ -13,6 +13,8 @@ from transformers import (
     BertLMHeadModel,
     Lfm2Config,
     Lfm2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
     MambaConfig,
     MambaForCausalLM,
     OpenAIGPTConfig,
@@ -158,7 +160,7 @@ def test_every_way_draws_the_same_rollouts(decoding, monkeypatch):
     model = built(WAYS["llama"][0])
     wanted = sampled(model)
     assert len(set(map(len, wanted.response_ids))) > 1
-    monkeypatch.setattr("opdprobe.rollout.sample.decoding_of", lambda _: decoding)
+    monkeypatch.setattr("opdprobe.rollout.sample.decoding_of", lambda *_: decoding)
     assert sampled(model) == wanted
     settings = {"num_generations": 2, "max_completion_length": 9, "eos_ids": [5, 9, 44]}
     half = sample(
@@ -252,13 +254,40 @@ class Companions(nn.Module):
         return out + out.mean(0, keepdim=True)
 
 
-def test_a_model_whose_rows_are_not_independent_is_refused():
+def test_a_model_whose_rows_are_not_independent_is_scored_row_by_row_and_not_sampled():
     model = tiny_model()
     model.model.layers[0].mlp = Companions(model.model.layers[0].mlp)
     with pytest.raises(ModelError, match="recomputed: its logits then differ"):
         sampled(model)
+    body, head = split_head(model)
     with pytest.raises(ModelError, match="or on other rows"):
-        check_scoring(model, *split_head(model))
+        check_scoring(model, body.body, head)
+    assert body.alone
+    check_scoring(model, body, head)
+
+
+def test_sampling_beyond_a_length_at_which_the_model_changes(caplog):
+    """Each token is drawn after a pass over its text alone, at the text's own length."""
+    rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10_000.0}
+    torch.manual_seed(0)
+    size = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    size |= {"num_attention_heads": 2, "initializer_range": 0.35, "vocab_size": 64}
+    model = LlamaForCausalLM(LlamaConfig(**size, max_position_embeddings=12, rope_parameters=rope))
+    model.eval()
+    settings = {"temperature": 0.0, "eos_ids": [], "pad_id": 0}
+    sample(model, PROMPTS, max_completion_length=2, **settings)
+    assert not caplog.messages  # no text is long enough
+    model(torch.arange(1, 60)[None])  # grows the frequencies that the model keeps
+    got = sample(model, PROMPTS, max_completion_length=15, **settings)
+    (said,) = caplog.messages
+    assert "is sampled without a cache" in said
+    assert "depends on the length of the text" in said
+    for prompt, response in zip(got.prompt_ids, got.response_ids, strict=True):
+        for t, token in enumerate(response):
+            torch.manual_seed(0)
+            new = LlamaForCausalLM(model.config).eval()
+            new.load_state_dict(model.state_dict())
+            assert new(torch.tensor([prompt + response[:t]])).logits[0, -1].argmax() == token
 
 
 def test_weights_that_are_not_finite_are_found_by_sampling():

@@ -10,6 +10,7 @@ import torch
 from opdprobe.errors import OutOfMemoryError
 from opdprobe.preflight import preflight
 from opdprobe.rollout import memory
+from opdprobe.rollout.exact import decoding_of
 from opdprobe.rollout.memory import halving, sample_in_parts
 from opdprobe.rollout.once import probe
 from opdprobe.rollout.pair import Pair
@@ -103,6 +104,7 @@ def test_other_errors_are_not_taken_for_it(model):
     def fail(*_):
         raise RuntimeError("shapes differ")
 
+    decoding_of(model)  # the check of its first use
     with (
         model.register_forward_pre_hook(fail),
         pytest.raises(RuntimeError, match="shapes differ"),

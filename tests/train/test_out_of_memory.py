@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from opdprobe.errors import ConfigError, OutOfMemoryError
-from opdprobe.models.head import split_head
+from opdprobe.models.head import evaluating, split_head
 from opdprobe.models.load import weight_hash
+from opdprobe.rollout.exact import check_scoring, decoding_of
 from opdprobe.testing import tiny_model, tiny_tokenizer
 from opdprobe.train.config import GRPOConfig, SFTConfig
 from opdprobe.train.grpo import grpo
@@ -26,7 +27,10 @@ def little_room(model, tokens):
             failed.append(kwargs["input_ids"].numel())
             raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you")
 
-    split_head(model)  # checks a model once, by passes of 128 tokens
+    # The checks of its first use are passes, too.
+    with evaluating(model):
+        decoding_of(model)
+    check_scoring(model, *split_head(model))
     handle = model.base_model.register_forward_pre_hook(check, with_kwargs=True)
     try:
         yield failed
@@ -109,8 +113,10 @@ def test_no_room_for_the_optimiser(monkeypatch):
 def dropping():
     model = tiny_model()
     for layer in model.base_model.layers:
-        layer.mlp.register_forward_hook(lambda _m, _a, out: torch.nn.functional.dropout(out))
-    return model
+        layer.mlp.register_forward_hook(
+            lambda mlp, _, out: torch.nn.functional.dropout(out, training=mlp.training)
+        )
+    return model.train()
 
 
 @pytest.mark.parametrize("make", [tiny_model, dropping])
