@@ -16,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from opdprobe import OPDConfig
 from opdprobe.models.head import Head
 from opdprobe.rollout.batches import batches
+from opdprobe.rollout.decode import Decoding
 from opdprobe.rollout.pair import Scored
 from opdprobe.rollout.sample import Rollouts, draw, sample
 from opdprobe.rollout.score import score
@@ -153,7 +154,9 @@ def test_hidden_states_of_batches(model):
 
 
 @pytest.mark.parametrize("prompts", [[[1, 2], [3, 4]], [[1, 2], [3]]])
-def test_sampling(model, prompts):
+def test_sampling(model, prompts, monkeypatch):
+    # The check of its first use compares values.
+    monkeypatch.setattr("opdprobe.rollout.sample.decoding_of", lambda *_: Decoding.PADDED)
     found = sample(
         model, prompts, num_generations=2, max_completion_length=4, eos_ids=[2], pad_id=0
     )

@@ -152,6 +152,7 @@ def test_attention_that_cannot_be_used_is_refused(saved, name, reason):
 
 
 def test_bars_appear_on_terminals_only(saved, monkeypatch, capfd):
+    monkeypatch.setattr("transformers.utils.logging._tqdm_active", True)  # some commands switch it
     load_model(saved / "student")
     assert capfd.readouterr().err == ""
     monkeypatch.setattr("sys.stderr.isatty", lambda: True)

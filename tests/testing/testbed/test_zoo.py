@@ -156,7 +156,7 @@ def test_sigterm_stops_a_build_in_good_order(tiny_zoo, tmp_path, monkeypatch, na
     want = zoo.check(name)
     shutil.rmtree(members.ZOO / name)
     with pytest.raises(SystemExit) as stopped:
-        zoo._build(name, tiny_zoo, send)
+        zoo._build(name, tiny_zoo, "cpu", send)
     assert stopped.value.code == 143
     assert not (members.ZOO / name).exists()
     checkpoints = tiny_zoo / name / "checkpoints"
@@ -165,7 +165,7 @@ def test_sigterm_stops_a_build_in_good_order(tiny_zoo, tmp_path, monkeypatch, na
     with monkeypatch.context() as patch:
         patch.setattr(zoo, "_digest", lambda path, digest=zoo._digest: send(1, 1) or digest(path))
         with pytest.raises(SystemExit):
-            zoo._build(name, tiny_zoo, lambda done, total: None)
+            zoo._build(name, tiny_zoo, "cpu", lambda done, total: None)
     assert zoo.check(name) == want
 
 
