@@ -214,7 +214,8 @@ def merge_adapter(base: PreTrainedModel, directory: Path) -> PreTrainedModel:
                     "adapter belongs to another base."
                 )
         peft.set_peft_model_state_dict(model, weights)
-        return model.merge_and_unload(safe_merge=True)
+        # PEFT froze the base; the merged model is one like any other, which can be trained.
+        return model.merge_and_unload(safe_merge=True).requires_grad_(True)
     except ModelError:
         raise
     except (OSError, ValueError, LookupError, TypeError, RuntimeError, SafetensorError) as error:

@@ -162,6 +162,7 @@ def test_an_adapter_is_merged_into_its_base(tmp_path, saved, tied, options):
     torch.testing.assert_close(logits(loaded), want, rtol=1e-4, atol=1e-5)
     assert type(loaded) is type(tiny_model())
     assert not loaded.training
+    assert all(parameter.requires_grad for parameter in loaded.parameters())
     assert loaded.name_or_path == str(tmp_path / "checkpoint-5")
     assert split_head(loaded)[1].projection is not None
     drop_layers(loaded, [0]).save_pretrained(tmp_path / "smaller")
