@@ -1,5 +1,7 @@
 """What all tests share: no deadline for hypothesis, one thread for torch, the mark of the slow."""
 
+import gc
+
 import pytest
 import torch
 from hypothesis import settings
@@ -18,3 +20,10 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
+
+
+def pytest_collection_finish():
+    # The libraries and the thousands of tests stay until the end: without this, each collection of
+    # garbage would visit them again.
+    gc.collect()
+    gc.freeze()

@@ -5,9 +5,11 @@ import multiprocessing
 import os
 import signal
 from dataclasses import replace
+from functools import partialmethod
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 import figures
 from analyses.claims import verdict
@@ -83,6 +85,7 @@ def killed_and_resumed(tmp_path_factory):
     assert not (out / "quick/report.html").exists()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reproduce, "work", here)
+        patch.setattr(Figure, "savefig", partialmethod(Figure.savefig, dpi=30))  # quicker
         results = reproduce.reproduce(
             TINY, out / "quick", on_progress=lambda *state: seen.append(state)
         )

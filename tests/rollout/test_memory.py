@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -27,6 +28,12 @@ CPU = torch.device("cpu")
 def forgotten(monkeypatch):
     """No model is remembered from another test."""
     memory._fitted.clear()
+
+
+@pytest.fixture(autouse=True)
+def uncollected(monkeypatch):
+    """Leave out the garbage collections, which take most of the time in a process of many tests."""
+    monkeypatch.setattr("opdprobe.models.devices.gc", SimpleNamespace(collect=lambda: 0))
 
 
 @contextmanager

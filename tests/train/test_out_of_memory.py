@@ -2,6 +2,7 @@
 
 from contextlib import contextmanager
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,12 @@ from opdprobe.train.config import GRPOConfig, SFTConfig
 from opdprobe.train.grpo import grpo
 from opdprobe.train.optim import Optimization, refuse_float16
 from opdprobe.train.sft import sft, shuffled
+
+
+@pytest.fixture(autouse=True)
+def uncollected(monkeypatch):
+    """Leave out the garbage collections, which take most of the time in a process of many tests."""
+    monkeypatch.setattr("opdprobe.models.devices.gc", SimpleNamespace(collect=lambda: 0))
 
 
 @contextmanager
