@@ -47,7 +47,7 @@ def prompt_form(attrs: Mapping[str, Any]) -> str | None:
         parts.append(f"system prompt {system!r}" + (f" ({some})" if some else ""))
     elif some:
         parts.append(f"{some} system prompt")
-    return "; ".join(parts) or "no settings"
+    return "; ".join(parts) or "no system prompt, no template variables"
 
 
 def _value(name: str, value: object) -> str:

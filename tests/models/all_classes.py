@@ -208,12 +208,16 @@ float32 and 0.04 in bfloat16 over all classes below; what was wrong, 7e-4 and mo
 check has no effect on recorded numbers: it draws nothing, and changes no weight.
 
 **What the check costs.** Five passes for sampling and three for scoring, of at most 20 tokens,
-once a process and model: {cost}. Under FSDP every process checks the gathered student.
+once a process and model: {cost}. Under FSDP
+every process checks the gathered student. Two more passes, of 16 rows of 8 tokens, find out once a
+model whether the rows of a batch share a scale; such a model is scored one text at a time.
 
 **What the check cannot see** is what begins beyond ten tokens. So caches of kinds that are not
-known never take the fast way, and Reformer and Doge are refused beyond the length from which their
-attention chooses by chance. A table of positions that is too short, and token ids without an
-embedding, are refused before anything is sampled.
+known never take the fast way, a model whose rope changes with the length of the text (dynamic
+NTK, LongRoPE) is sampled without a cache if a text may grow beyond that length, and Reformer and
+Doge are refused beyond the length from which their attention chooses by chance. A table of
+positions that is too short, and token ids without an embedding, are refused before anything is
+sampled.
 
 ## Every class of transformers {version}
 

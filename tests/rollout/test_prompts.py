@@ -205,7 +205,7 @@ def recorded(prompts, template=TEMPLATE, **settings):
             {},
             "enable_thinking = False (default); 1 of 1 prompts have their own system prompt",
         ),
-        ([Prompt("0", text="2")], {}, "no settings"),
+        ([Prompt("0", text="2")], {}, "no system prompt, no template variables"),
     ],
 )
 def test_the_form_of_the_prompts_is_described(prompts, settings, text):
