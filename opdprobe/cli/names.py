@@ -31,7 +31,7 @@ def reading(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def prompt_form(arguments: argparse.Namespace) -> dict[str, Any]:
+def template_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return a command's options for `opdprobe.rollout.prompts.encode_prompts` that were given."""
     found = {
         "chat_template_kwargs": chat_template_kwargs(arguments.chat_template_kwargs or []),

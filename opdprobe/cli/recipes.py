@@ -39,7 +39,7 @@ def cold_start(arguments: argparse.Namespace) -> None:
     import transformers
 
     from opdprobe.cli.models import loading, longest_prompt, names, tell_memory
-    from opdprobe.cli.names import prompt_form, reading, resolve_prompts
+    from opdprobe.cli.names import reading, resolve_prompts, template_settings
     from opdprobe.train.memory import Job
     from opdprobe.train.optim import refuse_float16
     from opdprobe.train.recipes.cold_start import cold_start
@@ -70,7 +70,7 @@ def cold_start(arguments: argparse.Namespace) -> None:
             num_generations=arguments.num_generations,
             max_completion_length=arguments.max_completion_length,
             max_prompt_length=arguments.max_prompt_length,
-            **prompt_form(arguments),
+            **template_settings(arguments),
             on_error=arguments.on_error,
             on_progress=show,
             **options,
@@ -166,7 +166,7 @@ def _most_divergent(arguments: argparse.Namespace, prompts: list[Prompt]) -> lis
     import transformers
 
     from opdprobe.cli.models import loading, longest_prompt, names, tell_memory
-    from opdprobe.cli.names import prompt_form
+    from opdprobe.cli.names import template_settings
     from opdprobe.rollout.pair import Pair
     from opdprobe.train.memory import Job
     from opdprobe.train.recipes.select import CHUNK, max_divergence
@@ -191,7 +191,7 @@ def _most_divergent(arguments: argparse.Namespace, prompts: list[Prompt]) -> lis
             num_generations=generations,
             max_completion_length=longest,
             max_prompt_length=arguments.max_prompt_length or DIVERGENCE_PROMPT,
-            **prompt_form(arguments),
+            **template_settings(arguments),
             on_error=arguments.on_error,
             seed=arguments.seed,
             on_progress=lambda done, total: show("prompt", done, total),

@@ -143,7 +143,7 @@ def train(arguments: argparse.Namespace) -> None:
     import transformers
 
     from opdprobe.cli.models import loading, longest_prompt, models
-    from opdprobe.cli.names import prompt_form, reading, resolve_prompts
+    from opdprobe.cli.names import reading, resolve_prompts, template_settings
     from opdprobe.train.freed_memory import keep_freed_memory
     from opdprobe.train.memory import Job
     from opdprobe.train.optim import refuse_float16
@@ -157,7 +157,7 @@ def train(arguments: argparse.Namespace) -> None:
     config = replace(config, **settings(arguments.set, OPDConfig))
     if arguments.max_prompt_length is not None:
         config = replace(config, max_prompt_length=arguments.max_prompt_length)
-    config = replace(config, **prompt_form(arguments))
+    config = replace(config, **template_settings(arguments))
     prompts, grader = resolve_prompts(arguments.prompts, arguments.limit, **reading(arguments))
     benchmarks = {}
     if arguments.benchmark:
@@ -209,7 +209,7 @@ def preflight(arguments: argparse.Namespace) -> None:
     import transformers
 
     from opdprobe.cli.models import loading, longest_prompt, models
-    from opdprobe.cli.names import prompt_form, reading, resolve_prompts
+    from opdprobe.cli.names import reading, resolve_prompts, template_settings
     from opdprobe.preflight import preflight
     from opdprobe.preflight.procedure import planned
     from opdprobe.preflight.show import rendered
@@ -244,7 +244,7 @@ def preflight(arguments: argparse.Namespace) -> None:
             temperature=arguments.temperature,
             max_prompt_length=arguments.max_prompt_length,
             on_error=arguments.on_error,
-            **prompt_form(arguments),
+            **template_settings(arguments),
             seed=arguments.seed,
             on_progress=lambda done, total: show("measurement", done, total),
             **tokenizers,
@@ -288,7 +288,7 @@ def probe(arguments: argparse.Namespace) -> None:
     import transformers
 
     from opdprobe.cli.models import loading, longest_prompt, tell_memory
-    from opdprobe.cli.names import prompt_form, reading, resolve_model, resolve_prompts
+    from opdprobe.cli.names import reading, resolve_model, resolve_prompts, template_settings
     from opdprobe.hooks import probe_checkpoints
     from opdprobe.hooks.checkpoints import find_checkpoints
     from opdprobe.hooks.served import ServedModel, probe_served
@@ -321,7 +321,7 @@ def probe(arguments: argparse.Namespace) -> None:
             "max_completion_length": arguments.max_completion_length,
             "max_prompt_length": arguments.max_prompt_length,
             "on_error": arguments.on_error,
-            **prompt_form(arguments),
+            **template_settings(arguments),
             "grader": grader,
             "tokenizer": load_tokenizer(resolve_model(tokenizer)) if tokenizer else None,
             "on_progress": lambda done, total: show("checkpoint", done, total),
@@ -341,7 +341,7 @@ def probe(arguments: argparse.Namespace) -> None:
 def inspect(arguments: argparse.Namespace) -> None:
     """Check a run, print what it holds."""
     from opdprobe.report.view import model_name
-    from opdprobe.store.prompt_form import prompt_form as describe_prompts
+    from opdprobe.store.prompt_form import prompt_form
     from opdprobe.store.schema import validate
 
     verified = _verify(arguments) if arguments.verify else {}
@@ -363,7 +363,7 @@ def inspect(arguments: argparse.Namespace) -> None:
         "bytes": size,
         "valid": True,
         **_missing(run),
-        **({"prompts": form} if (form := describe_prompts(run.attrs)) else {}),
+        **({"prompts": form} if (form := prompt_form(run.attrs)) else {}),
         **verified,
     }
     if arguments.json:
