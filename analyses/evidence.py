@@ -80,12 +80,15 @@ class Evidence:
         self, experiment: str, *, end: int = -1, benchmark: str | None = None
     ) -> list[Estimate]:
         """Accuracy of the student at the first (0) or last (-1) evaluation, one per seed."""
-        return [resample(self.evaluations(run, benchmark)[1][end]) for run in self.runs[experiment]]
+        return [
+            resample(self.evaluations(run, benchmark)[1][end], bounds=(0, 1))
+            for run in self.runs[experiment]
+        ]
 
     def role(self, role: str, *, benchmark: str | None = None) -> Estimate:
         """Accuracy of an untrained model."""
         names = self.benchmarks if benchmark is None else [benchmark]
-        return resample(np.concatenate([self.scores[role][name] for name in names]))
+        return resample(np.concatenate([self.scores[role][name] for name in names]), bounds=(0, 1))
 
     def recovery(self, experiment: str, *, benchmark: str | None = None) -> list[Estimate]:
         """Gap recovery rate (§3.2), one per seed; all three accuracies on the same problems."""
@@ -198,7 +201,10 @@ def accuracy_panel(
     for name, label in experiments.items():
         found = [evidence.evaluations(run, benchmark) for run in evidence.runs[name]]
         x = found[0][0]
-        points = [combine([resample(scores[i]) for _, scores in found]) for i in range(len(x))]
+        points = [
+            combine([resample(scores[i], bounds=(0, 1)) for _, scores in found])
+            for i in range(len(x))
+        ]
         value, low, high = zip(*points, strict=True)
         series.append(Series(name, label, x=x, y=list(value), low=list(low), high=list(high)))
     lines = [

@@ -8,7 +8,7 @@ from analyses.evidence import LAST, Evidence, above, at_least, claim, difference
 from analyses.experiments import LENGTHS
 from analyses.registry import FIGURES
 from analyses.results import Results
-from opdprobe.probes.bootstrap import Estimate, resample
+from opdprobe.probes.bootstrap import Estimate, resample, sum_by_unit, unit_keys
 from opdprobe.report.estimate import combine, exact, ranked
 from opdprobe.report.panel import Panel, Reference
 
@@ -158,8 +158,11 @@ def _gains(continuations: list[xr.Dataset]) -> dict[int, list[Estimate]]:
         gains = [ds["gain"].sel(depth=depth).values for ds in continuations]
         going = [~np.isnan(gain) for gain in gains]
         if min(map(np.count_nonzero, going)) >= MIN_ROLLOUTS:
-            # All rollouts at every depth, so that depths are resampled together.
-            found[depth] = [
-                resample(np.nan_to_num(g), n) for g, n in zip(gains, going, strict=True)
-            ]
+            found[depth] = []
+            for ds, gain, n in zip(continuations, gains, going, strict=True):
+                # All rollouts at every depth, so that depths are resampled together.
+                keys, (total, count) = sum_by_unit(
+                    unit_keys(ds["prompt_id"].values), np.nan_to_num(gain), n
+                )
+                found[depth].append(resample(total, count, keys=keys))
     return found

@@ -38,24 +38,27 @@ def analyse(evidence: Evidence) -> Results:
     )
 
 
-def _rewards(run: Run) -> tuple[np.ndarray, np.ndarray]:
-    reward, correct = [], []
+def _rewards(run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return reward, correctness and prompt of every rollout."""
+    reward, correct, prompt = [], [], []
     for step in run.steps:
         ds = run.load(step)
         reward.append(ds.opd.sequence_mean_reward().values)
         correct.append(ds["correct"].values)
-    return np.concatenate(reward), np.concatenate(correct)
+        prompt.append(ds["prompt_id"].values)
+    return np.concatenate(reward), np.concatenate(correct), np.concatenate(prompt)
 
 
 def _auroc(run: Run) -> Estimate:
-    reward, correct = _rewards(run)
+    reward, correct, prompt = _rewards(run)
     return resample_statistic(
-        lambda rows: reward_auroc(reward[rows], correct[rows]), np.arange(len(reward))
+        lambda rows: reward_auroc(reward[rows], correct[rows]),
+        np.unique(prompt, return_inverse=True)[1],
     )
 
 
 def _panel(runs: list[Run], name: str, label: str) -> Panel:
-    reward, correct = (np.concatenate(parts) for parts in zip(*map(_rewards, runs), strict=True))
+    reward, correct, _ = (np.concatenate(parts) for parts in zip(*map(_rewards, runs), strict=True))
     return Panel(
         name=name,
         title=label[0].upper() + label[1:],

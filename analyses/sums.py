@@ -28,6 +28,8 @@ PROBES: dict[str, Probe] = {
     )
 } | {"extreme_advantage_size": lambda ds: abs(ds.opd.extreme_advantage_gap())}
 
+_COLUMNS = ("steps", "first", "unit", "length")
+
 
 def add_up(run: Run) -> RolloutSums:
     """Evaluate every probe at every state of a run, in one pass."""
@@ -35,13 +37,13 @@ def add_up(run: Run) -> RolloutSums:
 
 
 def window(run: Run, probe: Callable[[xr.Dataset], xr.DataArray], steps: Sequence[int]) -> Estimate:
-    """Estimate the mean of a probe over all states of some steps; units are rollouts."""
+    """Estimate the mean of a probe over all states of some steps; units are prompts."""
     return rollout_sums(map(run.load, steps), {"probe": probe}).mean("probe")
 
 
 def save(sums: RolloutSums, path: Path) -> None:
     """Write sums atomically; creates the directory."""
-    arrays: dict[str, Any] = {"steps": sums.steps, "first": sums.first, "length": sums.length}
+    arrays: dict[str, Any] = {name: getattr(sums, name) for name in _COLUMNS}
     for name in sums.total:
         arrays[f"total/{name}"], arrays[f"n/{name}"] = sums.total[name], sums.n[name]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -52,9 +54,7 @@ def load(path: Path) -> RolloutSums:
     """Read a file written by `save`."""
     with np.load(path, allow_pickle=False) as arrays:
         return RolloutSums(
-            arrays["steps"],
-            arrays["first"],
-            arrays["length"],
-            {name: arrays[f"total/{name}"] for name in PROBES},
-            {name: arrays[f"n/{name}"] for name in PROBES},
+            **{name: arrays[name] for name in _COLUMNS},
+            total={name: arrays[f"total/{name}"] for name in PROBES},
+            n={name: arrays[f"n/{name}"] for name in PROBES},
         )

@@ -312,7 +312,7 @@ def continuation_path(folder: Path, name: str, seed: int) -> Path:
 
 def sums_path(folder: Path, name: str, seed: int) -> Path:
     """Where the sums of a run's probes are kept: in the run, to be deleted with it."""
-    return run_dir(folder, name, seed) / "sums.npz"
+    return run_dir(folder, name, seed) / "prompt_sums.npz"
 
 
 def results_path(folder: Path, figure: str) -> Path:

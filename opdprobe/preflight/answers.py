@@ -59,9 +59,9 @@ def accuracies(step: xr.Dataset, teacher_step: xr.Dataset) -> Answers:
     prompt = _prompt_rows(step)
     correct, theirs = (_correct(one) for one in (step, teacher_step))
     return Answers(
-        student=prompt_mean(correct, prompt),
-        teacher=prompt_mean(theirs, prompt),
-        gap=prompt_mean(theirs - correct, prompt),
+        student=prompt_mean(correct, prompt, (0, 1)),
+        teacher=prompt_mean(theirs, prompt, (0, 1)),
+        gap=prompt_mean(theirs - correct, prompt, (-1, 1)),
         auroc=prompt_auroc(step.opd.sequence_mean_reward().values, correct, prompt),
     )
 
@@ -83,7 +83,7 @@ def continuation(
     )["gain"]
     rows = {int(d): gain.sel(depth=d) for d in depths}
     return (
-        {d: prompt_mean(row.values, prompt) for d, row in rows.items()},
+        {d: prompt_mean(row.values, prompt, (-1, 1)) for d, row in rows.items()},
         {d: int(row.notnull().sum()) for d, row in rows.items()},
     )
 
@@ -117,7 +117,8 @@ def tried(
         asked = [prompts[i].prompt for i in others for _ in range(num_generations)]
         graded = grade_rollouts(pair.tokenizer, rollouts.response_ids, asked, grader)
         after[others] = np.reshape(graded, (-1, num_generations))
-    return prompt_mean((after - before).ravel(), np.repeat(np.arange(len(before)), num_generations))
+    prompt = np.repeat(np.arange(len(before)), num_generations)
+    return prompt_mean((after - before).ravel(), prompt, (-1, 1))
 
 
 def _correct(step: xr.Dataset) -> NDArray[np.float64]:

@@ -9,9 +9,9 @@ from numpy.typing import NDArray
 from opdprobe.probes import curves, reward_auroc
 from opdprobe.probes.bootstrap import (
     LEVEL,
+    MIN_UNITS_HEAVY,
     N_BOOT,
     Estimate,
-    percentile_interval,
     resample,
     resample_statistic,
 )
@@ -26,7 +26,7 @@ class Number:
     value
         NaN if unknown.
     low, high
-        Its 95 % interval; NaN if unknown, for example from a single prompt.
+        Its 95 % interval; NaN if unknown, for example from too few prompts.
     """
 
     value: float
@@ -38,7 +38,7 @@ UNKNOWN = Number(np.nan)
 
 
 def state_means(step: xr.Dataset, names: tuple[str, ...]) -> dict[str, Number]:
-    """Means of probes over all states; bootstrap over rollouts."""
+    """Means of probes over all states; bootstrap over prompts."""
     found = curves(step, names, ci=LEVEL, n_boot=N_BOOT).squeeze("step")
     return {
         name: Number(*(float(found[end].sel(probe=name)) for end in ("value", "low", "high")))
@@ -46,7 +46,11 @@ def state_means(step: xr.Dataset, names: tuple[str, ...]) -> dict[str, Number]:
     }
 
 
-def prompt_mean(values: NDArray[np.float64], prompt: NDArray[np.intp]) -> Number:
+def prompt_mean(
+    values: NDArray[np.float64],
+    prompt: NDArray[np.intp],
+    bounds: tuple[float, float] = (-np.inf, np.inf),
+) -> Number:
     """Mean of a value per rollout, without NaN; bootstrap over prompts."""
     known = ~np.isnan(values)
     if not known.any():
@@ -54,7 +58,7 @@ def prompt_mean(values: NDArray[np.float64], prompt: NDArray[np.intp]) -> Number
     n = int(prompt.max()) + 1
     total = np.bincount(prompt, np.where(known, values, 0.0), minlength=n)
     count = np.bincount(prompt, known, minlength=n)
-    return _number(resample(total, count), units=int(np.count_nonzero(count)))
+    return _number(resample(total, count, bounds=bounds))
 
 
 def prompt_auroc(
@@ -67,7 +71,7 @@ def prompt_auroc(
     found = resample_statistic(
         lambda rows: reward_auroc(reward[rows], correct[rows]), prompt, n_boot=200
     )
-    return _number(found, units=int(prompt.max()) + 1)
+    return _number(found)
 
 
 def share_removed(before: NDArray[np.float64], after: NDArray[np.float64]) -> Number:
@@ -82,12 +86,9 @@ def share_removed(before: NDArray[np.float64], after: NDArray[np.float64]) -> Nu
     before, after = before[known], after[known]
     if not before.sum() > 0:
         return UNKNOWN  # there is nothing to remove
-    left = resample(after, before)
-    return _number(left.map(by=lambda share: 1 - share), units=len(before))
+    left = resample(after, before, least=MIN_UNITS_HEAVY)
+    return _number(left.map(by=lambda share: 1 - share))
 
 
-def _number(estimate: Estimate, *, units: int) -> Number:
-    if units < 2:  # resampling a single unit shows no spread
-        return Number(estimate.value)
-    low, high = percentile_interval(estimate.samples)
-    return Number(estimate.value, float(low), float(high))
+def _number(estimate: Estimate) -> Number:
+    return Number(estimate.value, *estimate.interval())

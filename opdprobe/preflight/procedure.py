@@ -427,8 +427,8 @@ def _wording(step: xr.Dataset) -> dict[str, Number]:
     correct = step["correct"].values.astype(np.float64)
     finished = step["finished"].values.astype(np.float64)
     return measure.means(step) | {
-        "accuracy": prompt_mean(correct, prompt),
-        "finished": prompt_mean(finished, prompt),
+        "accuracy": prompt_mean(correct, prompt, (0, 1)),
+        "finished": prompt_mean(finished, prompt, (0, 1)),
     }
 
 

@@ -1,6 +1,7 @@
 """Probes over training steps or over output positions, with bootstrap intervals."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +10,13 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from opdprobe.errors import ConfigError
-from opdprobe.probes.bootstrap import draw_units, percentile_interval
+from opdprobe.probes.bootstrap import (
+    MAX_UNITS,
+    draw_units,
+    folded,
+    mean_intervals,
+    sum_by_unit,
+)
 from opdprobe.probes.evaluate import (
     Probe,
     check_bins,
@@ -19,7 +26,7 @@ from opdprobe.probes.evaluate import (
     position_edges,
     step_coord,
 )
-from opdprobe.probes.quantities import MAIN
+from opdprobe.probes.quantities import MAIN, fewest_prompts
 from opdprobe.probes.rollout_sums import Map, StepSums, step_sums
 from opdprobe.store.stream import batches, pieces
 
@@ -68,10 +75,11 @@ def curve(
         ``position_stop``, exclusive, beside it):
 
         - ``value``: mean over states, in the probe's units; NaN where no state has a value;
-        - ``low``, ``high``: its interval; NaN where fewer than two rollouts have a value;
+        - ``low``, ``high``: its interval; NaN where fewer than 64 prompts have a value, or 16 for
+          overlap ratio, entropies, entropy gap and extreme-advantage gap;
         - ``n``, ``n_missing``: states averaged, and states left out because the probe is NaN
           there;
-        - ``n_rollouts``: rollouts that the averaged states come from.
+        - ``n_rollouts``, ``n_prompts``: rollouts and prompts that the averaged states come from.
 
         Its attributes name the interval (``ci_kind``, ``ci_prob``, ``n_boot``, ``seed``) and the
         probe (``units``, ``long_name``).
@@ -86,10 +94,13 @@ def curve(
 
     Notes
     -----
-    States of one rollout are not independent, so the bootstrap draws whole rollouts, each with all
-    its states, with replacement (percentile interval). It draws within each step, because the steps
-    themselves are not a sample. A step's interval depends only on the seed and on that step.
-    Infinite values give an infinite mean with a NaN bound.
+    States of one rollout are not independent, and neither are the rollouts of one prompt, so the
+    bootstrap draws whole prompts, each with all its rollouts (studentised interval; Poisson
+    weights). A prompt that occurs at several steps is drawn once for all of them. Steps are not
+    drawn, because they are not a sample. Where prompts are not recorded, or a Dataset holds several
+    steps, a rollout counts as a prompt of its own, and ``ci_kind`` says so; the interval is then
+    too narrow if prompts have several rollouts. Infinite values give an infinite mean without an
+    interval. The page *Statistics* has the measured coverage.
 
     Examples
     --------
@@ -152,7 +163,8 @@ def curves(
     Notes
     -----
     Memory does not grow with the run. A process holds one piece (about 100 MB decoded at k = 16);
-    ``by="position"`` adds, for each probe and point, 16 · `n_boot` bytes.
+    ``by="position"`` adds, for each probe and point, 16 bytes for each of at most 2,048 prompts.
+    Where there are more, groups of prompts are drawn, and by position ``n_prompts`` counts groups.
 
     Examples
     --------
@@ -176,24 +188,26 @@ def curves(
     if by == "position":
         check_bins(bins)
         edges = position_edges(bins, lambda: _n_positions(run_or_dataset))
-    then = partial(_resample, by=by, ci=ci, n_boot=n_boot, seed=seed)
+    least = [fewest_prompts(probe) for probe in named.values()]
+    summary = partial(_summary, least=least, ci=ci, n_boot=n_boot, seed=seed)
+    then = partial(_by_step if by == "step" else _by_position, summary=summary)
     steps: list[int] = []
+    by_prompt = True
+    found: list[_Units] = []
     columns: list[dict[str, NDArray[Any]]] = []
     attrs: list[dict[str, Any]] = []
-    for labels, some, found in step_sums(
-        run_or_dataset, [*named.values()], then, edges=edges, map=map
-    ):
-        attrs = labels  # the same in every batch
-        steps += some
-        if by == "position" and columns:
-            # Not in place: arrays from a cluster may be read-only.
-            columns = [{name: columns[0][name] + array for name, array in found.items()}]
+    for batch in step_sums(run_or_dataset, [*named.values()], then, edges=edges, map=map):
+        attrs = batch.attrs  # the same in every batch
+        steps += batch.steps
+        by_prompt &= batch.by_prompt
+        if by == "position":
+            found = [_merged([*found, batch.found])]
         else:
-            columns.append(found)
+            columns.append(batch.found)
     check_steps(steps)
 
     if by == "position":
-        columns = [_summary(columns[0], ci)]
+        columns = [summary(found[0])]
     bound = f"bound of the {100 * ci:g} % interval"
     about = {
         "value": {},
@@ -202,6 +216,7 @@ def curves(
         "n": {"units": "1", "long_name": "states"},
         "n_missing": {"units": "1", "long_name": "states left out"},
         "n_rollouts": {"units": "1", "long_name": "rollouts"},
+        "n_prompts": {"units": "1", "long_name": "prompts"},
     }
     result = xr.Dataset(
         {
@@ -211,7 +226,7 @@ def curves(
         {"probe": list(named)}
         | {name: ("probe", [a.get(name, "") for a in attrs]) for name in ("units", "long_name")},
         {
-            "ci_kind": "percentile bootstrap over rollouts",
+            "ci_kind": f"studentised bootstrap over {'prompts' if by_prompt else 'rollouts'}",
             "ci_prob": ci,
             "n_boot": n_boot,
             "seed": seed,
@@ -226,68 +241,95 @@ def curves(
     return result
 
 
-def _resample(
-    steps: Iterator[StepSums],
-    *,
-    by: str,
-    ci: float,
-    n_boot: int,
-    seed: int,
-) -> tuple[list[dict[str, Any]], list[int], dict[str, NDArray[Any]]]:
-    """Summarise each step of a batch; by position, add up the replicates of all steps."""
-    attrs: list[dict[str, Any]] = []
-    numbers: list[int] = []
-    drawn: list[dict[str, NDArray[Any]]] = []
-    for sums in steps:
-        attrs = sums.attrs
-        numbers.append(sums.step)
-        found = _replicates(sums, seed, n_boot)
-        if by == "position" and drawn:
-            for name, array in found.items():
-                drawn[0][name] += array
-        else:
-            drawn.append(found)
-    if by == "position":
-        return attrs, numbers, drawn[0]
-    joined = {name: np.concatenate([d[name] for d in drawn], axis=-1) for name in drawn[0]}
-    return attrs, numbers, _summary(joined, ci)
+@dataclass(frozen=True)
+class _Units:
+    """Sums of P probes by unit, over R points."""
+
+    keys: NDArray[np.uint64]  # (units,)
+    total: NDArray[np.float64]  # (P, R, units)
+    n: NDArray[np.float64]  # (P, R, units)
+    n_missing: NDArray[np.int64]  # (P, R)
+    n_rollouts: NDArray[np.int64]  # (P, R)
 
 
-def _replicates(sums: StepSums, seed: int, n_boot: int) -> dict[str, NDArray[Any]]:
-    """Sum one step's rollouts, as recorded and as resampled; the last axis is the point.
+@dataclass(frozen=True)
+class _Batch:
+    """What a batch of steps gives: their summary, or by position their sums."""
 
-    A replicate costs one weighted sum of rollouts and never touches the states. All probes share
-    the draws.
-    """
-    there = sums.length > 0
-    total, n = sums.total[:, there], sums.n[:, there]
-    drawn = draw_units(int(there.sum()), [seed, sums.step], n_boot)
-    with np.errstate(invalid="ignore"):  # 0 draws of an infinite sum: NaN, as `curve` documents
-        return {
-            "n": n.sum(axis=1),
-            "n_missing": sums.n_missing.sum(axis=1),
-            "n_rollouts": (n > 0).sum(axis=1),
-            "total": total.sum(axis=1),
-            "boot_n": np.moveaxis(np.tensordot(drawn, n.astype(float), (1, 1)), 0, 1),
-            # Probe by probe: a product of all at once would round differently from that of one.
-            "boot_total": np.stack([drawn @ one for one in total]),
-        }
+    attrs: list[dict[str, Any]]
+    steps: list[int]
+    by_prompt: bool
+    found: Any
 
 
-def _summary(sums: dict[str, NDArray[Any]], ci: float) -> dict[str, NDArray[Any]]:
-    """Turn sums into means and percentile intervals."""
-    low, high = np.full((2, *sums["n"].shape), np.nan)
-    several = sums["n_rollouts"] >= 2  # one rollout drawn again and again shows no spread
+def _by_step(sums: Iterator[StepSums], *, summary: Callable[[_Units], dict[str, Any]]) -> _Batch:
+    """Summarise each step."""
+    steps = list(sums)
+    found = [summary(_units(one)) for one in steps]
+    joined = {name: np.concatenate([f[name] for f in found], axis=-1) for name in found[0]}
+    return _batch(steps, joined)
+
+
+def _by_position(sums: Iterator[StepSums], *, summary: object) -> _Batch:
+    """Add up the steps by position; the summary needs them all."""
+    steps = list(sums)
+    return _batch(steps, _merged([_units(one) for one in steps]))
+
+
+def _batch(steps: list[StepSums], found: Any) -> _Batch:
+    by_prompt = all(one.by_prompt for one in steps)
+    return _Batch(steps[-1].attrs, [one.step for one in steps], by_prompt, found)
+
+
+def _units(sums: StepSums) -> _Units:
+    keys, (total, n) = sum_by_unit(
+        sums.unit, np.moveaxis(sums.total, 1, -1), np.moveaxis(sums.n, 1, -1)
+    )
+    return _Units(keys, total, n, sums.n_missing.sum(axis=1), (sums.n > 0).sum(axis=1))
+
+
+def _merged(parts: Sequence[_Units]) -> _Units:
+    """Add up the sums of the same units; beyond `MAX_UNITS`, of groups of units."""
+    keys, (total, n) = sum_by_unit(
+        np.concatenate([part.keys for part in parts]),
+        np.concatenate([part.total for part in parts], axis=-1),
+        np.concatenate([part.n for part in parts], axis=-1),
+    )
+    if len(keys) > MAX_UNITS:
+        keys, (total, n) = sum_by_unit(folded(keys), total, n)
+    n_missing, n_rollouts = (
+        np.sum([getattr(part, name) for part in parts], axis=0)
+        for name in ("n_missing", "n_rollouts")
+    )
+    return _Units(keys, total, n, n_missing, n_rollouts)
+
+
+def _summary(
+    found: _Units, *, least: Sequence[int], ci: float, n_boot: int, seed: int
+) -> dict[str, NDArray[Any]]:
+    """Turn sums into means and intervals, (P, R)."""
+    count = found.n.sum(axis=-1)
     with np.errstate(invalid="ignore"):  # 0/0 where nothing was seen
-        value = sums["total"] / sums["n"]
-        if several.any():
-            replicates = np.moveaxis(sums["boot_total"] / sums["boot_n"], 1, -1)[several]
-            low[several], high[several] = percentile_interval(replicates, ci)
+        value = found.total.sum(axis=-1) / count
+    keys, total, n = found.keys, found.total, found.n
+    if len(keys) > MAX_UNITS:
+        keys, (total, n) = sum_by_unit(folded(keys), total, n)
+    drawn = draw_units(keys, seed, n_boot)
+    # Probe by probe: a product of all at once would round differently from that of one.
+    ends = np.stack(
+        [
+            mean_intervals(t.T, m.T, drawn, ci, least=fewest)
+            for t, m, fewest in zip(total, n, least, strict=True)
+        ]
+    )
     return {
         "value": value,
-        "low": low,
-        "high": high,
-        **{name: sums[name] for name in ("n", "n_missing", "n_rollouts")},
+        "low": ends[:, 0],
+        "high": ends[:, 1],
+        "n": count.astype(np.int64),
+        "n_missing": found.n_missing,
+        "n_rollouts": found.n_rollouts,
+        "n_prompts": (found.n > 0).sum(axis=-1),
     }
 
 

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import xarray as xr
 
+from opdprobe.probes.bootstrap import MIN_UNITS, MIN_UNITS_HEAVY
+
 Compute = Callable[[xr.Dataset], xr.DataArray]
 
 
@@ -134,6 +136,24 @@ QUANTITIES: Mapping[str, Quantity] = {
 }
 """Every quantity that a recorded step gives, by its name in ``Run.metrics``."""
 
+SHARES = frozenset(
+    {"overlap_ratio", "student_overlap_mass", "teacher_overlap_mass", "finished", "correct"}
+)
+"""Quantities in [0, 1]."""
+
+_LIGHT = frozenset(
+    {
+        "overlap_ratio",
+        "entropy_gap",
+        "student_entropy",
+        "teacher_entropy",
+        "extreme_advantage_gap",
+        "completion_length",
+        "finished",
+        "correct",
+    }
+)
+
 LOGGED: Mapping[str, Scalar] = {
     "loss": Scalar("loss", "nats"),
     "grad_norm": Scalar("gradient norm", "1"),
@@ -150,6 +170,15 @@ MAIN = (
     "reverse_kl",
 )
 """What a run is judged by: both signatures of the paper (§4.1) and the masses (App. B.1)."""
+
+
+def fewest_prompts(probe: object) -> int:
+    """Return the number of prompts below which a probe's mean has no interval.
+
+    It depends on the probe's name and never on the values: a sample in which the heavy tail is
+    missing looks like one without.
+    """
+    return MIN_UNITS if probe in _LIGHT else MIN_UNITS_HEAVY
 
 
 def scalar(name: str) -> Scalar:

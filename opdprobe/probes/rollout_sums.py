@@ -12,8 +12,19 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from opdprobe.errors import StoreError
-from opdprobe.probes.bootstrap import Estimate, draw_units, percentile_interval, ratio, resample
+from opdprobe.probes.bootstrap import (
+    MAX_UNITS,
+    Estimate,
+    draw_units,
+    folded,
+    mean_intervals,
+    ratio,
+    resample,
+    sum_by_unit,
+    unit_keys,
+)
 from opdprobe.probes.evaluate import Probe, by_step, evaluate_all, probe_attrs
+from opdprobe.probes.quantities import SHARES, fewest_prompts
 from opdprobe.store.stream import batches, pieces
 
 if TYPE_CHECKING:
@@ -31,6 +42,11 @@ class StepSums:
     ----------
     step : int
         The step.
+    unit : ndarray of uint64 (rollouts,)
+        Key of the prompt of each rollout, which the bootstrap draws as a whole; of the rollout
+        itself where the prompts are not known.
+    by_prompt : bool
+        Whether the units are prompts.
     length : ndarray (rollouts,)
         Number of states of each rollout.
     total : ndarray (P, rollouts, ranges)
@@ -42,6 +58,8 @@ class StepSums:
     """
 
     step: int
+    unit: NDArray[np.uint64]
+    by_prompt: bool
     length: NDArray[np.int64]
     total: NDArray[np.float64]
     n: NDArray[np.int64]
@@ -51,6 +69,8 @@ class StepSums:
     def __add__(self, other: "StepSums") -> "StepSums":
         return StepSums(
             self.step,
+            self.unit,
+            self.by_prompt,
             self.length + other.length,
             self.total + other.total,
             self.n + other.n,
@@ -89,7 +109,10 @@ def step_sums(
     """
     work: dict[str, Any] = {"probes": tuple(probes), "then": then, "edges": edges}
     if isinstance(source, xr.Dataset):
-        yield from map(partial(_add_up, read=_read_dataset, **work), by_step(source))
+        # Rollout tables belong to one step; in a Dataset of several, they name no prompts.
+        one = "step" not in source.coords or np.unique(source["step"].values).size <= 1
+        read = partial(_read_dataset, tables=one)
+        yield from map(partial(_add_up, read=read, **work), by_step(source))
     else:
         # Rollout tables belong to one step, so a function, which may use them, gets one step.
         joined = all(isinstance(probe, str) for probe in probes)
@@ -110,23 +133,39 @@ def _add_up(
     return then(reduce(add, same) for _, same in groupby(parts, key=attrgetter("step")))
 
 
+class _Part(NamedTuple):
+    """A step of which some states are read."""
+
+    step: int
+    prompts: NDArray[Any] | None  # of each rollout, if the step has them
+    n_rollout: int
+    n_state: int  # number of states here
+
+
 class _States(NamedTuple):
     """States that are read together: one step, a part of one, or several small ones."""
 
     states: xr.Dataset
     rollout: NDArray[np.integer]  # row of each state's rollout in its step
-    parts: list[tuple[int, int, int]]  # step, its number of rollouts, its number of states here
+    parts: list[_Part]
 
 
-def _read_dataset(batch: tuple[int, xr.Dataset]) -> Iterator[_States]:
+def _read_dataset(batch: tuple[int, xr.Dataset], *, tables: bool) -> Iterator[_States]:
     step, states = batch
     ids, rollout = np.unique(states["rollout"].values, return_inverse=True)
-    yield _States(states, rollout, [(step, ids.size, states.sizes["state"])])
+    prompts = None
+    if tables and "prompt_id" in states and ids.max(initial=-1) < states.sizes["rollout"]:
+        prompts = states["prompt_id"].values[ids]
+    yield _States(states, rollout, [_Part(step, prompts, ids.size, states.sizes["state"])])
 
 
 def _read_run(run: "Run", steps: Sequence[int]) -> Iterator[_States]:
     for piece in pieces(run, steps):
-        yield _States(piece.states, piece.states["rollout"].values, piece.parts)
+        parts = [
+            _Part(step, prompts, n_rollout, n_state)
+            for (step, n_rollout, n_state), prompts in zip(piece.parts, piece.prompts, strict=True)
+        ]
+        yield _States(piece.states, piece.states["rollout"].values, parts)
 
 
 def _sums_of_parts(
@@ -140,7 +179,7 @@ def _sums_of_parts(
         point = np.searchsorted(edges, read.states["position"].values, side="right") - 1
         width = len(edges) - 1
     start = 0
-    for step, n_rollout, n_state in read.parts:
+    for step, prompts, n_rollout, n_state in read.parts:
         here = slice(start, start := start + n_state)
         rollout = read.rollout[here]
         if rollout.max(initial=-1) >= n_rollout:
@@ -149,20 +188,22 @@ def _sums_of_parts(
                 "opdprobe did not write this step."
             )
         places = None if point is None else point[here]
-        yield _sum_up(step, values[:, here], rollout, n_rollout, places, width, attrs)
+        total, n, n_missing = _sum_up(values[:, here], rollout, n_rollout, places, width)
+        # Without prompts, a rollout is a unit: named by its place, it equals no other step's.
+        names = [f"{step}/{i}" for i in range(n_rollout)] if prompts is None else prompts
+        length = np.bincount(rollout, minlength=n_rollout)
+        unit = unit_keys(names)
+        yield StepSums(step, unit, prompts is not None, length, total, n, n_missing, attrs)
 
 
 def _sum_up(
-    step: int,
     values: NDArray[np.float64],
     rollout: NDArray[np.integer],
     n_rollout: int,
     point: NDArray[np.intp] | None,
     width: int,
-    attrs: list[dict[str, Any]],
-) -> StepSums:
+) -> tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.int64]]:
     """Sum values by rollout and point; points outside 0…width-1 are left out."""
-    length = np.bincount(rollout, minlength=n_rollout)
     cell, n_cells = rollout, n_rollout
     if point is not None:
         inside = (point >= 0) & (point < width)
@@ -182,7 +223,7 @@ def _sum_up(
             n[i] = every
     shape = (len(values), n_rollout, width)
     n_missing = every.reshape(shape[1:]) - n.reshape(shape)
-    return StepSums(step, length, total.reshape(shape), n.reshape(shape), n_missing, attrs)
+    return total.reshape(shape), n.reshape(shape), n_missing
 
 
 @dataclass(frozen=True)
@@ -195,6 +236,8 @@ class RolloutSums:
         Recorded steps.
     first : ndarray (steps + 1,)
         Row of each step's first rollout; the last entry is the number of rows.
+    unit : ndarray of uint64 (rows,)
+        Key of each rollout's prompt, as in `StepSums`.
     length : ndarray (rows,)
         Number of states of each rollout.
     total, n : dict of str to ndarray (rows,)
@@ -204,6 +247,7 @@ class RolloutSums:
 
     steps: NDArray[np.int64]
     first: NDArray[np.int64]
+    unit: NDArray[np.uint64]
     length: NDArray[np.int64]
     total: dict[str, NDArray[np.float64]]
     n: dict[str, NDArray[np.int64]]
@@ -214,8 +258,10 @@ class RolloutSums:
         return slice(int(self.first[start]), int(self.first[stop]))
 
     def mean(self, name: str, where: slice = slice(None)) -> Estimate:
-        """Estimate a mean over all states of some steps; the bootstrap draws rollouts."""
-        return resample(*self._units(name, where))
+        """Estimate a mean over all states of some steps; the bootstrap draws prompts."""
+        keys, total, n = self._units(name, where)
+        bounds = (0.0, 1.0) if name in SHARES else (-np.inf, np.inf)
+        return resample(total, n, keys=keys, bounds=bounds, least=fewest_prompts(name))
 
     def means(self, name: str) -> NDArray[np.float64]:
         """Return the mean over the states of each step; NaN if none has a value."""
@@ -234,21 +280,22 @@ class RolloutSums:
     def _bands(self) -> dict[str, NDArray[np.float64]]:
         # Step by step, since all quantities of a step share its draws.
         bands = {name: np.full((2, len(self.steps)), np.nan) for name in self.total}
-        for i, step in enumerate(self.steps.tolist()):
+        for i in range(len(self.steps)):
             for name, ends in bands.items():
-                total, n = self._units(name, slice(i, i + 1))
-                if np.count_nonzero(n) >= 2:  # one rollout drawn again and again shows no spread
-                    drawn = draw_units(n.size, [0, step])
-                    with np.errstate(invalid="ignore"):  # 0 draws of an infinite sum
-                        ends[:, i] = percentile_interval(ratio(drawn @ total, drawn @ n))
+                keys, total, n = self._units(name, slice(i, i + 1))
+                drawn, least = draw_units(keys), fewest_prompts(name)
+                ends[:, [i]] = mean_intervals(total[:, None], n[:, None], drawn, least=least)
         return bands
 
-    def _units(self, name: str, where: slice) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Return sums and counts of the rollouts to draw from: those with at least one state."""
+    def _units(
+        self, name: str, where: slice
+    ) -> tuple[NDArray[np.uint64], NDArray[np.float64], NDArray[np.float64]]:
+        """Return keys, sums and counts of the units to draw from: those with a rollout."""
         rows = self.rows(where)
-        total, n = self.total[name][rows], self.n[name][rows]
-        there = (self.length[rows] > 0) | (n > 0)
-        return total[there], n[there].astype(float)
+        keys, (total, n) = sum_by_unit(self.unit[rows], self.total[name][rows], self.n[name][rows])
+        if len(keys) > MAX_UNITS:
+            keys, (total, n) = sum_by_unit(folded(keys), total, n)
+        return keys, total, n
 
 
 def rollout_sums(sources: "Iterable[Run | xr.Dataset]", probes: Mapping[str, Probe]) -> RolloutSums:
@@ -276,6 +323,7 @@ def rollout_sums(sources: "Iterable[Run | xr.Dataset]", probes: Mapping[str, Pro
     return RolloutSums(
         np.array([part.step for part in parts], np.int64),
         np.cumsum([0, *(part.length.size for part in parts)]),
+        np.concatenate([np.zeros(0, np.uint64), *(part.unit for part in parts)]),
         np.concatenate([np.zeros(0, np.int64), *(part.length for part in parts)]),
         columns(lambda part: part.total, np.float64),
         columns(lambda part: part.n, np.int64),

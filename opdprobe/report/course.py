@@ -107,7 +107,7 @@ class Course:
         Returns
         -------
         Estimate
-            NaN if no state has a value. Units of the bootstrap are rollouts.
+            NaN if no state has a value. Units of the bootstrap are prompts.
         """
         return self.sums.mean(name, where) if self.has(name) else exact(np.nan)
 

@@ -46,11 +46,10 @@ def diagnose(found: Course) -> list[Finding]:
     """Diagnose a run from its curves.
 
     Compares the first and the last 5 recorded steps (a third of a shorter run), with bootstrap
-    intervals over rollouts, and over problems for the accuracy. A change counts if its interval
+    intervals over prompts, and over problems for the accuracy. A change counts if its interval
     excludes zero change and it has at least the size below. No change counts if the interval
-    excludes a change that would matter. Everything else is *no clear sign*. Rollouts of one prompt
-    are taken as independent and steps are not resampled, so intervals are somewhat too narrow.
-    Fewer than 16 rollouts give no interval.
+    excludes a change that would matter. Everything else is *no clear sign*. Steps are not
+    resampled. Too few prompts give no interval (see `opdprobe.curve`).
 
     Parameters
     ----------
@@ -165,21 +164,23 @@ def _moving(directions: Mapping[Evidence, Direction]) -> Finding:
 def _still(found: Course, directions: Mapping[Evidence, Direction]) -> Finding:
     """Say whether nothing moved, or too little is known to tell."""
     evidence = tuple(directions)
-    if set(directions.values()) != {"flat"}:
-        text = (
-            "Too few rollouts to tell whether the models align: the intervals allow both, or the "
-            "quantities have none."
-        )
-        advice = (
-            "Record more rollouts (record_fraction; with a hook, more prompts or num_generations), "
-            "or train longer."
-        )
-        return Finding("no_clear_sign", "unclear", "No clear sign", text, evidence, advice)
     start = level(found, "overlap_ratio", found.first)
-    if start.low >= _ALIGNED:
+    flat = set(directions.values()) == {"flat"}
+    # Full agreement in every state has no interval, and needs none.
+    if start.value == 1 or (flat and start.low >= _ALIGNED):
         text = "The models agree on nearly all candidates throughout: there is little to learn."
         title = "Aligned from the start"
         return Finding("aligned_from_the_start", "note", title, text, (*evidence, start))
+    if not flat:
+        text = (
+            "Too few prompts to tell whether the models align: the intervals allow both, or the "
+            "quantities have none."
+        )
+        advice = (
+            "Record more prompts a step (record_fraction; with a hook, more prompts), or train "
+            "longer."
+        )
+        return Finding("no_clear_sign", "unclear", "No clear sign", text, evidence, advice)
     text = (
         f"None of these moves as in a success: {_names(directions, 'flat')}. This is the failure "
         "signature (§4.1); small losses and gradients go with it (App. B.2). The student takes "

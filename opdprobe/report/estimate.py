@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from opdprobe.probes.bootstrap import LEVEL, N_BOOT, Estimate, percentile_interval, ratio
+from opdprobe.probes.bootstrap import LEVEL, N_BOOT, Estimate, ratio
 
 # With at least this many seeds an interval is over seeds; with fewer, over the runs' samples.
 MIN_SEEDS = 3
@@ -53,23 +53,25 @@ def combine(estimates: Sequence[Estimate]) -> tuple[float, float, float]:
     Returns
     -------
     value, low, high
-        Mean and 95 % interval: Student's t over seeds if there are three or more, otherwise
-        percentiles of the bootstrap.
+        Mean and 95 % interval: Student's t over seeds if there are three or more, otherwise the
+        bootstrap's within the runs. NaN bounds where a run gives none.
     """
     values = np.array([e.value for e in estimates])
     mean = float(values.mean())
     if len(values) >= MIN_SEEDS:
         half = stdtrit(len(values) - 1, (1 + LEVEL) / 2) * values.std(ddof=1) / len(values) ** 0.5
         return mean, float(mean - half), float(mean + half)
-    low, high = percentile_interval(np.mean([e.samples for e in estimates], axis=0))
-    return mean, float(low), float(high)
+    first, *others = estimates
+    if not others:
+        return mean, *first.interval()
+    return mean, *first.map(*others, by=lambda *values: np.mean(values, axis=0)).interval()
 
 
 def interval_name(n_seeds: int) -> str:
     """Describe the intervals, for captions."""
     if n_seeds >= MIN_SEEDS:
         return f"95 % t-interval over {n_seeds} seeds"
-    return "95 % bootstrap over rollouts (curves) or problems (accuracy)"
+    return "95 % bootstrap over prompts (curves) or problems (accuracy)"
 
 
 def number(value: float) -> str:

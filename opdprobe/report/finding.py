@@ -5,14 +5,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from opdprobe.probes.bootstrap import Estimate, ratio, resample
+from opdprobe.probes.bootstrap import LEVEL, Estimate, ratio, resample
 from opdprobe.probes.quantities import scalar
 from opdprobe.report.course import Course
 from opdprobe.report.estimate import combine, exact, number
 from opdprobe.store.schema import MODELS
-
-# Resampling fewer rollouts does not show how far off their mean may be.
-MIN_ROLLOUTS = 16
 
 Kind = Literal["good", "bad", "note", "unclear"]
 
@@ -110,7 +107,7 @@ def level(found: Course, name: str, where: slice) -> Evidence:
     where
         Positions in the course's steps, such as `Course.first`.
     """
-    value, low, high = interval(_mean(found, name, where))
+    value, low, high = interval(found.mean(name, where))
     steps = _steps(found.steps, where)
     text = f"{lower(name)} {shown(value, low, high)}; {_said(steps)}"
     return Evidence(name, text, value, low, high, (steps,))
@@ -132,7 +129,7 @@ def change(
     """
     before = found.first if before is None else before
     stretches = (before, found.last)
-    earlier, last = (_mean(found, name, where) for where in stretches)
+    earlier, last = (found.mean(name, where) for where in stretches)
     steps = [_steps(found.steps, where) for where in stretches]
     return _compared(name, earlier, last, steps, relative=relative)
 
@@ -154,9 +151,10 @@ def accuracy_change(found: Course) -> Evidence | None:
     Without evaluations, the share of correct rollouts is used; None if no answers are known.
     """
     if len(found.scores) > 1:
-        first, last = (resample(found.scores[end]) for end in (0, -1))
+        first, last = (found.scores[end] for end in (0, -1))
         ends = [(step, step) for step in (found.evaluated[0], found.evaluated[-1])]
-        return _compared("accuracy", first, last, ends)
+        difference = resample(last - first, bounds=(-1, 1))
+        return _compared("accuracy", resample(first), resample(last), ends, difference=difference)
     if len(found.steps) > 1 and found.has("correct"):
         return change(found, "correct")
     return None
@@ -164,7 +162,7 @@ def accuracy_change(found: Course) -> Evidence | None:
 
 def student_to_teacher(found: Course) -> Evidence:
     """Measure the ratio of the two entropies over the last steps, at the same states."""
-    student, teacher = (_mean(found, f"{m}_entropy", found.last) for m in MODELS)
+    student, teacher = (found.mean(f"{m}_entropy", found.last) for m in MODELS)
     value, low, high = interval(student.map(teacher, by=ratio))
     steps = _steps(found.steps, found.last)
     text = f"student / teacher entropy {shown(value, low, high)}; {_said(steps)}"
@@ -189,14 +187,6 @@ def look(found: Course, name: str, where: slice, sign: int, by: str) -> dict[str
     return {"step": step, "rollout": rollout, "by": by}
 
 
-def _mean(found: Course, name: str, where: slice) -> Estimate:
-    """Estimate a mean; with few rollouts it has no interval, and so decides nothing."""
-    estimate = found.mean(name, where)
-    rows = found.sums.rows(where)
-    few = rows.stop - rows.start < MIN_ROLLOUTS
-    return exact(estimate.value) if few else estimate
-
-
 def _compared(
     name: str,
     earlier: Estimate,
@@ -204,8 +194,17 @@ def _compared(
     steps: list[tuple[int, int]],
     *,
     relative: bool = False,
+    difference: Estimate | None = None,
 ) -> Evidence:
-    value, low, high = interval(last.map(earlier, by=ratio if relative else np.subtract))
+    if difference is None:
+        difference = last.map(earlier, by=ratio if relative else np.subtract)
+    value, low, high = interval(difference)
+    if np.isnan(low) and not relative:
+        # Shares that differ in few prompts have bounds of their own: half of the error each.
+        level = (1 + LEVEL) / 2
+        earlier_low, earlier_high = earlier.interval(level)
+        last_low, last_high = last.interval(level)
+        low, high = last_low - earlier_high, last_high - earlier_low
     sign = "× " if relative else "+" if value >= 0 else ""
     text = (
         f"{lower(name)} {number(earlier.value)} → {number(last.value)}, "

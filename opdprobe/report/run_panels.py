@@ -45,7 +45,7 @@ def _accuracy_panel(courses: Sequence[Course]) -> list[Panel]:
     lines = []
     for course, role in zip(courses, RUN_ROLES[: len(courses)], strict=True):
         if course.evaluated:
-            points = [combine([resample(scores)]) for scores in course.scores]
+            points = [combine([resample(scores, bounds=(0, 1))]) for scores in course.scores]
             y, low, high = np.array(points).T.tolist()
             lines.append(Series(role, course.label, x=course.evaluated, y=y, low=low, high=high))
     samples = {course.config.get("eval_n") for course in courses if course.evaluated}

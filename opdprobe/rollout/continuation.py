@@ -80,8 +80,8 @@ def continuation_gain(
     Returns
     -------
     Dataset
-        Over ``(depth, rollout)``, in [0, 1], NaN for a rollout that has ended at `depth` or is not
-        one of `which`:
+        Over ``(depth, rollout)``, with each rollout's ``prompt_id``; in [0, 1], NaN for a rollout
+        that has ended at `depth` or is not one of `which`:
 
         - ``teacher``: score of the prefix with the teacher's continuation;
         - ``student``: score of the rollout itself;
@@ -126,7 +126,14 @@ def continuation_gain(
             "student": (dims, own, {"units": "1", "long_name": "student's continuation"}),
             "gain": (dims, scores - own, {"units": "1", "long_name": "continuation gain"}),
         },
-        {"depth": ("depth", list(depths), {"units": "1", "long_name": "prefix length in tokens"})},
+        {
+            "depth": (
+                "depth",
+                list(depths),
+                {"units": "1", "long_name": "prefix length in tokens"},
+            ),
+            "prompt_id": ("rollout", step["prompt_id"].values, {"long_name": "prompt"}),
+        },
     )
 
 

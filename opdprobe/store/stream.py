@@ -37,10 +37,13 @@ class Piece(NamedTuple):
     parts : list of (step, n_rollout, n_state)
         The steps of these states, in order: each step's total number of rollouts, and its number of
         states in this piece.
+    prompts : list of ndarray of str (n_rollout,)
+        The prompt of each rollout of each of these steps; None for a step without prompts.
     """
 
     states: xr.Dataset
     parts: list[tuple[int, int, int]]
+    prompts: list[NDArray[Any] | None]
 
 
 class _Segment(NamedTuple):
@@ -103,11 +106,15 @@ def pieces(run: Run, steps: Sequence[int]) -> Iterator[Piece]:
         for segments in _together(_segments(archives)):
             columns = _columns(segments, tables=len(steps) == 1)
             parts = [(s.step, s.archive.n_rollout, s.stop - s.start) for s in segments]
-            yield Piece(_dataset(columns), parts)
+            yield Piece(_dataset(columns), parts, [_prompts(s.archive) for s in segments])
             # A Dataset and its accessors refer to each other: without this, about a hundred
             # megabytes would wait for the garbage collector.
             for column in columns:
                 column.forget()
+
+
+def _prompts(archive: StepArchive | JoinedArchive) -> NDArray[Any] | None:
+    return archive.rows("prompt_id") if "prompt_id" in archive.variables else None
 
 
 def _segments(archives: Iterable[tuple[int, StepArchive | JoinedArchive]]) -> Iterator[_Segment]:

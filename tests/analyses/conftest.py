@@ -10,12 +10,13 @@ from analyses.evidence import Evidence
 from analyses.experiments import EXPERIMENTS
 from analyses.presets import PRESETS
 from opdprobe import open_run
+from opdprobe.probes.bootstrap import draw_units, numbered_keys
 from opdprobe.store import Run, RunWriter
 from opdprobe.testing import synthetic_step
 
 N_STEPS, K = 12, 8
 EVALUATED = (0, 6, 12)
-LENGTHS = [7, 3, 0, 9, 5, 6]  # a rollout without a state is left out of every mean
+LENGTHS = 4 * [7, 3, 0, 9, 5, 6]  # a rollout without a state is left out of every mean
 
 # Problems of each benchmark.
 BENCHMARKS = {"easy": 16, "medium": 14, "hard": 10}
@@ -149,11 +150,11 @@ def five_seeds(make_evidence) -> Evidence:
 
 
 @pytest.fixture(scope="session")
-def drawn_rows() -> Callable[[int, int], np.ndarray]:
+def drawn_rows() -> Callable[[int, int], list[np.ndarray]]:
     """Write out which of n units each replicate of the bootstrap draws."""
 
-    def rows(n: int, n_boot: int) -> np.ndarray:
-        counts = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), n_boot)
-        return np.array([np.repeat(np.arange(n), times) for times in counts])
+    def rows(n: int, n_boot: int) -> list[np.ndarray]:
+        counts = draw_units(numbered_keys(n), 0, n_boot).astype(int)
+        return [np.repeat(np.arange(n), times) for times in counts]
 
     return rows

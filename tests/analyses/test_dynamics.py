@@ -51,10 +51,11 @@ def test_no_step_is_large_where_there_is_one_or_no_typical_one():
 
 
 def test_points_stand_at_their_places():
-    one = resample(np.array([0.0, 1.0]))
+    values = np.linspace(0, 1, 20)
+    one = resample(values)
     series = points("success", "S", {2: [one], 4: [exact(3.0)]})
     assert (series.role, series.label, list(series.x)) == ("success", "S", [2, 4])
     assert list(series.y) == [0.5, 3.0]
-    assert (series.low[0], series.high[0]) == (0, 1)
+    assert (series.low[0], series.high[0]) == one.interval()
     assert np.isnan([series.low[1], series.high[1]]).all()
     assert list(points("success", "S", {}).y) == []

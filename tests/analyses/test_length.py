@@ -14,6 +14,7 @@ from analyses.experiments import LENGTHS
 from analyses.presets import PRESETS
 from analyses.registry import FIGURES
 from analyses.results import load, save
+from opdprobe.probes.bootstrap import resample, unit_keys
 from opdprobe.store import RunWriter, open_run
 from opdprobe.testing import synthetic_step
 
@@ -43,7 +44,7 @@ def write_run(path, name, seed, *, final, overlap, loud):
     for step in range(N_STEPS):
         factor = loud if name == "length_6" and step >= 6 else 1
         if step in recorded:
-            ds = synthetic_step(step, n_rollouts=3, length=[4, 0, 5], k=4, seed=seed)
+            ds = synthetic_step(step, n_rollouts=24, length=8 * [4, 0, 5], k=4, seed=seed)
             ds["entropy"] *= np.float32(factor)
             writer.write_step(step, ds)
         writer.log_metrics(
@@ -70,7 +71,11 @@ def continuation(seed, *, gain_at):
     gain[DEPTHS.index(4), :3] = math.nan  # 21 of 24 go on
     gain[DEPTHS.index(8), :5] = math.nan  # 19: too few
     dims = ("depth", "rollout")
-    return xr.Dataset({"gain": (dims, gain), "student": (dims, student)}, {"depth": list(DEPTHS)})
+    prompts = [f"p{i}" for i in range(N_ROLLOUTS)]
+    return xr.Dataset(
+        {"gain": (dims, gain), "student": (dims, student)},
+        {"depth": list(DEPTHS), "prompt_id": ("rollout", prompts)},
+    )
 
 
 FALLING = {0: 0.4, 2: 0.3, 4: 0.1, 8: 5.0}
@@ -206,15 +211,15 @@ def test_accuracy_panel(like):
     assert panel.y_label == "accuracy (avg@4)"
 
 
-def test_gain_panel_leaves_out_depths_that_few_rollouts_reach(like, drawn_rows):
+def test_gain_panel_leaves_out_depths_that_few_rollouts_reach(like):
     panel = length.analyse(like).panels[1]
     (series,) = panel.series
     assert list(panel.ticks) == ["0", "2", "4"]
     (ds,) = like.continuations["probe_success"]
     assert list(series.y) == pytest.approx([gain(ds, depth) for depth in (0, 2, 4)])
-    rows = drawn_rows(N_ROLLOUTS, 1000)
-    means = np.nanmean(ds["gain"].sel(depth=4).values[rows], axis=1)
-    assert (series.low[2], series.high[2]) == pytest.approx(np.percentile(means, [2.5, 97.5]))
+    there = ds.sel(depth=4).dropna("rollout")
+    want = resample(there["gain"].values, keys=unit_keys(there["prompt_id"].values)).interval()
+    assert (series.low[2], series.high[2]) == pytest.approx(want)
 
 
 def test_a_depth_counts_if_enough_rollouts_of_every_seed_reach_it(like):

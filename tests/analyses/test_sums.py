@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from analyses.sums import PROBES, add_up, load, save, window
-from opdprobe.probes.bootstrap import N_BOOT
+from opdprobe.probes.bootstrap import draw_units, unit_keys
 from opdprobe.probes.evaluate import evaluate
 
 
@@ -66,15 +66,14 @@ def test_window_is_the_mean_over_all_known_states(evidence):
     assert np.isfinite(estimate.samples).all()
 
 
-def test_window_draws_whole_rollouts(evidence):
+def test_window_draws_whole_prompts(evidence):
     """Where all states of a rollout are equal, more states a rollout tell nothing more."""
     run = evidence.runs["failure"][0]
+    step = run.load(run.steps[0])
     estimate = window(run, lambda ds: ds["rollout"].astype(float), run.steps[:1])
-    n = {0: 7, 1: 3, 3: 9, 4: 5, 5: 6}  # rollout 2 has no state, and is not drawn
-    drawn = np.random.default_rng(0).multinomial(5, np.full(5, 0.2), N_BOOT)
-    want = [
-        sum(times * i * n[i] for times, i in zip(row, n, strict=True))
-        / sum(times * n[i] for times, i in zip(row, n, strict=True))
-        for row in drawn
-    ]
-    np.testing.assert_allclose(estimate.samples, want)
+    names, prompt = np.unique(step["prompt_id"].values, return_inverse=True)
+    n = np.bincount(prompt, step["length"].values)
+    total = np.bincount(prompt, step["length"].values * np.arange(len(prompt)))
+    drawn = draw_units(unit_keys(names))
+    with np.errstate(invalid="ignore"):
+        np.testing.assert_allclose(estimate.samples, (drawn @ total) / (drawn @ n))

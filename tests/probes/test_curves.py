@@ -1,23 +1,25 @@
-"""Curves against loops over states, and their intervals against a state-by-state bootstrap."""
+"""Curves against loops over states, and their intervals against sums by prompt."""
 
 from typing import Any
 
 import numpy as np
 import pytest
 import xarray as xr
-from scipy.stats import bootstrap
+from scipy import stats
 
 from opdprobe.errors import ConfigError
 from opdprobe.probes import curve
+from opdprobe.probes.bootstrap import draw_units, mean_intervals, unit_keys
+from opdprobe.store import RunWriter, open_run
 from opdprobe.testing import synthetic_run, synthetic_step
 
 STEPS = [0, 3, 10]
-LENGTHS = [5, 1, 8, 3, 0, 8]
+LENGTHS = 14 * [5, 1, 8, 3, 0, 8]
 
 
 def states(steps=STEPS):
     """States of several steps in one Dataset, each step numbering its rollouts from 0."""
-    parts = [synthetic_step(s, n_rollouts=6, length=LENGTHS, agreement=0.3) for s in steps]
+    parts = [synthetic_step(s, n_rollouts=84, length=LENGTHS, agreement=0.3) for s in steps]
     flat = [part.drop_dims(["rollout", "prompt_token", "response_token"]) for part in parts]
     return xr.concat(flat, "state", combine_attrs="drop_conflicts")
 
@@ -37,47 +39,67 @@ def test_values_are_means_over_states():
         assert result.value[i] == pytest.approx(np.nanmean(values))
         assert result.n[i] == (~np.isnan(values)).sum()
         assert result.n_missing[i] == np.isnan(values).sum() > 0
-        assert result.n_rollouts[i] == 4  # rollout 4 has no states, rollout 1 no values
+        assert result.n_rollouts[i] == 69  # 14 rollouts have no states, rollout 1 no values
 
 
-def test_interval_equals_resampling_states_rollout_by_rollout():
-    ds, n_boot, seed = states(), 150, 7
-    result = curve(ds, patchy, ci=0.8, n_boot=n_boot, seed=seed)
-    for i, step in enumerate(STEPS):
-        part = ds.isel(state=ds.step.values == step)
-        values, rollout = patchy(part).values, part["rollout"].values
-        present = np.unique(rollout)
-        drawn = np.random.default_rng([seed, step]).multinomial(
-            present.size, [1 / present.size] * present.size, size=n_boot
-        )
-        means = [
-            np.nanmean(
-                np.concatenate(
-                    [np.tile(values[rollout == r], c) for r, c in zip(present, d, strict=True)]
-                )
-            )
-            for d in drawn
-        ]
-        np.testing.assert_allclose(result.low[i], np.quantile(means, 0.1))
-        np.testing.assert_allclose(result.high[i], np.quantile(means, 0.9))
+def test_the_interval_is_that_of_sums_by_prompt():
+    """Two rollouts a prompt: their sums are the bootstrap's units."""
+    ds = synthetic_step(n_rollouts=40, length=[1, 2, 3, 4] * 10)
+    prompts = np.array([f"prompt-{i // 2}" for i in range(40)])
+    ds = ds.assign(prompt_id=("rollout", prompts))
+    result = curve(ds, "entropy_gap", ci=0.8, n_boot=150, seed=7)
+    rollout, values = ds["rollout"].values, ds.opd.entropy_gap().values.astype(float)
+    names = np.unique(prompts)
+    states = [prompts[rollout] == name for name in names]
+    total, n = (np.array([of[which].sum() for which in states]) for of in (values, values**0))
+    weights = draw_units(unit_keys(names), 7, 150)
+    low, high = mean_intervals(total[:, None], n[:, None], weights, 0.8, least=16)[:, 0]
+    assert (result.low.item(), result.high.item()) == pytest.approx((low, high))
+    assert (result.n_prompts.item(), result.n_rollouts.item()) == (20, 40)
+    assert result.attrs["ci_kind"] == "studentised bootstrap over prompts"
 
 
-def test_interval_agrees_with_scipy():
-    ds = synthetic_step(n_rollouts=40, length=6)
-    result = curve(ds, "reverse_kl", n_boot=5000)
-    per_rollout = ds.reverse_kl.values.reshape(40, 6).astype(float).mean(axis=1)
-    reference = bootstrap(
-        (per_rollout,), np.mean, method="percentile", n_resamples=5000, rng=np.random.default_rng(1)
-    ).confidence_interval
-    width = reference.high - reference.low
-    assert result.low.item() == pytest.approx(reference.low, abs=0.1 * width)
-    assert result.high.item() == pytest.approx(reference.high, abs=0.1 * width)
-    assert result.low < result.value < result.high
+def test_rollouts_that_agree_with_their_prompts_others_narrow_nothing():
+    one = synthetic_step(n_rollouts=16, length=5)
+    again = synthetic_step(n_rollouts=16, length=5)
+    again = again.assign_coords(rollout=again["rollout"] + 16)
+    both = xr.concat(
+        [part.drop_dims(["rollout", "prompt_token", "response_token"]) for part in (one, again)],
+        "state",
+    ).assign(prompt_id=("rollout", np.tile(one["prompt_id"].values, 2)))
+    once, twice = curve(one, "entropy_gap"), curve(both, "entropy_gap")
+    assert (twice.n.item(), twice.n_prompts.item()) == (2 * once.n.item(), 16)
+    assert (twice.low.item(), twice.high.item()) == pytest.approx(
+        (once.low.item(), once.high.item())
+    )
+
+
+def test_a_prompt_that_steps_repeat_is_drawn_once_for_all(tmp_path):
+    """The same step recorded three times tells no more of a position than once."""
+    writer = RunWriter(tmp_path, attrs={}, config={}, resume=False)
+    for step in range(3):
+        ds = synthetic_step(0, n_rollouts=16, length=4)
+        writer.write_step(step, ds.assign_coords(step=0 * ds["step"] + step))
+    run = open_run(tmp_path)
+    thrice = curve(run, "entropy_gap", by="position")
+    once = curve(run.load(0), "entropy_gap", by="position")
+    assert (thrice.n == 3 * once.n).all()
+    for name in ("value", "low", "high", "n_prompts"):
+        np.testing.assert_allclose(thrice[name], once[name])
+
+
+def test_interval_agrees_with_students():
+    ds = synthetic_step(n_rollouts=400, length=6)
+    result = curve(ds, "entropy_gap")
+    per_rollout = ds.opd.entropy_gap().values.reshape(400, 6).astype(float).mean(axis=1)
+    low, high = stats.t.interval(0.95, 399, per_rollout.mean(), stats.sem(per_rollout))
+    assert result.low.item() == pytest.approx(low, abs=0.1 * (high - low))
+    assert result.high.item() == pytest.approx(high, abs=0.1 * (high - low))
 
 
 def test_rollouts_not_states_are_resampled():
     # One value per rollout: more states of the same rollouts add no information.
-    ds = synthetic_step(n_rollouts=6, length=50)
+    ds = synthetic_step(n_rollouts=64, length=50)
     widths = []
     for length in (1, 50):
         part = ds.isel(state=ds.position.values < length)
@@ -86,11 +108,20 @@ def test_rollouts_not_states_are_resampled():
     assert widths[0] == pytest.approx(widths[1])
 
 
-def test_one_rollout_has_no_interval():
-    result = curve(synthetic_step(n_rollouts=1), "reverse_kl")
+@pytest.mark.parametrize(
+    ("n", "probe", "given"),
+    [
+        (15, "entropy_gap", False),
+        (16, "entropy_gap", True),
+        (63, "reverse_kl", False),
+        (64, "reverse_kl", True),
+        (63, lambda ds: ds.opd.entropy_gap(), False),  # of a function nothing is known
+    ],
+)
+def test_few_prompts_have_no_interval(n, probe, given):
+    result = curve(synthetic_step(n_rollouts=n), probe)
     assert np.isfinite(result.value.item())
-    assert np.isnan(result.low.item())
-    assert np.isnan(result.high.item())
+    assert np.isfinite([result.low.item(), result.high.item()]).all() == given
 
 
 def test_a_step_does_not_depend_on_the_others():
@@ -120,12 +151,19 @@ def test_order_of_states_does_not_matter():
 
 
 def test_a_run_gives_what_its_states_give(tmp_path):
-    run = synthetic_run(tmp_path / "run", STEPS, n_rollouts=6, length=LENGTHS)
+    run = synthetic_run(tmp_path / "run", STEPS, n_rollouts=84, length=LENGTHS)
     lazy = run.states()
     for by in ("step", "position"):
         from_run = curve(run, "overlap_token_advantage", by=by)
-        xr.testing.assert_allclose(curve(lazy, "overlap_token_advantage", by=by), from_run)
-        xr.testing.assert_allclose(curve(lazy.load(), "overlap_token_advantage", by=by), from_run)
+        from_states = curve(lazy, "overlap_token_advantage", by=by)
+        xr.testing.assert_allclose(
+            curve(lazy.load(), "overlap_token_advantage", by=by), from_states
+        )
+        # States of several steps have no table of prompts.
+        counts = ["value", "n", "n_missing", "n_rollouts"]
+        xr.testing.assert_allclose(from_states[counts], from_run[counts])
+        assert from_run.attrs["ci_kind"].endswith("prompts")
+        assert from_states.attrs["ci_kind"].endswith("rollouts")
 
 
 def test_every_position_is_a_point():
@@ -177,7 +215,7 @@ def test_the_result_is_labelled():
     assert result.attrs == {
         "units": "nats",
         "long_name": "entropy gap",
-        "ci_kind": "percentile bootstrap over rollouts",
+        "ci_kind": "studentised bootstrap over rollouts",
         "ci_prob": 0.9,
         "n_boot": 200,
         "seed": 3,

@@ -23,7 +23,7 @@ STEADY = np.full(12, 0.8)
 ROOT = Path(__file__).parents[2]
 
 
-def step(number, agreement, *, ended=1.0, n_rollouts=32, student=1.0, teacher=1.0, **kwargs):
+def step(number, agreement, *, ended=1.0, n_rollouts=64, student=1.0, teacher=1.0, **kwargs):
     """Make a step whose responses end, with both entropies scaled."""
     ds = synthetic_step(number, n_rollouts=n_rollouts, agreement=agreement, **kwargs)
     scales = np.array([student, teacher], np.float32)
@@ -49,7 +49,8 @@ def sums_of(steps, first, length, total=None, n=None):
     """Give sums by rollout by hand."""
     some = {} if total is None else {"reverse_kl": np.array(total, float)}
     counts = {} if n is None else {"reverse_kl": np.array(n)}
-    return RolloutSums(np.array(steps), np.array(first), np.array(length), some, counts)
+    unit = np.arange(len(length), dtype=np.uint64)
+    return RolloutSums(np.array(steps), np.array(first), unit, np.array(length), some, counts)
 
 
 def logged(**columns):
@@ -286,7 +287,7 @@ def test_few_problems_leave_accuracy_open(steady):
 
 def test_without_evaluations_rollouts_tell():
     steps = [
-        step(i, a).assign(correct=("rollout", np.full(32, float(i > 5), np.float32)))
+        step(i, a).assign(correct=("rollout", np.full(64, float(i > 5), np.float32)))
         for i, a in enumerate(RISING)
     ]
     (evidence,) = found(course_of(steps))["accuracy_rose"].evidence

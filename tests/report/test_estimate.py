@@ -1,4 +1,4 @@
-"""Estimates: values as plain means, intervals against scipy, and what is drawn together."""
+"""Estimates: values as plain means, intervals over seeds, and what is drawn together."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from opdprobe.probes.bootstrap import N_BOOT, Estimate, ratio, resample
+from opdprobe.probes.bootstrap import (
+    N_BOOT,
+    Estimate,
+    draw_units,
+    numbered_keys,
+    ratio,
+    resample,
+)
 from opdprobe.report.estimate import combine, exact, interval_name, ranked, spearman
 
 RNG = np.random.default_rng(0)
@@ -24,19 +31,22 @@ def test_the_value_is_the_mean(values, data):
 
 def test_the_samples_are_means_of_units_drawn_again():
     values, weights = RNG.random(7), RNG.integers(1, 9, 7)
-    drawn = np.random.default_rng(0).multinomial(7, np.full(7, 1 / 7), N_BOOT)
+    drawn = draw_units(numbered_keys(7)).astype(int)
     rows = [[i for i, times in enumerate(row) for _ in range(times)] for row in drawn]
-    want = [sum(values[i] for i in row) / sum(weights[i] for i in row) for row in rows]
+    want = [
+        sum(values[i] for i in row) / sum(weights[i] for i in row) if row else np.nan
+        for row in rows
+    ]
     np.testing.assert_allclose(resample(values, weights).samples, np.array(want))
 
 
 def test_nothing_has_no_mean_and_warns_of_nothing():
     estimate = resample(np.array([0.0, 3.0]), np.array([0, 1]))
     assert estimate.value == 3
-    # Drawing the empty unit twice gives nothing to divide by; the other draws are the mean.
+    # Not drawing the full unit, 1 / e of all draws, gives nothing to divide by.
     assert set(estimate.samples[~np.isnan(estimate.samples)]) == {3.0}
-    assert 0.15 < np.isnan(estimate.samples).mean() < 0.35
-    assert combine([estimate]) == (3, 3, 3)
+    assert 0.3 < np.isnan(estimate.samples).mean() < 0.43
+    assert combine([estimate]) == pytest.approx((3, np.nan, np.nan), nan_ok=True)
     assert np.isnan(combine([resample(np.zeros(2), np.zeros(2))])).all()
 
 
@@ -45,7 +55,8 @@ def test_estimates_over_the_same_problems_are_paired(seed, shift):
     """A shift of every problem by the same amount has no spread, however much problems differ."""
     values = np.random.default_rng(seed).random(30)
     change = resample(values + shift).map(resample(values), by=np.subtract)
-    assert combine([change]) == pytest.approx((shift,) * 3, abs=1e-9)
+    assert change.value == pytest.approx(shift, abs=1e-9)
+    assert np.ptp(change.samples) < 1e-9
     assert resample(values).samples.std() > 0.02
 
 
@@ -62,25 +73,16 @@ def test_ratio_by_zero_is_nan_not_infinity(denominator):
     np.testing.assert_array_equal(ratio(np.array([1.0, 6.0]), np.array([denominator, 3.0]))[1], 2)
 
 
-def test_one_seed_has_the_bootstraps_percentiles():
-    values = RNG.normal(size=60)
-    mean, low, high = combine([resample(values)])
-    assert mean == pytest.approx(values.mean())
-    want = stats.bootstrap(
-        (values,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(1)
-    )
-    interval = want.confidence_interval
-    # The ends of an interval from 1000 samples are known to a tenth of its half-width or so.
-    error = 0.15 * (interval.high - interval.low) / 2
-    assert (low, high) == pytest.approx((interval.low, interval.high), abs=error)
+def test_one_seed_has_the_bootstraps_interval():
+    found = resample(RNG.normal(size=60))
+    assert combine([found]) == (found.value, *found.interval())
 
 
-def test_two_seeds_average_their_samples():
-    a, b = resample(RNG.random(50)), resample(RNG.random(50))
-    mean, low, high = combine([a, b])
-    assert mean == pytest.approx((a.value + b.value) / 2)
-    want = np.percentile((a.samples + b.samples) / 2, [2.5, 97.5])
-    assert (low, high) == pytest.approx(want)
+def test_two_seeds_are_averaged_problem_by_problem():
+    a, b = RNG.random((2, 50))
+    mean, low, high = combine([resample(a), resample(b)])
+    assert mean == pytest.approx((a.mean() + b.mean()) / 2)
+    assert (low, high) == pytest.approx(resample((a + b) / 2).interval(), abs=1e-8)
 
 
 @pytest.mark.parametrize("n", [3, 5, 20])
