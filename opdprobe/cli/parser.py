@@ -135,6 +135,7 @@ def _parser() -> argparse.ArgumentParser:
         _select,
         _dedup,
         _inspect,
+        _power,
         _view,
         _report,
         _zoo,
@@ -688,6 +689,44 @@ def _inspect(commands: Any) -> None:
     )
     sub.add_argument(
         "--figure", type=Path, metavar="FILE", help="draw the run's curves (pdf, png or svg)"
+    )
+
+
+def _power(commands: Any) -> None:
+    sub = _command(
+        commands,
+        "power",
+        report_command.power,
+        "say how many prompts, rollouts and seeds a difference between two runs needs",
+        _json("the plan"),
+    )
+    sub.add_argument(
+        "runs",
+        nargs="+",
+        type=Path,
+        metavar="RUN",
+        help="a recorded run; three or more that differ in their seeds also give the number of "
+        "seeds",
+    )
+    sub.add_argument(
+        "--quantity",
+        metavar="NAME",
+        help="accuracy, or a quantity of the last recorded steps, such as correct, overlap_ratio "
+        "or reverse_kl (default: the first of these that the run has)",
+    )
+    sub.add_argument(
+        "--difference",
+        type=float,
+        default=0.05,
+        metavar="D",
+        help="the difference to show, in the quantity's unit (default: 0.05)",
+    )
+    sub.add_argument(
+        "--power",
+        type=float,
+        default=0.8,
+        metavar="P",
+        help="the chance of showing it (default: 0.8)",
     )
 
 

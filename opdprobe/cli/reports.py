@@ -1,8 +1,11 @@
-"""The commands that report on one run or two: ``report RUN``, ``figures RUN``."""
+"""The commands that report on runs: ``report RUN``, ``figures RUN``, ``power RUN``."""
 
 import argparse
 import json
+import math
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from opdprobe.cli import runs as commands
 from opdprobe.cli.runs import console
@@ -60,3 +63,55 @@ def figures_of(arguments: argparse.Namespace) -> None:
     commands.draw_runs(opened, paths)
     for path in paths:
         console.print(str(path), soft_wrap=True)
+
+
+def power(arguments: argparse.Namespace) -> None:
+    """Print what a difference between two runs needs."""
+    from opdprobe.report.course import course
+    from opdprobe.report.power import MIN_RUNS, plan
+
+    made = plan(
+        [course(run) for run in commands.open_runs(arguments.runs)],
+        quantity=arguments.quantity,
+        difference=arguments.difference,
+        power=arguments.power,
+    )
+    if arguments.json:
+        values = asdict(made)
+        print(json.dumps({key: _plain(value) for key, value in values.items()}))
+        return
+    of = made.spread
+    unit, part = ("problem", "sample") if of.quantity == "accuracy" else ("prompt", "rollout")
+    within = f", between {part}s of one {unit} {of.within:.3g}" if of.within == of.within else ""
+    lines = [
+        f"{of.quantity} {of.value:.3g} over {of.prompts} {unit}s × {of.rollouts:.3g}",
+        f"standard deviation between {unit}s {of.between:.3g}{within}",
+        f"Two such runs, each on {unit}s of its own, show a difference of {made.smallest:.2g} or "
+        f"more (chance {made.power:.0%}).",
+        f"To show a difference of {made.difference:g}, each run needs",
+        *(
+            f"  {n:>6,} {unit}s × {rollouts} {part}{'s' if rollouts > 1 else ''}"
+            for rollouts, n in made.prompts.items()
+        ),
+    ]
+    if len(arguments.runs) < MIN_RUNS:
+        lines.append(
+            "One run of each setting does not tell the setting's effect from the seed's: give "
+            f"{MIN_RUNS} or more runs that differ in their seeds alone to see how many are needed."
+        )
+    else:
+        needed = "more than 1000" if made.seeds is None else made.seeds
+        lines.append(
+            f"Between these {len(arguments.runs)} runs the standard deviation is "
+            f"{made.seeds_spread:.2g}: to show a difference of {made.difference:g} between two "
+            f"settings, each needs {needed} seeds."
+        )
+    for text in lines:
+        console.print(text, soft_wrap=True, highlight=False)
+
+
+def _plain(value: Any) -> Any:
+    """Make a value ready for JSON: None for NaN."""
+    if isinstance(value, dict):
+        return {str(key): _plain(one) for key, one in value.items()}
+    return None if isinstance(value, float) and math.isnan(value) else value
