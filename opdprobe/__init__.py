@@ -31,6 +31,7 @@ from opdprobe.probes import (
     heat_map,
     keys,  # opdprobe.keys
     mass_set_size,
+    mass_set_summary,
     overlap_mask,
     overlap_mass,
     overlap_ratio,
@@ -96,6 +97,7 @@ __all__ = [
     "load_prompts",
     "load_tokenizer",
     "mass_set_size",
+    "mass_set_summary",
     "open_run",
     "overlap_mask",
     "overlap_mass",

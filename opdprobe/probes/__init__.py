@@ -12,6 +12,7 @@ from opdprobe.probes.logits import from_logits
 from opdprobe.probes.maps import heat_map
 from opdprobe.probes.mass import overlap_mass, topk_mass
 from opdprobe.probes.reward import gap_recovery_rate, reward_auroc, sequence_mean_reward
+from opdprobe.probes.set_sizes import mass_set_summary
 from opdprobe.probes.sets import mass_set_size, overlap_mask, overlap_ratio
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "gap_recovery_rate",
     "heat_map",
     "mass_set_size",
+    "mass_set_summary",
     "overlap_mask",
     "overlap_mass",
     "overlap_ratio",

@@ -71,10 +71,12 @@ class OPDAccessor:
         return _label(mass, "topk_mass", "1", f"{model} mass on the {support}'s top-k")
 
     def mass_set_size(self, model: str = "student", *, mass: float = 0.97) -> xr.DataArray:
-        """Count `model`'s most probable tokens that hold `mass`; NaN if more than k."""
+        """Count `model`'s most probable tokens that hold `mass`; k + 1 stands for more than k."""
         own = self._logp(model, model)
         size = _apply(probes.mass_set_size, own, core=True, kwargs={"mass": mass})
-        return _label(size, "mass_set_size", "1", f"{model} tokens holding {100 * mass:g} %")
+        k = own.sizes["rank"]
+        name = f"{model} tokens holding {100 * mass:g} %, {k + 1} for more than {k}"
+        return _label(size, "mass_set_size", "1", name)
 
     def overlap_token_advantage(self, definition: str = "paper") -> xr.DataArray:
         """How well the teacher agrees with the student on the shared tokens (Eq. 7)."""

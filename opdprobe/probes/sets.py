@@ -102,17 +102,25 @@ def mass_set_size(logp: ArrayLike, *, mass: float = 0.97) -> NDArray[np.float64]
     Returns
     -------
     (...) ndarray of float64
-        Smallest number of most probable tokens whose mass is at least `mass`, in 1…k. NaN where
-        the k tokens together hold less (the answer is then known only to exceed k), or where a
-        log-probability is NaN.
+        Smallest number of most probable tokens whose mass is at least `mass`, in 1…k; k + 1 where
+        the k tokens together hold less. The list ends there, so k + 1 is a lower bound: a mean
+        over such states is one, too, and depends on k. `mass_set_summary` counts these states.
+        NaN only where a log-probability is NaN.
 
     Raises
     ------
     ConfigError
         If `mass` is not in (0, 1].
 
+    See Also
+    --------
+    mass_set_summary : mean and quantiles by step, with the states that need more than k tokens.
+
     Notes
     -----
+    Leaving out the states that need more than k tokens, instead, would make a mean the smaller the
+    smaller k is: over the same states of the testbed 1.1 at k = 4, 4.9 at 16 and 10.3 at 64.
+
     Masses within 1e-6 of `mass` count as reaching it: float32 log-probabilities are not exact
     to more.
 
@@ -120,12 +128,12 @@ def mass_set_size(logp: ArrayLike, *, mass: float = 0.97) -> NDArray[np.float64]
     --------
     >>> logp = np.log([[0.90, 0.06, 0.02], [0.50, 0.47, 0.01], [0.40, 0.30, 0.20]])
     >>> mass_set_size(logp, mass=0.95)
-    array([ 2.,  2., nan])
+    array([2., 2., 4.])
     """
     if not 0 < mass <= 1:
         raise ConfigError(f"mass = {mass!r}; expected a probability in (0, 1].")
     probability = np.exp(np.asarray(logp, dtype=np.float64))
     descending = np.flip(np.sort(probability, axis=-1), axis=-1)
     reached = np.cumsum(descending, axis=-1) >= mass - _MASS_SLACK
-    # A NaN sorts to the end and, flipped, to the front: no cumulative sum then reaches the mass.
-    return np.where(reached.any(axis=-1), reached.argmax(axis=-1) + 1.0, np.nan)
+    size = np.where(reached.any(axis=-1), reached.argmax(axis=-1), reached.shape[-1]) + 1.0
+    return np.where(np.isnan(probability).any(axis=-1), np.nan, size)[()]
