@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from opdprobe import probes
 from opdprobe.errors import ConfigError, StoreError
 from opdprobe.probes.divergence import overlap_statistics
-from opdprobe.probes.quantities import QUANTITIES
-from opdprobe.probes.sets import mask_share
+from opdprobe.probes.quantities import LIKELY, QUANTITIES
+from opdprobe.probes.sets import mask_of_match, ratio_of_match
 from opdprobe.store.schema import MODELS
 
 _BLOCK = 4096  # states: 16 ranks in float64 take 512 KiB
@@ -46,19 +46,35 @@ class OPDAccessor:
         self._ds = ds
 
     def overlap_mask(self) -> xr.DataArray:
-        """Mark the student's top-k tokens that the teacher's top-k shares, over (state, rank)."""
-        if "match" in self._ds:
-            mask = self._ds["match"] >= 0
-        else:
-            ids = self._ids("student"), self._ids("teacher")
-            # The axis is called rank in both lists and in the result.
-            mask = _apply(probes.overlap_mask, *ids, core=True, output_core=("rank",), dtype=bool)
+        """Mark the student's top-k tokens that the teacher's top-k shares, over (state, rank).
+
+        A token that either model rules out is not shared, if the Dataset has ``logp``.
+        """
+        # The axis is called rank in both lists and in the result.
+        mask = self._matched(mask_of_match, probes.overlap_mask, output_core=("rank",), dtype=bool)
         return _label(mask, "overlap_mask", "1", "token is in both top-k")
 
-    def overlap_ratio(self) -> xr.DataArray:
+    def overlap_ratio(self, *, min_prob: float = 0.0) -> xr.DataArray:
         """Share of the top-k that both models have in common (Eq. 6)."""
-        ratio = _apply(mask_share, self.overlap_mask(), core=True)
-        return _named(ratio, "overlap_ratio")
+        ratio = self._matched(ratio_of_match, probes.overlap_ratio, kwargs={"min_prob": min_prob})
+        ratio = _named(ratio, "overlap_ratio")
+        if min_prob:
+            ratio.attrs["long_name"] += f" above {min_prob:g}"
+        return ratio
+
+    def likely_overlap_ratio(self) -> xr.DataArray:
+        """Compute `overlap_ratio` of the tokens with a probability of at least 1e-3."""
+        return _named(self.overlap_ratio(min_prob=LIKELY), "likely_overlap_ratio")
+
+    def _matched(
+        self, of_match: Callable[..., Any], of_ids: Callable[..., Any], **settings: Any
+    ) -> xr.DataArray:
+        """Compare both lists, by the stored ``match`` if there is one."""
+        logps = [self._logp(m, m) for m in MODELS] if "logp" in self._ds else []
+        if "match" in self._ds:
+            return _apply(of_match, self._ds["match"], *logps, core=True, **settings)
+        ids = self._ids("student"), self._ids("teacher")
+        return _apply(of_ids, *ids, *logps, core=True, **settings)
 
     def overlap_mass(self, model: str = "student") -> xr.DataArray:
         """Raw probability that `model` puts on the shared tokens (Eq. 9, 10)."""
