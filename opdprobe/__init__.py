@@ -27,6 +27,7 @@ from opdprobe.probes import (
     entropy_gap,
     extreme_advantage_gap,
     from_logits,
+    gap_recovery,
     gap_recovery_rate,
     heat_map,
     keys,  # opdprobe.keys
@@ -91,6 +92,7 @@ __all__ = [
     "entropy_gap",
     "extreme_advantage_gap",
     "from_logits",
+    "gap_recovery",
     "gap_recovery_rate",
     "heat_map",
     "load_model",

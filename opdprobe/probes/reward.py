@@ -1,4 +1,4 @@
-"""Rollout-level signals: the distillation reward, how well it predicts, and the gap recovered."""
+"""Rollout-level signals: the distillation reward, and how well it predicts."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -112,35 +112,3 @@ def reward_auroc(reward: ArrayLike, correct: ArrayLike) -> float:
     # Incorrect rollouts below each correct one, plus those below or equal: a tie counts half.
     twice_u = np.searchsorted(bad, good, "left").sum() + np.searchsorted(bad, good, "right").sum()
     return float(twice_u / (2 * good.size * bad.size))
-
-
-def gap_recovery_rate(
-    before: ArrayLike, after: ArrayLike, teacher: ArrayLike
-) -> NDArray[np.float64]:
-    """Compute the share of the gap to the teacher that distillation closed.
-
-    Parameters
-    ----------
-    before, after, teacher : (...) array_like of float
-        Accuracy of the student before, of the student after, and of the teacher; they broadcast.
-
-    Returns
-    -------
-    (...) ndarray of float64
-        (after - before) / (teacher - before), unit 1: 1 if the gap is closed, negative if
-        the student moved away from the teacher, above 1 if it passed the teacher. NaN where there
-        is no gap to close.
-
-    References
-    ----------
-    §3.2 and Fig. 4.
-
-    Examples
-    --------
-    >>> gap_recovery_rate(0.25, 0.5, [0.75, 0.25])
-    array([0.5, nan])
-    """
-    before = np.asarray(before, dtype=np.float64)
-    gap = np.asarray(teacher, dtype=np.float64) - before
-    gap = np.where(gap == 0, np.nan, gap)
-    return ((np.asarray(after, dtype=np.float64) - before) / gap)[()]
