@@ -38,6 +38,7 @@ from opdprobe.probes import (
     overlap_ratio,
     overlap_token_advantage,
     reward_auroc,
+    reward_signal,
     sequence_mean_reward,
 )
 from opdprobe.store import Run, RunWriter, open_run
@@ -107,6 +108,7 @@ __all__ = [
     "overlap_token_advantage",
     "probe_checkpoints",
     "reward_auroc",
+    "reward_signal",
     "sequence_mean_reward",
     "validate",
 ]

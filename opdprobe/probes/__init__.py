@@ -15,6 +15,7 @@ from opdprobe.probes.recovery import GapRecovery, gap_recovery, gap_recovery_rat
 from opdprobe.probes.reward import reward_auroc, sequence_mean_reward
 from opdprobe.probes.set_sizes import mass_set_summary
 from opdprobe.probes.sets import mass_set_size, overlap_mask, overlap_ratio
+from opdprobe.probes.signal import reward_signal
 
 __all__ = [
     "GapRecovery",
@@ -34,6 +35,7 @@ __all__ = [
     "overlap_ratio",
     "overlap_token_advantage",
     "reward_auroc",
+    "reward_signal",
     "sequence_mean_reward",
     "topk_entropy",
     "topk_mass",

@@ -15,6 +15,7 @@ from opdprobe.report.diagnosis import TUNED, diagnose
 from opdprobe.report.estimate import interval_name
 from opdprobe.report.finding import Finding, interval, shown
 from opdprobe.report.panel import Panel
+from opdprobe.report.reward_signal import signal_rows
 from opdprobe.report.run_panels import report_panels
 from opdprobe.report.token_text import visible
 from opdprobe.report.view import model_name, run_labels, short_name, write_view
@@ -79,6 +80,7 @@ def write_run_report(
     ]
     findings = [diagnose(found) for found in courses]
     panels = report_panels(runs, courses)
+    signals = signal_rows(runs, courses)
     view_path = path.with_name(f"{path.stem}-view.html") if view else None
     images = [base64.b64encode(image).decode() for image in draw(panels)]
     # Escape all text: names and settings may come from anywhere.
@@ -93,7 +95,8 @@ def write_run_report(
         diagnoses=[_linked(some, i, view_path) for i, some in enumerate(findings)],
         view=quote(view_path.name) if view_path else None,
         figures=[(panel.title, image) for panel, image in zip(panels, images, strict=True)],
-        numbers=_numbers(courses),
+        numbers=[*_numbers(courses), *signals],
+        signals=bool(signals),
         widths=sorted({found.width for found in courses}),
         interval=interval_name(1),
         tuned=TUNED,
