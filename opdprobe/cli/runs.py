@@ -340,6 +340,7 @@ def probe(arguments: argparse.Namespace) -> None:
 
 def inspect(arguments: argparse.Namespace) -> None:
     """Check a run, print what it holds."""
+    from opdprobe.probes.thinning import thinned
     from opdprobe.report.view import model_name
     from opdprobe.store.prompt_form import prompt_form
     from opdprobe.store.schema import validate
@@ -364,6 +365,7 @@ def inspect(arguments: argparse.Namespace) -> None:
         "valid": True,
         **_missing(run),
         **({"prompts": form} if (form := prompt_form(run.attrs)) else {}),
+        **({"positions": left_out} if (left_out := thinned(run)) else {}),
         **verified,
     }
     if arguments.json:
@@ -425,13 +427,24 @@ def draw_runs(runs: list[Run], paths: list[Path]) -> None:
     from opdprobe.report.run_panels import report_panels
     from opdprobe.report.view import run_labels
 
-    courses = [course(run, label=name) for run, name in zip(runs, run_labels(runs), strict=True)]
+    labels = run_labels(runs)
+    tell_thinned(runs, labels)
+    courses = [course(run, label=name) for run, name in zip(runs, labels, strict=True)]
     panels = report_panels(runs, courses)
     for path in paths:
         try:
             opdprobe.report.draw.save(panels, path)
         except (OSError, ValueError) as error:  # unknown folder or format
             raise ConfigError(f"figure {path}: {error}") from error
+
+
+def tell_thinned(runs: list[Run], labels: list[str]) -> None:
+    """Warn of averages that leave positions out."""
+    from opdprobe.probes.thinning import thinned
+
+    for run, label in zip(runs, labels, strict=True):
+        if text := thinned(run):
+            errors.print(f"{label}: {text}.", style="yellow", soft_wrap=True)
 
 
 def _metrics_table(run: Run) -> Table:

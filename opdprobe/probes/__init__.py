@@ -16,6 +16,7 @@ from opdprobe.probes.reward import reward_auroc, sequence_mean_reward
 from opdprobe.probes.set_sizes import mass_set_summary
 from opdprobe.probes.sets import mass_set_size, overlap_mask, overlap_ratio
 from opdprobe.probes.signal import reward_signal
+from opdprobe.probes.thinning import thinned
 
 __all__ = [
     "GapRecovery",
@@ -37,6 +38,7 @@ __all__ = [
     "reward_auroc",
     "reward_signal",
     "sequence_mean_reward",
+    "thinned",
     "topk_entropy",
     "topk_mass",
 ]

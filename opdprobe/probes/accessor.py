@@ -13,6 +13,7 @@ from opdprobe.errors import ConfigError, StoreError
 from opdprobe.probes.divergence import overlap_statistics
 from opdprobe.probes.quantities import LIKELY, QUANTITIES
 from opdprobe.probes.sets import mask_of_match, ratio_of_match
+from opdprobe.probes.thinning import thinned
 from opdprobe.store.schema import MODELS
 
 _BLOCK = 4096  # states: 16 ranks in float64 take 512 KiB
@@ -167,7 +168,8 @@ class OPDAccessor:
     def sequence_mean_reward(self) -> xr.DataArray:
         """Mean of `sampled_reward` over each rollout (§6.2), one value per rollout.
 
-        Rollouts without a recorded state are NaN. Loads the sampled log-probabilities.
+        Rollouts without a recorded state are NaN. Loads the sampled log-probabilities. If not all
+        positions were recorded, the attribute ``thinned`` says so.
         """
         rollout = self._get("rollout")
         reward = probes.sequence_mean_reward(
@@ -177,7 +179,9 @@ class OPDAccessor:
         padded = np.full(n_rollout, np.nan)
         padded[: reward.size] = reward
         mean = xr.DataArray(padded, dims="rollout")
-        return _label(mean, "sequence_mean_reward", "nats", "sequence mean reward")
+        mean = _label(mean, "sequence_mean_reward", "nats", "sequence mean reward")
+        text = thinned(self._ds)
+        return mean.assign_attrs(thinned=text) if text else mean
 
     def _get(self, name: str) -> xr.DataArray:
         if name not in self._ds.variables:

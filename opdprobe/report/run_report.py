@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from opdprobe.errors import ConfigError
 from opdprobe.probes.quantities import QUANTITIES, axis_label
+from opdprobe.probes.thinning import thinned
 from opdprobe.report.course import Course, course
 from opdprobe.report.diagnosis import TUNED, diagnose
 from opdprobe.report.estimate import interval_name
@@ -97,6 +98,7 @@ def write_run_report(
         figures=[(panel.title, image) for panel, image in zip(panels, images, strict=True)],
         numbers=[*_numbers(courses), *signals],
         signals=bool(signals),
+        thinned=_thinned(runs, courses),
         widths=sorted({found.width for found in courses}),
         interval=interval_name(1),
         tuned=TUNED,
@@ -123,10 +125,20 @@ def _facts(runs: Sequence[Run], courses: Sequence[Course]) -> list[tuple[str, li
             "States": f"{length.sum():,}",
             "Benchmarks": ", ".join(run.benchmarks) or "none",
             "Prompts": prompt_form(run.attrs) or "not recorded",
+            "Positions": thinned(run) or "all recorded",
         }
         for name, text in facts.items():
             rows.setdefault(name, []).append(visible(text))
     return list(rows.items())
+
+
+def _thinned(runs: Sequence[Run], courses: Sequence[Course]) -> list[str]:
+    """Warn of averages that leave positions out, one text per run that has such averages."""
+    return [
+        (f"{found.label}: " if len(runs) > 1 else "") + visible(text)
+        for run, found in zip(runs, courses, strict=True)
+        if (text := thinned(run))
+    ]
 
 
 def _settings(runs: Sequence[Run]) -> list[dict[str, Any]]:
