@@ -125,7 +125,9 @@ def tried(
                 pair.student, pair, [prompts[i] for i in others], sampling, num_generations
             )
         asked = [prompts[i].prompt for i in others for _ in range(num_generations)]
-        graded = grade_rollouts(pair.tokenizer, rollouts.response_ids, asked, grader)
+        graded = grade_rollouts(
+            pair.tokenizer, rollouts.response_ids, asked, grader, finished=rollouts.finished
+        )
         after[others] = np.reshape(graded, (-1, num_generations))
     return prompt_mean((after - before).ravel(), np.repeat(np.arange(len(before)), num_generations))
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -33,6 +34,9 @@ class Sampling:
         Sample from the first `width` ids only (`Pair.width`).
     micro_batch_tokens
         Most tokens sampled at once, prompts and padding included; bounds the memory.
+    unfinished
+        What a continuation counts as that reaches the length limit: wrong, or graded by what it
+        says so far. Use what the rollouts were graded with.
     """
 
     max_completion_length: int
@@ -41,6 +45,7 @@ class Sampling:
     seed: int = 0
     width: int | None = None
     micro_batch_tokens: int = 16384
+    unfinished: Literal["wrong", "graded"] = "wrong"
 
 
 def continuation_gain(
@@ -183,7 +188,19 @@ def continued(
             prefixes[i] + rest[:left]
             for i, rest, left in zip(batch, rollouts.response_ids, room, strict=True)
         ]
-        scores[batch] = grade_rollouts(tokenizer, whole, [own[i] for i in batch], grader)
+        finished = [
+            ended and len(rest) <= left
+            for ended, rest, left in zip(
+                rollouts.finished, rollouts.response_ids, room, strict=True
+            )
+        ]
+        scores[batch] = grade_rollouts(
+            tokenizer,
+            whole,
+            [own[i] for i in batch],
+            grader,
+            finished=finished if sampling.unfinished == "wrong" else None,
+        )
     return scores
 
 

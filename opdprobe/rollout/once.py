@@ -52,7 +52,8 @@ def probe(
     temperature
         Temperature of sampling and of the recorded distributions.
     grader
-        Maps response text and prompt to a score; None leaves `correct` NaN.
+        Maps response text and prompt to a score; None leaves `correct` NaN. A response that reached
+        the length limit is wrong.
     step
         Training step to label the record with.
     seed
@@ -99,7 +100,9 @@ def probe(
     own = [prompts[i].prompt for i in rollouts.prompt_index]
     correct = None
     if grader is not None:
-        correct = grade_rollouts(pair.tokenizer, rollouts.response_ids, own, grader)
+        correct = grade_rollouts(
+            pair.tokenizer, rollouts.response_ids, own, grader, finished=rollouts.finished
+        )
     with evaluating(pair.student), evaluating(pair.teacher):
         parts, _ = halving(
             lambda tokens: [

@@ -1,6 +1,7 @@
 """Accuracy of a model: avg@n over problems (paper: n = 16, T 0.7, top-p 0.95)."""
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,7 @@ def evaluate(
     seed: int = 0,
     benchmark: str = "",
     width: int | None = None,
+    unfinished: Literal["wrong", "graded"] = "wrong",
     processes: Processes | None = None,
 ) -> NDArray[np.float64]:
     """Sample answers to every problem and grade them.
@@ -52,6 +54,10 @@ def evaluate(
         correlated.
     width
         Sample from the first `width` ids only: a padded model has logits without a token.
+    unfinished
+        What a response counts as that reached the length limit: wrong, or graded by what it says so
+        far, which for `opdprobe.rollout.grade.grade_math` is its last number. Accuracy at a short
+        limit then measures what the grader makes of fragments.
     processes
         They share the problems; each runs the full model on its own and gets all scores.
 
@@ -83,7 +89,13 @@ def evaluate(
                 part=(share.start, len(chunk)),
             )
             answered = [own[i].prompt for i in rollouts.prompt_index]
-            graded = grade_rollouts(tokenizer, rollouts.response_ids, answered, grader)
+            graded = grade_rollouts(
+                tokenizer,
+                rollouts.response_ids,
+                answered,
+                grader,
+                finished=rollouts.finished if unfinished == "wrong" else None,
+            )
         for part in processes.gather(graded):
             scores += part
     return np.array(scores).reshape(len(prompts), num_generations)

@@ -484,7 +484,11 @@ class OPDTrainer:
         correct = None
         if self.grader is not None:
             correct = grade_rollouts(
-                self.tokenizer, rollouts.response_ids, rollout_prompts, self.grader
+                self.tokenizer,
+                rollouts.response_ids,
+                rollout_prompts,
+                self.grader,
+                finished=rollouts.finished if c.unfinished == "wrong" else None,
             )
         clock.append(time.perf_counter())
         rate = self.optimization.learning_rate
@@ -614,9 +618,16 @@ class OPDTrainer:
                     seed=c.seed,
                     benchmark=name,
                     width=self.pair.width,
+                    unfinished=c.unfinished,
                     processes=self.processes,
                 )
-            writer.log_evaluation(step, name, [p.prompt.id for p in prompts], scores.mean(1))
+            writer.log_evaluation(
+                step,
+                name,
+                [p.prompt.id for p in prompts],
+                scores.mean(1),
+                unfinished=c.unfinished,
+            )
             metrics[f"accuracy/{name}"] = float(scores.mean())
         return metrics
 
