@@ -296,7 +296,11 @@ def probe(arguments: argparse.Namespace) -> None:
     from opdprobe.train.memory import Job
 
     transformers.utils.logging.disable_progress_bar()
-    prompts, grader = resolve_prompts(arguments.prompts, arguments.limit, **reading(arguments))
+    if (arguments.prompts is None) == (arguments.fixed_contexts is None):
+        raise ConfigError("give either --prompts, or --fixed-contexts with a recorded run.")
+    prompts, grader = None, None
+    if arguments.prompts is not None:
+        prompts, grader = resolve_prompts(arguments.prompts, arguments.limit, **reading(arguments))
     options = loading(arguments)
     students, teacher = arguments.checkpoint, arguments.teacher
     if len(students) > 1 and any("://" in name for name in students):
@@ -306,7 +310,10 @@ def probe(arguments: argparse.Namespace) -> None:
         return ServedModel(name) if "://" in name else resolve_model(name)
 
     tokenizer = arguments.tokenizer
-    if not any("://" in name for name in (*students, teacher)):
+    served = any("://" in name for name in (*students, teacher))
+    if served and prompts is None:
+        raise ConfigError("--fixed-contexts scores with local models; a server samples itself.")
+    if not served and prompts is not None:
         job = Job(
             rollouts=len(prompts) * arguments.num_generations,
             prompt_length=longest_prompt(prompts, arguments.max_prompt_length),
@@ -328,8 +335,10 @@ def probe(arguments: argparse.Namespace) -> None:
             **options,
         }
         look: Callable[..., Run] = probe_checkpoints
-        if any("://" in name for name in (*students, teacher)):
+        if served:
             look = probe_served
+        else:
+            settings["fixed_contexts"] = arguments.fixed_contexts
         own = named(students[0]) if len(students) == 1 else [resolve_model(s) for s in students]
         run = look(own, named(teacher), prompts, arguments.run_dir, **settings)
     if arguments.json:

@@ -125,11 +125,21 @@ def _facts(runs: Sequence[Run], courses: Sequence[Course]) -> list[tuple[str, li
             "States": f"{length.sum():,}",
             "Benchmarks": ", ".join(run.benchmarks) or "none",
             "Prompts": prompt_form(run.attrs) or "not recorded",
+            "Contexts": _contexts(run),
             "Positions": thinned(run) or "all recorded",
         }
         for name, text in facts.items():
             rows.setdefault(name, []).append(visible(text))
     return list(rows.items())
+
+
+def _contexts(run: Run) -> str:
+    fixed = run.attrs.get("fixed_contexts")
+    if not isinstance(fixed, dict):
+        return "the student's own rollouts at each step"
+    return (
+        f"fixed: {fixed.get('rollouts')} rollouts of {fixed.get('run')}, step {fixed.get('step')}"
+    )
 
 
 def _thinned(runs: Sequence[Run], courses: Sequence[Course]) -> list[str]:

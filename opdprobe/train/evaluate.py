@@ -1,12 +1,12 @@
 """Accuracy of a model: avg@n over problems (paper: n = 16, T 0.7, top-p 0.95)."""
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from opdprobe.errors import ConfigError
 from opdprobe.models.processes import Processes
 from opdprobe.models.vocabulary import eos_ids, padding_id
 from opdprobe.rollout.grade import Grader, grade_rollouts
@@ -31,7 +31,7 @@ def evaluate(
     seed: int = 0,
     benchmark: str = "",
     width: int | None = None,
-    unfinished: Literal["wrong", "graded"] = "wrong",
+    unfinished: str = "wrong",
     processes: Processes | None = None,
 ) -> NDArray[np.float64]:
     """Sample answers to every problem and grade them.
@@ -54,7 +54,7 @@ def evaluate(
         correlated.
     width
         Sample from the first `width` ids only: a padded model has logits without a token.
-    unfinished
+    unfinished : {"wrong", "graded"}
         What a response counts as that reached the length limit: wrong, or graded by what it says so
         far, which for `opdprobe.rollout.grade.grade_math` is its last number. Accuracy at a short
         limit then measures what the grader makes of fragments.
@@ -65,7 +65,14 @@ def evaluate(
     -------
     ndarray (problems, num_generations)
         Scores in [0, 1]; the mean is avg@n.
+
+    Raises
+    ------
+    ConfigError
+        `unfinished` is neither.
     """
+    if unfinished not in ("wrong", "graded"):
+        raise ConfigError(f"unfinished = {unfinished!r}; expected 'wrong' or 'graded'.")
     processes = processes or Processes()
     scores: list[float] = []
     per_call = max(1, _EVAL_ROWS // num_generations)

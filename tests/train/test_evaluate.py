@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from opdprobe import Prompt
+from opdprobe.errors import ConfigError
 from opdprobe.rollout.prompts import encode_prompts
 from opdprobe.testing import tiny_model, tiny_tokenizer
 from opdprobe.train.evaluate import evaluate
@@ -51,6 +52,11 @@ def test_an_unfinished_response_is_wrong_unless_it_is_to_be_graded():
     assert (strict <= lenient).all()
     assert strict.sum() == sum(text.split()[-1:] == ["9"] for text in seen)
     assert lenient.sum() > strict.sum()
+
+
+def test_unfinished_is_one_of_two():
+    with pytest.raises(ConfigError, match="unfinished = 'maybe'; expected 'wrong' or 'graded'"):
+        scores(unfinished="maybe")
 
 
 def test_the_seed_decides_and_the_global_generator_is_left_alone():
