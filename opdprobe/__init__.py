@@ -40,6 +40,7 @@ from opdprobe.probes import (
     reward_auroc,
     reward_signal,
     sequence_mean_reward,
+    standardised,
 )
 from opdprobe.store import Run, RunWriter, open_run
 from opdprobe.store.schema import SCHEMA_VERSION, validate
@@ -110,6 +111,7 @@ __all__ = [
     "reward_auroc",
     "reward_signal",
     "sequence_mean_reward",
+    "standardised",
     "validate",
 ]
 

@@ -11,6 +11,7 @@ from opdprobe.probes.entropy import entropy_gap, entropy_gap_of_means, topk_entr
 from opdprobe.probes.logits import from_logits
 from opdprobe.probes.maps import heat_map
 from opdprobe.probes.mass import overlap_mass, topk_mass
+from opdprobe.probes.mix import standardised
 from opdprobe.probes.recovery import GapRecovery, gap_recovery, gap_recovery_rate
 from opdprobe.probes.reward import reward_auroc, sequence_mean_reward
 from opdprobe.probes.set_sizes import mass_set_summary
@@ -38,6 +39,7 @@ __all__ = [
     "reward_auroc",
     "reward_signal",
     "sequence_mean_reward",
+    "standardised",
     "thinned",
     "topk_entropy",
     "topk_mass",

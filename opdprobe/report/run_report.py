@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from opdprobe.errors import ConfigError
 from opdprobe.probes.quantities import QUANTITIES, axis_label
 from opdprobe.probes.thinning import thinned
+from opdprobe.report.change_mix import change_mix, mix_finding, mix_rows
 from opdprobe.report.course import Course, course
 from opdprobe.report.diagnosis import TUNED, diagnose
 from opdprobe.report.estimate import interval_name
@@ -52,7 +53,8 @@ def write_run_report(
     Returns
     -------
     list of list of Finding
-        What `opdprobe.report.diagnosis.diagnose` found in each run.
+        What `opdprobe.report.diagnosis.diagnose` found in each run, and whether most of a change
+        is due to the mix of positions (`opdprobe.report.change_mix.mix_finding`).
 
     Raises
     ------
@@ -79,7 +81,11 @@ def write_run_report(
     courses = [
         course(run, label=visible(label)) for run, label in zip(runs, run_labels(runs), strict=True)
     ]
-    findings = [diagnose(found) for found in courses]
+    mixes = [change_mix(run, found) for run, found in zip(runs, courses, strict=True)]
+    findings = [
+        [*diagnose(found), *mix_finding(found, mix)]
+        for found, mix in zip(courses, mixes, strict=True)
+    ]
     panels = report_panels(runs, courses)
     signals = signal_rows(runs, courses)
     view_path = path.with_name(f"{path.stem}-view.html") if view else None
@@ -98,6 +104,7 @@ def write_run_report(
         figures=[(panel.title, image) for panel, image in zip(panels, images, strict=True)],
         numbers=[*_numbers(courses), *signals],
         signals=bool(signals),
+        mixes=mix_rows(mixes),
         thinned=_thinned(runs, courses),
         widths=sorted({found.width for found in courses}),
         interval=interval_name(1),
