@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import torch
@@ -12,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opdprobe.errors import ConfigError, PromptError
 from opdprobe.models.vocabulary import eos_ids, padding_id
-from opdprobe.rollout.grade import Grader, grade_rollouts
+from opdprobe.rollout.grade import Grader, counted, grade_rollouts
 from opdprobe.rollout.memory import sample_in_parts
 from opdprobe.rollout.prompts import Prompt
 from opdprobe.rollout.sample import step_generator
@@ -34,7 +33,7 @@ class Sampling:
         Sample from the first `width` ids only (`Pair.width`).
     micro_batch_tokens
         Most tokens sampled at once, prompts and padding included; bounds the memory.
-    unfinished
+    unfinished : {"wrong", "graded"}
         What a continuation counts as that reaches the length limit: wrong, or graded by what it
         says so far. Use what the rollouts were graded with.
     """
@@ -45,7 +44,7 @@ class Sampling:
     seed: int = 0
     width: int | None = None
     micro_batch_tokens: int = 16384
-    unfinished: Literal["wrong", "graded"] = "wrong"
+    unfinished: str = "wrong"
 
 
 def continuation_gain(
@@ -199,7 +198,7 @@ def continued(
             whole,
             [own[i] for i in batch],
             grader,
-            finished=finished if sampling.unfinished == "wrong" else None,
+            finished=counted(finished, sampling.unfinished),
         )
     return scores
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from opdprobe.rollout.same_answer import Answer
 
-__all__ = ["Grader", "grade_math", "grade_rollouts"]
+__all__ = ["Grader", "counted", "grade_math", "grade_rollouts"]
 
 Grader = Callable[[str, Prompt], float]
 
@@ -133,6 +133,19 @@ def grade_rollouts(
         float(grader(next(texts), prompt)) if end else 0.0
         for prompt, end in zip(prompts, ended, strict=True)
     ]
+
+
+def counted(finished: Sequence[bool], unfinished: str) -> Sequence[bool] | None:
+    """Turn a setting ``unfinished`` into what `grade_rollouts` takes as `finished`.
+
+    Raises
+    ------
+    ConfigError
+        It is neither "wrong" nor "graded".
+    """
+    if unfinished not in ("wrong", "graded"):
+        raise ConfigError(f"unfinished = {unfinished!r}; expected 'wrong' or 'graded'.")
+    return finished if unfinished == "wrong" else None
 
 
 @functools.lru_cache(maxsize=4096)  # all rollouts of a problem share its reference

@@ -6,10 +6,9 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from opdprobe.errors import ConfigError
 from opdprobe.models.processes import Processes
 from opdprobe.models.vocabulary import eos_ids, padding_id
-from opdprobe.rollout.grade import Grader, grade_rollouts
+from opdprobe.rollout.grade import Grader, counted, grade_rollouts
 from opdprobe.rollout.memory import sample_in_parts
 from opdprobe.rollout.prompts import EncodedPrompt, has_conversation
 from opdprobe.rollout.sample import step_generator
@@ -71,8 +70,6 @@ def evaluate(
     ConfigError
         `unfinished` is neither.
     """
-    if unfinished not in ("wrong", "graded"):
-        raise ConfigError(f"unfinished = {unfinished!r}; expected 'wrong' or 'graded'.")
     processes = processes or Processes()
     scores: list[float] = []
     per_call = max(1, _EVAL_ROWS // num_generations)
@@ -101,7 +98,7 @@ def evaluate(
                 rollouts.response_ids,
                 answered,
                 grader,
-                finished=rollouts.finished if unfinished == "wrong" else None,
+                finished=counted(rollouts.finished, unfinished),
             )
         for part in processes.gather(graded):
             scores += part

@@ -53,7 +53,7 @@ from opdprobe.models.positions import check_prompts
 from opdprobe.models.processes import Processes
 from opdprobe.models.sharding import rest, whole
 from opdprobe.models.vocabulary import eos_ids, tokenizer_hash
-from opdprobe.rollout.grade import Grader, grade_rollouts
+from opdprobe.rollout.grade import Grader, counted, grade_rollouts
 from opdprobe.rollout.memory import halving, sample_in_parts
 from opdprobe.rollout.pair import Pair, in_rollout_order
 from opdprobe.rollout.prompt_attrs import template_attrs
@@ -488,7 +488,7 @@ class OPDTrainer:
                 rollouts.response_ids,
                 rollout_prompts,
                 self.grader,
-                finished=rollouts.finished if c.unfinished == "wrong" else None,
+                finished=counted(rollouts.finished, c.unfinished),
             )
         clock.append(time.perf_counter())
         rate = self.optimization.learning_rate
