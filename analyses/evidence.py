@@ -14,7 +14,6 @@ from analyses.experiments import EXPERIMENTS
 from analyses.results import Claim, Meta
 from analyses.sums import add_up
 from opdprobe import __version__
-from opdprobe.probes import gap_recovery_rate
 from opdprobe.probes.bootstrap import LEVEL, Estimate, ratio, resample
 from opdprobe.probes.quantities import scalar
 from opdprobe.probes.rollout_sums import RolloutSums
@@ -91,10 +90,15 @@ class Evidence:
         return resample(np.concatenate([self.scores[role][name] for name in names]), bounds=(0, 1))
 
     def recovery(self, experiment: str, *, benchmark: str | None = None) -> list[Estimate]:
-        """Gap recovery rate (§3.2), one per seed; all three accuracies on the same problems."""
+        """Gap recovery rate (§3.2), one per seed; all three accuracies on the same problems.
+
+        The bare ratio, also where the gap is small: `opdprobe.gap_recovery` calls that undefined,
+        but a comparison of two arms is about the arm whose gap is large. `analyses.reasons` names
+        the figures whose gap is not clearly above `opdprobe.probes.recovery.MIN_GAP`.
+        """
         teacher = self.role(EXPERIMENTS[experiment].teacher, benchmark=benchmark)
         return [
-            before.map(after, teacher, by=gap_recovery_rate)
+            before.map(after, teacher, by=_recovered)
             for before, after in zip(
                 self.accuracy(experiment, end=0, benchmark=benchmark),
                 self.accuracy(experiment, benchmark=benchmark),
@@ -156,6 +160,10 @@ class Evidence:
             version=__version__,
             config=common,
         )
+
+
+def _recovered(before: NDArray, after: NDArray, teacher: NDArray) -> NDArray:
+    return ratio(after - before, teacher - before)
 
 
 def _common(configs: Sequence[dict[str, Any]]) -> dict[str, Any]:

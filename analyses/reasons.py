@@ -50,9 +50,10 @@ REASONS = {
     "fig20.recovery": (
         "The RL'd larger teacher is better than the student by 0.05 only: a larger model names "
         "totals at once about as well as it sums, so that RL changes its pattern and hardly its"
-        " accuracy. The signature in the overlap shows; there is no gap to recover."
+        " accuracy. The signature in the overlap shows; there is no gap to recover: a gap that is "
+        "not clearly above 0.05 has no recovery (opdprobe.gap_recovery), and this number is noise."
     ),
-    "fig20.failure": ("A ratio to that recovery."),
+    "fig20.failure": ("A ratio to that recovery, and undefined with it."),
     "fig20.stronger": ("The still larger teacher is better by less than the test asks."),
     "selection.content": (
         "Both sets are in the unseen wording here, and with it the longer problems that the "

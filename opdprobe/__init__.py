@@ -27,16 +27,20 @@ from opdprobe.probes import (
     entropy_gap,
     extreme_advantage_gap,
     from_logits,
+    gap_recovery,
     gap_recovery_rate,
     heat_map,
     keys,  # opdprobe.keys
     mass_set_size,
+    mass_set_summary,
     overlap_mask,
     overlap_mass,
     overlap_ratio,
     overlap_token_advantage,
     reward_auroc,
+    reward_signal,
     sequence_mean_reward,
+    standardised,
 )
 from opdprobe.store import Run, RunWriter, open_run
 from opdprobe.store.schema import SCHEMA_VERSION, validate
@@ -90,12 +94,14 @@ __all__ = [
     "entropy_gap",
     "extreme_advantage_gap",
     "from_logits",
+    "gap_recovery",
     "gap_recovery_rate",
     "heat_map",
     "load_model",
     "load_prompts",
     "load_tokenizer",
     "mass_set_size",
+    "mass_set_summary",
     "open_run",
     "overlap_mask",
     "overlap_mass",
@@ -103,7 +109,9 @@ __all__ = [
     "overlap_token_advantage",
     "probe_checkpoints",
     "reward_auroc",
+    "reward_signal",
     "sequence_mean_reward",
+    "standardised",
     "validate",
 ]
 

@@ -148,6 +148,7 @@ def probe(name: str, seed: int, preset: Preset, folder: Path, report: Report) ->
             k=config.k,
             max_completion_length=config.max_completion_length,
             grader=grader,
+            unfinished=config.unfinished,
             seed=seed,
             micro_batch_tokens=config.micro_batch_tokens,
         )
@@ -162,7 +163,12 @@ def probe(name: str, seed: int, preset: Preset, folder: Path, report: Report) ->
         pair.tokenizer,
         prompts,
         grader,
-        Sampling(config.max_completion_length, seed=seed, width=pair.width),
+        Sampling(
+            config.max_completion_length,
+            seed=seed,
+            width=pair.width,
+            unfinished=config.unfinished,
+        ),
         depths=preset.depths,
     )
     arrays: dict[str, Any] = {name: found[name].values for name in ("depth", "teacher", "student")}
@@ -192,6 +198,7 @@ def score(role: str, preset: Preset, folder: Path, report: Report) -> None:
         "temperature": config.eval_temperature,
         "top_p": config.eval_top_p,
         "max_completion_length": _evaluated(preset),
+        "unfinished": config.unfinished,
         # Earlier scores lack these; they had none.
         **{
             name: value
@@ -220,6 +227,7 @@ def score(role: str, preset: Preset, folder: Path, report: Report) -> None:
                 max_completion_length=settings["max_completion_length"],
                 temperature=settings["temperature"],
                 top_p=settings["top_p"],
+                unfinished=settings["unfinished"],
                 benchmark=benchmark,
             )
             .mean(1)

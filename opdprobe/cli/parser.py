@@ -510,7 +510,6 @@ def _probe(commands: Any) -> None:
         "probe",
         run_commands.probe,
         "sample from saved checkpoints, score the responses, and record a run",
-        _prompts(),
         *_reading(),
         *_computing(),
         _run_dir(),
@@ -533,6 +532,14 @@ def _probe(commands: Any) -> None:
         required=True,
         metavar="MODEL",
         help=f"the teacher: {_MODEL}, or http://HOST:8000/v1#NAME",
+    )
+    sub.add_argument("--prompts", metavar="FILE", help=_PROMPTS)
+    sub.add_argument(
+        "--fixed-contexts",
+        type=_run,
+        metavar="RUN",
+        help="instead of --prompts: sample nothing, and score the rollouts of this run's first "
+        "step with each checkpoint",
     )
     sub.add_argument(
         "--tokenizer",

@@ -19,18 +19,20 @@ def report(arguments: argparse.Namespace) -> None:
 
     paths = [path for path in (arguments.run_dir, arguments.other) if path]
     out = arguments.out or arguments.run_dir / "report.html"
+    runs = commands.open_runs(paths)
+    commands.tell_thinned(runs, [str(path) for path in paths])
     found = write_run_report(
         out,
-        commands.open_runs(paths),
+        runs,
         draw=opdprobe.report.draw.images,
         view=not arguments.no_view,
     )
     if arguments.json:
-        runs = [
+        parts = [
             {"run_dir": str(path), "findings": [finding.to_dict() for finding in findings]}
             for path, findings in zip(paths, found, strict=True)
         ]
-        print(json.dumps({"report": str(out), "runs": runs}))
+        print(json.dumps({"report": str(out), "runs": parts}))
         return
     for path, findings in zip(paths, found, strict=True):
         console.print(f"{path}", soft_wrap=True)

@@ -296,7 +296,11 @@ def probe(arguments: argparse.Namespace) -> None:
     from opdprobe.train.memory import Job
 
     transformers.utils.logging.disable_progress_bar()
-    prompts, grader = resolve_prompts(arguments.prompts, arguments.limit, **reading(arguments))
+    if (arguments.prompts is None) == (arguments.fixed_contexts is None):
+        raise ConfigError("give either --prompts, or --fixed-contexts with a recorded run.")
+    prompts, grader = None, None
+    if arguments.prompts is not None:
+        prompts, grader = resolve_prompts(arguments.prompts, arguments.limit, **reading(arguments))
     options = loading(arguments)
     students, teacher = arguments.checkpoint, arguments.teacher
     if len(students) > 1 and any("://" in name for name in students):
@@ -306,7 +310,10 @@ def probe(arguments: argparse.Namespace) -> None:
         return ServedModel(name) if "://" in name else resolve_model(name)
 
     tokenizer = arguments.tokenizer
-    if not any("://" in name for name in (*students, teacher)):
+    served = any("://" in name for name in (*students, teacher))
+    if served and prompts is None:
+        raise ConfigError("--fixed-contexts scores with local models; a server samples itself.")
+    if not served and prompts is not None:
         job = Job(
             rollouts=len(prompts) * arguments.num_generations,
             prompt_length=longest_prompt(prompts, arguments.max_prompt_length),
@@ -328,8 +335,10 @@ def probe(arguments: argparse.Namespace) -> None:
             **options,
         }
         look: Callable[..., Run] = probe_checkpoints
-        if any("://" in name for name in (*students, teacher)):
+        if served:
             look = probe_served
+        else:
+            settings["fixed_contexts"] = arguments.fixed_contexts
         own = named(students[0]) if len(students) == 1 else [resolve_model(s) for s in students]
         run = look(own, named(teacher), prompts, arguments.run_dir, **settings)
     if arguments.json:
@@ -340,6 +349,7 @@ def probe(arguments: argparse.Namespace) -> None:
 
 def inspect(arguments: argparse.Namespace) -> None:
     """Check a run, print what it holds."""
+    from opdprobe.probes.thinning import thinned
     from opdprobe.report.view import model_name
     from opdprobe.store.prompt_form import prompt_form
     from opdprobe.store.schema import validate
@@ -364,6 +374,7 @@ def inspect(arguments: argparse.Namespace) -> None:
         "valid": True,
         **_missing(run),
         **({"prompts": form} if (form := prompt_form(run.attrs)) else {}),
+        **({"positions": left_out} if (left_out := thinned(run)) else {}),
         **verified,
     }
     if arguments.json:
@@ -425,13 +436,24 @@ def draw_runs(runs: list[Run], paths: list[Path]) -> None:
     from opdprobe.report.run_panels import report_panels
     from opdprobe.report.view import run_labels
 
-    courses = [course(run, label=name) for run, name in zip(runs, run_labels(runs), strict=True)]
+    labels = run_labels(runs)
+    tell_thinned(runs, labels)
+    courses = [course(run, label=name) for run, name in zip(runs, labels, strict=True)]
     panels = report_panels(runs, courses)
     for path in paths:
         try:
             opdprobe.report.draw.save(panels, path)
         except (OSError, ValueError) as error:  # unknown folder or format
             raise ConfigError(f"figure {path}: {error}") from error
+
+
+def tell_thinned(runs: list[Run], labels: list[str]) -> None:
+    """Warn of averages that leave positions out."""
+    from opdprobe.probes.thinning import thinned
+
+    for run, label in zip(runs, labels, strict=True):
+        if text := thinned(run):
+            errors.print(f"{label}: {text}.", style="yellow", soft_wrap=True)
 
 
 def _metrics_table(run: Run) -> Table:

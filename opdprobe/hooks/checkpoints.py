@@ -1,5 +1,6 @@
 """Make a run from saved checkpoints: one step per checkpoint."""
 
+import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -7,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import xarray as xr
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from opdprobe.errors import ConfigError, ModelError, NonFiniteError
+from opdprobe.errors import ConfigError, ModelError, NonFiniteError, StoreError
 from opdprobe.hooks.shared import (
     ProbeConfig,
     encode,
@@ -24,7 +26,8 @@ from opdprobe.models.load import identity, load_tokenizer, weight_hash
 from opdprobe.models.processes import Processes
 from opdprobe.rollout.grade import Grader
 from opdprobe.rollout.once import probe
-from opdprobe.rollout.prompts import OnError, Prompt
+from opdprobe.rollout.prompts import EncodedPrompt, OnError, Prompt
+from opdprobe.rollout.rescore import rescore
 from opdprobe.rollout.rows import step_metrics
 from opdprobe.store import Run, RunWriter, open_run
 
@@ -117,9 +120,10 @@ def _named_by_step(path: Path) -> str:
 def probe_checkpoints(
     checkpoints: str | Path | Sequence[str | Path],
     teacher: PreTrainedModel | str | Path,
-    prompts: Sequence[Prompt] | str | Path,
+    prompts: Sequence[Prompt] | str | Path | None,
     run_dir: str | Path,
     *,
+    fixed_contexts: Run | str | Path | None = None,
     k: int = 16,
     num_generations: int = 4,
     max_completion_length: int = 512,
@@ -151,6 +155,11 @@ def probe_checkpoints(
     teacher, prompts, run_dir, k, num_generations, max_completion_length, max_prompt_length, \
     on_error, chat_template_kwargs, system_prompt, grader, seed, temperature
         As for `opdprobe.ProbeCallback`.
+        `prompts` is None with `fixed_contexts`, which also leaves out what only sampling needs.
+    fixed_contexts : Run, str or Path, optional
+        A recorded run. Instead of sampling from each checkpoint, score the rollouts of the run's
+        first recorded step with each. Then a curve shows how the models change at the same states,
+        and not that the student visits other ones. The grades are those of these rollouts.
     tokenizer : PreTrainedTokenizerBase, optional
         The students'; by default the one saved with the first checkpoint.
     teacher_tokenizer : PreTrainedTokenizerBase, optional
@@ -173,7 +182,7 @@ def probe_checkpoints(
     ModelError, VocabularyError, PromptError, ConfigError
         A model, the tokenizers, a prompt or a setting cannot be used.
     StoreError
-        `run_dir` holds something else.
+        `run_dir` holds something else, or `fixed_contexts` no texts.
     NonFiniteError
         A model's logits are NaN or infinite; names the checkpoint.
 
@@ -193,9 +202,16 @@ def probe_checkpoints(
     found = find_checkpoints(checkpoints)
     first = next(iter(found.values()))
     tokenizer = tokenizer or load_tokenizer(first)
-    encoded, described = encode(
-        tokenizer, prompts, max_prompt_length, on_error, chat_template_kwargs, system_prompt
-    )
+    encoded: list[EncodedPrompt] = []
+    contexts: xr.Dataset | None = None
+    if fixed_contexts is not None:
+        contexts, described = _contexts(fixed_contexts, prompts)
+    elif prompts is None:
+        raise ConfigError("prompts = None; expected prompts, or a run as fixed_contexts.")
+    else:
+        encoded, described = encode(
+            tokenizer, prompts, max_prompt_length, on_error, chat_template_kwargs, system_prompt
+        )
     processes = Processes.launched()
     with processes.together():
         if device == "auto" and isinstance(teacher, PreTrainedModel):
@@ -239,7 +255,9 @@ def probe_checkpoints(
                         RunWriter,
                         run_dir,
                         attrs=attrs,
-                        config=config.to_dict(),
+                        config=config.to_dict()
+                        if contexts is None
+                        else {"k": k, "temperature": config.temperature},
                         resume=True,
                         part=(processes.rank, processes.size),
                     )
@@ -251,14 +269,24 @@ def probe_checkpoints(
                     continue
             try:
                 with undisturbed(student, pair.teacher):
-                    dataset = probe(
-                        pair,
-                        encoded,
-                        step=step,
-                        grader=grader,
-                        processes=processes,
-                        **config.sampling(),
-                    )
+                    if contexts is None:
+                        dataset = probe(
+                            pair,
+                            encoded,
+                            step=step,
+                            grader=grader,
+                            processes=processes,
+                            **config.sampling(),
+                        )
+                    else:
+                        dataset = rescore(
+                            pair,
+                            contexts,
+                            k=k,
+                            temperature=config.temperature,
+                            step=step,
+                            processes=processes,
+                        )
             except NonFiniteError as error:
                 raise NonFiniteError(f"{path}: {error}") from error
             identified = {"checkpoint": _named_by_step(path), "weight_hash": weight_hash(student)}
@@ -267,3 +295,35 @@ def probe_checkpoints(
     if on_progress and processes.is_main:
         on_progress(len(found), len(found))
     return open_run(run_dir)
+
+
+def _contexts(
+    fixed: Run | str | Path, prompts: Sequence[Prompt] | str | Path | None
+) -> tuple[xr.Dataset, dict[str, Any]]:
+    """Load the first recorded step of a run, and describe it for the new run's attributes."""
+    run = fixed if isinstance(fixed, Run) else open_run(fixed)
+    if prompts is not None:
+        raise ConfigError(
+            f"prompts were given beside fixed_contexts = {run.path}, which has its own; expected "
+            "one of the two."
+        )
+    if not run.steps:
+        raise StoreError(f"{run.path} has no recorded step to take contexts from.")
+    step = run.steps[0]
+    contexts = run.load(step)
+    texts = b"".join(
+        contexts[name].values.astype("<i8").tobytes()
+        for name in ("prompt_ids", "response_ids", "prompt_length", "length")
+        if name in contexts
+    )
+    described: dict[str, Any] = {
+        "fixed_contexts": {
+            "run": run.path.resolve().name,
+            "step": step,
+            "rollouts": contexts.sizes.get("rollout", 0),
+            "sha256": hashlib.sha256(texts).hexdigest(),
+        }
+    }
+    if "chat_template" in run.attrs:
+        described["chat_template"] = run.attrs["chat_template"]
+    return contexts, described

@@ -7,7 +7,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from opdprobe.preflight.estimates import UNKNOWN, Number, prompt_auroc, prompt_mean
+from opdprobe.preflight.estimates import UNKNOWN, Number, prompt_mean, prompt_signal
 from opdprobe.preflight.measure import sampled
 from opdprobe.preflight.readout import Readout, reading_out
 from opdprobe.rollout.continuation import Sampling, continuation_gain
@@ -31,6 +31,8 @@ class Answers:
         the prompts is answered with the readout fitted on the other half.
     auroc
         AUROC of the sequence mean reward for the student's correct rollouts (§6.2).
+    auroc_within, auroc_length, auroc_length_within
+        The same over pairs within a prompt; and both for minus the response's length, a baseline.
     continuation
         Continuation gain (§6.1) by prefix length in tokens, from one rollout per prompt.
     n_continued
@@ -42,6 +44,9 @@ class Answers:
     gap: Number = UNKNOWN
     gain: Number = UNKNOWN
     auroc: Number = UNKNOWN
+    auroc_within: Number = UNKNOWN
+    auroc_length: Number = UNKNOWN
+    auroc_length_within: Number = UNKNOWN
     continuation: dict[int, Number] | None = None
     n_continued: dict[int, int] | None = None
 
@@ -58,11 +63,16 @@ def accuracies(step: xr.Dataset, teacher_step: xr.Dataset) -> Answers:
     """
     prompt = _prompt_rows(step)
     correct, theirs = (_correct(one) for one in (step, teacher_step))
+    reward = step.opd.sequence_mean_reward().values
+    signal = prompt_signal(reward, correct, step["length"].values, prompt)
     return Answers(
         student=prompt_mean(correct, prompt, (0, 1)),
         teacher=prompt_mean(theirs, prompt, (0, 1)),
         gap=prompt_mean(theirs - correct, prompt, (-1, 1)),
-        auroc=prompt_auroc(step.opd.sequence_mean_reward().values, correct, prompt),
+        auroc=signal["reward"],
+        auroc_within=signal["reward_within"],
+        auroc_length=signal["length"],
+        auroc_length_within=signal["length_within"],
     )
 
 
@@ -115,7 +125,9 @@ def tried(
                 pair.student, pair, [prompts[i] for i in others], sampling, num_generations
             )
         asked = [prompts[i].prompt for i in others for _ in range(num_generations)]
-        graded = grade_rollouts(pair.tokenizer, rollouts.response_ids, asked, grader)
+        graded = grade_rollouts(
+            pair.tokenizer, rollouts.response_ids, asked, grader, finished=rollouts.finished
+        )
         after[others] = np.reshape(graded, (-1, num_generations))
     prompt = np.repeat(np.arange(len(before)), num_generations)
     return prompt_mean((after - before).ravel(), prompt, (-1, 1))

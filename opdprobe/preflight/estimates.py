@@ -6,15 +6,15 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from opdprobe.probes import curves, reward_auroc
+from opdprobe.probes import curves
 from opdprobe.probes.bootstrap import (
     LEVEL,
     MIN_UNITS_HEAVY,
     N_BOOT,
     Estimate,
     resample,
-    resample_statistic,
 )
+from opdprobe.probes.signal import signal_estimates
 
 
 @dataclass(frozen=True)
@@ -61,17 +61,15 @@ def prompt_mean(
     return _number(resample(total, count, bounds=bounds))
 
 
-def prompt_auroc(
-    reward: NDArray[np.float64], correct: NDArray[np.float64], prompt: NDArray[np.intp]
-) -> Number:
-    """AUROC of a reward for correct rollouts; bootstrap over prompts."""
-    if np.isnan(reward_auroc(reward, correct)):
-        return UNKNOWN
-    # Each replicate is a sort; 200 fix a bound to 0.01.
-    found = resample_statistic(
-        lambda rows: reward_auroc(reward[rows], correct[rows]), prompt, n_boot=200
-    )
-    return _number(found)
+def prompt_signal(
+    reward: NDArray[np.float64],
+    correct: NDArray[np.float64],
+    length: NDArray[np.integer],
+    prompt: NDArray[np.intp],
+) -> dict[str, Number]:
+    """AUROCs of `opdprobe.probes.reward_signal`; bootstrap over prompts."""
+    found = signal_estimates(reward, correct, length, prompt)
+    return {name: UNKNOWN if np.isnan(one.value) else _number(one) for name, one in found.items()}
 
 
 def share_removed(before: NDArray[np.float64], after: NDArray[np.float64]) -> Number:

@@ -144,10 +144,12 @@ def graded(
     prompts: Sequence[Prompt],
     grader: Grader | None,
 ) -> list[float] | None:
-    """Grade responses; None without a grader."""
+    """Grade responses, unfinished ones as wrong; None without a grader."""
     if grader is None:
         return None
-    return grade_rollouts(tokenizer, rollouts.response_ids, prompts, grader)
+    return grade_rollouts(
+        tokenizer, rollouts.response_ids, prompts, grader, finished=rollouts.finished
+    )
 
 
 def rollout_dataset(

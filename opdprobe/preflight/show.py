@@ -74,6 +74,9 @@ def _answers(result: Preflight) -> RenderableType:
         "teacher minus student": a.gap,
         "gain of the student with a refitted readout": a.gain,
         "AUROC of the sequence mean reward": a.auroc,
+        "the same, pairs within a prompt": a.auroc_within,
+        "AUROC of brevity (baseline)": a.auroc_length,
+        "AUROC of brevity, pairs within a prompt": a.auroc_length_within,
     }
     reach = a.n_continued or {}
     rows |= {

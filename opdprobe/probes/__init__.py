@@ -11,25 +11,36 @@ from opdprobe.probes.entropy import entropy_gap, entropy_gap_of_means, topk_entr
 from opdprobe.probes.logits import from_logits
 from opdprobe.probes.maps import heat_map
 from opdprobe.probes.mass import overlap_mass, topk_mass
-from opdprobe.probes.reward import gap_recovery_rate, reward_auroc, sequence_mean_reward
+from opdprobe.probes.mix import standardised
+from opdprobe.probes.recovery import GapRecovery, gap_recovery, gap_recovery_rate
+from opdprobe.probes.reward import reward_auroc, sequence_mean_reward
+from opdprobe.probes.set_sizes import mass_set_summary
 from opdprobe.probes.sets import mass_set_size, overlap_mask, overlap_ratio
+from opdprobe.probes.signal import reward_signal
+from opdprobe.probes.thinning import thinned
 
 __all__ = [
+    "GapRecovery",
     "curve",
     "curves",
     "entropy_gap",
     "entropy_gap_of_means",
     "extreme_advantage_gap",
     "from_logits",
+    "gap_recovery",
     "gap_recovery_rate",
     "heat_map",
     "mass_set_size",
+    "mass_set_summary",
     "overlap_mask",
     "overlap_mass",
     "overlap_ratio",
     "overlap_token_advantage",
     "reward_auroc",
+    "reward_signal",
     "sequence_mean_reward",
+    "standardised",
+    "thinned",
     "topk_entropy",
     "topk_mass",
 ]

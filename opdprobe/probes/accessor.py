@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from opdprobe import probes
 from opdprobe.errors import ConfigError, StoreError
 from opdprobe.probes.divergence import overlap_statistics
-from opdprobe.probes.quantities import QUANTITIES
-from opdprobe.probes.sets import mask_share
+from opdprobe.probes.quantities import LIKELY, QUANTITIES
+from opdprobe.probes.sets import mask_of_match, ratio_of_match
+from opdprobe.probes.thinning import thinned
 from opdprobe.store.schema import MODELS
 
 _BLOCK = 4096  # states: 16 ranks in float64 take 512 KiB
@@ -46,19 +47,35 @@ class OPDAccessor:
         self._ds = ds
 
     def overlap_mask(self) -> xr.DataArray:
-        """Mark the student's top-k tokens that the teacher's top-k shares, over (state, rank)."""
-        if "match" in self._ds:
-            mask = self._ds["match"] >= 0
-        else:
-            ids = self._ids("student"), self._ids("teacher")
-            # The axis is called rank in both lists and in the result.
-            mask = _apply(probes.overlap_mask, *ids, core=True, output_core=("rank",), dtype=bool)
+        """Mark the student's top-k tokens that the teacher's top-k shares, over (state, rank).
+
+        A token that either model rules out is not shared, if the Dataset has ``logp``.
+        """
+        # The axis is called rank in both lists and in the result.
+        mask = self._matched(mask_of_match, probes.overlap_mask, output_core=("rank",), dtype=bool)
         return _label(mask, "overlap_mask", "1", "token is in both top-k")
 
-    def overlap_ratio(self) -> xr.DataArray:
+    def overlap_ratio(self, *, min_prob: float = 0.0) -> xr.DataArray:
         """Share of the top-k that both models have in common (Eq. 6)."""
-        ratio = _apply(mask_share, self.overlap_mask(), core=True)
-        return _named(ratio, "overlap_ratio")
+        ratio = self._matched(ratio_of_match, probes.overlap_ratio, kwargs={"min_prob": min_prob})
+        ratio = _named(ratio, "overlap_ratio")
+        if min_prob:
+            ratio.attrs["long_name"] += f" above {min_prob:g}"
+        return ratio
+
+    def likely_overlap_ratio(self) -> xr.DataArray:
+        """Compute `overlap_ratio` of the tokens with a probability of at least 1e-3."""
+        return _named(self.overlap_ratio(min_prob=LIKELY), "likely_overlap_ratio")
+
+    def _matched(
+        self, of_match: Callable[..., Any], of_ids: Callable[..., Any], **settings: Any
+    ) -> xr.DataArray:
+        """Compare both lists, by the stored ``match`` if there is one."""
+        logps = [self._logp(m, m) for m in MODELS] if "logp" in self._ds else []
+        if "match" in self._ds:
+            return _apply(of_match, self._ds["match"], *logps, core=True, **settings)
+        ids = self._ids("student"), self._ids("teacher")
+        return _apply(of_ids, *ids, *logps, core=True, **settings)
 
     def overlap_mass(self, model: str = "student") -> xr.DataArray:
         """Raw probability that `model` puts on the shared tokens (Eq. 9, 10)."""
@@ -71,10 +88,12 @@ class OPDAccessor:
         return _label(mass, "topk_mass", "1", f"{model} mass on the {support}'s top-k")
 
     def mass_set_size(self, model: str = "student", *, mass: float = 0.97) -> xr.DataArray:
-        """Count `model`'s most probable tokens that hold `mass`; NaN if more than k."""
+        """Count `model`'s most probable tokens that hold `mass`; k + 1 stands for more than k."""
         own = self._logp(model, model)
         size = _apply(probes.mass_set_size, own, core=True, kwargs={"mass": mass})
-        return _label(size, "mass_set_size", "1", f"{model} tokens holding {100 * mass:g} %")
+        k = own.sizes["rank"]
+        name = f"{model} tokens holding {100 * mass:g} %, {k + 1} for more than {k}"
+        return _label(size, "mass_set_size", "1", name)
 
     def overlap_token_advantage(self, definition: str = "paper") -> xr.DataArray:
         """How well the teacher agrees with the student on the shared tokens (Eq. 7)."""
@@ -149,7 +168,8 @@ class OPDAccessor:
     def sequence_mean_reward(self) -> xr.DataArray:
         """Mean of `sampled_reward` over each rollout (§6.2), one value per rollout.
 
-        Rollouts without a recorded state are NaN. Loads the sampled log-probabilities.
+        Rollouts without a recorded state are NaN. Loads the sampled log-probabilities. If not all
+        positions were recorded, the attribute ``thinned`` says so.
         """
         rollout = self._get("rollout")
         reward = probes.sequence_mean_reward(
@@ -159,7 +179,9 @@ class OPDAccessor:
         padded = np.full(n_rollout, np.nan)
         padded[: reward.size] = reward
         mean = xr.DataArray(padded, dims="rollout")
-        return _label(mean, "sequence_mean_reward", "nats", "sequence mean reward")
+        mean = _label(mean, "sequence_mean_reward", "nats", "sequence mean reward")
+        text = thinned(self._ds)
+        return mean.assign_attrs(thinned=text) if text else mean
 
     def _get(self, name: str) -> xr.DataArray:
         if name not in self._ds.variables:

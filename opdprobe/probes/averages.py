@@ -28,6 +28,7 @@ from opdprobe.probes.evaluate import (
 )
 from opdprobe.probes.quantities import MAIN, fewest_prompts
 from opdprobe.probes.rollout_sums import Map, StepSums, step_sums
+from opdprobe.probes.thinning import thinned
 from opdprobe.store.stream import batches, pieces
 
 if TYPE_CHECKING:
@@ -81,8 +82,9 @@ def curve(
           there;
         - ``n_rollouts``, ``n_prompts``: rollouts and prompts that the averaged states come from.
 
-        Its attributes name the interval (``ci_kind``, ``ci_prob``, ``n_boot``, ``seed``) and the
-        probe (``units``, ``long_name``).
+        Its attributes name the interval (``ci_kind``, ``ci_prob``, ``n_boot``, ``seed``), the probe
+        (``units``, ``long_name``), and which positions were not recorded (``thinned``), if some
+        were not.
 
     Raises
     ------
@@ -232,6 +234,8 @@ def curves(
             "seed": seed,
         },
     )
+    if left_out := thinned(run_or_dataset):
+        result.attrs["thinned"] = left_out
     if edges is None:
         return result.assign_coords(step_coord(steps))
     result = result.assign_coords(position_coords(edges))

@@ -20,6 +20,7 @@ from opdprobe.probes.evaluate import (
     probe_attrs,
     step_coord,
 )
+from opdprobe.probes.thinning import thinned
 
 if TYPE_CHECKING:
     from opdprobe.store import Run
@@ -58,7 +59,8 @@ def heat_map(
         - ``n``, ``n_missing``: states averaged, and states left out because the probe is NaN
           there.
 
-        Its attributes name the probe (``units``, ``long_name``).
+        Its attributes name the probe (``units``, ``long_name``), and say in ``thinned`` which
+        positions were not recorded, if any.
 
     Raises
     ------
@@ -124,6 +126,8 @@ def heat_map(
         {**position_coords(edges), **step_coord(steps)},
         attrs,
     )
+    if text := thinned(run_or_dataset):
+        result.attrs["thinned"] = text
     if bins is None:
         seen = (result["n"] + result["n_missing"]).sum("step").values > 0
         return result.isel(position=seen)

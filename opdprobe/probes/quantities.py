@@ -13,6 +13,9 @@ from opdprobe.probes.bootstrap import MIN_UNITS, MIN_UNITS_HEAVY
 
 Compute = Callable[[xr.Dataset], xr.DataArray]
 
+LIKELY = 1e-3
+"""Probability from which a token counts in ``likely_overlap_ratio``."""
+
 
 class Scalar(NamedTuple):
     """Name and unit of a number.
@@ -95,6 +98,9 @@ def _rollout(long_name: str, units: str, variable: str) -> Quantity:
 QUANTITIES: Mapping[str, Quantity] = {
     "overlap_ratio": _state(
         "overlap ratio", "1", "match", lambda ds: ds.opd.overlap_ratio(), worse=-1
+    ),
+    "likely_overlap_ratio": _state(
+        f"overlap ratio above {LIKELY:g}", "1", "match", lambda ds: ds.opd.likely_overlap_ratio()
     ),
     "overlap_token_advantage": _state(
         "overlap-token advantage",

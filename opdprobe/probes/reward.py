@@ -1,4 +1,4 @@
-"""Rollout-level signals: the distillation reward, how well it predicts, and the gap recovered."""
+"""Rollout-level signals: the distillation reward, and how well it predicts."""
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -58,7 +58,7 @@ def sequence_mean_reward(
         return total / np.bincount(rollout)
 
 
-def reward_auroc(reward: ArrayLike, correct: ArrayLike) -> float:
+def reward_auroc(reward: ArrayLike, correct: ArrayLike, group: ArrayLike | None = None) -> float:
     """Measure how well a reward separates correct from incorrect rollouts.
 
     Parameters
@@ -67,18 +67,30 @@ def reward_auroc(reward: ArrayLike, correct: ArrayLike) -> float:
         One reward per rollout, in any unit; infinities are allowed.
     correct : (...) array_like of bool or float
         1 correct, 0 incorrect, NaN unknown.
+    group : (...) array_like, optional
+        Group of each rollout, such as its prompt: then only pairs within one group count.
 
     Returns
     -------
     float
         Probability that a random correct rollout has a higher reward than a random incorrect one,
-        ties counting half, in [0, 1]: 0.5 is no signal. Rollouts with a NaN reward or unknown
-        correctness are left out. NaN if either kind has none left.
+        ties counting half, in [0, 1]: 0.5 is no signal. Over all pairs of a correct and an
+        incorrect rollout; with groups, over the pairs within a group, all groups together.
+        Rollouts with a NaN reward or unknown correctness are left out. NaN if there is no pair.
 
     Raises
     ------
     ValueError
         If the shapes differ or `correct` has values other than 0, 1 and NaN.
+
+    Notes
+    -----
+    A reward that only tells easy prompts from hard ones, and says nothing about which response to
+    a prompt is right, has a high AUROC over all pairs and one of 0.5 within prompts.
+
+    See Also
+    --------
+    reward_signal : both, beside the same two of the response's length.
 
     References
     ----------
@@ -90,57 +102,59 @@ def reward_auroc(reward: ArrayLike, correct: ArrayLike) -> float:
     0.75
     >>> reward_auroc([0.0, 0.0], [True, False])
     0.5
+    >>> reward_auroc([-0.1, -0.3, -0.2, -0.5], [1, 1, 0, 0], group=["a", "b", "a", "a"])
+    1.0
     >>> reward_auroc([0.1, 0.2], [1, np.nan])
     nan
     """
+    wins, pairs = pair_counts(reward, correct, group)
+    return float(wins.sum() / pairs.sum()) if pairs.any() else float("nan")
+
+
+def pair_counts(
+    reward: ArrayLike, correct: ArrayLike, group: ArrayLike | None = None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Count each group's pairs of a correct and an incorrect rollout.
+
+    Parameters
+    ----------
+    reward, correct, group
+        As in `reward_auroc`.
+
+    Returns
+    -------
+    wins, pairs : (n_group,) ndarray of float64
+        Pairs in which the correct rollout has the higher reward, ties counting half, and all pairs;
+        in the order of the sorted groups, those without a pair included.
+
+    Raises
+    ------
+    ValueError
+        As `reward_auroc`.
+    """
     reward = np.asarray(reward, dtype=np.float64)
     correct = np.asarray(correct, dtype=np.float64)
-    if reward.shape != correct.shape:
+    group = np.zeros(reward.shape, int) if group is None else np.asarray(group)
+    if not reward.shape == correct.shape == group.shape:
         raise ValueError(
-            f"reward has shape {reward.shape}, correct {correct.shape}; expected one of each per "
-            "rollout."
+            f"reward has shape {reward.shape}, correct {correct.shape}, group {group.shape}; "
+            "expected one of each per rollout."
         )
+    names, place = np.unique(group, return_inverse=True)
     known = ~(np.isnan(reward) | np.isnan(correct))
-    reward, correct = reward[known], correct[known]
+    reward, correct, place = reward[known], correct[known], place.reshape(group.shape)[known]
     if odd := sorted(set(np.unique(correct)) - {0.0, 1.0}):
         raise ValueError(
             f"correct has values such as {odd[0]}; expected 0, 1 or NaN: apply a threshold first."
         )
-    good, bad = reward[correct == 1], np.sort(reward[correct == 0])
-    if good.size == 0 or bad.size == 0:
-        return float("nan")
-    # Incorrect rollouts below each correct one, plus those below or equal: a tie counts half.
-    twice_u = np.searchsorted(bad, good, "left").sum() + np.searchsorted(bad, good, "right").sum()
-    return float(twice_u / (2 * good.size * bad.size))
-
-
-def gap_recovery_rate(
-    before: ArrayLike, after: ArrayLike, teacher: ArrayLike
-) -> NDArray[np.float64]:
-    """Compute the share of the gap to the teacher that distillation closed.
-
-    Parameters
-    ----------
-    before, after, teacher : (...) array_like of float
-        Accuracy of the student before, of the student after, and of the teacher; they broadcast.
-
-    Returns
-    -------
-    (...) ndarray of float64
-        (after - before) / (teacher - before), unit 1: 1 if the gap is closed, negative if
-        the student moved away from the teacher, above 1 if it passed the teacher. NaN where there
-        is no gap to close.
-
-    References
-    ----------
-    §3.2 and Fig. 4.
-
-    Examples
-    --------
-    >>> gap_recovery_rate(0.25, 0.5, [0.75, 0.25])
-    array([0.5, nan])
-    """
-    before = np.asarray(before, dtype=np.float64)
-    gap = np.asarray(teacher, dtype=np.float64) - before
-    gap = np.where(gap == 0, np.nan, gap)
-    return ((np.asarray(after, dtype=np.float64) - before) / gap)[()]
+    order = np.argsort(place, kind="stable")
+    ends = np.cumsum(np.bincount(place, minlength=names.size))
+    wins, pairs = np.zeros((2, names.size))
+    for i, end in enumerate(ends.tolist()):
+        rows = order[ends[i - 1] if i else 0 : end]
+        good, bad = reward[rows][correct[rows] == 1], np.sort(reward[rows][correct[rows] == 0])
+        # Incorrect rollouts below each correct one, plus those below or equal: a tie counts half.
+        below = np.searchsorted(bad, good, "left").sum()
+        wins[i] = (below + np.searchsorted(bad, good, "right").sum()) / 2
+        pairs[i] = good.size * bad.size
+    return wins, pairs

@@ -10,11 +10,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from opdprobe.errors import ConfigError
 from opdprobe.probes.quantities import QUANTITIES, axis_label
+from opdprobe.probes.thinning import thinned
+from opdprobe.report.change_mix import change_mix, mix_finding, mix_rows
 from opdprobe.report.course import Course, course
 from opdprobe.report.diagnosis import TUNED, diagnose
 from opdprobe.report.estimate import interval_name
 from opdprobe.report.finding import Finding, interval, shown
 from opdprobe.report.panel import Panel
+from opdprobe.report.reward_signal import signal_rows
 from opdprobe.report.run_panels import report_panels
 from opdprobe.report.token_text import visible
 from opdprobe.report.view import model_name, run_labels, short_name, write_view
@@ -50,7 +53,8 @@ def write_run_report(
     Returns
     -------
     list of list of Finding
-        What `opdprobe.report.diagnosis.diagnose` found in each run.
+        What `opdprobe.report.diagnosis.diagnose` found in each run, and whether most of a change
+        is due to the mix of positions (`opdprobe.report.change_mix.mix_finding`).
 
     Raises
     ------
@@ -77,8 +81,13 @@ def write_run_report(
     courses = [
         course(run, label=visible(label)) for run, label in zip(runs, run_labels(runs), strict=True)
     ]
-    findings = [diagnose(found) for found in courses]
+    mixes = [change_mix(run, found) for run, found in zip(runs, courses, strict=True)]
+    findings = [
+        [*diagnose(found), *mix_finding(found, mix)]
+        for found, mix in zip(courses, mixes, strict=True)
+    ]
     panels = report_panels(runs, courses)
+    signals = signal_rows(runs, courses)
     view_path = path.with_name(f"{path.stem}-view.html") if view else None
     images = [base64.b64encode(image).decode() for image in draw(panels)]
     # Escape all text: names and settings may come from anywhere.
@@ -93,7 +102,10 @@ def write_run_report(
         diagnoses=[_linked(some, i, view_path) for i, some in enumerate(findings)],
         view=quote(view_path.name) if view_path else None,
         figures=[(panel.title, image) for panel, image in zip(panels, images, strict=True)],
-        numbers=_numbers(courses),
+        numbers=[*_numbers(courses), *signals],
+        signals=bool(signals),
+        mixes=mix_rows(mixes),
+        thinned=_thinned(runs, courses),
         widths=sorted({found.width for found in courses}),
         interval=interval_name(1),
         tuned=TUNED,
@@ -120,10 +132,30 @@ def _facts(runs: Sequence[Run], courses: Sequence[Course]) -> list[tuple[str, li
             "States": f"{length.sum():,}",
             "Benchmarks": ", ".join(run.benchmarks) or "none",
             "Prompts": prompt_form(run.attrs) or "not recorded",
+            "Contexts": _contexts(run),
+            "Positions": thinned(run) or "all recorded",
         }
         for name, text in facts.items():
             rows.setdefault(name, []).append(visible(text))
     return list(rows.items())
+
+
+def _contexts(run: Run) -> str:
+    fixed = run.attrs.get("fixed_contexts")
+    if not isinstance(fixed, dict):
+        return "the student's own rollouts at each step"
+    return (
+        f"fixed: {fixed.get('rollouts')} rollouts of {fixed.get('run')}, step {fixed.get('step')}"
+    )
+
+
+def _thinned(runs: Sequence[Run], courses: Sequence[Course]) -> list[str]:
+    """Warn of averages that leave positions out, one text per run that has such averages."""
+    return [
+        (f"{found.label}: " if len(runs) > 1 else "") + visible(text)
+        for run, found in zip(runs, courses, strict=True)
+        if (text := thinned(run))
+    ]
 
 
 def _settings(runs: Sequence[Run]) -> list[dict[str, Any]]:

@@ -16,6 +16,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from opdprobe.errors import ConfigError, StoreError
+from opdprobe.probes.thinning import thinned
 from opdprobe.report.token_text import TokenTexts
 from opdprobe.report.view_data import VIEWED, level_bounds, pack_json, pack_step
 from opdprobe.store import Run
@@ -93,6 +94,11 @@ def write_view(
     found = [_token_texts(run, tokenizer) for run in runs]
     labels = run_labels(runs)
     notices = [f"{label}: {what}" for label, (_, what) in zip(labels, found, strict=True) if what]
+    notices += [
+        f"{label}: {text}."
+        for run, label in zip(runs, labels, strict=True)
+        if (text := thinned(run))
+    ]
     linked = [sorted(set(some)) for some in keep] or [[] for _ in runs]
     wanted = [_steps(run, runs, steps) for run in runs]
     if len(runs) == 2 and steps is None and wanted != [run.steps for run in runs]:

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opdprobe.errors import ConfigError, PromptError
 from opdprobe.models.vocabulary import eos_ids, padding_id
-from opdprobe.rollout.grade import Grader, grade_rollouts
+from opdprobe.rollout.grade import Grader, counted, grade_rollouts
 from opdprobe.rollout.memory import sample_in_parts
 from opdprobe.rollout.prompts import Prompt
 from opdprobe.rollout.sample import step_generator
@@ -33,6 +33,9 @@ class Sampling:
         Sample from the first `width` ids only (`Pair.width`).
     micro_batch_tokens
         Most tokens sampled at once, prompts and padding included; bounds the memory.
+    unfinished : {"wrong", "graded"}
+        What a continuation counts as that reaches the length limit: wrong, or graded by what it
+        says so far. Use what the rollouts were graded with.
     """
 
     max_completion_length: int
@@ -41,6 +44,7 @@ class Sampling:
     seed: int = 0
     width: int | None = None
     micro_batch_tokens: int = 16384
+    unfinished: str = "wrong"
 
 
 def continuation_gain(
@@ -190,7 +194,19 @@ def continued(
             prefixes[i] + rest[:left]
             for i, rest, left in zip(batch, rollouts.response_ids, room, strict=True)
         ]
-        scores[batch] = grade_rollouts(tokenizer, whole, [own[i] for i in batch], grader)
+        finished = [
+            ended and len(rest) <= left
+            for ended, rest, left in zip(
+                rollouts.finished, rollouts.response_ids, room, strict=True
+            )
+        ]
+        scores[batch] = grade_rollouts(
+            tokenizer,
+            whole,
+            [own[i] for i in batch],
+            grader,
+            finished=counted(finished, sampling.unfinished),
+        )
     return scores
 
 

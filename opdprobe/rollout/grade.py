@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from opdprobe.rollout.same_answer import Answer
 
-__all__ = ["Grader", "grade_math", "grade_rollouts"]
+__all__ = ["Grader", "counted", "grade_math", "grade_rollouts"]
 
 Grader = Callable[[str, Prompt], float]
 
@@ -33,8 +33,8 @@ def grade_math(response: str, answer: Prompt | str) -> bool:
     answer is", on the line or the next one. A number that ends in "!" there is an exclamation,
     unless the reference has a factorial. If words, a unit or a modulus are round the one value
     there, that value is judged as well. A response that marks no answer is judged by the last
-    expression in it, one cut off in mid-thought therefore by its last number: do not grade
-    unfinished responses if that matters.
+    expression in it, one cut off in mid-thought therefore by its last number; `grade_rollouts`
+    does not ask for a grade of those.
 
     Numbers are compared exactly where they are rational, to 100 digits where they are not. A
     decimal of at least six places (and four digits that are not leading zeros) may be rounded.
@@ -101,8 +101,10 @@ def grade_rollouts(
     response_ids: Sequence[Sequence[int]],
     prompts: Sequence[Prompt],
     grader: Grader,
+    *,
+    finished: Sequence[bool] | None = None,
 ) -> list[float]:
-    """Score each response's text against its own prompt.
+    """Score each response's text against its own prompt; an unfinished response is wrong.
 
     Parameters
     ----------
@@ -114,14 +116,36 @@ def grade_rollouts(
         The prompt of each response.
     grader
         Maps text and prompt to a score.
+    finished
+        Whether each response ended with an end-of-sequence token. One that reached the length limit
+        scores 0 without being graded: it has given no answer, and a grader would take the last
+        number of a text cut off in mid-thought for one. None: grade them all.
 
     Returns
     -------
     list of float
         One score per response.
     """
-    texts = tokenizer.batch_decode([list(ids) for ids in response_ids], skip_special_tokens=True)
-    return [float(grader(text, prompt)) for text, prompt in zip(texts, prompts, strict=True)]
+    ended = [True] * len(response_ids) if finished is None else finished
+    whole = [list(ids) for ids, end in zip(response_ids, ended, strict=True) if end]
+    texts = iter(tokenizer.batch_decode(whole, skip_special_tokens=True) if whole else ())
+    return [
+        float(grader(next(texts), prompt)) if end else 0.0
+        for prompt, end in zip(prompts, ended, strict=True)
+    ]
+
+
+def counted(finished: Sequence[bool], unfinished: str) -> Sequence[bool] | None:
+    """Turn a setting ``unfinished`` into what `grade_rollouts` takes as `finished`.
+
+    Raises
+    ------
+    ConfigError
+        It is neither "wrong" nor "graded".
+    """
+    if unfinished not in ("wrong", "graded"):
+        raise ConfigError(f"unfinished = {unfinished!r}; expected 'wrong' or 'graded'.")
+    return finished if unfinished == "wrong" else None
 
 
 @functools.lru_cache(maxsize=4096)  # all rollouts of a problem share its reference

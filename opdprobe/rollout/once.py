@@ -10,7 +10,7 @@ from opdprobe.models.head import evaluating
 from opdprobe.models.positions import check_prompts
 from opdprobe.models.processes import Processes
 from opdprobe.models.vocabulary import eos_ids
-from opdprobe.rollout.grade import Grader, grade_rollouts
+from opdprobe.rollout.grade import Grader, counted, grade_rollouts
 from opdprobe.rollout.memory import halving, sample_in_parts
 from opdprobe.rollout.pair import Pair, in_rollout_order
 from opdprobe.rollout.prompts import EncodedPrompt, has_conversation
@@ -28,6 +28,7 @@ def probe(
     max_completion_length: int,
     temperature: float = 1.0,
     grader: Grader | None = None,
+    unfinished: str = "wrong",
     step: int = 0,
     seed: int = 0,
     micro_batch_tokens: int = 16384,
@@ -53,6 +54,9 @@ def probe(
         Temperature of sampling and of the recorded distributions.
     grader
         Maps response text and prompt to a score; None leaves `correct` NaN.
+    unfinished : {"wrong", "graded"}
+        What a response counts as that reached the length limit: wrong, or graded by what it says so
+        far.
     step
         Training step to label the record with.
     seed
@@ -99,7 +103,13 @@ def probe(
     own = [prompts[i].prompt for i in rollouts.prompt_index]
     correct = None
     if grader is not None:
-        correct = grade_rollouts(pair.tokenizer, rollouts.response_ids, own, grader)
+        correct = grade_rollouts(
+            pair.tokenizer,
+            rollouts.response_ids,
+            own,
+            grader,
+            finished=counted(rollouts.finished, unfinished),
+        )
     with evaluating(pair.student), evaluating(pair.teacher):
         parts, _ = halving(
             lambda tokens: [

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from opdprobe.models.processes import Processes
 from opdprobe.probes import entropy_gap, extreme_advantage_gap
 from opdprobe.probes.divergence import overlap_statistics
+from opdprobe.probes.quantities import LIKELY
+from opdprobe.probes.sets import mask_of_match, ratio_of_match
 from opdprobe.rollout.prompts import Prompt
 from opdprobe.rollout.sample import Rollouts
 from opdprobe.rollout.score import Scores
@@ -156,11 +158,13 @@ def step_metrics(
     # more than the arithmetic where a step is small.
     logp, entropy = dataset["logp"].values, dataset["entropy"].values
     student, teacher = logp[:, 0, 0], logp[:, 1, 0]
-    mask = dataset["match"].values >= 0
+    match, own = dataset["match"].values, (student, logp[:, 1, 1])  # each on its own list
+    mask = mask_of_match(match, *own)
     student_mass, teacher_mass, advantage = overlap_statistics(student, teacher, mask).T
     sampled, correct = dataset["sampled_logp"].values, dataset["correct"].values
     metrics = {
-        "overlap_ratio": mask,
+        "overlap_ratio": ratio_of_match(match, *own),
+        "likely_overlap_ratio": _known(ratio_of_match(match, *own, min_prob=LIKELY)),
         "student_overlap_mass": student_mass,
         "teacher_overlap_mass": teacher_mass,
         "overlap_token_advantage": _known(advantage),

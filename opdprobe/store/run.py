@@ -130,7 +130,9 @@ class Run:
         -------
         xarray.Dataset
             `score` over (step, problem): the mean score of a problem's samples, in [0, 1]; the
-            mean over `problem` is avg@n. Coordinates `step` and `prompt_id`.
+            mean over `problem` is avg@n. Coordinates `step` and `prompt_id`. The attribute
+            `unfinished` says, if that was recorded, what a response counts as that reached the
+            length limit: "wrong" or "graded"; both, with a comma, if steps differ.
 
         Raises
         ------
@@ -149,9 +151,11 @@ class Run:
                 f"{self.path}: the problems of {benchmark!r} differ between steps; "
                 "expected the same ones at every step."
             )
+        counted = sorted({str(e["unfinished"]) for e in by_step.values() if "unfinished" in e})
         return xr.Dataset(
             {"score": (("step", "problem"), [by_step[step]["score"] for step in steps])},
             {"step": steps, "prompt_id": ("problem", by_step[steps[0]]["prompt_id"])},
+            {"unfinished": ", ".join(counted)} if counted else {},
         )
 
     def load(self, step: int) -> xr.Dataset:

@@ -290,7 +290,13 @@ class RunWriter:
         self._append(self._metrics_file, _metrics_line(step, metrics))
 
     def log_evaluation(
-        self, step: int, benchmark: str, prompt_ids: Sequence[str], scores: Sequence[float]
+        self,
+        step: int,
+        benchmark: str,
+        prompt_ids: Sequence[str],
+        scores: Sequence[float],
+        *,
+        unfinished: str | None = None,
     ) -> None:
         """Append the result of one evaluation, problem by problem.
 
@@ -304,6 +310,9 @@ class RunWriter:
             Names of its problems.
         scores : sequence of float
             Mean score of each problem's samples, in [0, 1].
+        unfinished : {"wrong", "graded"}, optional
+            What a response that reached the length limit counts as: wrong, or as graded by what it
+            says so far. Default: not recorded.
 
         Raises
         ------
@@ -318,6 +327,8 @@ class RunWriter:
             "prompt_id": list(prompt_ids),
             "score": [float(score) for score in scores],
         }
+        if unfinished is not None:
+            line["unfinished"] = unfinished
         self._append(self._evaluations_file, line)
 
     def _append(self, path: Path, entry: Mapping[str, Any], *, on_disk: bool = True) -> None:

@@ -170,6 +170,9 @@ class OPDConfig(Config):
         The first and the last step are always evaluated (0: only these).
     eval_max_completion_length
         Longest response in evaluation; None: `max_completion_length`.
+    unfinished
+        What responses count as that reached the length limit, in evaluation and in the record
+        (`correct`): ``wrong``, or ``graded`` by what they say so far.
     save_steps
         Steps between two checkpoints (0: one checkpoint, at the end).
     seed
@@ -224,6 +227,7 @@ class OPDConfig(Config):
     eval_temperature: float = 0.7
     eval_top_p: float = 0.95
     eval_max_completion_length: int | None = None
+    unfinished: str = "wrong"
     save_steps: int = 0
     seed: int = 0
 
@@ -233,6 +237,7 @@ class OPDConfig(Config):
         "estimator": ("direct", "policy_gradient", "scalar_policy_gradient"),
         "divergence": ("reverse_kl", "forward_kl", "jsd"),
         "tail": ("renormalise", "bucket", "drop"),
+        "unfinished": ("wrong", "graded"),
         "lr_scheduler_type": _SCHEDULES,
     }
     _positive = (

@@ -8,7 +8,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opdprobe.models.processes import Processes
 from opdprobe.models.vocabulary import eos_ids, padding_id
-from opdprobe.rollout.grade import Grader, grade_rollouts
+from opdprobe.rollout.grade import Grader, counted, grade_rollouts
 from opdprobe.rollout.memory import sample_in_parts
 from opdprobe.rollout.prompts import EncodedPrompt, has_conversation
 from opdprobe.rollout.sample import step_generator
@@ -30,6 +30,7 @@ def evaluate(
     seed: int = 0,
     benchmark: str = "",
     width: int | None = None,
+    unfinished: str = "wrong",
     processes: Processes | None = None,
 ) -> NDArray[np.float64]:
     """Sample answers to every problem and grade them.
@@ -52,6 +53,10 @@ def evaluate(
         correlated.
     width
         Sample from the first `width` ids only: a padded model has logits without a token.
+    unfinished : {"wrong", "graded"}
+        What a response counts as that reached the length limit: wrong, or graded by what it says so
+        far, which for `opdprobe.rollout.grade.grade_math` is its last number. Accuracy at a short
+        limit then measures what the grader makes of fragments.
     processes
         They share the problems; each runs the full model on its own and gets all scores.
 
@@ -59,6 +64,11 @@ def evaluate(
     -------
     ndarray (problems, num_generations)
         Scores in [0, 1]; the mean is avg@n.
+
+    Raises
+    ------
+    ConfigError
+        `unfinished` is neither.
     """
     processes = processes or Processes()
     scores: list[float] = []
@@ -83,7 +93,13 @@ def evaluate(
                 part=(share.start, len(chunk)),
             )
             answered = [own[i].prompt for i in rollouts.prompt_index]
-            graded = grade_rollouts(tokenizer, rollouts.response_ids, answered, grader)
+            graded = grade_rollouts(
+                tokenizer,
+                rollouts.response_ids,
+                answered,
+                grader,
+                finished=counted(rollouts.finished, unfinished),
+            )
         for part in processes.gather(graded):
             scores += part
     return np.array(scores).reshape(len(prompts), num_generations)

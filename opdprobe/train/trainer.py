@@ -53,7 +53,7 @@ from opdprobe.models.positions import check_prompts
 from opdprobe.models.processes import Processes
 from opdprobe.models.sharding import rest, whole
 from opdprobe.models.vocabulary import eos_ids, tokenizer_hash
-from opdprobe.rollout.grade import Grader, grade_rollouts
+from opdprobe.rollout.grade import Grader, counted, grade_rollouts
 from opdprobe.rollout.memory import halving, sample_in_parts
 from opdprobe.rollout.pair import Pair, in_rollout_order
 from opdprobe.rollout.prompt_attrs import template_attrs
@@ -484,7 +484,11 @@ class OPDTrainer:
         correct = None
         if self.grader is not None:
             correct = grade_rollouts(
-                self.tokenizer, rollouts.response_ids, rollout_prompts, self.grader
+                self.tokenizer,
+                rollouts.response_ids,
+                rollout_prompts,
+                self.grader,
+                finished=counted(rollouts.finished, c.unfinished),
             )
         clock.append(time.perf_counter())
         rate = self.optimization.learning_rate
@@ -614,9 +618,16 @@ class OPDTrainer:
                     seed=c.seed,
                     benchmark=name,
                     width=self.pair.width,
+                    unfinished=c.unfinished,
                     processes=self.processes,
                 )
-            writer.log_evaluation(step, name, [p.prompt.id for p in prompts], scores.mean(1))
+            writer.log_evaluation(
+                step,
+                name,
+                [p.prompt.id for p in prompts],
+                scores.mean(1),
+                unfinished=c.unfinished,
+            )
             metrics[f"accuracy/{name}"] = float(scores.mean())
         return metrics
 

@@ -188,8 +188,9 @@ roundings.
 ## Probes
 
 Probes compute in float64 from their inputs: |error| ≤ {probes}. A count of tokens
-(`mass_set_size`) is exact, but a mass within 1e-6 of the target counts as reached. If the
-advantages of several tokens are equal to this precision, `extreme_advantage_gap` uses one of them.
+(`mass_set_size`) is exact up to k, and k + 1 stands for more, but a mass within 1e-6 of the target
+counts as reached. If the advantages of several tokens are equal to this precision,
+`extreme_advantage_gap` uses one of them.
 
 ## What storing costs
 
@@ -202,7 +203,9 @@ flat distributions:
 {stored}
 A bar marks a renormalised distribution, m = Σ p̄ |log p| is summed over that distribution's list,
 and n is the number of shared tokens. Errors of states differ in sign, so means are more exact than
-single states. `mass_set_size` of a stored state is exact for a mass within 3.5e-4 of the given one.
+single states. `overlap_ratio` above a floor counts a token as if the floor were off by a factor of
+at most 1 ± 2⁻¹³ |log floor|: 8.4e-4 for 1e-3. `mass_set_size` of a stored state is exact for a
+mass within 3.5e-4 of the given one.
 `extreme_advantage_gap` changes by at most 9.1e-5, unless two advantages are so close that another
 token's becomes the largest.
 """

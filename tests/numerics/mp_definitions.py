@@ -83,14 +83,14 @@ def advantage(log_p: Row, log_q: Row, shared: Sequence[int], definition: str) ->
     return total if definition == "sum" else total / len(shared)
 
 
-def mass_set_size(log_p: Row, share: float) -> float:
-    """Tokens that hold `share`; infinite where all of them hold less."""
+def mass_set_size(log_p: Row, share: float) -> int:
+    """Tokens that hold `share`; one more than there are where all of them hold less."""
     held = mpf(0)
     for count, x in enumerate(sorted(log_p, reverse=True), 1):
         held += mp.exp(x)
         if held >= mpf(share):
             return count
-    return float("inf")
+    return len(log_p) + 1
 
 
 def support_tokens(student: Sequence[int], teacher: Sequence[int], support: str) -> list[int]:

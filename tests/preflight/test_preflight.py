@@ -16,7 +16,7 @@ from opdprobe.cli.names import resolve_model, resolve_prompts
 from opdprobe.cli.parser import main
 from opdprobe.models.load import weight_hash
 from opdprobe.preflight import preflight
-from opdprobe.preflight.estimates import Number, prompt_auroc, prompt_mean
+from opdprobe.preflight.estimates import Number, prompt_mean, prompt_signal
 from opdprobe.preflight.show import rendered
 from opdprobe.preflight.verdict import HARMFUL, LIKELY, UNKNOWN, UNLIKELY, Evidence, judge
 from opdprobe.store.prompt_form import prompt_form
@@ -192,9 +192,13 @@ def test_a_single_prompt_has_no_interval():
 def test_auroc_with_an_interval():
     rng = np.random.default_rng(0)
     correct = rng.integers(0, 2, 200).astype(float)
-    found = prompt_auroc(correct + rng.normal(size=200), correct, np.arange(200) // 2)
-    assert 0.65 < found.low < found.value < found.high < 0.88
-    assert np.isnan(prompt_auroc(correct, np.ones(200), np.arange(200)).value)
+    reward, length, prompt = correct + rng.normal(size=200), np.ones(200), np.arange(200) // 2
+    found = prompt_signal(reward, correct, length, prompt)
+    for name in ("reward", "reward_within"):
+        assert 0.6 < found[name].low < found[name].value < found[name].high < 0.92
+    assert found["length"] == found["length_within"] == Number(0.5, 0.5, 0.5)
+    unknown = prompt_signal(reward, np.ones(200), length, prompt)
+    assert all(np.isnan(one.value) for one in unknown.values())
 
 
 # ---- the whole ----

@@ -26,6 +26,12 @@ def parts(ds):
 # Every method that gives one value per state: what it should be, and its unit.
 METHODS = {
     "overlap_ratio": (lambda ids, logp, mask, ds: probes.overlap_ratio(ids[:, 0], ids[:, 1]), "1"),
+    "likely_overlap_ratio": (
+        lambda ids, logp, mask, ds: probes.overlap_ratio(
+            ids[:, 0], ids[:, 1], logp[:, 0, 0], logp[:, 1, 1], min_prob=1e-3
+        ),
+        "1",
+    ),
     "overlap_mass": (lambda ids, logp, mask, ds: probes.overlap_mass(logp[:, 0, 0], mask), "1"),
     "topk_mass": (lambda ids, logp, mask, ds: probes.topk_mass(logp[:, 0, 0]), "1"),
     "mass_set_size": (lambda ids, logp, mask, ds: probes.mass_set_size(logp[:, 0, 0]), "1"),

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import mannwhitneyu
 
-from opdprobe.probes import gap_recovery_rate, reward_auroc, sequence_mean_reward
+from opdprobe.probes import reward_auroc, sequence_mean_reward
 
 logps = st.floats(-30, 0)
 
@@ -105,15 +105,3 @@ def test_auroc_edges():
         reward_auroc([0.0, 1.0], [0.5, 1])
     with pytest.raises(ValueError, match=r"\(2,\), correct \(1,\)"):
         reward_auroc([0.0, 1.0], [1])
-
-
-def test_gap_recovery_rate():
-    assert gap_recovery_rate(0.28, 0.28, 0.54) == 0
-    assert gap_recovery_rate(0.28, 0.54, 0.54) == 1
-    np.testing.assert_allclose(
-        gap_recovery_rate([0.2, 0.2, 0.2, 0.5], [0.3, 0.1, 0.7, 0.6], [0.6, 0.6, 0.6, 0.5]),
-        [0.25, -0.25, 1.25, np.nan],
-    )
-    # A teacher worse than the student: going down is recovering the gap.
-    assert gap_recovery_rate(0.54, 0.3, 0.28) == pytest.approx(0.24 / 0.26)
-    assert gap_recovery_rate(np.zeros((2, 1)), np.ones(3), 2.0).shape == (2, 3)

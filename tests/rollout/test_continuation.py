@@ -1,5 +1,7 @@
 """Continuations equal those of a loop that picks the most probable token."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from opdprobe.testing import tiny_model, tiny_tokenizer
 PROMPTS = [Prompt("a", text="7 8"), Prompt("b", text="9"), Prompt("c", text="10 11 12")]
 TOKENIZER = tiny_tokenizer()
 EOS = TOKENIZER.eos_token_id
-GREEDY = Sampling(8, temperature=0)
+GREEDY = Sampling(8, temperature=0, unfinished="graded")
 
 
 def sharp(seed):
@@ -87,6 +89,22 @@ def test_a_model_that_continues_its_own_prefix_gains_nothing():
     np.testing.assert_array_equal(gain, 0)
 
 
+def test_a_continuation_that_reaches_the_limit_is_wrong():
+    """As its rollout is, if that was graded by default; the grader is not asked."""
+    rollouts, grade = rollouts_of(sharp(0)), Recorder()
+    step = graded(rollouts, [1.0, 1.0, 1.0])
+    strict = replace(GREEDY, unfinished="wrong")
+    got = continued(step, sharp(1), TOKENIZER, PROMPTS, grade, strict, cut=3)
+    for i, prompt in enumerate(PROMPTS):
+        start = rollouts.prompt_ids[i]
+        prefix = rollouts.response_ids[i][:3]
+        response = greedy(sharp(1), start + prefix, 5)[len(start) :]
+        ended = response[-1] == TOKENIZER.eos_token_id
+        text = TOKENIZER.decode(response, skip_special_tokens=True)
+        assert got[i] == (float(len(text) % 2) if ended else 0.0)
+        assert (prompt.id in grade.seen) == ended
+
+
 def test_ended_rollouts_are_left_out():
     rollouts = rollouts_of(sharp(0))
     rollouts.response_ids[1][2:] = []
@@ -106,7 +124,7 @@ def test_each_rollout_has_its_own_cut_and_batches_change_nothing():
     rollouts, teacher = rollouts_of(sharp(0)), sharp(1)
     step = graded(rollouts, [1.0, 1.0, 1.0])
     one, many = Recorder(), Recorder()
-    single = Sampling(8, temperature=0, micro_batch_tokens=1)
+    single = replace(GREEDY, micro_batch_tokens=1)
     got = continued(step, teacher, TOKENIZER, PROMPTS, one, single, cut=[1, 2, 3])
     want = continued(step, teacher, TOKENIZER, PROMPTS, many, GREEDY, cut=[1, 2, 3])
     np.testing.assert_array_equal(got, want)

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from opdprobe import OPDConfig, OPDTrainer, Prompt, validate
+from opdprobe.errors import ConfigError
 from opdprobe.models.load import weight_hash
 from opdprobe.rollout.once import probe
 from opdprobe.rollout.pair import Pair
@@ -107,3 +108,13 @@ def test_dropout_is_off_and_draws_no_random_numbers(pair):
     random_state = torch.get_rng_state()
     assert look(pair).identical(want)
     assert torch.equal(torch.get_rng_state(), random_state)
+
+
+def test_an_unfinished_rollout_is_wrong_unless_it_is_to_be_graded(pair):
+    settings = {"num_generations": 8, "max_completion_length": 3, "grader": lambda *_: 1.0}
+    ds = look(pair, **settings)
+    assert not ds["finished"].values.all()
+    np.testing.assert_array_equal(ds["correct"], ds["finished"])
+    assert (look(pair, unfinished="graded", **settings)["correct"] == 1).all()
+    with pytest.raises(ConfigError, match="unfinished = 'right'; expected 'wrong' or 'graded'"):
+        look(pair, unfinished="right", **settings)

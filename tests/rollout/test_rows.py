@@ -131,6 +131,8 @@ def test_metrics_are_means_over_all_states():
         "correct": ds.correct.mean(),
     }
     assert 0 < want["empty_overlap"] < 1
-    assert got.keys() - want.keys() == {"extreme_advantage_gap"}  # tests/probes has its oracle
+    assert got.keys() - want.keys() == {
+        *("extreme_advantage_gap", "likely_overlap_ratio")  # tests/probes has their oracles
+    }
     for name, value in want.items():
         assert got[name] == pytest.approx(float(value), rel=1e-5), name

@@ -3,9 +3,11 @@
 import sys
 
 import numpy as np
+import pytest
 import torch
 
 from opdprobe import Prompt
+from opdprobe.errors import ConfigError
 from opdprobe.rollout.prompts import encode_prompts
 from opdprobe.testing import tiny_model, tiny_tokenizer
 from opdprobe.train.evaluate import evaluate
@@ -25,8 +27,36 @@ def scores(model=None, tokenizer=None, grader=None, **settings):
 
 
 def test_one_row_per_problem():
-    got = scores(grader=lambda response, prompt: float(prompt.answer))
+    got = scores(grader=lambda response, prompt: float(prompt.answer), unfinished="graded")
     np.testing.assert_array_equal(got, [[0.0] * 4, [1.0] * 4, [2.0] * 4])
+
+
+def test_an_unfinished_response_is_wrong_unless_it_is_to_be_graded():
+    """A grader that takes the last word of any text for the answer; the model ends at random."""
+    seen = []
+
+    def last_word(response, prompt):
+        seen.append(response)
+        return float(response.split()[-1] == "9") if response else 0.0
+
+    model = tiny_model()
+    model.lm_head.weight.data *= 0  # every token is as likely, the end among them
+    settings = {"num_generations": 200, "temperature": 1.0, "top_p": 1.0}
+    lenient = scores(model, grader=last_word, unfinished="graded", **settings)
+    n_graded = len(seen)
+    seen.clear()
+    strict = scores(model, grader=last_word, **settings)
+    assert n_graded == 600
+    # Six draws of 64 tokens, one of which ends a response.
+    assert len(seen) / 600 == pytest.approx(1 - (63 / 64) ** 6, abs=0.04)
+    assert (strict <= lenient).all()
+    assert strict.sum() == sum(text.split()[-1:] == ["9"] for text in seen)
+    assert lenient.sum() > strict.sum()
+
+
+def test_unfinished_is_one_of_two():
+    with pytest.raises(ConfigError, match="unfinished = 'maybe'; expected 'wrong' or 'graded'"):
+        scores(unfinished="maybe")
 
 
 def test_the_seed_decides_and_the_global_generator_is_left_alone():

@@ -54,10 +54,30 @@ def test_a_run_holds_every_step_and_its_settings(tmp_path, trainer_in):
         assert ds.sizes["rollout"] == 4
         assert ds.sizes["rank"] == 4
         texts = trainer.tokenizer.batch_decode(run.response_ids(step), skip_special_tokens=True)
-        assert ds.correct.values.tolist() == [grade(text, None) for text in texts]
+        ended = ds.finished.values.tolist()  # what has not ended is wrong
+        assert ds.correct.values.tolist() == [
+            grade(text, None) * end for text, end in zip(texts, ended, strict=True)
+        ]
         assert run.metrics.correct.sel(step=step) == pytest.approx(float(ds.correct.mean()))
         assert run.metrics.completion_length.sel(step=step) == float(ds.length.mean())
     assert run.metrics.learning_rate.values.tolist() == [1e-3] * 4
+
+
+def test_unfinished_responses_are_graded_where_the_settings_say_so(tmp_path, trainer_in):
+    settings = {"unfinished": "graded", "max_steps": 1, "eval_n": 2}
+    options = {"grader": lambda text, prompt: 1.0, "eval_prompts": {"some": PROBLEMS}}
+    run = trainer_in(tmp_path / "graded", settings=settings, **options).train()
+    assert not run.load(0).finished.values.all()
+    assert (run.load(0).correct.values == 1).all()
+    assert (run.evaluation("some")["score"] == 1).all()
+    assert run.evaluation("some").attrs == {"unfinished": "graded"}
+    assert run.config["unfinished"] == "graded"
+
+    settings["unfinished"] = "wrong"
+    run = trainer_in(tmp_path / "wrong", settings=settings, **options).train()
+    np.testing.assert_array_equal(run.load(0).correct.values, run.load(0).finished.values)
+    assert (run.evaluation("some")["score"] < 1).any()
+    assert run.evaluation("some").attrs == {"unfinished": "wrong"}
 
 
 def test_step_zero_is_of_the_untrained_student(tmp_path, trainer_in, sharpened):

@@ -196,7 +196,9 @@ def _step(
         own = [encoded[i].prompt for i in rollouts.prompt_index]
         correct = None
         if grader is not None:
-            correct = grade_rollouts(tokenizer, rollouts.response_ids, own, grader)
+            correct = grade_rollouts(
+                tokenizer, rollouts.response_ids, own, grader, finished=rollouts.finished
+            )
         scores = score_served(models, tokenizer, rollouts, k=config.k)
     missing = [role for role, model in models.items() if isinstance(model, ServedModel)]
     return record_dataset(step, rollouts, scores, own, correct, missing)
