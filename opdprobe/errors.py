@@ -101,6 +101,10 @@ class PromptError(OPDProbeError, ValueError):
     """A prompt is empty, too long or lacks a column; lists the rows."""
 
 
+class RolloutError(OPDProbeError, ValueError):
+    """A dump of rollouts, or a row of one, cannot be used; names the file and the line."""
+
+
 class OutOfMemoryError(OPDProbeError, MemoryError):
     """Memory ran out, and no smaller piece of work is left to try; names what to lower."""
 
