@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pickle
+import re
+import warnings
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,9 @@ from typing import Any
 import numpy as np
 
 from opdprobe.errors import RolloutError, needs_train_extra
+
+# How torch names what it does not build.
+_OBJECT = re.compile(r"GLOBAL (\S+)|got <class '([^']+)'>")
 
 
 def load(path: Path) -> Any:
@@ -29,7 +34,7 @@ def load(path: Path) -> Any:
     """
     with needs_train_extra(f"reading {path}"):
         import torch
-    arrays = [np.ndarray, np.dtype, *(type(np.dtype(name)) for name in "?bBhHiIqQefd")]
+    arrays = [np.ndarray, np.dtype, *(type(np.dtype(name)) for name in "?bBhHiIlLqQefd")]
     # What rebuilds an array and a NumPy scalar; older files name the module without underscore.
     core: Any = import_module("numpy._core.multiarray")
     rebuild = [
@@ -38,12 +43,17 @@ def load(path: Path) -> Any:
         for module in ("_core", "core")
     ]
     try:
-        with torch.serialization.safe_globals([*arrays, *rebuild]):
+        with torch.serialization.safe_globals([*arrays, *rebuild]), warnings.catch_warnings():
+            # Of a pickle protocol that torch itself does not write.
+            warnings.filterwarnings("ignore", "Detected pickle protocol")
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).replace("\n", " ")
-        found = reason.partition("GLOBAL ")[2].split(" ")[0]
-        what = f"an object of {found}" if found else f"something unreadable ({reason[:120]})"
+        named = _OBJECT.search(str(error))
+        what = (
+            f"an object of {named[1] or named[2]}"
+            if named
+            else "something that torch.save does not write"
+        )
         raise RolloutError(
             f"{path}: the pickle holds {what}; only plain values, tensors and NumPy arrays are "
             "read, since any other object can run code: save it without."

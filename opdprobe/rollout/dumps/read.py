@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
@@ -102,6 +102,8 @@ class DumpReader:
         The step of rows of which neither the row nor the file's name says one.
     on_error
         Whether a row that cannot be read raises an error, or is left out and logged.
+    on_progress
+        Called with (files done, files in total).
 
     Attributes
     ----------
@@ -128,13 +130,14 @@ class DumpReader:
         *,
         step: int | None = None,
         on_error: OnError = "raise",
+        on_progress: Callable[[int, int], None] | None = None,
     ):
         if format is not None and format not in FORMATS:
             raise ConfigError(f"format = {format!r}; expected one of {', '.join(FORMATS)}.")
         named = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
         self.left_out: list[str] = []
         self.rows_left_out = 0
-        self._step, self._on_error = step, on_error
+        self._step, self._on_error, self._on_progress = step, on_error, on_progress
         files = self._found(named)
         self.format = self._known(files, format)
         self.files = sorted(self._fitting(files), key=_order)
@@ -142,7 +145,8 @@ class DumpReader:
     def __iter__(self) -> Iterator[Rollout]:
         done: set[int] = set()
         before: int | None = None
-        for path in self.files:
+        for number, path in enumerate(self.files):
+            self._tell(number)
             own = step_in(path)
             for found in self.format.read_each(path, self._step if own is None else own):
                 if isinstance(found, RolloutError):
@@ -158,6 +162,21 @@ class DumpReader:
                     done.add(found.step)
                     before = found.step
                 yield found
+        self._tell(len(self.files))
+
+    def each(
+        self, rollouts: Iterable[Rollout], change: Callable[[Rollout], Rollout] | None
+    ) -> Iterator[Rollout]:
+        """Yield changed rollouts; treat one that cannot be changed as one that cannot be read."""
+        for rollout in rollouts:
+            try:
+                yield rollout if change is None else change(rollout)
+            except RolloutError as error:
+                self._skip(error)
+
+    def _tell(self, done: int) -> None:
+        if self._on_progress:
+            self._on_progress(done, len(self.files))
 
     def _skip(self, error: RolloutError) -> None:
         if self._on_error == "raise":

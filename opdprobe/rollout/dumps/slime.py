@@ -73,13 +73,17 @@ class _Sample:
     def rollout(self, **known: Any) -> Rollout:
         """Return the rollout, with what else is `known` of it."""
         row, masks = self._row, "loss_mask" if "loss_mask" in self._row.data else "loss_masks"
+        sampler = row.logps("rollout_log_probs", self.length)
+        if known.get("top") is not None:
+            # The student's lists are of the engine that sampled: there is nothing to compare.
+            known["student_logp"], sampler = sampler, None
         return Rollout(
             step=row.step("rollout_id"),
             prompt_id=prompt_name(self.prompt_ids),
             prompt_ids=self.prompt_ids,
             response_ids=self.response_ids,
             mask=row.mask(masks, self.length),
-            sampler_logp=row.logps("rollout_log_probs", self.length),
+            sampler_logp=sampler,
             source=row.source,
             **known,
         )

@@ -102,15 +102,18 @@ class TextEncoder:
         self._prompts: OrderedDict[Any, tuple[list[int], bool, bool]] = OrderedDict()
 
     def __call__(self, rollout: Rollout) -> Rollout:
-        """Return the rollout with token ids; one that has them is returned as it is.
+        """Return the rollout with token ids.
+
+        One that has them is returned as it is, but is finished if its last token is an end token.
 
         Raises
         ------
         RolloutError
             It has neither, or its prompt cannot be encoded.
         """
-        if rollout.prompt_ids is not None and rollout.response_ids is not None:
-            return rollout
+        if rollout.response_ids is not None:
+            ended = rollout.finished is None and self._eos.intersection(rollout.response_ids[-1:])
+            return replace(rollout, finished=True) if ended else rollout
         if rollout.prompt is None or rollout.response is None:
             raise RolloutError(
                 f"{rollout.source}: neither token ids nor text; expected one of them."

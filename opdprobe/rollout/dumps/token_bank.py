@@ -64,7 +64,8 @@ def _rollouts(row: Row) -> Iterator[Rollout]:
         mask=_mask(tokens),
         finished=None if row.data.get("truncated") is None else not row.whole("truncated"),
         labels=row.labels(teacher="teacher_name", student="student_name"),
-        sampler_logp=_logps(tokens, "student_logp_sampled"),
+        # Of the engine that sampled, as the student's lists are: there is nothing to compare.
+        student_logp=_logps(tokens, "student_logp_sampled"),
         teacher_logp=_logps(tokens, "teacher_logp_sampled"),
         top=top_lists(row, [_pairs(t, "student") for t in tokens], _teachers(tokens)),
         source=row.source,
