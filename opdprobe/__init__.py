@@ -42,7 +42,7 @@ from opdprobe.store import Run, RunWriter, open_run
 from opdprobe.store.schema import SCHEMA_VERSION, validate
 
 if TYPE_CHECKING:
-    from opdprobe.hooks import ProbeCallback, capture, probe_checkpoints
+    from opdprobe.hooks import ProbeCallback, capture, import_rollouts, probe_checkpoints
     from opdprobe.models.load import drop_layers, load_model, load_tokenizer
     from opdprobe.rollout.prompt_files import Prompt, load_prompts
     from opdprobe.train.config import OPDConfig
@@ -60,6 +60,7 @@ _LAZY = {
     "Prompt": "opdprobe.rollout.prompt_files",
     "capture": "opdprobe.hooks",
     "drop_layers": "opdprobe.models.load",
+    "import_rollouts": "opdprobe.hooks",
     "load_model": "opdprobe.models.load",
     "load_prompts": "opdprobe.rollout.prompt_files",
     "load_tokenizer": "opdprobe.models.load",
@@ -92,6 +93,7 @@ __all__ = [
     "from_logits",
     "gap_recovery_rate",
     "heat_map",
+    "import_rollouts",
     "load_model",
     "load_prompts",
     "load_tokenizer",
