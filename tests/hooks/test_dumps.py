@@ -72,6 +72,7 @@ def test_every_format_becomes_a_run(name, models, tmp_path, capsys):
         opdprobe.validate(run.load(step))
 
 
+@pytest.mark.slow  # draws three reports
 @pytest.mark.parametrize("name", ["token-bank", "open-instruct", "verl"])
 def test_a_level_goes_on_to_a_report_and_a_page(name, models, tmp_path, capsys):
     """One format of each level: lists, token ids, text."""

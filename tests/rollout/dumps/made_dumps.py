@@ -148,16 +148,16 @@ def slime_train(folder):
 # Lists of 2 at each of 3 places: [log-probability, id, text], as SGLang writes them.
 STUDENT_TOP = [
     [[-0.5, 15, None], [-1.5, 17, None]],
-    [[-0.25, 18, None], [-1.0, 16, None]],
+    [[-0.75, 18, None], [-1.0, 16, None]],
     [[-0.25, 2, None], [-2.0, 15, None]],
 ]
 TEACHER_TOP = [
-    [[-0.25, 17, None], [-0.75, 15, None]],
+    [[-0.6875, 17, None], [-0.75, 15, None]],
     [[-0.5, 16, None], [-1.5, 19, None]],
     [[-0.125, 2, None], [-3.0, 20, None]],
 ]
 # What each model gives to the other's tokens, for some also where it is not in the lists.
-TEACHER_ON = [[[-0.75, 15, ""], [-0.25, 17, ""]], [[-4.0, 18, ""]], [[-5.0, 15, ""]]]
+TEACHER_ON = [[[-0.75, 15, ""], [-0.6875, 17, ""]], [[-4.0, 18, ""]], [[-5.0, 15, ""]]]
 STUDENT_ON = [[[-0.5, 15, ""], [-1.5, 17, ""]], [[-6.0, 19, ""]], [[-7.0, 20, ""]]]
 
 

@@ -188,8 +188,8 @@ def test_both_top_lists_are_laid_out(name, student_on_teacher, teacher_on_studen
     np.testing.assert_array_equal(rollout.top.token_id, ids)
     (s1, s2), (t1, t2) = student_on_teacher, teacher_on_student
     logp = [  # by token: student on both lists, teacher on both lists
-        [[[-0.5, -1.5], [-1.5, -0.5]], [[-0.75, -0.25], [-0.25, -0.75]]],
-        [[[-0.25, -1.0], [-1.0, s1]], [[t1, -0.5], [-0.5, -1.5]]],
+        [[[-0.5, -1.5], [-1.5, -0.5]], [[-0.75, -0.6875], [-0.6875, -0.75]]],
+        [[[-0.75, -1.0], [-1.0, s1]], [[t1, -0.5], [-0.5, -1.5]]],
         [[[-0.25, -2.0], [-0.25, s2]], [[-0.125, t2], [-0.125, -3.0]]],
     ]
     np.testing.assert_array_equal(rollout.top.logp, np.array(logp, np.float32))
