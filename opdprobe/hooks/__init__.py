@@ -7,6 +7,7 @@ A hook writes the same store as `opdprobe.OPDTrainer`, and does not change the t
                        student answers fixed prompts
 `capture`              a plain torch loop: records what the loop's own forward pass computed
 `probe_checkpoints`    saved checkpoints, each answering the same prompts
+`score_rollouts`       rollouts that exist already; `sample` makes some
 =====================  ========================================================================
 """
 
@@ -14,7 +15,16 @@ from opdprobe.errors import needs_train_extra
 
 with needs_train_extra("opdprobe.hooks"):
     from opdprobe.hooks.checkpoints import find_checkpoints, probe_checkpoints
+    from opdprobe.hooks.given import sample, score_rollouts
     from opdprobe.hooks.plain_loop import Capture, capture
     from opdprobe.hooks.trainer_callback import ProbeCallback
 
-__all__ = ["Capture", "ProbeCallback", "capture", "find_checkpoints", "probe_checkpoints"]
+__all__ = [
+    "Capture",
+    "ProbeCallback",
+    "capture",
+    "find_checkpoints",
+    "probe_checkpoints",
+    "sample",
+    "score_rollouts",
+]
