@@ -16,6 +16,7 @@ from opdprobe.errors import (
     NonFiniteError,
     OPDProbeError,
     PromptError,
+    RolloutError,
     StoreError,
     VocabularyError,
     needs_train_extra,
@@ -42,9 +43,17 @@ from opdprobe.store import Run, RunWriter, open_run
 from opdprobe.store.schema import SCHEMA_VERSION, validate
 
 if TYPE_CHECKING:
-    from opdprobe.hooks import ProbeCallback, capture, import_rollouts, probe_checkpoints
+    from opdprobe.hooks import (
+        ProbeCallback,
+        capture,
+        import_rollouts,
+        probe_checkpoints,
+        sample,
+        score_rollouts,
+    )
     from opdprobe.models.load import drop_layers, load_model, load_tokenizer
     from opdprobe.rollout.prompt_files import Prompt, load_prompts
+    from opdprobe.rollout.rollout import Rollout, TopLists
     from opdprobe.train.config import OPDConfig
     from opdprobe.train.trainer import Callback, OPDTrainer
 
@@ -58,6 +67,8 @@ _LAZY = {
     "OPDTrainer": "opdprobe.train.trainer",
     "ProbeCallback": "opdprobe.hooks",
     "Prompt": "opdprobe.rollout.prompt_files",
+    "Rollout": "opdprobe.rollout.rollout",
+    "TopLists": "opdprobe.rollout.rollout",
     "capture": "opdprobe.hooks",
     "drop_layers": "opdprobe.models.load",
     "import_rollouts": "opdprobe.hooks",
@@ -65,6 +76,8 @@ _LAZY = {
     "load_prompts": "opdprobe.rollout.prompt_files",
     "load_tokenizer": "opdprobe.models.load",
     "probe_checkpoints": "opdprobe.hooks",
+    "sample": "opdprobe.hooks",
+    "score_rollouts": "opdprobe.hooks",
 }
 
 __all__ = [
@@ -80,9 +93,12 @@ __all__ = [
     "ProbeCallback",
     "Prompt",
     "PromptError",
+    "Rollout",
+    "RolloutError",
     "Run",
     "RunWriter",
     "StoreError",
+    "TopLists",
     "VocabularyError",
     "capture",
     "curve",
@@ -105,6 +121,8 @@ __all__ = [
     "overlap_token_advantage",
     "probe_checkpoints",
     "reward_auroc",
+    "sample",
+    "score_rollouts",
     "sequence_mean_reward",
     "validate",
 ]

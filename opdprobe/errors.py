@@ -102,7 +102,7 @@ class PromptError(OPDProbeError, ValueError):
 
 
 class RolloutError(OPDProbeError, ValueError):
-    """A dump of rollouts, or a row of one, cannot be used; names the file and the line."""
+    """A rollout, or a dump of rollouts, cannot be used; names where it was read."""
 
 
 class OutOfMemoryError(OPDProbeError, MemoryError):

@@ -18,7 +18,10 @@ Probe = str | Callable[[xr.Dataset], xr.DataArray]
 (``"teacher_overlap_mass"``), or a function of a Dataset; either gives one value per state."""
 
 # The methods of ds.opd whose first argument is a model.
-_BY_MODEL = ("overlap_mass", "topk_mass", "mass_set_size", "entropy", "topk_entropy")
+_BY_MODEL = (
+    *("overlap_mass", "topk_mass", "mass_set_size", "entropy", "topk_entropy"),
+    "stop_token_mass",
+)
 
 _TOGETHER = ("overlap_token_advantage", "student_overlap_mass", "teacher_overlap_mass")
 

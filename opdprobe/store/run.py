@@ -13,7 +13,7 @@ from opdprobe.errors import StoreError, shown
 from opdprobe.store.files import read_entries
 from opdprobe.store.safe_text import parse_json, parse_yaml
 from opdprobe.store.schema import SCHEMA_VERSION, check_version, variable_attrs
-from opdprobe.store.step import read_block, read_counts, read_step
+from opdprobe.store.step import read_block, read_counts, read_finished_dtype, read_step
 from opdprobe.store.step_parts import step_files
 
 
@@ -241,9 +241,12 @@ class Run:
         rows = n_state if dim == "state" else n_rollout
         offsets = tuple((np.cumsum(n_rollout) - n_rollout).tolist())
         variables: dict[Any, Any] = {}
+        coords: dict[Any, Any]
         for name, variable in first.variables.items():
             if variable.dims[0] == dim:
                 dtype = np.dtype(object) if variable.dtype.kind == "U" else variable.dtype
+                if name == "finished":  # of some step, it may not be known of every rollout
+                    dtype = np.result_type(*map(read_finished_dtype, files))
                 blocks = da.map_blocks(
                     read_block,
                     files=files,
@@ -257,15 +260,12 @@ class Run:
                 variables[name] = (variable.dims, blocks, variable.attrs)
         if dim == "state":
             coords = {name: variables.pop(name) for name in ("rollout", "position", "step")}
-            coords |= {name: first[name] for name in ("model", "support")}
+            coords |= {name: first[name] for name in ("model", "support") if name in first}
         else:
-            coords = {
-                "step": (
-                    "rollout",
-                    np.repeat(np.asarray(chosen, np.int32), rows),
-                    variable_attrs("step"),
-                )
-            }
+            of_step = np.repeat(np.asarray(chosen, np.int32), rows)
+            coords = {"step": ("rollout", of_step, variable_attrs("step"))}
+            if "label_name" in first:
+                coords |= {"label_name": first["label_name"]}
         return xr.Dataset(variables, coords, {"schema_version": SCHEMA_VERSION})
 
     def _files(self, steps: list[int]) -> list[tuple[Path, ...]]:

@@ -169,9 +169,7 @@ MISSING = [
 
 
 @pytest.mark.parametrize(("name", "given", "message"), MISSING)
-def test_models_are_asked_for_where_they_are_needed(
-    name, given, message, models, tmp_path, capsys
-):
+def test_models_are_asked_for_where_they_are_needed(name, given, message, models, tmp_path, capsys):
     words = {"both": models, "student": models[:2]}
     assert imported(name, tmp_path, *(word for key in given for word in words[key])) == 1
     assert message in capsys.readouterr().err
