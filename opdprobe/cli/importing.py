@@ -69,10 +69,11 @@ def _summary(found: "Imported") -> list[str]:
         lines.append(f"{found.steps_before} of the steps were in the run already, and stay.")
     if found.rows_left_out:
         lines.append(f"{found.rows_left_out} rows could not be used, and are left out.")
-    lines += [
-        f"not told: {what}" + ("" if n == found.rows else f", for {n} rollouts")
-        for what, n in found.untold.items()
-    ]
+    told = (
+        what if n == found.rows else f"{what} ({n} rollouts)" for what, n in found.untold.items()
+    )
+    if found.untold:
+        lines.append(f"not in the dump: {', '.join(told)}")
     if found.text is not None:
         lines += _of_text(found.text)
     lines.append(f"next: opdprobe report {path}; opdprobe view {path}")

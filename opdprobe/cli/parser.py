@@ -553,7 +553,6 @@ def _import(commands: Any) -> None:
         *_models(required=False),
         *_computing(),
         _run_dir(),
-        _chat_template()[0],
         _json("the counts"),
     )
     sub.add_argument(
@@ -568,6 +567,13 @@ def _import(commands: Any) -> None:
         metavar="NAME",
         help="who wrote the dumps (default: found by looking; pickles must be named): "
         + ", ".join(FORMATS),
+    )
+    sub.add_argument(
+        "--chat-template-kwargs",
+        action="append",
+        metavar="NAME=VALUE",
+        help="for text: a variable that the trainer gave to the chat template, such as "
+        "enable_thinking=false; may be repeated, or be one JSON object (default: none)",
     )
     sub.add_argument(
         "--step",

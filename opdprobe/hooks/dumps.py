@@ -117,8 +117,8 @@ def import_rollouts(
     tokenizer : PreTrainedTokenizerBase, optional
         By default, the one saved with the student.
     chat_template_kwargs : mapping, optional
-        For text: variables for the chat template, which must be those of the trainer. As elsewhere,
-        ``enable_thinking`` is false by default.
+        For text: variables for the chat template, which must be those of the trainer. Unlike
+        elsewhere, ``enable_thinking`` is not given by default, since trainers do not give it.
     k : int, optional
         Number of top tokens kept; by default 16, or as many as the dumps' lists have.
     temperature, micro_batch_tokens, device, dtype, teacher_dtype, attn_implementation
@@ -206,8 +206,10 @@ class _Tally:
             self.rows += 1
             self.steps.add(rollout.step)
             self.untold["correct"] += math.isnan(rollout.correct)
-            for name in ("finished", "sampler_logp", "student_logp", "teacher_logp"):
+            for name in ("finished", "student_logp", "teacher_logp"):
                 self.untold[name] += getattr(rollout, name) is None
+            # With top-k lists, the student is the engine that sampled.
+            self.untold["sampler_logp"] += rollout.sampler_logp is None and rollout.top is None
             yield rollout
 
 

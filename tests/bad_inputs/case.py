@@ -18,6 +18,7 @@ KINDS = (
     "Runs",
     "Logits",
     "Training logs",
+    "Dumps of rollouts",
     "Command line",
 )
 FOLDER = "FOLDER"

@@ -110,7 +110,7 @@ def test_lists_are_recorded_as_they_are(tmp_path, capsys):
     np.testing.assert_array_equal(step["token_id"][:3, 0], [[15, 17], [18, 16], [2, 15]])
     np.testing.assert_array_equal(step["sampled_logp"][:3, 0], made.LOGP)
     np.testing.assert_array_equal(step["sampled_logp"][:3, 1], made.TEACHER)
-    assert told["untold"] == {"grade": 4, "the sampler's log-probabilities": 4}
+    assert told["untold"] == {"grade": 4}
 
 
 def test_text_is_tokenised_and_what_is_lost_is_told(models, tmp_path, capsys):
@@ -121,7 +121,7 @@ def test_text_is_tokenised_and_what_is_lost_is_told(models, tmp_path, capsys):
     assert "0 of 4 prompts were formed by the student's chat template, 4 encoded as" in out
     assert "4 of 4 prompts and 4 of 4 responses decode to the text in the dump" in out
     assert "end token, of 4 responses: 4 have it in the text" in out
-    assert "not told: the sampler's log-probabilities" in out
+    assert "not in the dump: the sampler's log-probabilities, the trained student's" in out
     assert "eval-rollout/1/3.jsonl: of an evaluation; name it to read it" in err
     step = open_run(run).load(1)
     np.testing.assert_array_equal(step["prompt_ids"], made.PROMPT * 2)

@@ -114,10 +114,8 @@ def _parsed(line: bytes, source: str) -> list[Any]:
     try:
         found = parse_json(text)
     except ValueError as error:
-        whole = (
-            "" if text.endswith("\n") else ", and the file ends in it: is it still being written?"
-        )
-        return [RolloutError(f"{source}: not JSON ({error}): {text[:60]!r}; {wanted}{whole}.")]
+        torn = "" if text.endswith("\n") else " The file ends here: is it still being written?"
+        return [RolloutError(f"{source}: not JSON ({error}): {text[:60]!r}; {wanted}.{torn}")]
     found = found if isinstance(found, list) and found else [found]
     return [
         one

@@ -64,7 +64,8 @@ class TextEncoder:
     eos_ids : sequence of int
         The tokens that end a response.
     chat_template_kwargs : mapping, optional
-        Variables for the chat template, which must be those that the trainer used.
+        Variables for the chat template: those that the trainer used. By default none, as
+        trainers do.
 
     Attributes
     ----------
@@ -90,8 +91,8 @@ class TextEncoder:
     ):
         self.counts = TextCounts()
         self._tokenizer, self._eos = tokenizer, set(eos_ids)
-        given = {k: v for k, v in (chat_template_kwargs or {}).items() if v is not None}
-        self._options = {"enable_thinking": False, **given}
+        given = chat_template_kwargs or {}
+        self._options = {name: value for name, value in given.items() if value is not None}
         self._templates = _stripped_templates(tokenizer, self._options)
         self._special = [
             token for token in map(str, tokenizer.added_tokens_decoder.values()) if token.strip()
@@ -219,9 +220,9 @@ def _stripped_templates(
     if tokenizer.chat_template is None:
         return []
     forms: list[_Stripped] = []
-    # Trainers leave a model's own default of thinking alone, which opdprobe does not.
-    without = {name: value for name, value in options.items() if name != "enable_thinking"}
-    for chosen in (options, without, {**options, "enable_thinking": True}):
+    # The text itself tells whether thinking was on.
+    thinking = [{**options, "enable_thinking": value} for value in (False, True)]
+    for chosen in (options, *thinking):
         for roles in (("user",), ("system", "user")):
             said = _SAID[-len(roles) :]
             messages = [
