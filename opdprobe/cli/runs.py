@@ -380,12 +380,16 @@ def inspect(arguments: argparse.Namespace) -> None:
 
 
 def _missing(run: Run) -> dict[str, str]:
-    """Name the quantities that a server did not report; empty if the run has all of them."""
+    """Name what was not reported; empty if the run has everything."""
     from opdprobe.report.view import model_name
 
-    roles = run.load(run.steps[0]).attrs.get("missing", []) if run.steps else []
+    first = run.load(run.steps[0]) if run.steps else None
+    if first is not None and "logp" not in first:
+        return {"missing": "top-k lists, entropies, reverse KL (drawn tokens only)"}
+    roles = [] if first is None else first.attrs.get("missing", [])
     names = " and ".join(model_name(run, role) or role for role in roles)
-    return {"missing": f"entropy, reverse KL of {names} (served)"} if roles else {}
+    told = "served" if run.attrs.get("vocabulary") else "not in the rollouts"
+    return {"missing": f"entropy, reverse KL of {names} ({told})"} if roles else {}
 
 
 def _verify(arguments: argparse.Namespace) -> dict[str, str]:

@@ -12,10 +12,17 @@ from opdprobe.probes.logits import from_logits
 from opdprobe.probes.maps import heat_map
 from opdprobe.probes.mass import overlap_mass, topk_mass
 from opdprobe.probes.reward import gap_recovery_rate, reward_auroc, sequence_mean_reward
-from opdprobe.probes.sampler import sampler_gap, sampler_kl
+from opdprobe.probes.sampler import (
+    SamplerComparison,
+    compare_sampler,
+    sampler_gap,
+    sampler_kl,
+)
 from opdprobe.probes.sets import mass_set_size, overlap_mask, overlap_ratio
 
 __all__ = [
+    "SamplerComparison",
+    "compare_sampler",
     "curve",
     "curves",
     "entropy_gap",

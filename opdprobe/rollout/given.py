@@ -175,7 +175,7 @@ def _fault(row: Rollout) -> str | None:
         return f"finished = {shown(row.finished)}; expected True, False or None"
     if not (np.isnan(row.correct) or 0 <= row.correct <= 1):
         return f"correct = {shown(row.correct)}; expected a number from 0 to 1, or NaN"
-    if bad := [(k, v) for k, v in row.labels.items() if not isinstance(k + v, str)]:
+    if bad := [pair for pair in row.labels.items() if not all(isinstance(x, str) for x in pair)]:
         return f"labels has {shown(bad[0])}; expected a str for a str"
     if row.top is not None:
         ids, logp = np.shape(row.top.token_id), np.shape(row.top.logp)
