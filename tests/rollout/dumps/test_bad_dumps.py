@@ -12,7 +12,7 @@ import made_dumps as made
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_dumps import ASKED, LOGP, MAKERS, PICKLED, PROMPT, RESPONSE, TEXT
 
@@ -271,6 +271,7 @@ def real_rows(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", FORMATS)
+@settings(max_examples=12)  # of each format
 @given(data=st.data())
 def test_whatever_a_row_holds_there_is_no_other_error(name, real_rows, data):
     row = dict(real_rows[name])
