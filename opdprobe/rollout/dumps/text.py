@@ -15,8 +15,10 @@ from opdprobe.rollout.rollout import Rollout
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# Stand for what a conversation says, to find out what a template writes around it.
-_SAID = ("qopdprobesystem", "qopdprobeuser")
+# Stands for what a message says, to find out what a template writes around it.
+_SAID = "qopdprobe"
+# Rounds before the question that are told apart in a text without special tokens.
+_MOST_TURNS = 3
 # A prompt is encoded once for all its rollouts; dumps keep those together.
 _REMEMBERED = 1024
 
@@ -195,6 +197,7 @@ class _Stripped:
     between: tuple[str, ...]  # before the first message, between messages, after the last
     roles: tuple[str, ...]
     options: Mapping[str, Any]
+    answer: str  # what is between a question and its answer
 
     def read(self, text: str) -> list[dict[str, str]] | None:
         """Return the conversation that a text says, if it may have this form."""
@@ -207,6 +210,9 @@ class _Stripped:
             if not found:
                 return None
             said[-1:] = [before, after]
+        # What begins an answer, inside a message, is another turn: more than are told apart.
+        if any(self.answer in content for content in said):
+            return None
         return [
             {"role": role, "content": content}
             for role, content in zip(self.roles, said, strict=True)
@@ -216,30 +222,45 @@ class _Stripped:
 def _stripped_templates(
     tokenizer: PreTrainedTokenizerBase, options: Mapping[str, Any]
 ) -> list[_Stripped]:
-    """Forms of a prompt without its special tokens: with and without a system message."""
+    """Forms of a prompt without its special tokens, those of many turns first."""
     if tokenizer.chat_template is None:
         return []
     forms: list[_Stripped] = []
     # The text itself tells whether thinking was on.
     thinking = [{**options, "enable_thinking": value} for value in (False, True)]
     for chosen in (options, *thinking):
-        for roles in (("user",), ("system", "user")):
-            said = _SAID[-len(roles) :]
-            messages = [
-                {"role": role, "content": content}
-                for role, content in zip(roles, said, strict=True)
-            ]
-            try:
-                text = render(tokenizer, messages, chosen)
-                ids = tokens(tokenizer, text, add_special_tokens=False)
-            except PromptError:  # a template may have no system message
-                continue
-            between: list[str] = [_decoded(tokenizer, ids, skip_special_tokens=True)]
-            for word in said:
-                between[-1:] = between[-1].split(word)
-            if len(between) == len(said) + 1:
-                forms.append(_Stripped(tuple(between), roles, chosen))
-    return forms
+        for first in ((), ("system",)):
+            longer: _Stripped | None = None
+            for more in range(_MOST_TURNS, -1, -1):
+                roles = (*first, "user", *("assistant", "user") * more)
+                between = _between(tokenizer, roles, chosen)
+                if between is not None:
+                    answer = longer.answer if longer else between[len(first) + 1]
+                    longer = _Stripped(between, roles, chosen, answer)
+                    forms.append(longer)
+    return sorted(forms, key=lambda form: -len(form.roles))
+
+
+def _between(
+    tokenizer: PreTrainedTokenizerBase, roles: tuple[str, ...], options: Mapping[str, Any]
+) -> tuple[str, ...] | None:
+    """What a template writes around the messages, special tokens left out."""
+    said = [f"{_SAID}{i}x" for i in range(len(roles))]
+    messages = [
+        {"role": role, "content": content} for role, content in zip(roles, said, strict=True)
+    ]
+    try:
+        text = render(tokenizer, messages, options)
+        ids = tokens(tokenizer, text, add_special_tokens=False)
+    except PromptError:  # a template may have no system message
+        return None
+    between: list[str] = [_decoded(tokenizer, ids, skip_special_tokens=True)]
+    for word in said:
+        between[-1:] = between[-1].split(word)
+    # A template that leaves no mark fits any text: then nothing tells that it was used.
+    if len(between) != len(said) + 1 or not all(part.strip() for part in between[1:]):
+        return None
+    return tuple(between)
 
 
 def _decoded(

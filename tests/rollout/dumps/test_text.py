@@ -1,5 +1,7 @@
 """Text becomes token ids again; what does not come back the same is counted."""
 
+import copy
+
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -46,7 +48,16 @@ ASKED = [{"role": "user", "content": "2+2?"}]
 SYSTEM = {"role": "system", "content": "Count."}
 
 
-@pytest.mark.parametrize("messages", [ASKED, [SYSTEM, *ASKED]], ids=["default system", "system"])
+ROUND = [*ASKED, {"role": "assistant", "content": "user: 4"}]
+CONVERSATIONS = {
+    "default system": ASKED,
+    "system": [SYSTEM, *ASKED],
+    "two rounds": [*ROUND, *ASKED],
+    "four rounds after a system message": [SYSTEM, *ROUND, *ROUND, *ROUND, *ASKED],
+}
+
+
+@pytest.mark.parametrize("messages", CONVERSATIONS.values(), ids=CONVERSATIONS)
 @pytest.mark.parametrize("thinking", [False, True, None])
 def test_a_prompt_without_its_special_tokens_is_templated_anew(messages, thinking, tokenizer):
     """verl and TRL decode prompts without special tokens: the model did not read that text."""
@@ -85,6 +96,24 @@ def test_another_text_is_a_plain_text(tokenizer):
     text = "system\nuser\n2+2?\nassistant"  # near, but not what the template leaves
     assert tokenizer.decode(encode(rollout(text)).prompt_ids) == text
     assert (encode.counts.prompts_templated, encode.counts.prompts_as_text) == (0, 1)
+
+
+def test_more_turns_than_can_be_told_apart_are_counted_as_plain(tokenizer):
+    ids = tokenizer.apply_chat_template(
+        [*ROUND * 4, *ASKED], add_generation_prompt=True, return_dict=False
+    )
+    encode = encoder(tokenizer)
+    encode(rollout(tokenizer.decode(ids, skip_special_tokens=True)))
+    assert (encode.counts.prompts_templated, encode.counts.prompts_as_text) == (0, 1)
+
+
+def test_a_template_that_leaves_no_mark_is_not_guessed(tokenizer):
+    """All its marks are special tokens: a plain text has the same form."""
+    marked = copy.deepcopy(tokenizer)
+    marked.chat_template = "{% for m in messages %}<|im_start|>{{ m.content }}{% endfor %}"
+    encode = encoder(marked)
+    assert marked.decode(encode(rollout("2+2?")).prompt_ids) == "2+2?"
+    assert encode.counts.prompts_as_text == 1
 
 
 @pytest.mark.parametrize(
