@@ -12,6 +12,8 @@ from opdprobe.rollout.rollout import TopLists
 
 Pairs = Sequence[tuple[int, float]]
 
+_NAME = "top-k list"
+
 
 def top_lists(
     row: Row,
@@ -44,24 +46,35 @@ def top_lists(
     n = len(student)
     ids = np.empty((n, 2, k), np.int32)
     logp = np.full((n, 2, 2, k), np.nan, np.float32)
-    for i in range(n):
-        known: list[dict[int, float]] = []
-        for m, (own, more) in enumerate(((student, student_on), (teacher, teacher_on))):
-            ranked = sorted(own[i], key=_minus_logp)
-            found = [token for token, _ in ranked]
-            row.as_ids(found, "top-k list")
-            if len(set(found)) < len(found):
-                raise row.fault(f"a top-k list repeats an id: {shown(found)}; expected each once.")
-            values = row.as_logps([value for _, value in ranked], "top-k list", len(ranked))
-            if np.isnan(values).any():
-                raise row.fault(f"a top-k list holds {shown(ranked)}; expected numbers.")
-            # Another request may round in another way: the list's own numbers precede.
-            known.append(dict(more[i]) if more is not None else {})
-            known[m] |= dict(zip(found, values.tolist(), strict=True))
-            ids[i, m] = found[:k]
-        for m, s in np.ndindex(2, 2):
-            values = [known[m].get(token) for token in ids[i, s].tolist()]
-            logp[i, m, s] = row.as_logps(values, "top-k list", k)
+    for m, own in enumerate((student, teacher)):
+        ranked = [pair for pairs in own for pair in sorted(pairs, key=_minus_logp)[:k]]
+        ids[:, m] = np.reshape(row.as_ids([token for token, _ in ranked], _NAME), (n, k))
+        values = row.as_logps([value for _, value in ranked], _NAME, n * k)
+        if (unknown := np.isnan(values)).any():
+            raise row.fault(
+                f"a top-k list holds {shown(ranked[int(np.argmax(unknown))])}; expected an id and "
+                "a log-probability."
+            )
+        logp[:, m, m] = values.reshape(n, k)
+        ordered = np.sort(ids[:, m])
+        if (twice := ordered[:, 1:] == ordered[:, :-1]).any():
+            raise row.fault(
+                f"a top-k list repeats the id {ordered[:, 1:][twice][0]}; expected each once."
+            )
+    same = ids[:, 0, :, None] == ids[:, 1, None, :]
+    for m, (own, more) in enumerate(((student, student_on), (teacher, teacher_on))):
+        # Of tokens in both lists, the model's own number: another request may round differently.
+        place, other, mine = np.nonzero(same.transpose(0, 2, 1) if m == 0 else same)
+        logp[place, m, 1 - m, other] = logp[place, m, m, mine]
+        for i in np.flatnonzero(np.isnan(logp[:, m, 1 - m]).any(-1)).tolist():
+            further = dict(more[i] if more is not None else ())
+            if len(own[i]) > k:
+                further |= dict(own[i])
+            if further:
+                found = [further.get(token) for token in ids[i, 1 - m].tolist()]
+                found = row.as_logps(found, _NAME, k)
+                known = logp[i, m, 1 - m]
+                logp[i, m, 1 - m] = np.where(np.isnan(known), found, known)
     return TopLists(ids, logp)
 
 
