@@ -388,7 +388,9 @@ def _missing(run: Run) -> dict[str, str]:
         return {"missing": "top-k lists, entropies, reverse KL (drawn tokens only)"}
     roles = [] if first is None else first.attrs.get("missing", [])
     names = " and ".join(model_name(run, role) or role for role in roles)
-    told = "served" if run.attrs.get("vocabulary") else "not in the rollouts"
+    # Without a model, a run of rollouts has no vocabulary.
+    alone = run.attrs.get("recorded_by") == "score_rollouts" and "vocabulary" not in run.attrs
+    told = "not in the rollouts" if alone else "served"
     return {"missing": f"entropy, reverse KL of {names} ({told})"} if roles else {}
 
 

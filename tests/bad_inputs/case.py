@@ -16,6 +16,7 @@ KINDS = (
     "Models",
     "Tokenizers",
     "Runs",
+    "Rollouts",
     "Logits",
     "Training logs",
     "Dumps of rollouts",

@@ -18,6 +18,8 @@ from opdprobe import (
     VocabularyError,
     validate,
 )
+from opdprobe.cli.parser import main
+from opdprobe.report import write_run_report
 from opdprobe.rollout.once import probe
 from opdprobe.rollout.pair import Pair
 from opdprobe.rollout.prompts import encode_prompts
@@ -276,3 +278,53 @@ def test_drawn_tokens_alone_are_a_run(trained, tmp_path):
             got.opd.overlap_ratio()
     with pytest.raises(RolloutError, match="neither both models' top lists"):
         opdprobe.score_rollouts(None, None, [given()], tmp_path / "other")
+
+
+@pytest.fixture(scope="module")
+def drawn_only(trained, tmp_path_factory):
+    """A run of drawn tokens' log-probabilities alone, with a sampler's, without a model."""
+    rows = [
+        Rollout(**{**vars(row), "sampler_logp": row.student_logp - 0.01})
+        for step in trained.steps
+        for row in dumped(trained, step, lists=False)
+    ]
+    return opdprobe.score_rollouts(None, None, rows, tmp_path_factory.mktemp("drawn") / "run")
+
+
+def test_curves_leave_out_what_a_run_without_lists_does_not_hold(drawn_only, trained, caplog):
+    names = ["overlap_ratio", "sampled_reward", "sampler_gap"]
+    found = opdprobe.curves(drawn_only, names, n_boot=100)
+    want = opdprobe.curves(trained, ["sampled_reward"], n_boot=100)
+    assert found.value.sel(probe="overlap_ratio").isnull().all()
+    assert (found.n.sel(probe="overlap_ratio") == 0).all()
+    np.testing.assert_array_equal(found.value[1], want.value[0])
+    np.testing.assert_allclose(found.value[2], 0.01, rtol=1e-4)
+    assert "does not hold match, so overlap ratio cannot be computed" in caplog.text
+    with pytest.raises(StoreError, match=r"no variable 'token_id'; .* no top-k lists"):
+        opdprobe.curve(drawn_only, "overlap_ratio")
+    by_position = opdprobe.curve(drawn_only, "sampler_kl", by="position", n_boot=100)
+    np.testing.assert_allclose(by_position.value, np.expm1(0.01) - 0.01, rtol=1e-2)
+    auroc = opdprobe.reward_auroc(
+        drawn_only.load(0).opd.sequence_mean_reward(), drawn_only.load(0).correct
+    )
+    assert auroc == opdprobe.reward_auroc(
+        trained.load(0).opd.sequence_mean_reward(), trained.load(0).correct
+    )
+
+
+def test_a_run_without_lists_has_a_report_and_a_page(drawn_only, tmp_path, capsys):
+    draw = lambda panels: [b""] * len(panels)  # noqa: E731
+    findings = write_run_report(tmp_path / "report.html", [drawn_only], draw=draw)[0]
+    assert {"not_recorded", "sampler_agrees"} <= {finding.name for finding in findings}
+    page = (tmp_path / "report.html").read_text()
+    assert "Not recorded" in page
+    assert "overlap ratio, " in page
+    assert (tmp_path / "report-view.html").stat().st_size > 10_000
+    assert main(["inspect", str(drawn_only.path)]) == 0
+    assert "drawn tokens only" in capsys.readouterr().out
+
+
+def test_two_runs_of_two_forms_are_compared(drawn_only, trained, tmp_path):
+    draw = lambda panels: [b""] * len(panels)  # noqa: E731
+    findings = write_run_report(tmp_path / "report.html", [trained, drawn_only], draw=draw)
+    assert [some[0].name for some in findings][1] == "not_recorded"
