@@ -18,7 +18,7 @@ from opdprobe.hooks.given import score_rollouts
 from opdprobe.models.chat_template import turn_end
 from opdprobe.models.load import load_tokenizer
 from opdprobe.models.vocabulary import eos_ids
-from opdprobe.rollout.dumps import DumpReader
+from opdprobe.rollout.dumps.read import DumpReader
 from opdprobe.rollout.dumps.text import TextCounts, TextEncoder
 from opdprobe.rollout.prompt import OnError
 from opdprobe.rollout.rollout import Rollout

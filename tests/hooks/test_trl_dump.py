@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from opdprobe import import_rollouts
-from opdprobe.rollout.dumps import DumpReader
+from opdprobe.rollout.dumps.read import DumpReader
 from opdprobe.testing import tiny_model, tiny_tokenizer
 
 trl = pytest.importorskip("trl")

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from made_dumps import ASKED, LOGP, MAKERS, PROMPT, RESPONSE, TEACHER, TEXT, options
 
-from opdprobe.rollout.dumps import FORMATS, DumpReader, read_dumps
+from opdprobe.rollout.dumps import FORMATS, read_dumps
+from opdprobe.rollout.dumps.read import DumpReader
 from opdprobe.rollout.dumps.row import prompt_name
 
 NAN = math.nan
