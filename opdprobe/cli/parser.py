@@ -12,6 +12,7 @@ from rich.logging import RichHandler
 
 from opdprobe import __version__
 from opdprobe.cli import demo as demo_command
+from opdprobe.cli import export as export_command
 from opdprobe.cli import importing as import_command
 from opdprobe.cli import recipes as recipe_commands
 from opdprobe.cli import reports as report_command
@@ -139,6 +140,7 @@ def _parser() -> argparse.ArgumentParser:
         _select,
         _dedup,
         _inspect,
+        _export,
         _view,
         _report,
         _zoo,
@@ -758,6 +760,32 @@ def _inspect(commands: Any) -> None:
     )
     sub.add_argument(
         "--figure", type=Path, metavar="FILE", help="draw the run's curves (pdf, png or svg)"
+    )
+
+
+def _export(commands: Any) -> None:
+    sub = _command(
+        commands,
+        "export",
+        export_command.export,
+        "write a run to one file for pandas, polars or DuckDB",
+        _run_to_read(),
+    )
+    sub.add_argument(
+        "--to",
+        choices=["parquet", "csv", "jsonl"],
+        default="parquet",
+        help="form of the file (default: %(default)s)",
+    )
+    sub.add_argument(
+        "--by",
+        choices=["token", "rollout"],
+        default="token",
+        help="what a row is (default: %(default)s)",
+    )
+    sub.add_argument("--out", type=Path, metavar="FILE", help="default: RUN/tokens.parquet, …")
+    sub.add_argument(
+        "--steps", type=_numbers, metavar="A,B,…", help="recorded steps to write (default: all)"
     )
 
 

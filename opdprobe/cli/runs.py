@@ -188,7 +188,7 @@ def train(arguments: argparse.Namespace) -> None:
     if not arguments.json:
         console.print(
             f"{trainer.n_steps} steps, recorded in {arguments.run_dir}; the store will take at "
-            f"most {_size(trainer.expected_bytes())}.",
+            f"most {file_size(trainer.expected_bytes())}.",
             soft_wrap=True,
         )
     with progress() as show:
@@ -371,7 +371,7 @@ def inspect(arguments: argparse.Namespace) -> None:
         return
     table = Table.grid(padding=(0, 2))
     for name, value in summary.items():
-        table.add_row(name, _size(value) if name == "bytes" else f"{value}")
+        table.add_row(name, file_size(value) if name == "bytes" else f"{value}")
     changed = {k: v for k, v in run.config.items() if v != getattr(OPDConfig(), k, None)}
     table.add_row("settings", ", ".join(f"{k}={v}" for k, v in changed.items()) or "the paper's")
     console.print(table)
@@ -478,7 +478,7 @@ def view(arguments: argparse.Namespace) -> None:
     )
     for notice in notices:
         errors.print(notice, style="yellow", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"{out}: {_size(out.stat().st_size)}; open it in a browser.", soft_wrap=True)
+    console.print(f"{out}: {file_size(out.stat().st_size)}; open it in a browser.", soft_wrap=True)
 
 
 def zoo(arguments: argparse.Namespace) -> None:
@@ -527,7 +527,8 @@ def zoo(arguments: argparse.Namespace) -> None:
     console.print(table)
 
 
-def _size(n: float) -> str:
+def file_size(n: float) -> str:
+    """Write a number of bytes in a unit that fits."""
     for unit in ("B", "kB", "MB"):
         if n < 1000:
             return f"{n:.0f} {unit}"

@@ -31,8 +31,9 @@ class SamplerComparison(NamedTuple):
     temperature : float
         Temperature, in units of the recomputed distribution's, at which it comes closest to the
         reported one; NaN where that cannot be told.
-    at_temperature : float
-        Mean absolute difference that is left at that temperature.
+    temperature_left : float
+        Share of the mean absolute difference that is left at that temperature, over the tokens that
+        it is fitted to.
     shift : int
         -1 or 1: which of the neighbouring tokens' reported log-probabilities comes closer.
     at_shift : float
@@ -46,7 +47,7 @@ class SamplerComparison(NamedTuple):
     k3: float
     first: float
     temperature: float
-    at_temperature: float
+    temperature_left: float
     shift: int
     at_shift: float
 
@@ -146,7 +147,7 @@ def compare_sampler(
     >>> p = np.array([[0.5, 0.3, 0.2], [0.9, 0.08, 0.02]])
     >>> cold = p**2 / (p**2).sum(1, keepdims=True)   # temperature 1/2
     >>> found = compare_sampler(np.log(p[:, 1]), np.log(cold[:, 1]), [0, 0], np.log(p))
-    >>> round(found.temperature, 3), round(found.at_temperature, 3), round(found.mean_abs, 2)
+    >>> round(found.temperature, 3), round(found.temperature_left, 3), round(found.mean_abs, 2)
     (0.5, 0.0, 1.28)
     """
     logp, reported = np.asarray(logp, np.float64), np.asarray(reported, np.float64)
@@ -175,7 +176,7 @@ def compare_sampler(
         k3=float(sampler_kl(logp[known], reported[known]).mean()),
         first=float(size[known & first].mean()) if (known & first).any() else nan,
         temperature=temperature,
-        at_temperature=left,
+        temperature_left=left,
         shift=shift,
         at_shift=at_shift,
     )
@@ -204,7 +205,7 @@ def _best_temperature(
     known: NDArray[np.bool_],
     top_logp: ArrayLike | None,
 ) -> tuple[float, float]:
-    """Fit a temperature; return it and the mean absolute difference that is left."""
+    """Fit a temperature; return it and the share of the mean absolute difference that is left."""
     nothing = float("nan"), float("nan")
     if top_logp is None:
         return nothing
@@ -233,4 +234,5 @@ def _fit(
         return float(np.abs(reported - (power * logp - np.log(total))).mean())
 
     best = minimize_scalar(left, bounds=tuple(_TEMPERATURES), method="bounded")
-    return float(np.exp(best.x)), float(best.fun)
+    before = float(np.abs(reported - logp).mean())
+    return float(np.exp(best.x)), float(best.fun) / before if before > 0 else 1.0

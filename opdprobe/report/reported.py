@@ -51,7 +51,8 @@ def _cause(who: str, one: SamplerComparison) -> tuple[str, Kind, str, str, str]:
             "and an engine change."
         )
         return f"{who}_agrees", "good", f"{name} agrees with the scores", text, ""
-    if one.at_shift < _LEFT * one.mean_abs and not one.at_temperature < one.at_shift:
+    shift_left = one.at_shift / one.mean_abs
+    if shift_left < _LEFT and not one.temperature_left < shift_left:
         side = "next" if one.shift > 0 else "previous"
         text = (
             f"Its log-probabilities fit those of the {side} token ({number(one.at_shift)} nats on "
@@ -59,10 +60,11 @@ def _cause(who: str, one: SamplerComparison) -> tuple[str, Kind, str, str, str]:
         )
         advice = "Align the dump's log-probabilities with its response tokens."
         return f"{who}_shifted", "bad", f"{name}'s log-probabilities are shifted", text, advice
-    if one.at_temperature < _LEFT * one.mean_abs and abs(np.log(one.temperature)) > _SAME:
+    if one.temperature_left < _LEFT and abs(np.log(one.temperature)) > _SAME:
         text = (
             f"Its log-probabilities are those of the {other} at {number(one.temperature)} times "
-            f"the temperature of these scores; that leaves {number(one.at_temperature)} nats."
+            f"the temperature of these scores; that leaves {one.temperature_left:.0%} of the "
+            "difference."
         )
         advice = (
             "Score at the temperature that was sampled at (temperature=), or log them unscaled."

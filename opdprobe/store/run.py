@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import xarray as xr
@@ -11,10 +11,14 @@ from numpy.typing import NDArray
 
 from opdprobe.errors import StoreError, shown
 from opdprobe.store.files import read_entries
+from opdprobe.store.frame import By, step_frame
 from opdprobe.store.safe_text import parse_json, parse_yaml
 from opdprobe.store.schema import SCHEMA_VERSION, check_version, variable_attrs
 from opdprobe.store.step import read_block, read_counts, read_finished_dtype, read_step
 from opdprobe.store.step_parts import step_files
+
+if TYPE_CHECKING:
+    import pandas
 
 
 def open_run(path: str | Path) -> "Run":
@@ -174,6 +178,40 @@ class Run:
         """
         (files,) = self._files([step])
         return read_step(files)
+
+    def to_dataframe(self, step: int, by: By = "token") -> "pandas.DataFrame":
+        """Read one step as a pandas DataFrame, without its top-k lists.
+
+        Parameters
+        ----------
+        step : int
+            A recorded step.
+        by : {"token", "rollout"}
+            What a row is: a state, or a rollout with its token ids as lists.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Columns are named as the variables, those of a model with it before the name
+            (``student_entropy``), labels as ``label_NAME``. ``student_stop_logp`` is of the
+            model's own stop tokens.
+
+        Raises
+        ------
+        StoreError
+            As for `load`.
+
+        Examples
+        --------
+        >>> from tempfile import TemporaryDirectory
+        >>> from opdprobe.testing import synthetic_run
+        >>> with TemporaryDirectory() as folder:
+        ...     run = synthetic_run(folder, steps=[7])
+        ...     tokens, rollouts = run.to_dataframe(7), run.to_dataframe(7, by="rollout")
+        >>> tokens.groupby("rollout").student_entropy.mean().shape, len(rollouts)
+        ((4,), 4)
+        """
+        return step_frame(self.load(step), by, step)
 
     def states(self, steps: Iterable[int] | None = None) -> xr.Dataset:
         """Concatenate the states of many steps, lazily.
