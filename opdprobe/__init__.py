@@ -16,6 +16,7 @@ from opdprobe.errors import (
     NonFiniteError,
     OPDProbeError,
     PromptError,
+    RolloutError,
     StoreError,
     VocabularyError,
     needs_train_extra,
@@ -46,9 +47,17 @@ from opdprobe.store import Run, RunWriter, open_run
 from opdprobe.store.schema import SCHEMA_VERSION, validate
 
 if TYPE_CHECKING:
-    from opdprobe.hooks import ProbeCallback, capture, probe_checkpoints
+    from opdprobe.hooks import (
+        ProbeCallback,
+        capture,
+        import_rollouts,
+        probe_checkpoints,
+        sample,
+        score_rollouts,
+    )
     from opdprobe.models.load import drop_layers, load_model, load_tokenizer
     from opdprobe.rollout.prompt_files import Prompt, load_prompts
+    from opdprobe.rollout.rollout import Rollout, TopLists
     from opdprobe.train.config import OPDConfig
     from opdprobe.train.trainer import Callback, OPDTrainer
 
@@ -62,12 +71,17 @@ _LAZY = {
     "OPDTrainer": "opdprobe.train.trainer",
     "ProbeCallback": "opdprobe.hooks",
     "Prompt": "opdprobe.rollout.prompt_files",
+    "Rollout": "opdprobe.rollout.rollout",
+    "TopLists": "opdprobe.rollout.rollout",
     "capture": "opdprobe.hooks",
     "drop_layers": "opdprobe.models.load",
+    "import_rollouts": "opdprobe.hooks",
     "load_model": "opdprobe.models.load",
     "load_prompts": "opdprobe.rollout.prompt_files",
     "load_tokenizer": "opdprobe.models.load",
     "probe_checkpoints": "opdprobe.hooks",
+    "sample": "opdprobe.hooks",
+    "score_rollouts": "opdprobe.hooks",
 }
 
 __all__ = [
@@ -83,9 +97,12 @@ __all__ = [
     "ProbeCallback",
     "Prompt",
     "PromptError",
+    "Rollout",
+    "RolloutError",
     "Run",
     "RunWriter",
     "StoreError",
+    "TopLists",
     "VocabularyError",
     "capture",
     "curve",
@@ -97,6 +114,7 @@ __all__ = [
     "gap_recovery",
     "gap_recovery_rate",
     "heat_map",
+    "import_rollouts",
     "load_model",
     "load_prompts",
     "load_tokenizer",
@@ -110,6 +128,8 @@ __all__ = [
     "probe_checkpoints",
     "reward_auroc",
     "reward_signal",
+    "sample",
+    "score_rollouts",
     "sequence_mean_reward",
     "standardised",
     "validate",

@@ -101,6 +101,10 @@ class PromptError(OPDProbeError, ValueError):
     """A prompt is empty, too long or lacks a column; lists the rows."""
 
 
+class RolloutError(OPDProbeError, ValueError):
+    """A rollout, or a dump of rollouts, cannot be used; names where it was read."""
+
+
 class OutOfMemoryError(OPDProbeError, MemoryError):
     """Memory ran out, and no smaller piece of work is left to try; names what to lower."""
 

@@ -91,7 +91,8 @@ def test_draw(settings):
 
 def test_score():
     sampled = empty(N, dtype=torch.long)
-    scores = score(empty(N, D), empty(N, D), *heads(), sampled, k=K, temperature=0.7)
+    settings = {"k": K, "temperature": 0.7, "stop_ids": ([1], [1, 2])}
+    scores = score(empty(N, D), empty(N, D), *heads(), sampled, **settings)
     assert {value.device for value in vars(scores).values()} == {DEVICE}
     assert scores.logp.shape == (N, 2, 2, K)
     assert scores.logp.dtype == torch.float32

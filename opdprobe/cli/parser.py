@@ -12,12 +12,15 @@ from rich.logging import RichHandler
 
 from opdprobe import __version__
 from opdprobe.cli import demo as demo_command
+from opdprobe.cli import export as export_command
+from opdprobe.cli import importing as import_command
 from opdprobe.cli import recipes as recipe_commands
 from opdprobe.cli import reports as report_command
 from opdprobe.cli import runs as run_commands
 from opdprobe.cli.recipes import DIVERGENCE_GENERATIONS, DIVERGENCE_LENGTH
 from opdprobe.cli.runs import errors
 from opdprobe.errors import OPDProbeError, needs_train_extra, printable
+from opdprobe.rollout.dumps import FORMATS
 
 _MODEL = "directory, hub id, GGUF file, ADAPTER@BASE or zoo:NAME"
 _DTYPES = ["auto", "float32", "bfloat16", "float16"]
@@ -96,6 +99,7 @@ def _resumes(arguments: argparse.Namespace) -> bool:
         demo_command.demo,
         run_commands.reproduce,
         run_commands.probe,
+        import_command.import_dumps,
         recipe_commands.cold_start,
     )
 
@@ -130,11 +134,13 @@ def _parser() -> argparse.ArgumentParser:
         _figures,
         _train,
         _probe,
+        _import,
         _preflight,
         _cold_start,
         _select,
         _dedup,
         _inspect,
+        _export,
         _power,
         _view,
         _report,
@@ -548,6 +554,72 @@ def _probe(commands: Any) -> None:
     )
 
 
+def _import(commands: Any) -> None:
+    sub = _command(
+        commands,
+        "import",
+        import_command.import_dumps,
+        "make a run from rollouts that a trainer or an evaluation dumped",
+        *_models(required=False),
+        *_computing(),
+        _run_dir(),
+        _json("the counts"),
+    )
+    sub.add_argument(
+        "dump",
+        nargs="+",
+        metavar="DUMP",
+        help="a file, a directory or a pattern; all of one format",
+    )
+    sub.add_argument(
+        "--format",
+        choices=list(FORMATS),
+        metavar="NAME",
+        help="who wrote the dumps (default: found by looking; pickles must be named): "
+        + ", ".join(FORMATS),
+    )
+    sub.add_argument(
+        "--chat-template-kwargs",
+        action="append",
+        metavar="NAME=VALUE",
+        help="for text: a variable that the trainer gave to the chat template, such as "
+        "enable_thinking=false; may be repeated, or be one JSON object (default: none)",
+    )
+    sub.add_argument(
+        "--step",
+        type=_not_negative,
+        metavar="N",
+        help="the step of rollouts, where neither a row nor a file's name says it",
+    )
+    sub.add_argument(
+        "--tokenizer",
+        metavar="DIR",
+        help="the models' tokenizer, directory or zoo:NAME (default: the student's); without "
+        "models, the page of tokens needs it",
+    )
+    sub.add_argument(
+        "--k",
+        type=_positive,
+        metavar="N",
+        help="number of most probable tokens kept per state (default: 16, or as many as the dump's "
+        "lists have)",
+    )
+    sub.add_argument(
+        "--temperature",
+        type=float,
+        default=1.0,
+        metavar="T",
+        help="the temperature that the rollouts were sampled at (default: %(default)s)",
+    )
+    sub.add_argument(
+        "--on-error",
+        choices=["raise", "skip"],
+        default="raise",
+        help="stop at a row that cannot be used, or leave it out with a note in the log (default: "
+        "%(default)s)",
+    )
+
+
 def _preflight(commands: Any) -> None:
     sub = _command(
         commands,
@@ -734,6 +806,32 @@ def _power(commands: Any) -> None:
         default=0.8,
         metavar="P",
         help="the chance of showing it (default: 0.8)",
+    )
+
+
+def _export(commands: Any) -> None:
+    sub = _command(
+        commands,
+        "export",
+        export_command.export,
+        "write a run to one file for pandas, polars or DuckDB",
+        _run_to_read(),
+    )
+    sub.add_argument(
+        "--to",
+        choices=["parquet", "csv", "jsonl"],
+        default="parquet",
+        help="form of the file (default: %(default)s)",
+    )
+    sub.add_argument(
+        "--by",
+        choices=["token", "rollout"],
+        default="token",
+        help="what a row is (default: %(default)s)",
+    )
+    sub.add_argument("--out", type=Path, metavar="FILE", help="default: RUN/tokens.parquet, …")
+    sub.add_argument(
+        "--steps", type=_numbers, metavar="A,B,…", help="recorded steps to write (default: all)"
     )
 
 

@@ -188,7 +188,7 @@ def train(arguments: argparse.Namespace) -> None:
     if not arguments.json:
         console.print(
             f"{trainer.n_steps} steps, recorded in {arguments.run_dir}; the store will take at "
-            f"most {_size(trainer.expected_bytes())}.",
+            f"most {file_size(trainer.expected_bytes())}.",
             soft_wrap=True,
         )
     with progress() as show:
@@ -382,7 +382,7 @@ def inspect(arguments: argparse.Namespace) -> None:
         return
     table = Table.grid(padding=(0, 2))
     for name, value in summary.items():
-        table.add_row(name, _size(value) if name == "bytes" else f"{value}")
+        table.add_row(name, file_size(value) if name == "bytes" else f"{value}")
     changed = {k: v for k, v in run.config.items() if v != getattr(OPDConfig(), k, None)}
     table.add_row("settings", ", ".join(f"{k}={v}" for k, v in changed.items()) or "the paper's")
     console.print(table)
@@ -391,12 +391,18 @@ def inspect(arguments: argparse.Namespace) -> None:
 
 
 def _missing(run: Run) -> dict[str, str]:
-    """Name the quantities that a server did not report; empty if the run has all of them."""
+    """Name what was not reported; empty if the run has everything."""
     from opdprobe.report.view import model_name
 
-    roles = run.load(run.steps[0]).attrs.get("missing", []) if run.steps else []
+    first = run.load(run.steps[0]) if run.steps else None
+    if first is not None and "logp" not in first:
+        return {"missing": "top-k lists, entropies, reverse KL (drawn tokens only)"}
+    roles = [] if first is None else first.attrs.get("missing", [])
     names = " and ".join(model_name(run, role) or role for role in roles)
-    return {"missing": f"entropy, reverse KL of {names} (served)"} if roles else {}
+    # Without a model, a run of rollouts has no vocabulary.
+    alone = run.attrs.get("recorded_by") == "score_rollouts" and "vocabulary" not in run.attrs
+    told = "not in the rollouts" if alone else "served"
+    return {"missing": f"entropy, reverse KL of {names} ({told})"} if roles else {}
 
 
 def _verify(arguments: argparse.Namespace) -> dict[str, str]:
@@ -494,7 +500,7 @@ def view(arguments: argparse.Namespace) -> None:
     )
     for notice in notices:
         errors.print(notice, style="yellow", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"{out}: {_size(out.stat().st_size)}; open it in a browser.", soft_wrap=True)
+    console.print(f"{out}: {file_size(out.stat().st_size)}; open it in a browser.", soft_wrap=True)
 
 
 def zoo(arguments: argparse.Namespace) -> None:
@@ -543,7 +549,8 @@ def zoo(arguments: argparse.Namespace) -> None:
     console.print(table)
 
 
-def _size(n: float) -> str:
+def file_size(n: float) -> str:
+    """Write a number of bytes in a unit that fits."""
     for unit in ("B", "kB", "MB"):
         if n < 1000:
             return f"{n:.0f} {unit}"

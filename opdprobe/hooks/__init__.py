@@ -7,6 +7,8 @@ A hook writes the same store as `opdprobe.OPDTrainer`, and does not change the t
                        student answers fixed prompts
 `capture`              a plain torch loop: records what the loop's own forward pass computed
 `probe_checkpoints`    saved checkpoints, each answering the same prompts
+`import_rollouts`      rollouts that a trainer or an evaluation dumped
+`score_rollouts`       rollouts that exist already; `sample` makes some
 =====================  ========================================================================
 """
 
@@ -14,7 +16,19 @@ from opdprobe.errors import needs_train_extra
 
 with needs_train_extra("opdprobe.hooks"):
     from opdprobe.hooks.checkpoints import find_checkpoints, probe_checkpoints
+    from opdprobe.hooks.dumps import Imported, import_rollouts
+    from opdprobe.hooks.given import sample, score_rollouts
     from opdprobe.hooks.plain_loop import Capture, capture
     from opdprobe.hooks.trainer_callback import ProbeCallback
 
-__all__ = ["Capture", "ProbeCallback", "capture", "find_checkpoints", "probe_checkpoints"]
+__all__ = [
+    "Capture",
+    "Imported",
+    "ProbeCallback",
+    "capture",
+    "find_checkpoints",
+    "import_rollouts",
+    "probe_checkpoints",
+    "sample",
+    "score_rollouts",
+]

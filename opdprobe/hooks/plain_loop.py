@@ -281,6 +281,7 @@ class Capture:
                     ids_BT[row_N, time_N + 1],
                     k=self._k,
                     temperature=self._temperature,
+                    stop_ids=pair.stop_ids(),
                 ).cpu()
             except NonFiniteError as error:
                 raise NonFiniteError(f"step {self._step}: {error}") from error

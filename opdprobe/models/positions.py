@@ -62,10 +62,7 @@ def check_prompts(
         As for `check_length`.
     """
     check_length(model, prompts, max_completion_length)
-    try:
-        limit = getattr(model.get_input_embeddings(), "num_embeddings", None)
-    except NotImplementedError:  # a model of own code that does not say where they are
-        limit = None
+    limit = n_embeddings(model)
     for index, prompt in enumerate(prompts):
         if limit is not None and max(prompt, default=0) >= limit:
             raise PromptError(
@@ -97,7 +94,7 @@ def check_length(
     """
     limit = position_limit(model)
     longest = max(map(len, prompts), default=0)
-    steady = getattr(model.config, _STEADY_UP_TO.get(model.config.model_type, ""), None)
+    steady = _steady(model)
     if steady is not None and longest + max_completion_length - 1 > steady:
         raise ModelError(
             f"{_name(model)} chooses the tokens that it attends to by chance in texts of more than "
@@ -115,6 +112,26 @@ def check_length(
             else f"{_name(model)} has a table of {limit} positions, "
             f"but a prompt has {longest} tokens: leave out long prompts."
         )
+
+
+def most_tokens(model: PreTrainedModel) -> int | None:
+    """Return how many tokens of a text a model can be given; None if there is no limit."""
+    return min(
+        (limit for limit in (position_limit(model), _steady(model)) if limit is not None),
+        default=None,
+    )
+
+
+def n_embeddings(model: PreTrainedModel) -> int | None:
+    """Return the number of tokens that a model has an embedding for, if it says so."""
+    try:
+        return getattr(model.get_input_embeddings(), "num_embeddings", None)
+    except NotImplementedError:  # a model of own code that does not say where they are
+        return None
+
+
+def _steady(model: PreTrainedModel) -> int | None:
+    return getattr(model.config, _STEADY_UP_TO.get(model.config.model_type, ""), None)
 
 
 def _name(model: PreTrainedModel) -> str:

@@ -238,11 +238,7 @@ def eos_ids(
     list of int
         Sorted ids.
     """
-    ids = set()
-    if model.generation_config is not None and model.generation_config.eos_token_id is not None:
-        ids |= set(np.atleast_1d(model.generation_config.eos_token_id).tolist())
-    if tokenizer.eos_token_id is not None:
-        ids.add(tokenizer.eos_token_id)
+    ids = set(stop_ids(model, tokenizer))
     if not ids and model not in _endless:
         _endless.add(model)
         logger.warning(
@@ -253,6 +249,16 @@ def eos_ids(
         )
     elif ids and conversations:
         _warn_of_turn_end(model, tokenizer, ids)
+    return sorted(ids)
+
+
+def stop_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """Return what `eos_ids` does, without a warning: for a model that is not sampled."""
+    ids = set()
+    if model.generation_config is not None and model.generation_config.eos_token_id is not None:
+        ids |= set(np.atleast_1d(model.generation_config.eos_token_id).tolist())
+    if tokenizer.eos_token_id is not None:
+        ids.add(tokenizer.eos_token_id)
     return sorted(ids)
 
 

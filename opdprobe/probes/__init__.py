@@ -14,6 +14,12 @@ from opdprobe.probes.mass import overlap_mass, topk_mass
 from opdprobe.probes.mix import standardised
 from opdprobe.probes.recovery import GapRecovery, gap_recovery, gap_recovery_rate
 from opdprobe.probes.reward import reward_auroc, sequence_mean_reward
+from opdprobe.probes.sampler import (
+    SamplerComparison,
+    compare_sampler,
+    sampler_gap,
+    sampler_kl,
+)
 from opdprobe.probes.set_sizes import mass_set_summary
 from opdprobe.probes.sets import mass_set_size, overlap_mask, overlap_ratio
 from opdprobe.probes.signal import reward_signal
@@ -21,6 +27,8 @@ from opdprobe.probes.thinning import thinned
 
 __all__ = [
     "GapRecovery",
+    "SamplerComparison",
+    "compare_sampler",
     "curve",
     "curves",
     "entropy_gap",
@@ -38,6 +46,8 @@ __all__ = [
     "overlap_token_advantage",
     "reward_auroc",
     "reward_signal",
+    "sampler_gap",
+    "sampler_kl",
     "sequence_mean_reward",
     "standardised",
     "thinned",

@@ -14,7 +14,7 @@ from opdprobe.probes.divergence import overlap_statistics
 from opdprobe.probes.quantities import LIKELY, QUANTITIES
 from opdprobe.probes.sets import mask_of_match, ratio_of_match
 from opdprobe.probes.thinning import thinned
-from opdprobe.store.schema import MODELS
+from opdprobe.store.schema import MODELS, TOP_K
 
 _BLOCK = 4096  # states: 16 ranks in float64 take 512 KiB
 
@@ -183,12 +183,35 @@ class OPDAccessor:
         text = thinned(self._ds)
         return mean.assign_attrs(thinned=text) if text else mean
 
+    def stop_token_mass(self, model: str = "student", of: str | None = None) -> xr.DataArray:
+        """Probability that `model` puts on all tokens together with which `of` ends a response.
+
+        `of` is `model` itself by default. ``stop_token_mass("teacher", of="student")`` is what a
+        student can learn to end from: next to 0 where the teacher ends with other tokens.
+        """
+        of = model if of is None else of
+        logp = self._select("stop_logp", model=model, support=of)
+        named = _named(_apply(np.exp, logp.astype(float)), f"{model}_stop_token_mass")
+        named = named.rename("stop_token_mass")
+        if of != model:
+            named.attrs["long_name"] += f" (of the {of}'s stop tokens)"
+        return named
+
+    def sampler_gap(self) -> xr.DataArray:
+        """Difference of the drawn token's log-probability: the student's minus the sampler's."""
+        pair = self._sampled("student"), self._get("sampler_logp")
+        return _named(_apply(probes.sampler_gap, *pair), "sampler_gap")
+
+    def sampler_kl(self) -> xr.DataArray:
+        """Estimate of KL(sampler‖student) at the drawn token (k3)."""
+        pair = self._sampled("student"), self._get("sampler_logp")
+        return _named(_apply(probes.sampler_kl, *pair), "sampler_kl")
+
     def _get(self, name: str) -> xr.DataArray:
         if name not in self._ds.variables:
             raise StoreError(
                 f"the Dataset has no variable {name!r}; it has "
-                f"{', '.join(map(str, self._ds.variables))}: use a step of a run, or from_logits"
-                + (" with sampled_ids." if name == "sampled_logp" else ".")
+                f"{', '.join(map(str, self._ds.variables))}: {_cure(name, self._ds)}"
             )
         return self._ds[name]
 
@@ -209,6 +232,20 @@ class OPDAccessor:
 
     def _sampled(self, model: str) -> xr.DataArray:
         return self._select("sampled_logp", model=model)
+
+
+def _cure(name: str, ds: xr.Dataset) -> str:
+    if name in ("sampler_logp", "reported_logp"):
+        return "score rollouts that bring these log-probabilities (opdprobe.score_rollouts)."
+    if name == "stop_logp":
+        return "use a run that opdprobe 0.2 or newer recorded with local models."
+    if name in TOP_K and "sampled_logp" in ds.variables and not set(TOP_K) & set(ds.variables):
+        return (
+            "it holds the drawn tokens' log-probabilities only, no top-k lists: score the rollouts "
+            "with both models (opdprobe.score_rollouts)."
+        )
+    with_ids = " with sampled_ids" if name == "sampled_logp" else ""
+    return f"use a step of a run, or from_logits{with_ids}."
 
 
 def _apply(

@@ -1,6 +1,8 @@
 """Evaluate probes, and sort states by step and position: what curves and heat maps share."""
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -8,17 +10,23 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from opdprobe.errors import ConfigError
+from opdprobe.probes.quantities import QUANTITIES
 from opdprobe.store.schema import MODELS
 
 if TYPE_CHECKING:
     from opdprobe.store import Run
+
+logger = logging.getLogger("opdprobe")
 
 Probe = str | Callable[[xr.Dataset], xr.DataArray]
 """Name of a ``ds.opd`` method, with the model before it where it takes one
 (``"teacher_overlap_mass"``), or a function of a Dataset; either gives one value per state."""
 
 # The methods of ds.opd whose first argument is a model.
-_BY_MODEL = ("overlap_mass", "topk_mass", "mass_set_size", "entropy", "topk_entropy")
+_BY_MODEL = (
+    *("overlap_mass", "topk_mass", "mass_set_size", "entropy", "topk_entropy"),
+    "stop_token_mass",
+)
 
 _TOGETHER = ("overlap_token_advantage", "student_overlap_mass", "teacher_overlap_mass")
 
@@ -91,13 +99,43 @@ def evaluate(probe: Probe, part: xr.Dataset) -> xr.DataArray:
 
 
 def evaluate_all(probes: Sequence[Probe], part: xr.Dataset) -> list[xr.DataArray]:
-    """Compute several probes; what they share is computed once."""
+    """Compute several probes; what they share is computed once.
+
+    A quantity whose variable the step does not hold is NaN at every state, with a note in the log,
+    unless that is all that was asked for.
+    """
+    absent = {
+        probe
+        for probe in probes
+        if isinstance(probe, str) and probe in QUANTITIES and QUANTITIES[probe].needs not in part
+    }
+    if absent and len(absent) < len(set(probes)):
+        _say(tuple(sorted(absent)))
+        nothing = {name: _nothing(name, part) for name in absent}
+        rest = [probe for probe in probes if probe not in absent]
+        found = dict(zip(rest, evaluate_all(rest, part), strict=True))
+        return [nothing[str(probe)] if probe in absent else found[probe] for probe in probes]
     together = [probe for probe in probes if probe in _TOGETHER]
     shared = part.opd.overlap_statistics() if len(together) > 1 else {}
     return [
         shared[probe] if probe in shared else evaluate(probe, part)  # pyright: ignore[reportArgumentType]  # its keys are names
         for probe in probes
     ]
+
+
+def _nothing(name: str, part: xr.Dataset) -> xr.DataArray:
+    about = QUANTITIES[name].name._asdict()
+    return xr.DataArray(np.full(part.sizes["state"], np.nan), dims="state", attrs=about)
+
+
+@lru_cache(16)  # once, not for every step
+def _say(absent: Sequence[str]) -> None:
+    needs = dict.fromkeys(QUANTITIES[name].needs for name in absent)
+    logger.warning(
+        "The run does not hold %s, so %s cannot be computed: NaN.",
+        " and ".join(needs),
+        ", ".join(QUANTITIES[name].name.long_name for name in absent),
+    )
 
 
 def probe_attrs(quantity: xr.DataArray) -> dict[str, Any]:

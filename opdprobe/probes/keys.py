@@ -1,4 +1,4 @@
-"""Names and definitions of a run's quantities in verl, TRL, ms-swift and the paper's code.
+"""Names and definitions of a run's quantities in other projects' logs and in the paper's code.
 
 One table, `KEYS`. Where another project logs the same quantity under another name, its key maps to
 ours; where it logs something else under a similar name, the key maps to a separate name, so that
@@ -7,7 +7,8 @@ Needs no torch.
 
 Definitions were read in the projects' code at these commits; that code was not run: verl 1dda039,
 thunlp/OPD 0a44395, TRL f2cd577 (asynchronous trainer: 07fb78f), ms-swift 3602360 and its pull
-request 10026.
+request 10026, slime 624b824, miles 31f1ca9, NeMo-RL 7ea279a, tinker-cookbook 9dfcc3a, prime-rl
+559b447, AReaL 4aef98d.
 """
 
 from collections.abc import Callable
@@ -19,7 +20,18 @@ import xarray as xr
 import opdprobe.probes.accessor  # noqa: F401  # registers ds.opd
 from opdprobe.errors import ConfigError
 
-SOURCES = ("verl", "thunlp", "trl", "ms-swift")
+SOURCES = (
+    "verl",
+    "thunlp",
+    "trl",
+    "ms-swift",
+    "slime",
+    "miles",
+    "nemo-rl",
+    "tinker",
+    "prime-rl",
+    "areal",
+)
 """Projects whose names `KEYS` has; ``thunlp`` is the paper's code, a fork of verl."""
 
 Compute = Callable[[xr.Dataset], float]
@@ -94,6 +106,31 @@ def _minus_reward(ds: xr.Dataset) -> float:
     return -float(ds.opd.sampled_reward().mean())
 
 
+def _sampled_reward(ds: xr.Dataset) -> float:
+    return float(ds.opd.sampled_reward().mean())
+
+
+def _minus_student_logp(ds: xr.Dataset) -> float:
+    """Estimate the student's entropy by the log-probabilities of the tokens that it drew."""
+    return -float(ds["sampled_logp"].sel(model="student").mean())
+
+
+def _by_rollout(values: Callable[[xr.Dataset], xr.DataArray]) -> Compute:
+    """Average over each rollout's states, then over the rollouts that have some."""
+
+    def compute(ds: xr.Dataset) -> float:
+        rollout = ds["rollout"].values
+        counts = np.bincount(rollout)
+        sums = np.bincount(rollout, values(ds).values.astype(np.float64))
+        return float((sums[counts > 0] / counts[counts > 0]).mean())
+
+    return compute
+
+
+def _truncated(ds: xr.Dataset) -> float:
+    return 1 - float(ds["finished"].mean())
+
+
 def _length(ds: xr.Dataset) -> float:
     return float(ds["length"].mean())
 
@@ -110,6 +147,7 @@ _POOLED = (
     "weights renormalised on the student's whole top-k, log-ratio not renormalised, and the mean "
     "taken over states and tokens together, so that a state counts |I| times"
 )
+_EACH_RESPONSE = "each response counts once, whatever its length, unless the loss is per token"
 _NON_EMPTY = "states with an empty overlap are left out; Eq. 9 and 10 count them as 0"
 
 KEYS: tuple[Key, ...] = (
@@ -215,6 +253,149 @@ KEYS: tuple[Key, ...] = (
     ),
     Key("ms-swift", "completions/mean_length", "completion_length", True, "tokens", _length),
 )
+KEYS += tuple(
+    key
+    for source in ("slime", "miles")
+    for key in (
+        Key(source, "train/loss", f"loss_{source}", False, _OBJECTIVE),
+        Key(source, "train/grad_norm", "grad_norm", True, "before clipping"),
+        Key(source, "train/lr-pg_0", "learning_rate", True, "of the first group of parameters"),
+        Key(
+            source,
+            "train/entropy_loss",
+            f"student_entropy_{source}",
+            False,
+            f"full vocabulary; {_EACH_RESPONSE}",
+            _by_rollout(lambda ds: ds.opd.entropy("student")),
+        ),
+        Key(
+            source,
+            "train/opd_reverse_kl",
+            f"sampled_kl_{source}",
+            False,
+            f"mean of log p(y) - log q(y) at the sampled token; {_EACH_RESPONSE}"
+            + ("; with --opd-log-prob-top-k, a weighted sum over lists" * (source == "miles")),
+            _by_rollout(lambda ds: -ds.opd.sampled_reward()),
+        ),
+        Key(
+            source,
+            "train/train_rollout_logprob_abs_diff",
+            f"sampler_difference_{source}",
+            False,
+            f"mean of |log p(y) - the sampler's log p(y)|; {_EACH_RESPONSE}",
+        ),
+        Key(
+            source,
+            "rollout/response_len/mean",
+            "completion_length",
+            True,
+            "tokens, without those that the student did not draw",
+            _length,
+        ),
+        Key(
+            source,
+            "rollout/truncated_ratio",
+            f"truncated_{source}",
+            False,
+            "share of responses that reached the limit: 1 - finished, but for aborted ones",
+            _truncated,
+        ),
+    )
+)
+KEYS += (
+    Key("nemo-rl", "train/loss", "loss_nemo-rl", False, _OBJECTIVE),
+    Key("nemo-rl", "train/grad_norm", "grad_norm", True, "before clipping"),
+    Key("nemo-rl", "train/lr", "learning_rate", True),
+    Key(
+        "nemo-rl", "train/mean_gen_tokens_per_sample", "completion_length", True, "tokens", _length
+    ),
+    Key(
+        "nemo-rl",
+        "train/approx_entropy",
+        "student_entropy_nemo-rl",
+        False,
+        "-log p(y) at the sampled token, weighted by p(y) over the sampler's p(y): an estimate",
+        _minus_student_logp,
+    ),
+    Key(
+        "nemo-rl",
+        "train/gen_kl_error",
+        "sampler_kl_nemo-rl",
+        False,
+        "an estimate of the divergence of the sampler from the trained student",
+    ),
+    Key("tinker", "optim/lr", "learning_rate", True),
+    Key(
+        "tinker",
+        "teacher_kl",
+        "sampled_kl",
+        False,
+        "mean of the sampler's log p(y) - log q(y): minus our sampled_reward, where sampler and "
+        "student agree",
+        _minus_reward,
+    ),
+    Key(
+        "tinker",
+        "optim/entropy",
+        "student_entropy_tinker",
+        False,
+        "mean of the sampler's -log p(y) at the sampled token: an estimate",
+        _minus_student_logp,
+    ),
+    Key(
+        "tinker",
+        "optim/kl_sample_train_v1",
+        "sampler_kl_tinker",
+        False,
+        "mean of the sampler's log p(y) - the trained student's (k1)",
+    ),
+    Key(
+        "tinker",
+        "env/all/ac_tokens_per_turn",
+        "tokens_per_turn_tinker",
+        False,
+        "of a turn, not of a rollout",
+    ),
+    Key("prime-rl", "loss/mean", "loss_prime-rl", False, _OBJECTIVE),
+    Key("prime-rl", "optim/grad_norm", "grad_norm", True, "before clipping"),
+    Key("prime-rl", "optim/lr", "learning_rate", True),
+    Key("prime-rl", "entropy/all/mean", "student_entropy", True, "full vocabulary", _STUDENT),
+    Key(
+        "prime-rl",
+        "ref_kl/mean",
+        "sampled_reward_prime-rl",
+        False,
+        "log q(y) - log p(y) at the sampled token, and so minus a divergence, averaged by "
+        "micro-batch: a micro-batch counts once, whatever its length",
+        _sampled_reward,
+    ),
+    Key(
+        "prime-rl",
+        "mismatch_kl/all/mean",
+        "sampler_kl_prime-rl",
+        False,
+        "an estimate (k3) of the divergence of the sampler from the trained student",
+    ),
+    Key(
+        "areal",
+        "ppo_actor/update/entropy/avg",
+        "student_entropy",
+        True,
+        "full vocabulary",
+        _STUDENT,
+    ),
+    Key(
+        "areal",
+        "ppo_actor/update/rkl_loss/avg",
+        "sampled_kl_areal",
+        False,
+        "mean of log p(y) - log q(y) at the sampled token; without RL, weighted by p(y) over the "
+        "p(y) before the step's updates",
+        _minus_reward,
+    ),
+    Key("areal", "ppo_actor/update/grad_norm", "grad_norm", True, "before clipping"),
+    Key("areal", "ppo_actor/update/lr", "learning_rate", True),
+)
 
 
 def find(key: str, source: str) -> Key | None:
@@ -247,7 +428,7 @@ def find(key: str, source: str) -> Key | None:
     >>> find("perf/mfu/actor", "verl") is None
     True
     """
-    key = key.removeprefix("actor/") if _check(source) in ("verl", "thunlp") else key
+    key = key.removeprefix("actor/") if check_source(source) in ("verl", "thunlp") else key
     return next((k for k in KEYS if (k.source, k.key) == (source, key)), None)
 
 
@@ -278,7 +459,7 @@ def names_of(metric: str, source: str) -> list[Key]:
     >>> names_of("extreme_advantage_gap", "trl")
     []
     """
-    suffixed = f"{metric}_{_check(source)}"
+    suffixed = f"{metric}_{check_source(source)}"
     found = [k for k in KEYS if k.source == source and k.metric in (metric, suffixed)]
     return sorted(found, key=lambda k: not k.same)
 
@@ -313,7 +494,7 @@ def as_logged(step: xr.Dataset, source: str) -> dict[str, float]:
     >>> same["distillation/overlap_ratio"], abs(same["distillation/overlap_token_advantage"])
     (1.0, 0.0)
     """
-    _check(source)
+    check_source(source)
     return {k.key: k.compute(step) for k in KEYS if k.source == source and k.compute is not None}
 
 
@@ -355,7 +536,8 @@ def renamed(metrics: xr.Dataset, source: str) -> xr.Dataset:
     return out
 
 
-def _check(source: str) -> str:
+def check_source(source: str) -> str:
+    """Return a source if it is one of `SOURCES`; raise ConfigError otherwise."""
     if source not in SOURCES:
         raise ConfigError(f"source = {source!r}; expected one of {', '.join(SOURCES)}.")
     return source

@@ -10,19 +10,22 @@ import numpy as np
 import xarray as xr
 
 from opdprobe.errors import StoreError, shown
-from opdprobe.probes.keys import renamed
+from opdprobe.probes.keys import check_source, renamed
 from opdprobe.store.safe_text import is_number, parse_json
 from opdprobe.store.schema import variable_attrs
 
 # "step:12 - actor/entropy:0.93 - timing_s/gen:4.1": verl's console logger. The line may follow a
 # worker's prefix, "(TaskRunner pid=7) step:12 - …".
 _CONSOLE = re.compile(r"\bstep:(\d{1,18}) - (\S+:\S+(?: - \S+:\S+)*)")
+# "step 12: {'train/loss': 0.93, …}": slime's and miles' console; also "rollout 12:", "perf 12:".
+_DICTIONARY = re.compile(r"\b(?:step|rollout|perf|eval) (\d{1,18}): \{(.*)\}\s*$")
+_ITEM = re.compile(r"'([^']+)': (np\.\w+\([^()]*\)|[^\s,{}\[\]'()]+)(?=[,\s]|$)")
 # numpy 2 prints its scalars as np.float64(0.5) and verl passes them on.
 _NUMPY = re.compile(r"np\.\w+\((.*)\)")
 
 
 def read_log(path: str | Path, source: str) -> xr.Dataset:
-    r"""Read a training log of verl, the paper's code, TRL or ms-swift.
+    r"""Read a training log of another project.
 
     Parameters
     ----------
@@ -30,9 +33,14 @@ def read_log(path: str | Path, source: str) -> xr.Dataset:
         - verl and the paper's code (its fork): the file logger's ``.jsonl``, one
           ``{"step": …, "data": {…}}`` per line, or the text that the console logger wrote, in which
           lines without ``step:N - key:value - …`` are skipped;
-        - TRL and ms-swift: ``trainer_state.json`` of a checkpoint, whose ``log_history`` is read.
-    source : {"verl", "thunlp", "trl", "ms-swift"}
-        Whose log it is: the same key means different things (see `opdprobe.probes.keys`).
+        - TRL and ms-swift: ``trainer_state.json`` of a checkpoint, whose ``log_history`` is read;
+        - slime and miles: the text that was printed, of which the lines ``step N: {…}``,
+          ``rollout N: {…}`` and ``perf N: {…}`` are read. Their numbers are those of the
+          optimiser's step and of the rollout: the same if there is one step a rollout;
+        - tinker-cookbook and prime-rl: ``metrics.jsonl``, one ``{"step": …, key: …}`` per line; and
+          in this form, what a tracker of any of the last six exports (W&B has ``_step``).
+    source : str
+        Whose log it is, one of `opdprobe.probes.keys.SOURCES`: the same key means different things.
 
     Returns
     -------
@@ -59,6 +67,7 @@ def read_log(path: str | Path, source: str) -> xr.Dataset:
     {'overlap_ratio': 0.72, 'perf/mfu': 0.4}
     """
     path = Path(path)
+    check_source(source)
     try:
         text = path.read_text(encoding="utf-8")
     except (FileNotFoundError, IsADirectoryError):
@@ -67,6 +76,9 @@ def read_log(path: str | Path, source: str) -> xr.Dataset:
         raise StoreError(f"{path} is not UTF-8 text ({error}); expected a training log.") from error
     if source in ("trl", "ms-swift"):
         lines = _log_history(text, path)
+    elif source not in ("verl", "thunlp"):
+        flat = text.lstrip().startswith("{")
+        lines = _flat(text, path) if flat else _printed(text)
     elif text.lstrip().startswith("{"):
         lines = _file_logger(text, path)
     else:
@@ -76,7 +88,7 @@ def read_log(path: str | Path, source: str) -> xr.Dataset:
         numbers = {
             name: number
             for name, value in values.items()
-            if name != "step" and (number := _number(value)) is not None
+            if name not in ("step", "_step") and (number := _number(value)) is not None
         }
         merged.setdefault(step, {}).update(numbers)
     if not merged:
@@ -120,6 +132,28 @@ def _file_logger(text: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
                 f"{path}, line {number}: {error!r}; expected {{'step': …, 'data': {{…}}}} as "
                 "verl's file logger writes it."
             ) from error
+
+
+def _flat(text: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        try:
+            entry = parse_json(line)
+            step = entry["step"] if "step" in entry else entry["_step"]
+            yield _step(step), dict(entry)
+        except (KeyError, TypeError, ValueError) as error:
+            if number == text.count("\n") + 1:
+                return  # an incomplete last line: the run is still writing
+            raise StoreError(
+                f"{path}, line {number}: {error!r}; expected {{'step': …, …}}, one object per line."
+            ) from error
+
+
+def _printed(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    for line in text.splitlines():
+        if match := _DICTIONARY.search(line):
+            yield int(match[1]), {item[1]: item[2] for item in _ITEM.finditer(match[2])}
 
 
 def _console_logger(text: str) -> Iterator[tuple[int, dict[str, Any]]]:

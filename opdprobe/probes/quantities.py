@@ -136,6 +136,30 @@ QUANTITIES: Mapping[str, Quantity] = {
         worse=-1,
         two_sided=True,
     ),
+    "student_stop_token_mass": _state(
+        "student stop-token mass",
+        "1",
+        "stop_logp",
+        lambda ds: ds.opd.stop_token_mass("student"),
+    ),
+    "teacher_stop_token_mass": _state(
+        "teacher stop-token mass",
+        "1",
+        "stop_logp",
+        lambda ds: ds.opd.stop_token_mass("teacher"),
+    ),
+    "sampler_gap": _state(
+        "student minus sampler",
+        "nats",
+        "sampler_logp",
+        lambda ds: ds.opd.sampler_gap(),
+    ),
+    "sampler_kl": _state(
+        "KL of sampler from student (k3)",
+        "nats",
+        "sampler_logp",
+        lambda ds: ds.opd.sampler_kl(),
+    ),
     "completion_length": _rollout("response length", "tokens", "length"),
     "finished": _rollout("finished responses", "1", "finished"),
     "correct": _rollout("correct responses", "1", "correct"),
@@ -143,7 +167,16 @@ QUANTITIES: Mapping[str, Quantity] = {
 """Every quantity that a recorded step gives, by its name in ``Run.metrics``."""
 
 SHARES = frozenset(
-    {"overlap_ratio", "student_overlap_mass", "teacher_overlap_mass", "finished", "correct"}
+    {
+        "overlap_ratio",
+        "likely_overlap_ratio",
+        "student_overlap_mass",
+        "teacher_overlap_mass",
+        "student_stop_token_mass",
+        "teacher_stop_token_mass",
+        "finished",
+        "correct",
+    }
 )
 """Quantities in [0, 1]."""
 

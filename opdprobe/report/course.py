@@ -5,7 +5,7 @@ enough for curves, for means over several steps, and for their intervals.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,10 +16,14 @@ from opdprobe.errors import StoreError
 from opdprobe.probes.bootstrap import Estimate
 from opdprobe.probes.quantities import QUANTITIES, axis_label, scalar
 from opdprobe.probes.rollout_sums import RolloutSums, rollout_sums
+from opdprobe.probes.sampler import SamplerComparison, compare_sampler
 from opdprobe.report.estimate import exact
 from opdprobe.report.panel import Panel, Series
 from opdprobe.store import Run
 from opdprobe.store.schema import MODELS
+
+_REPORTERS = ("sampler", *MODELS)
+_MOST_STATES = 262_144  # that log-probabilities of rollouts are compared at
 
 # Number of recorded steps that each end of a run is averaged over.
 EDGE = 5
@@ -40,6 +44,9 @@ _PANELS = {
     "extreme_advantage_gap": ("extreme_advantage_gap",),
     "completion_length": ("completion_length",),
     "finished": ("finished",),
+    "stop_token_mass": ("student_stop_token_mass", "teacher_stop_token_mass"),
+    "sampled_reward": ("sampled_reward",),
+    "sampler_gap": ("sampler_gap",),
 }
 
 
@@ -61,6 +68,9 @@ class Course:
         Steps of the evaluations.
     scores
         One array (problem,) per evaluation: the mean score of each problem of all benchmarks.
+    reported
+        How log-probabilities that the rollouts of the last steps brought differ from the recomputed
+        ones, by who reported them: ``"sampler"``, ``"student"``, ``"teacher"``.
     """
 
     label: str
@@ -69,6 +79,7 @@ class Course:
     metrics: xr.Dataset = field(repr=False)
     evaluated: list[int] = field(default_factory=list)
     scores: list[NDArray[np.float64]] = field(default_factory=list, repr=False)
+    reported: dict[str, SamplerComparison] = field(default_factory=dict, repr=False)
 
     @property
     def steps(self) -> list[int]:
@@ -176,7 +187,7 @@ def course(run: Run, *, label: str | None = None) -> Course:
     # Accuracy is the mean over the problems of all benchmarks, so it needs steps that ran them all.
     evaluated = [set(e["step"].values.tolist()) for e in evaluations]
     common = sorted(set.intersection(*evaluated)) if evaluated else []
-    return Course(
+    found = Course(
         label=label or run.path.resolve().name,
         config=run.config,
         sums=_sums(run),
@@ -184,6 +195,7 @@ def course(run: Run, *, label: str | None = None) -> Course:
         evaluated=common,
         scores=[np.concatenate([e.sel(step=step).values for e in evaluations]) for step in common],
     )
+    return replace(found, reported=_compare_reported(run, found.steps[found.last]))
 
 
 def _sums(run: Run) -> RolloutSums:
@@ -261,3 +273,49 @@ def course_panels(courses: Sequence[Course]) -> list[Panel]:
 def _panel(name: str, title: str, quantity: str, lines: list[Series]) -> Panel:
     label = axis_label(title[0].lower() + title[1:], scalar(quantity).units)
     return Panel(name, title, "training step", label, "line", lines)
+
+
+def _compare_reported(run: Run, steps: Sequence[int]) -> dict[str, SamplerComparison]:
+    """Compare what the rollouts of some steps brought with the recomputed log-probabilities.
+
+    Parameters
+    ----------
+    run
+        A recorded run.
+    steps
+        Some of its steps, read one at a time up to 262,144 states.
+
+    Returns
+    -------
+    dict
+        By who reported: ``"sampler"``, ``"student"``, ``"teacher"``; only those who did.
+    """
+    parts: dict[str, list[tuple[np.ndarray, ...]]] = {}
+    n_states = n_rollouts = 0
+    for step in steps:
+        if n_states > _MOST_STATES:
+            break
+        ds = run.load(step)
+        if not {"sampler_logp", "reported_logp"} & set(ds.variables):
+            break  # all steps of a run have one form
+        n_states += ds.sizes["state"]
+        rollout = ds["rollout"].values + n_rollouts
+        n_rollouts = int(rollout.max(initial=n_rollouts)) + 1
+        for who in _REPORTERS:
+            m = MODELS.index(who) if who in MODELS else 0  # the sampler is to be the student
+            name = "reported_logp" if who in MODELS else "sampler_logp"
+            if name not in ds:
+                continue
+            reported = ds[name].values.reshape(len(rollout), -1)[:, m]
+            lists = ds["logp"].values[:, m, m] if "logp" in ds else np.zeros((len(reported), 0))
+            columns = ds["sampled_logp"].values[:, m], reported, rollout, lists
+            parts.setdefault(who, []).append(columns)
+    found = {}
+    for who, some in parts.items():
+        logp, reported, rollout, lists = (
+            np.concatenate(column) for column in zip(*some, strict=True)
+        )
+        one = compare_sampler(logp, reported, rollout, lists if lists.shape[1] else None)
+        if one.n:
+            found[who] = one
+    return found

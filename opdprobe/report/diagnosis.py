@@ -18,6 +18,7 @@ from opdprobe.report.finding import (
     look,
     lower,
 )
+from opdprobe.report.reported import reported_findings
 
 Direction = Literal["toward", "away", "flat", "unclear"]
 
@@ -68,7 +69,8 @@ def diagnose(found: Course) -> list[Finding]:
           (0.05 of overlap; 0.2 of the advantage and 0.5 of the gap left): the failure signature
           (§4.1, App. B.2). ``aligned_from_the_start``: the same, from an overlap of at least 0.95;
         - ``drifting_apart``: some moved the other way and none that way; ``mixed``: both;
-        - ``no_clear_sign``, or ``too_short`` for a single step;
+        - ``no_clear_sign``, ``too_short`` for a single step, or ``not_recorded`` for a run without
+          top-k lists;
 
         then, where they apply,
 
@@ -82,6 +84,10 @@ def diagnose(found: Course) -> list[Finding]:
         - ``truncated``: more than 0.1 of the last responses reached the limit (§6.1);
         - ``gradient_spikes``: a gradient norm 5 times the median of the 20 steps around it, and
           above those of the first steps (§6.3);
+        - ``sampler_…``, ``student_…``, ``teacher_…``: log-probabilities that the rollouts brought
+          agree with the recomputed ones (to 0.05 nats on average), or what explains at least half
+          of the difference: ``_temperature``, ``_shifted`` by a token, ``_reads_otherwise`` from
+          the first token on, or else ``_differs``;
         - ``blind_loss``: with a top-k loss, less than 0.9 of a model's probability is on the shared
           tokens at the end (App. B.1).
 
@@ -108,7 +114,8 @@ def diagnose(found: Course) -> list[Finding]:
         signs.gradient_spikes(found),
         signs.blind_loss(found),
     )
-    return [alignment, *(finding for finding in others if finding)]
+    told = (finding for finding in others if finding)
+    return [alignment, *told, *reported_findings(found)]
 
 
 # ---- the alignment
@@ -116,6 +123,16 @@ def diagnose(found: Course) -> list[Finding]:
 
 def _alignment(found: Course) -> Finding:
     where = look(found, "reverse_kl", found.last, 1, "reverse_kl")
+    if not any(found.has(name) for name in _MOVED):
+        if not found.has("reverse_kl"):
+            where = look(found, "sampled_reward", found.last, -1, "sampled_reward")
+        text = (
+            "The run holds log-probabilities of the drawn tokens only, no top-k lists, so overlap, "
+            "advantage and entropies are not known."
+        )
+        advice = "Score its rollouts with both models (opdprobe.score_rollouts)."
+        title = "Alignment is not recorded"
+        return Finding("not_recorded", "unclear", title, text, (), advice, **where)
     if len(found.steps) < 2:
         text = "Alignment can be seen only over several steps."
         return Finding("too_short", "unclear", "One recorded step", text, (), **where)

@@ -32,6 +32,7 @@ def report_panels(runs: Sequence[Run], courses: Sequence[Course]) -> list[Panel]
     maps = [
         _heat_panel(run, course.label if len(runs) > 1 else "")
         for run, course in zip(runs, courses, strict=True)
+        if course.has("student_entropy")
     ]
     return [
         *_accuracy_panel(courses),

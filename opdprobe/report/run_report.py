@@ -24,7 +24,15 @@ from opdprobe.report.view import model_name, run_labels, short_name, write_view
 from opdprobe.store import Run
 from opdprobe.store.files import write_text
 from opdprobe.store.prompt_form import prompt_form
+from opdprobe.store.schema import TOP_K
 from opdprobe.train.config import OPDConfig
+
+# What most runs have: no stop tokens, grades or sampler's log-probabilities is no lack.
+_EXPECTED = {
+    name: quantity
+    for name, quantity in QUANTITIES.items()
+    if quantity.needs in (*TOP_K, "sampled_logp", "finished")
+}
 
 
 def write_run_report(
@@ -135,8 +143,12 @@ def _facts(runs: Sequence[Run], courses: Sequence[Course]) -> list[tuple[str, li
             "Contexts": _contexts(run),
             "Positions": thinned(run) or "all recorded",
         }
+        absent = [q.name.long_name for name, q in _EXPECTED.items() if not found.has(name)]
+        facts["Not recorded"] = ", ".join(absent) or "–"
         for name, text in facts.items():
             rows.setdefault(name, []).append(visible(text))
+    if set(rows["Not recorded"]) == {"–"}:
+        del rows["Not recorded"]
     return list(rows.items())
 
 

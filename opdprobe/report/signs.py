@@ -52,6 +52,8 @@ def late_collapse(found: Course) -> Finding | None:
     The overlap ratio ends 0.02 below its best mean over 5 steps, which was 0.01 above the start,
     and the student's entropy is at least 1.1 times its value at that best.
     """
+    if not found.has("overlap_ratio"):
+        return None
     _, values = found.values("overlap_ratio")
     n, width = len(values), found.width
     means = np.convolve(values, np.ones(width) / width, "valid")

@@ -99,18 +99,20 @@ def pack_step(ds: xr.Dataset, rollouts: int) -> PackedStep:
     if "prompt_ids" in ds:
         n_prompt = ds["prompt_length"].values[:n_rollout]
         prompt = ds["prompt_ids"].values[: n_prompt.sum()]
-    sampled = ds["sampled_logp"] if "sampled_logp" in ds else xr.full_like(ds["entropy"], np.nan)
-    token_id = ds["token_id"].values
+    # Without top-k lists, k is 0.
+    token_id = ds["token_id"].values if "token_id" in ds else np.zeros((n, 2, 0), int)
+    logp = ds["logp"].values if "logp" in ds else np.zeros((n, 2, 2, 0))
+    sampled = ds["sampled_logp"].values if "sampled_logp" in ds else np.full((n, 2), np.nan)
     known = [q.compute(ds).values if q.needs in ds else None for q in VIEWED.values()]
     values = np.array([np.full(n, np.nan) if row is None else row for row in known], "<f4")
     arrays = [
         values,
         *(ids.astype("<i4") for ids in (positions, token_id, prompt, response)),
-        *(_fixed_point(logp) for logp in (ds["logp"].values, sampled.values)),
+        *(_fixed_point(values) for values in (logp, sampled)),
     ]
     columns = {
         "n": n,
-        "k": ds.sizes["rank"],
+        "k": token_id.shape[-1],
         "n_states": n_states.tolist(),
         "n_prompt": n_prompt.tolist(),
         "n_response": n_response.tolist(),

@@ -84,16 +84,15 @@ def batches(
     Yields
     ------
     Batch
-        Rollouts with an empty response have no states and are left out.
+        Rollouts without states, such as those with an empty response, are left out.
     """
     n_inputs = [
         len(p) + len(r) - 1 for p, r in zip(rollouts.prompt_ids, rollouts.response_ids, strict=True)
     ]
-    first_state = torch.tensor([0, *map(len, rollouts.response_ids)]).cumsum(0).tolist()
+    places = [rollouts.states(i) for i in range(len(rollouts))]
+    first_state = torch.tensor([0, *map(len, places)]).cumsum(0).tolist()
     # The longest come first, so that a batch that does not fit in memory fails at once.
-    order = sorted(
-        (i for i, r in enumerate(rollouts.response_ids) if r), key=lambda i: -n_inputs[i]
-    )
+    order = sorted((i for i, some in enumerate(places) if some), key=lambda i: -n_inputs[i])
     cost = _PASS_CPU if torch.device(device).type == "cpu" else _PASS
     micro_batch_tokens = most_tokens(micro_batch_tokens, device)
     start = 0
@@ -108,10 +107,10 @@ def batches(
         for b, i in enumerate(chosen):
             prompt, response = rollouts.prompt_ids[i], rollouts.response_ids[i]
             ids.append(prompt + response[:-1] + [pad_id] * (width - n_inputs[i]))
-            row += [b] * len(response)
-            time += range(len(prompt) - 1, n_inputs[i])
-            sampled += response
-            state += range(first_state[i], first_state[i] + len(response))
+            row += [b] * len(places[i])
+            time += [len(prompt) - 1 + place for place in places[i]]
+            sampled += [response[place] for place in places[i]]
+            state += range(first_state[i], first_state[i + 1])
         yield Batch(
             input_ids=torch.tensor(ids, device=device),
             row=torch.tensor(row, device=device),

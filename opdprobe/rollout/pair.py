@@ -18,7 +18,7 @@ from opdprobe.models.devices import resolve_device, resolve_dtype, teacher_defau
 from opdprobe.models.head import split_head
 from opdprobe.models.lengths import ApartBody
 from opdprobe.models.load import load_model, load_tokenizer
-from opdprobe.models.vocabulary import padding_id, shared_vocabulary, shared_width
+from opdprobe.models.vocabulary import padding_id, shared_vocabulary, shared_width, stop_ids
 from opdprobe.rollout.batches import Batch, batches
 from opdprobe.rollout.exact import check_scoring
 from opdprobe.rollout.sample import Rollouts
@@ -112,6 +112,18 @@ class Pair:
         Texts of different classes must not share a pass (`opdprobe.models.lengths`).
         """
         return tuple(body.length_class(length) for body in self._apart)
+
+    def stop_ids(self) -> tuple[list[int], list[int]]:
+        """Return the tokens with which the student, and the teacher, ends a response.
+
+        Those that the models share; the settings of a model may name others.
+        """
+        tokenizers = self.tokenizer, self.teacher_tokenizer or self.tokenizer
+        student, teacher = (
+            [token for token in stop_ids(model, tokenizer) if token < self.width]
+            for model, tokenizer in zip((self.student, self.teacher), tokenizers, strict=True)
+        )
+        return student, teacher
 
     @classmethod
     def load(
@@ -220,7 +232,7 @@ class Pair:
         ------
         Scored
         """
-        device = self.student.device
+        device, stops = self.student.device, self.stop_ids()
         for batch in batches(
             rollouts,
             micro_batch_tokens=micro_batch_tokens,
@@ -240,6 +252,7 @@ class Pair:
                 batch.sampled_ids,
                 k=k,
                 temperature=temperature,
+                stop_ids=stops,
             )
             yield Scored(batch, hidden, teacher_hidden, scores)
 

@@ -60,7 +60,7 @@ def read_file(path: Path, limit: int | None = None) -> list[Any]:
         return _read_parquet(path, limit)
     with ExitStack() as stack:
         try:
-            lines = _open(path, suffix, stack)
+            lines = open_text(path, suffix, stack)
             rows = _csv_rows(lines) if kind == ".csv" else _json_rows(lines, kind == ".json")
             return list(islice(rows, limit))
         except UnicodeDecodeError as error:
@@ -72,7 +72,7 @@ def read_file(path: Path, limit: int | None = None) -> list[Any]:
                 f"{path}: not a readable CSV file ({error}): quote fields that hold commas, "
                 "quotes or line breaks."
             ) from error
-        except _NotRows as error:
+        except NotRows as error:
             raise PromptError(f"{path}: {error}") from error
         except (OSError, EOFError, zlib.error) as error:
             raise PromptError(
@@ -89,7 +89,7 @@ def kind_of(path: Path) -> str | None:
     return kind if kind in _TEXT else None
 
 
-class _NotRows(Exception):
+class NotRows(Exception):
     """The file as a whole cannot be read, for this reason."""
 
 
@@ -106,7 +106,7 @@ class _Limited(io.RawIOBase):
         data = self._stream.read(len(buffer))
         self._left -= len(data)
         if self._left < 0:
-            raise _NotRows(
+            raise NotRows(
                 f"unpacks to more than {self._most} bytes, which is {_MOST_TIMES} times its size "
                 f"and {_MOST_BYTES} more: unpack it, if you trust it."
             )
@@ -114,8 +114,15 @@ class _Limited(io.RawIOBase):
         return len(data)
 
 
-def _open(path: Path, suffix: str, stack: ExitStack) -> io.BufferedReader[Any]:
-    """Open the text of a file, unpacked, after its byte order mark."""
+def open_text(path: Path, suffix: str, stack: ExitStack) -> io.BufferedReader[Any]:
+    """Open the text of a file, unpacked, after its byte order mark.
+
+    Raises
+    ------
+    NotRows
+        The text is compressed in another way than its name says, or is in UTF-16. Reading raises it
+        if the file unpacks to more than it should.
+    """
     if suffix == ".gz":
         unpacked = stack.enter_context(gzip.GzipFile(path))
     elif suffix == ".zst":
@@ -133,11 +140,11 @@ def _open(path: Path, suffix: str, stack: ExitStack) -> io.BufferedReader[Any]:
     start = lines.peek(4)
     for magic, (ending, name) in _MAGIC.items():
         if start.startswith(magic):
-            raise _NotRows(
+            raise NotRows(
                 f"compressed by {name}; expected a name that ends in {ending}: rename it."
             )
     if start.startswith((b"\xff\xfe", b"\xfe\xff")):
-        raise _NotRows("a text in UTF-16: save it as UTF-8.")
+        raise NotRows("a text in UTF-16: save it as UTF-8.")
     if start.startswith(_BOM):
         lines.read(len(_BOM))
     return lines
@@ -172,7 +179,7 @@ def _json_rows(lines: io.BufferedReader[Any], may_be_whole: bool) -> Iterator[An
                 if start.startswith(b"["):
                     if isinstance(error, UnicodeDecodeError):
                         raise
-                    raise _NotRows(f"not JSON ({error}); {wanted}.") from error
+                    raise NotRows(f"not JSON ({error}); {wanted}.") from error
             lines = io.BufferedReader(io.BytesIO(text))  # several objects
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -206,9 +213,7 @@ def _whole_rows(found: Any, wanted: str) -> list[Any]:
     if any({"content", "value"} & row.keys() for value in lists.values() for row in value):
         return [found]
     if len(lists) > 1:
-        raise _NotRows(
-            f"an object with several lists of objects, {shown(sorted(lists))}; {wanted}."
-        )
+        raise NotRows(f"an object with several lists of objects, {shown(sorted(lists))}; {wanted}.")
     return next(iter(lists.values()), [found])
 
 
@@ -218,10 +223,10 @@ def _csv_rows(lines: io.BufferedReader[Any]) -> Iterator[Any]:
     reader = csv.reader((line.decode(errors="surrogateescape") for line in lines), strict=True)
     header = next(reader, [])
     if any(map(_ESCAPED.search, header)):
-        raise _NotRows("the header is not UTF-8 text: save the file as UTF-8.")
+        raise NotRows("the header is not UTF-8 text: save the file as UTF-8.")
     if len(set(header)) < len(header):
         twice = sorted({name for name in header if header.count(name) > 1})
-        raise _NotRows(f"more than one column is called {shown(twice)}: rename all but one.")
+        raise NotRows(f"more than one column is called {shown(twice)}: rename all but one.")
     for fields in _csv_fields(reader):
         if isinstance(fields, PromptError):
             yield fields

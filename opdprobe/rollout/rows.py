@@ -2,20 +2,21 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import fields
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
 from opdprobe.models.processes import Processes
-from opdprobe.probes import entropy_gap, extreme_advantage_gap
+from opdprobe.probes import entropy_gap, extreme_advantage_gap, sampler_gap, sampler_kl
 from opdprobe.probes.divergence import overlap_statistics
 from opdprobe.probes.quantities import LIKELY
 from opdprobe.probes.sets import mask_of_match, ratio_of_match
 from opdprobe.rollout.prompts import Prompt
 from opdprobe.rollout.sample import Rollouts
 from opdprobe.rollout.score import Scores
-from opdprobe.store.schema import Step, build_step
+from opdprobe.store.schema import MODELS, Step, build_step
 
 
 def record_step(
@@ -48,28 +49,43 @@ def record_step(
     Step
         See `opdprobe.store.schema`.
     """
-    lengths = np.array([len(r) for r in rollouts.response_ids])
-    response_ids = np.concatenate([np.asarray(r, np.int32) for r in rollouts.response_ids])
-    first = np.repeat(np.cumsum(lengths) - lengths, lengths)
     arrays = {
         "step": step,
-        "token_id": scores.token_id.numpy(),
-        "logp": scores.logp.numpy(),
-        "entropy": scores.entropy.numpy(),
-        "reverse_kl": scores.reverse_kl.numpy(),
-        "sampled_logp": scores.sampled_logp.numpy(),
-        "sampled_id": response_ids,
-        "rollout": np.repeat(np.arange(len(lengths)), lengths),
-        "position": np.arange(lengths.sum()) - first,
+        **score_arrays(scores),
+        **rollout_arrays(rollouts),
         "prompt_id": [p.id for p in prompts],
-        "prompt_length": [len(p) for p in rollouts.prompt_ids],
-        "length": lengths,
         "finished": rollouts.finished,
-        "correct": np.full(len(lengths), np.nan) if correct is None else correct,
-        "prompt_ids": np.concatenate([np.asarray(p, np.int32) for p in rollouts.prompt_ids]),
-        "response_ids": response_ids,
+        "correct": np.full(len(rollouts), np.nan) if correct is None else correct,
     }
     return build_step(arrays, {"missing": list(missing)} if missing else None)
+
+
+def score_arrays(scores: Scores) -> dict[str, NDArray | None]:
+    """Name scores as the store does."""
+    columns = ((f.name, getattr(scores, f.name)) for f in fields(scores))
+    return {name: None if column is None else column.numpy() for name, column in columns}
+
+
+def rollout_arrays(rollouts: Rollouts) -> dict[str, NDArray]:
+    """Lay out the rollouts' texts, and the places of their states, as the store does."""
+    lengths = np.array([len(r) for r in rollouts.response_ids], int)
+    places = [np.asarray(rollouts.states(i), int) for i in range(len(lengths))]
+    rollout = np.repeat(np.arange(len(lengths)), [len(some) for some in places])
+    position = _joined(places)
+    response_ids = _joined(rollouts.response_ids)
+    return {
+        "sampled_id": response_ids[(np.cumsum(lengths) - lengths)[rollout] + position],
+        "rollout": rollout,
+        "position": position,
+        "prompt_length": np.array([len(p) for p in rollouts.prompt_ids], int),
+        "length": lengths,
+        "prompt_ids": _joined(rollouts.prompt_ids),
+        "response_ids": response_ids,
+    }
+
+
+def _joined(rows: Sequence[Sequence[int] | NDArray]) -> NDArray:
+    return np.concatenate([np.zeros(0, np.int32), *(np.asarray(row, np.int32) for row in rows)])
 
 
 def record_dataset(
@@ -156,28 +172,42 @@ def step_metrics(
     """
     # The probes themselves rather than ds.opd: this runs every step, and the accessor's labels cost
     # more than the arithmetic where a step is small.
-    logp, entropy = dataset["logp"].values, dataset["entropy"].values
-    student, teacher = logp[:, 0, 0], logp[:, 1, 0]
-    match, own = dataset["match"].values, (student, logp[:, 1, 1])  # each on its own list
-    mask = mask_of_match(match, *own)
-    student_mass, teacher_mass, advantage = overlap_statistics(student, teacher, mask).T
-    sampled, correct = dataset["sampled_logp"].values, dataset["correct"].values
-    metrics = {
-        "overlap_ratio": ratio_of_match(match, *own),
-        "likely_overlap_ratio": _known(ratio_of_match(match, *own, min_prob=LIKELY)),
-        "student_overlap_mass": student_mass,
-        "teacher_overlap_mass": teacher_mass,
-        "overlap_token_advantage": _known(advantage),
-        "empty_overlap": np.isnan(advantage),
-        "entropy_gap": entropy_gap(entropy[:, 0], entropy[:, 1]),
-        "student_entropy": entropy[:, 0],
-        "teacher_entropy": entropy[:, 1],
-        "reverse_kl": dataset["reverse_kl"].values,
-        "extreme_advantage_gap": _known(extreme_advantage_gap(student, teacher, mask)),
-        "sampled_reward": sampled[:, 1] - sampled[:, 0],
+    there = dataset.variables
+    metrics: dict[str, NDArray] = {}
+    if "logp" in there:
+        logp, entropy = dataset["logp"].values, dataset["entropy"].values
+        student, teacher = logp[:, 0, 0], logp[:, 1, 0]
+        match, own = dataset["match"].values, (student, logp[:, 1, 1])  # each on its own list
+        mask = mask_of_match(match, *own)
+        student_mass, teacher_mass, advantage = overlap_statistics(student, teacher, mask).T
+        metrics |= {
+            "overlap_ratio": ratio_of_match(match, *own),
+            "likely_overlap_ratio": _known(ratio_of_match(match, *own, min_prob=LIKELY)),
+            "student_overlap_mass": student_mass,
+            "teacher_overlap_mass": teacher_mass,
+            "overlap_token_advantage": _known(advantage),
+            "empty_overlap": np.isnan(advantage),
+            "entropy_gap": entropy_gap(entropy[:, 0], entropy[:, 1]),
+            "student_entropy": entropy[:, 0],
+            "teacher_entropy": entropy[:, 1],
+            "reverse_kl": dataset["reverse_kl"].values,
+            "extreme_advantage_gap": _known(extreme_advantage_gap(student, teacher, mask)),
+        }
+    sampled = dataset["sampled_logp"].values
+    reward = sampled[:, 1] - sampled[:, 0]
+    metrics["sampled_reward"] = _known(reward) if "missing" in dataset.attrs else reward
+    if "stop_logp" in there:
+        for m, model in enumerate(MODELS):
+            stopping = dataset["stop_logp"].values[:, m, m].astype(np.float64)
+            metrics[f"{model}_stop_token_mass"] = np.exp(stopping)
+    if "sampler_logp" in there:
+        pair = sampled[:, 0], dataset["sampler_logp"].values
+        metrics["sampler_gap"] = _known(sampler_gap(*pair))
+        metrics["sampler_kl"] = _known(sampler_kl(*pair))
+    metrics |= {
         "completion_length": dataset["length"].values,
-        "finished": dataset["finished"].values,
-        "correct": _known(correct),
+        "finished": _known(dataset["finished"].values),
+        "correct": _known(dataset["correct"].values),
     }
     own = [(float(values.sum(dtype=np.float64)), values.size) for values in metrics.values()]
     total, n = np.sum((processes or Processes()).gather(own), axis=0).T

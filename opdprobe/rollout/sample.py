@@ -39,12 +39,16 @@ class Rollouts:
         Whether the response ended with an end-of-sequence token, not at the length limit.
     prompt_index
         Index of each rollout's prompt in the list of prompts.
+    drawn
+        Places of the response tokens that the student drew, by rollout, increasing: its states. A
+        tool or a user wrote the others. None: it drew all.
     """
 
     prompt_ids: list[list[int]]
     response_ids: list[list[int]]
     finished: list[bool]
     prompt_index: list[int]
+    drawn: list[list[int]] | None = None
 
     def __len__(self) -> int:
         return len(self.response_ids)
@@ -53,6 +57,10 @@ class Rollouts:
     def n_tokens(self) -> int:
         """Number of response tokens in all rollouts."""
         return sum(map(len, self.response_ids))
+
+    def states(self, rollout: int) -> Sequence[int]:
+        """Places in a rollout's response that have a state."""
+        return range(len(self.response_ids[rollout])) if self.drawn is None else self.drawn[rollout]
 
 
 def draw(logits: Tensor, u: Tensor, *, temperature: float = 1.0, top_p: float = 1.0) -> Tensor:

@@ -8,8 +8,8 @@ state; axes of size 2 run over (student, teacher): the first over the models, th
 top-k it is.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -42,6 +42,9 @@ class Scores:
         KL(student‖teacher) over the full vocabulary, in nats.
     sampled_logp : Tensor (N, 2)
         Log-probability of the token the student drew, in nats.
+    stop_logp : Tensor (N, 2, 2), optional
+        Log of the probability, in nats, that each model gives to all the tokens together with which
+        the student, then the teacher, ends a response; None if not asked for.
     """
 
     token_id: Tensor
@@ -49,19 +52,32 @@ class Scores:
     entropy: Tensor
     reverse_kl: Tensor
     sampled_logp: Tensor
+    stop_logp: Tensor | None = None
+
+    @classmethod
+    def none(cls, k: int) -> "Scores":
+        """Scores of no states."""
+        shapes = (0, 2, k), (0, 2, 2, k), (0, 2), (0,), (0, 2), (0, 2, 2)
+        ids, *rest = (torch.zeros(shape) for shape in shapes)
+        return cls(ids.long(), *rest)
 
     @classmethod
     def concatenate(cls, parts: Sequence["Scores"]) -> "Scores":
         """Join along the state axis."""
-        return cls(*(torch.cat([getattr(p, f.name) for p in parts]) for f in fields(cls)))
+        known = [name for name, column in vars(parts[0]).items() if column is not None]
+        return cls(**{name: torch.cat([getattr(part, name) for part in parts]) for name in known})
 
     def select(self, rows: Tensor) -> "Scores":
         """Take some states, in the order of `rows`."""
-        return Scores(*(getattr(self, f.name)[rows] for f in fields(self)))
+        return self._each(lambda column: column[rows])
 
     def cpu(self) -> "Scores":
         """Move to host memory."""
-        return Scores(*(getattr(self, f.name).cpu() for f in fields(self)))
+        return self._each(lambda column: column.cpu())
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Scores":
+        known = {name: column for name, column in vars(self).items() if column is not None}
+        return Scores(**{name: change(column) for name, column in known.items()})
 
 
 @torch.no_grad()
@@ -74,6 +90,7 @@ def score(
     *,
     k: int = 16,
     temperature: float = 1.0,
+    stop_ids: tuple[Sequence[int], Sequence[int]] | None = None,
 ) -> Scores:
     """Score states with both models in one pass over chunks of rows.
 
@@ -89,6 +106,8 @@ def score(
         Number of top tokens kept per model.
     temperature
         Divides the logits of both models; use the one the student sampled with.
+    stop_ids
+        Tokens with which the student, and those with which the teacher ends a response.
 
     Returns
     -------
@@ -107,6 +126,7 @@ def score(
     n_rows, tiles = vocabulary_tiles(width, student_hidden.device, _TILE_ROWS)
     buffer = tile_buffer(student_hidden, n_rows, tiles)
     top = TopTokens(tiles, k, student_hidden.device)
+    stops = torch.tensor(_flat(stop_ids), dtype=torch.long, device=student_hidden.device)
     parts = []
     for start in range(0, len(sampled_ids), n_rows):
         rows = slice(start, start + n_rows)
@@ -122,18 +142,31 @@ def score(
         for who, values in zip(MODELS, entropy, strict=True):
             _check_finite(values, who)
         ids = top.find(logits, torch.cat(peaks, -1)).transpose(0, 1)  # (N, 2, K)
-        wanted = torch.cat([ids.flatten(1), sampled[:, None]], 1)
-        logp = sums.log_probabilities(pick(logits, wanted.expand(2, -1, -1))).transpose(0, 1)
+        wanted = [ids.flatten(1), sampled[:, None], stops.expand(len(sampled), -1)]
+        wanted = torch.cat(wanted, 1).expand(2, -1, -1)
+        logp = sums.log_probabilities(pick(logits, wanted)).transpose(0, 1)
+        lists, drawn, stopping = logp.tensor_split([2 * k, 2 * k + 1], -1)
         parts.append(
             Scores(
                 token_id=ids,
-                logp=logp[..., :-1].unflatten(-1, (2, k)),
+                logp=lists.unflatten(-1, (2, k)),
                 entropy=entropy.T,
                 reverse_kl=reverse_kl,
-                sampled_logp=logp[..., -1],
+                sampled_logp=drawn.squeeze(-1),
+                stop_logp=None if stop_ids is None else _together(stopping, stop_ids),
             )
         )
     return Scores.concatenate(parts)
+
+
+def _flat(stop_ids: tuple[Sequence[int], Sequence[int]] | None) -> list[int]:
+    return [] if stop_ids is None else [*stop_ids[0], *stop_ids[1]]
+
+
+def _together(logp: Tensor, stop_ids: tuple[Sequence[int], Sequence[int]]) -> Tensor:
+    """Add the probabilities of each model's stop tokens up, (N, 2, tokens) -> (N, 2, 2) in nats."""
+    groups = logp.split([len(ids) for ids in stop_ids], -1)
+    return torch.stack([group.logsumexp(-1).clamp(max=0) for group in groups], -1)
 
 
 class _RunningSums:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import xarray as xr
@@ -11,10 +11,14 @@ from numpy.typing import NDArray
 
 from opdprobe.errors import StoreError, shown
 from opdprobe.store.files import read_entries
+from opdprobe.store.frame import By, step_frame
 from opdprobe.store.safe_text import parse_json, parse_yaml
 from opdprobe.store.schema import SCHEMA_VERSION, check_version, variable_attrs
-from opdprobe.store.step import read_block, read_counts, read_step
+from opdprobe.store.step import read_block, read_counts, read_finished_dtype, read_step
 from opdprobe.store.step_parts import step_files
+
+if TYPE_CHECKING:
+    import pandas
 
 
 def open_run(path: str | Path) -> "Run":
@@ -179,6 +183,40 @@ class Run:
         (files,) = self._files([step])
         return read_step(files)
 
+    def to_dataframe(self, step: int, by: By = "token") -> "pandas.DataFrame":
+        """Read one step as a pandas DataFrame, without its top-k lists.
+
+        Parameters
+        ----------
+        step : int
+            A recorded step.
+        by : {"token", "rollout"}
+            What a row is: a state, or a rollout with its token ids as lists.
+
+        Returns
+        -------
+        pandas.DataFrame
+            Columns are named as the variables, those of a model with it before the name
+            (``student_entropy``), labels as ``label_NAME``. ``student_stop_logp`` is of the
+            model's own stop tokens.
+
+        Raises
+        ------
+        StoreError
+            As for `load`.
+
+        Examples
+        --------
+        >>> from tempfile import TemporaryDirectory
+        >>> from opdprobe.testing import synthetic_run
+        >>> with TemporaryDirectory() as folder:
+        ...     run = synthetic_run(folder, steps=[7])
+        ...     tokens, rollouts = run.to_dataframe(7), run.to_dataframe(7, by="rollout")
+        >>> tokens.groupby("rollout").student_entropy.mean().shape, len(rollouts)
+        ((4,), 4)
+        """
+        return step_frame(self.load(step), by, step)
+
     def states(self, steps: Iterable[int] | None = None) -> xr.Dataset:
         """Concatenate the states of many steps, lazily.
 
@@ -245,9 +283,12 @@ class Run:
         rows = n_state if dim == "state" else n_rollout
         offsets = tuple((np.cumsum(n_rollout) - n_rollout).tolist())
         variables: dict[Any, Any] = {}
+        coords: dict[Any, Any]
         for name, variable in first.variables.items():
             if variable.dims[0] == dim:
                 dtype = np.dtype(object) if variable.dtype.kind == "U" else variable.dtype
+                if name == "finished":  # of some step, it may not be known of every rollout
+                    dtype = np.result_type(*map(read_finished_dtype, files))
                 blocks = da.map_blocks(
                     read_block,
                     files=files,
@@ -261,15 +302,12 @@ class Run:
                 variables[name] = (variable.dims, blocks, variable.attrs)
         if dim == "state":
             coords = {name: variables.pop(name) for name in ("rollout", "position", "step")}
-            coords |= {name: first[name] for name in ("model", "support")}
+            coords |= {name: first[name] for name in ("model", "support") if name in first}
         else:
-            coords = {
-                "step": (
-                    "rollout",
-                    np.repeat(np.asarray(chosen, np.int32), rows),
-                    variable_attrs("step"),
-                )
-            }
+            of_step = np.repeat(np.asarray(chosen, np.int32), rows)
+            coords = {"step": ("rollout", of_step, variable_attrs("step"))}
+            if "label_name" in first:
+                coords |= {"label_name": first["label_name"]}
         return xr.Dataset(variables, coords, {"schema_version": SCHEMA_VERSION})
 
     def _files(self, steps: list[int]) -> list[tuple[Path, ...]]:

@@ -5,12 +5,14 @@ response position of every recorded rollout. `VARIABLES` is the only place that 
 dtype, a unit or a long name; `step_dataset` builds a step, `validate` checks one. Inside opdprobe a
 step is a `Step`.
 
-A model behind a server reports only its own top-k and the drawn token. A step lists such models in
-its attribute ``missing``; NaN then stands for what was not reported: that model's entropy, its
-log-probabilities of tokens that only the other model lists, and the divergence.
+A model behind a server, or in another trainer's dump, reports only some of its numbers. A step
+lists such models in its attribute ``missing``; NaN then stands for what was not reported: that
+model's entropy, its log-probabilities of tokens that only the other model lists and of drawn
+tokens, and the divergence. A step may also hold no top-k lists (none of `TOP_K`), but
+log-probabilities of the drawn tokens only.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from opdprobe.errors import StoreError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MODELS = ("student", "teacher")
 
 # Slack, in nats and in probability, for two float32 kernels that compute the same log-prob.
@@ -62,18 +64,39 @@ VARIABLES: dict[str, Variable] = {
     "sampled_logp": Variable(
         ("state", "model"), "float32", "nats", "log-probability of the sampled token"
     ),
+    "sampler_logp": Variable(
+        ("state",), "float32", "nats", "log-probability of the sampled token, as its sampler has it"
+    ),
+    "reported_logp": Variable(
+        ("state", "model"),
+        "float32",
+        "nats",
+        "log-probability of the sampled token, as the trainer reported it",
+    ),
+    "stop_logp": Variable(
+        ("state", "model", "support"), "float32", "nats", "log-probability of stopping"
+    ),
     # one row per rollout
     "prompt_id": Variable(("rollout",), "str", "1", "prompt"),
     "prompt_length": Variable(("rollout",), "int32", "1", "prompt length in tokens"),
     "length": Variable(("rollout",), "int32", "1", "response length in tokens"),
+    # float32 instead where it is not known of some rollout, which then has NaN
     "finished": Variable(("rollout",), "bool", "1", "response ended by itself"),
     "correct": Variable(("rollout",), "float32", "1", "correctness (NaN: not graded)"),
+    "label": Variable(("rollout", "label_name"), "str", "1", "label of the rollout"),
+    "label_name": Variable(("label_name",), "str", "1", "name of the label"),
     # contiguous ragged text: row i starts at the sum of the lengths before it
     "prompt_ids": Variable(("prompt_token",), "int32", "1", "prompt token ids"),
     "response_ids": Variable(("response_token",), "int32", "1", "response token ids"),
 }
-COORDS = ("model", "support", "rollout", "position", "step")
+COORDS = ("model", "support", "rollout", "position", "step", "label_name")
 REQUIRED = tuple(name for name, variable in VARIABLES.items() if variable.required)
+TOP_K = ("token_id", "logp", "entropy", "reverse_kl", "match")
+"""What a step has if it holds top-k lists; one without them has none of these."""
+# Recorded since schema 2: a run that was begun before goes on without.
+ADDED = ("stop_logp",)
+# Log-probabilities of which some rollouts or tokens may have none.
+_MAY_BE_NAN = ("sampler_logp", "reported_logp")
 _RAGGED = {"prompt_ids": "prompt_length", "response_ids": "length"}
 
 
@@ -108,6 +131,14 @@ class Step:
         coords = {name: self.variables[name] for name in COORDS if name in self.variables}
         data = {name: v for name, v in self.variables.items() if name not in coords}
         return xr.Dataset(data, coords, self.attrs)
+
+
+def required(names: Iterable[Any]) -> tuple[str, ...]:
+    """Name the variables that a step with these variables must have."""
+    if not set(TOP_K).isdisjoint(names):
+        return REQUIRED
+    bare = (name for name in REQUIRED if name not in TOP_K and name != "support")
+    return (*bare, "sampled_id", "sampled_logp")
 
 
 def match_tokens(student_ids: ArrayLike, teacher_ids: ArrayLike) -> NDArray[np.signedinteger]:
@@ -166,20 +197,25 @@ def match_tokens(student_ids: ArrayLike, teacher_ids: ArrayLike) -> NDArray[np.s
 
 def step_dataset(
     *,
-    token_id: ArrayLike,
-    logp: ArrayLike,
-    entropy: ArrayLike,
-    reverse_kl: ArrayLike,
     rollout: ArrayLike,
     position: ArrayLike,
+    token_id: ArrayLike | None = None,
+    logp: ArrayLike | None = None,
+    entropy: ArrayLike | None = None,
+    reverse_kl: ArrayLike | None = None,
     step: ArrayLike = 0,
     sampled_id: ArrayLike | None = None,
     sampled_logp: ArrayLike | None = None,
+    sampler_logp: ArrayLike | None = None,
+    reported_logp: ArrayLike | None = None,
+    stop_logp: ArrayLike | None = None,
     prompt_id: ArrayLike | None = None,
     prompt_length: ArrayLike | None = None,
     length: ArrayLike | None = None,
     finished: ArrayLike | None = None,
     correct: ArrayLike | None = None,
+    label: ArrayLike | None = None,
+    label_name: ArrayLike | None = None,
     prompt_ids: ArrayLike | None = None,
     response_ids: ArrayLike | None = None,
     attrs: Mapping[str, Any] | None = None,
@@ -192,34 +228,48 @@ def step_dataset(
 
     Parameters
     ----------
-    token_id : int, shape (N, 2, k)
-        Each model's top-k token ids, most probable first.
-    logp : float, shape (N, 2, 2, k)
+    rollout, position : int, shape (N,)
+        Which rollout a state belongs to, and where in its response, counted from 0.
+    token_id : int, shape (N, 2, k), optional
+        Each model's top-k token ids, most probable first. A step without lists has neither these
+        nor `logp`, `entropy` and `reverse_kl`, but the sampled tokens and their log-probabilities.
+    logp : float, shape (N, 2, 2, k), optional
         ``logp[:, m, s]`` is the full-vocabulary log-probability, in nats, that model m gives to
         the tokens ``token_id[:, s]``. ``-inf`` is probability 0; NaN is allowed for ``missing``
         models (see the module).
-    entropy : float, shape (N, 2)
+    entropy : float, shape (N, 2), optional
         Full-vocabulary entropy of both models, in nats.
-    reverse_kl : float, shape (N,)
+    reverse_kl : float, shape (N,), optional
         KL(p‖q) of student from teacher over the full vocabulary, in nats; ``inf`` where the
         teacher rules out a token that the student does not.
-    rollout, position : int, shape (N,)
-        Which rollout a state belongs to, and where in its response, counted from 0.
     step : int or shape (N,)
         Training step.
     sampled_id : int, shape (N,), optional
         The token that the student drew at the state.
     sampled_logp : float, shape (N, 2), optional
         Both models' log-probability of it, in nats.
+    sampler_logp : float, shape (N,), optional
+        Its log-probability as the engine that drew it reported it, in nats; NaN where unknown.
+    reported_logp : float, shape (N, 2), optional
+        Both models' log-probability of it as another trainer reported it, in nats; NaN where
+        unknown.
+    stop_logp : float, shape (N, 2, 2), optional
+        ``stop_logp[:, m, s]`` is the log of the probability, in nats, that model m gives to all
+        tokens together with which model s ends a response.
     prompt_id : str, shape (R,), optional
         Prompt names.
     prompt_length, length : int, shape (R,), optional
         Number of tokens in the prompt and in the response; not every response token need be
         recorded as a state.
     finished : bool, shape (R,), optional
-        Whether the response ended by itself rather than at the length limit.
+        Whether the response ended by itself rather than at the length limit; float, with NaN,
+        where some rollouts do not tell.
     correct : float, shape (R,), optional
         Correctness in [0, 1]; NaN where the response was not graded.
+    label : str, shape (R, L), optional
+        L labels of each rollout; "" where it has none of that name.
+    label_name : str, shape (L,), optional
+        Names of the labels.
     prompt_ids, response_ids : int, shape (sum of lengths,), optional
         Token ids of all rows, concatenated.
     attrs : mapping, optional
@@ -256,18 +306,18 @@ def build_step(arrays: Mapping[str, ArrayLike | None], attrs: Mapping[str, Any] 
     attrs : mapping, optional
         More attributes of the step.
     """
-    ids = np.asarray(arrays["token_id"])
-    if ids.ndim != 3 or ids.shape[1] != len(MODELS):
-        raise StoreError(f"token_id has shape {ids.shape}; expected (states, 2, k).")
-    ids = _cast("token_id", ids)
-    given = {
-        **arrays,
-        "model": list(MODELS),
-        "support": list(MODELS),
-        "token_id": ids,
-        "match": match_tokens(ids[:, 0], ids[:, 1]),
-        "step": np.broadcast_to(np.asarray(arrays.get("step", 0)), len(ids)),
-    }
+    given = {**arrays, "model": list(MODELS)}
+    if any(arrays.get(name) is not None for name in (*TOP_K, "stop_logp")):
+        given["support"] = list(MODELS)
+    n_states = len(np.asarray(arrays["rollout"]))
+    if arrays.get("token_id") is not None:
+        ids = np.asarray(arrays["token_id"])
+        if ids.ndim != 3 or ids.shape[1] != len(MODELS):
+            raise StoreError(f"token_id has shape {ids.shape}; expected (states, 2, k).")
+        n_states = len(ids)
+        ids = _cast("token_id", ids)
+        given |= {"token_id": ids, "match": match_tokens(ids[:, 0], ids[:, 1])}
+    given["step"] = np.broadcast_to(np.asarray(arrays.get("step", 0)), n_states)
     variables: dict[str, xr.Variable] = {}
     sizes: dict[str, int] = {}
     for name, variable in VARIABLES.items():
@@ -310,6 +360,8 @@ def _cast(name: str, values: ArrayLike) -> np.ndarray:
     wanted, came = np.dtype(dtype), array.dtype
     if array.size == 0:
         return array.astype(wanted)  # an empty list arrives as float64
+    if name == "finished" and came.kind == "f" and np.isnan(array).any():
+        return array.astype(np.float32)
     if wanted.kind != came.kind and (wanted.kind, came.kind) not in _SAFE_CASTS:
         raise StoreError(f"{name} has dtype {came}; expected {dtype}.")
     cast = array.astype(wanted)
@@ -335,11 +387,11 @@ def check_version(version: Any, where: str) -> None:
 
     Examples
     --------
-    >>> check_version(1, "run")
     >>> check_version(2, "run")
+    >>> check_version(3, "run")
     Traceback (most recent call last):
     ...
-    opdprobe.errors.StoreError: run: schema_version = 2; expected at most 1: upgrade opdprobe.
+    opdprobe.errors.StoreError: run: schema_version = 3; expected at most 2: upgrade opdprobe.
     """
     if not isinstance(version, int | np.integer):
         raise StoreError(
@@ -390,34 +442,39 @@ def to_step(ds: xr.Dataset) -> Step:
             raise StoreError(f"{name} is a data variable; expected a coordinate: ds.set_coords.")
     step = Step(ds.compute().variables, ds.attrs)
     values = _check_given(step)
-    ids, match = values["token_id"], values["match"]
-    expected = match_tokens(ids[:, 0], ids[:, 1])
-    _check("match", match, match != expected, "match_tokens(student ids, teacher ids)")
+    if "match" in values:
+        ids, match = values["token_id"], values["match"]
+        expected = match_tokens(ids[:, 0], ids[:, 1])
+        _check("match", match, match != expected, "match_tokens(student ids, teacher ids)")
     return step
 
 
 def _check_given(step: Step) -> dict[str, NDArray[Any]]:
     """Check all but `match`, which `build_step` computes itself; return the variables' arrays."""
+    needed = required(step.variables)
     for name, variable in VARIABLES.items():
-        _check_form(step, name, variable)
+        _check_form(step, name, variable, name in needed)
     values = {name: step[name].values for name in VARIABLES if name in step.variables}
     for name in ("model", "support"):
-        if (labels := tuple(values[name].tolist())) != MODELS:
+        if name in values and (labels := tuple(values[name].tolist())) != MODELS:
             raise StoreError(f"{name} = {labels}; expected {MODELS}.")
     _check_numbers(values, step.attrs.get("missing", []))
-    _check_top_k(values["token_id"], values["logp"])
+    if "token_id" in values:
+        _check_top_k(values["token_id"], values["logp"])
     _check_rollouts(values, step.sizes.get("rollout"))
     return values
 
 
-def _check_form(step: Step, name: str, variable: Variable) -> None:
+def _check_form(step: Step, name: str, variable: Variable, needed: bool) -> None:
     if name not in step.variables:
-        if variable.required:
+        if needed:
             raise StoreError(f"{name} is missing; expected dims {variable.dims}.")
         return
     if step[name].dims != variable.dims:
         raise StoreError(f"{name} has dims {step[name].dims}; expected {variable.dims}.")
     kinds = "UOT" if variable.dtype == "str" else np.dtype(variable.dtype).kind
+    if name == "finished":
+        kinds += "f"
     if step[name].dtype.kind not in kinds:
         raise StoreError(f"{name} has dtype {step[name].dtype}; expected {variable.dtype}.")
 
@@ -427,14 +484,18 @@ def _check_numbers(arrays: Mapping[str, NDArray[Any]], missing: Any) -> None:
     may_be_missing = _may_be_missing(arrays, missing)
     for name, values in arrays.items():
         dtype = VARIABLES[name].dtype
-        if dtype not in ("int32", "float32"):
+        if dtype not in ("int32", "float32") and values.dtype.kind != "f":
             continue
         # Written as ~(good) where NaN must count as bad.
         if dtype == "int32":
             bad, expected = values < 0, ">= 0"
         elif name == "correct":
             bad, expected = (values < 0) | (values > 1), "0 to 1, or NaN where not graded"
-        elif name in ("logp", "sampled_logp"):
+        elif name == "finished":
+            bad, expected = ~((values == 0) | (values == 1) | np.isnan(values)), "0, 1 or NaN"
+        elif name in _MAY_BE_NAN:
+            bad, expected = values > _TOLERANCE, "a log-probability, <= 0, or NaN where unknown"
+        elif name.endswith("logp"):
             bad, expected = ~(values <= _TOLERANCE), "a log-probability, <= 0"
         elif name == "entropy":
             bad, expected = ~(values >= -_TOLERANCE) | np.isinf(values), "finite and >= 0"
@@ -453,15 +514,22 @@ def _may_be_missing(
         raise StoreError(f"missing = {missing!r}; expected a list of models out of {MODELS}.")
     if not missing:
         return {}
+    of_model = np.array([[model in missing for model in MODELS]])
+    if "token_id" not in arrays:
+        return {"sampled_logp": of_model}
     ids = arrays["token_id"]
-    logp, entropy = (np.zeros(arrays[name].shape, bool) for name in ("logp", "entropy"))
+    logp = np.zeros(arrays["logp"].shape, bool)
     for m, model in enumerate(MODELS):
         if model in missing:
             other = 1 - m
             # A token in both lists is in the model's own, so its probability is known.
             logp[:, m, other] = match_tokens(ids[:, other], ids[:, m]) < 0
-            entropy[:, m] = True
-    return {"logp": logp, "entropy": entropy, "reverse_kl": np.ones(len(ids), bool)}
+    unknown = {"logp": logp, "entropy": of_model, "reverse_kl": np.ones(len(ids), bool)}
+    if len(missing) == 2 and "sampled_id" in arrays:
+        # Where no model ran, all that is known of a drawn token may be the lists.
+        unlisted = (ids != arrays["sampled_id"][:, None, None]).all(-1)
+        unknown["sampled_logp"] = unlisted
+    return unknown
 
 
 def _check(name: str, values: np.ndarray, bad: np.ndarray, expected: str) -> None:
@@ -492,6 +560,10 @@ def _check_top_k(ids: NDArray[np.integer], logp: NDArray[np.floating]) -> None:
 def _check_rollouts(arrays: Mapping[str, NDArray[Any]], n_rollout: int | None) -> None:
     if ("sampled_id" in arrays) != ("sampled_logp" in arrays):
         raise StoreError("only one of sampled_id, sampled_logp is present; expected both or none.")
+    if ("label" in arrays) != ("label_name" in arrays):
+        raise StoreError("only one of label, label_name is present; expected both or none.")
+    if "label_name" in arrays and len(set(names := arrays["label_name"].tolist())) < len(names):
+        raise StoreError(f"label_name = {names}; expected names without repeats.")
     rollout, position = arrays["rollout"], arrays["position"]
     if n_rollout is not None:
         _check("rollout", rollout, rollout >= n_rollout, f"< {n_rollout}, the number of rollouts")

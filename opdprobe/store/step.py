@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from opdprobe.errors import StoreError
 from opdprobe.store.files import write_whole
-from opdprobe.store.schema import REQUIRED, VARIABLES, Step
+from opdprobe.store.schema import VARIABLES, Step, required
 from opdprobe.store.step_decode import torn
 from opdprobe.store.step_encode import step_members, write_zip
 from opdprobe.store.step_parts import open_files
@@ -54,7 +54,8 @@ def write_step_file(path: Path, step: xr.Dataset | Step) -> None:
         "n_state": len(variables["rollout"]),
         "n_rollout": int(n_rollout),
     }
-    members = step_members(step, attributes, logp=round_mantissa(variables["logp"].values))
+    rounded = {"logp": round_mantissa(variables["logp"].values)} if "logp" in variables else {}
+    members = step_members(step, attributes, **rounded)
     write_whole(path, lambda file: write_zip(members, file))
 
 
@@ -77,14 +78,18 @@ def read_step(files: Sequence[Path]) -> xr.Dataset:
         A file is missing, torn, or not a step.
     """
     with open_files(files) as archive:
-        if missing := [name for name in REQUIRED if name not in archive.variables]:
+        needed = required(archive.variables)
+        if missing := [name for name in needed if name not in archive.variables]:
             raise torn(archive.path, f"{missing[0]} is not in it")
         archive.check_sizes()
         variables: dict[str, xr.Variable] = {}
         for name in sorted(archive.variables, key=[*VARIABLES].index):
             values = archive.rows(name)
             # Decoded chunks are read-only. Text is decoded as objects; numpy finds its width.
-            values = np.array(values.tolist(), str) if values.dtype == object else values.copy()
+            if values.dtype == object:
+                values = np.array(values.tolist(), str).reshape(values.shape)
+            else:
+                values = values.copy()
             attrs = archive.form(name)["attributes"]
             attrs = {key: attrs[key] for key in attrs if key not in _OF_XARRAY}
             variables[name] = xr.Variable(VARIABLES[name].dims, values, attrs)
@@ -96,6 +101,12 @@ def read_counts(files: Sequence[Path]) -> tuple[int, int]:
     """Read only the numbers of states and rollouts of a step (0.1 ms per file)."""
     with open_files(files) as archive:
         return archive.n_state, archive.n_rollout
+
+
+def read_finished_dtype(files: Sequence[Path]) -> np.dtype:
+    """Read only the dtype of ``finished``: bool, or float32 if it is not known of some rollout."""
+    with open_files(files) as archive:
+        return np.dtype(archive.form("finished")["data_type"])
 
 
 def read_block(

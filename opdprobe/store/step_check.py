@@ -23,6 +23,8 @@ from opdprobe.store.schema import VARIABLES, check_version
 _MEMBER = re.compile(r"zarr\.json|[a-z_]+/(?:zarr\.json|c(?:/\d{1,18})*)", re.ASCII)
 _CHUNK_KEYS = {"name": "default", "configuration": {"separator": "/"}}, {"name": "default"}
 _FILL = {"f": ("NaN", 0.0), "i": (0,), "b": (False,), "U": ("",)}
+# Besides that of the schema: many ranks, and rollouts of which it is not known.
+_OTHER_TYPES = {"match": ["int16"], "finished": ["float32"]}
 _GROUP_KEYS = {"attributes", "zarr_format", "node_type", "consolidated_metadata"}
 _ARRAY_KEYS = {
     *("shape", "data_type", "chunk_grid", "chunk_key_encoding", "fill_value", "codecs"),
@@ -119,7 +121,7 @@ def _read_array(name: str, content: bytes) -> _Array:
         raise ValueError(f"{name} is not a variable of the schema")
     variable, where = VARIABLES[name], f"{name}/zarr.json"
     meta = _object(where, content, _ARRAY_KEYS)
-    wanted = ["int8", "int16"] if name == "match" else [variable.dtype.replace("str", "string")]
+    wanted = [variable.dtype.replace("str", "string"), *_OTHER_TYPES.get(name, [])]
     attributes, data_type = meta.get("attributes"), meta.get("data_type")
     if isinstance(attributes, dict) and attributes.get("dtype") == "bool" == wanted[0]:
         # xarray before 2026.9 wrote booleans as numbers, marked by this attribute.

@@ -47,7 +47,7 @@ def step_members(
     """
     # xarray tells coordinates from data by this attribute; dimension coordinates it knows by name.
     dims = {dim for variable in step.variables.values() for dim in variable.dims}
-    coordinates = sorted(set(COORDS) - dims)
+    coordinates = sorted(name for name in COORDS if name in step.variables and name not in dims)
     members: dict[str, bytes] = {}
     for name in sorted(map(str, step.variables)):
         variable = step.variables[name]
@@ -100,7 +100,7 @@ def _chunks(values: NDArray[Any], shape: tuple[int, ...]):
             rest = np.full((shape[0] - len(rows), *shape[1:]), fill, values.dtype)
             rows = np.concatenate([rows, rest])
         if values.dtype == object:
-            yield _encode_text(*rows)
+            yield _encode_text(*rows.ravel())
         else:
             yield bytes(_BLOSC.encode(np.ascontiguousarray(rows)))
 

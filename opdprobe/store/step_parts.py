@@ -20,7 +20,8 @@ from opdprobe.store.step_decode import MissingStepError, StepArchive, open_archi
 # A step is an int32.
 _NAME = re.compile(r"(\d{6,9})(?:\.([1-9]\d{0,5})-of-([1-9]\d{0,5}))?\.zarr\.zip", re.ASCII)
 
-LABELS = ("model", "support")  # equal in all parts
+LABELS = ("model", "support")
+_SAME = (*LABELS, "label_name")  # equal in all parts
 
 Part = tuple[int, int]  # rank, from 0, and number of parts
 
@@ -84,15 +85,18 @@ class JoinedArchive:
 
     def form(self, variable: str) -> dict[str, Any]:
         """Read the metadata of a variable, with the rows of all parts."""
-        if variable in LABELS:
+        if variable in _SAME:
             return self._archives[0].form(variable)
         first, *others = (archive.form(variable) for archive in self._archives)
         n = sum(form["shape"][0] for form in (first, *others))
-        return first | {"shape": [n, *first["shape"][1:]]}
+        types = {form["data_type"] for form in (first, *others)}
+        # `finished` is not bool in a part of which it is partly unknown.
+        joined = types.pop() if len(types) == 1 else np.result_type(*types).name
+        return first | {"shape": [n, *first["shape"][1:]], "data_type": joined}
 
     def rows(self, variable: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
         """Decode rows of a variable; `rollout` counts through all parts."""
-        if variable in LABELS:
+        if variable in _SAME:
             return self._archives[0].rows(variable, start, stop)
         blocks: list[NDArray[Any]] = []
         first_row = first_rollout = 0

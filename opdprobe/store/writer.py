@@ -25,7 +25,7 @@ from opdprobe.store.files import (
 )
 from opdprobe.store.lock import LOCK, lock_run
 from opdprobe.store.run import open_run
-from opdprobe.store.schema import SCHEMA_VERSION, VARIABLES, Step, to_step
+from opdprobe.store.schema import ADDED, SCHEMA_VERSION, VARIABLES, Step, to_step
 from opdprobe.store.step import write_step_file
 from opdprobe.store.step_parts import Part, list_files, step_path
 
@@ -190,6 +190,7 @@ class RunWriter:
         if (steps != step).any():
             found = np.unique(steps).tolist()
             raise StoreError(f"step = {found} in the dataset; expected {step} throughout.")
+        made = _as_begun(made, self._form)
         form = _form(made)
         if self._form not in (None, form):
             changes = differences(self._form or {}, form)
@@ -417,5 +418,18 @@ def _to_yaml(config: Mapping[str, Any]) -> str:
 
 def _form(ds: xr.Dataset | Step) -> dict[str, Any]:
     """Describe what all steps of a run share: the names of their variables, and k."""
-    names = sorted(str(name) for name in ds.variables)
-    return {name: "present" for name in names} | {"k": ds.variables["logp"].shape[-1]}
+    form: dict[str, Any] = {name: "present" for name in sorted(map(str, ds.variables))}
+    if "logp" in ds.variables:
+        form["k"] = ds.variables["logp"].shape[-1]
+    if "label_name" in ds.variables:
+        form["label_name"] = ds.variables["label_name"].values.tolist()
+    return form
+
+
+def _as_begun(made: Step, form: Mapping[str, Any] | None) -> Step:
+    """Leave out what the earlier steps of an older run do not have."""
+    new = {name for name in ADDED if form is not None and name not in form}
+    if new.isdisjoint(made.variables):
+        return made
+    kept = {name: v for name, v in made.variables.items() if name not in new}
+    return Step(kept, made.attrs)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>", "<user>", "<assistant>")
 _PROMPT_LENGTH = 3
+_STOP = 0  # the token with which both models of a synthetic step stop
 
 
 def synthetic_step(
@@ -31,6 +32,7 @@ def synthetic_step(
     vocab_size: int = 64,
     agreement: float = 0.8,
     seed: int = 0,
+    given: bool = False,
 ) -> xr.Dataset:
     """Make a valid step from random logits.
 
@@ -54,11 +56,14 @@ def synthetic_step(
         two are independent.
     seed : int
         Random seed; equal arguments give equal steps.
+    given : bool
+        Whether the step is as one of rollouts that another trainer sampled: with the sampler's
+        and the trainer's log-probabilities, which differ from the step's by rounding, and labels.
 
     Returns
     -------
     xarray.Dataset
-        A step with every variable of the schema.
+        A step with every variable of the schema that trainers record, or with all (`given`).
 
     Examples
     --------
@@ -80,6 +85,18 @@ def synthetic_step(
     ids = np.argsort(-logp, axis=-1, kind="stable")[..., :k]  # (n, support, k)
     # Adding Gumbel noise and taking the maximum draws from the softmax.
     sampled = np.argmax(logp[:, 0] + rng.gumbel(size=(n, vocab_size)), axis=-1)
+    sampled_logp = np.take_along_axis(logp, sampled[:, None, None], -1)[..., 0]
+    more: dict[str, Any] = {}
+    if given:
+        other = np.random.default_rng((seed, step, 1))
+        rounded = np.minimum(sampled_logp[:, [0, 0, 1]] + other.normal(0, 0.01, (n, 3)), 0)
+        names = np.array([["mathematics", "code"][row % 2] for row in range(n_rollouts)], str)
+        more = {
+            "sampler_logp": rounded[:, 0],
+            "reported_logp": rounded[:, 1:],
+            "label": names[:, None],
+            "label_name": ["domain"],
+        }
     return step_dataset(
         token_id=ids,
         logp=np.stack([np.take_along_axis(logp, ids[:, [s]], -1) for s in (0, 1)], axis=2),
@@ -89,7 +106,8 @@ def synthetic_step(
         position=np.concatenate([np.arange(t) for t in lengths] or [[]]),
         step=step,
         sampled_id=sampled,
-        sampled_logp=np.take_along_axis(logp, sampled[:, None, None], -1)[..., 0],
+        sampled_logp=sampled_logp,
+        stop_logp=np.broadcast_to(logp[:, :, [_STOP]], (n, 2, 2)),
         prompt_id=[f"prompt-{row}" for row in range(n_rollouts)],
         prompt_length=np.full(n_rollouts, _PROMPT_LENGTH),
         length=lengths,
@@ -97,6 +115,7 @@ def synthetic_step(
         correct=rng.integers(0, 2, n_rollouts),
         prompt_ids=rng.integers(0, vocab_size, n_rollouts * _PROMPT_LENGTH),
         response_ids=sampled,
+        **more,
     )
 
 

@@ -16,8 +16,10 @@ KINDS = (
     "Models",
     "Tokenizers",
     "Runs",
+    "Rollouts",
     "Logits",
     "Training logs",
+    "Dumps of rollouts",
     "Command line",
 )
 FOLDER = "FOLDER"

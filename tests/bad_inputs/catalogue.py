@@ -7,14 +7,19 @@ from pathlib import Path
 
 import bad_commands
 import bad_configs
+import bad_dumps
 import bad_logits
 import bad_models
 import bad_prompts
+import bad_rollouts
 import bad_runs
 from case import FOLDER, KINDS, Case, Exit1, Exit2
 
 PAGE = Path(__file__).parents[2] / "docs/errors.md"
-_MODULES = (bad_prompts, bad_configs, bad_models, bad_runs, bad_logits, bad_commands)
+_MODULES = (
+    *(bad_prompts, bad_configs, bad_models, bad_runs, bad_rollouts, bad_dumps, bad_logits),
+    bad_commands,
+)
 CASES: list[Case] = [case for module in _MODULES for case in module.CASES]
 _CODES = {Exit1: "exit code 1", Exit2: "exit code 2"}
 _HEAD = f"""\

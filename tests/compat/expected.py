@@ -25,7 +25,7 @@ def write(path: Path, steps: list[int]) -> None:
         resume=False,
     )
     for step in steps:
-        ds = synthetic_step(step, n_rollouts=2, length=[3, 2], k=4)
+        ds = synthetic_step(step, n_rollouts=2, length=[3, 2], k=4, given=True)
         writer.write_step(step, ds)
         writer.log_metrics(step, {"loss": float(ds.reverse_kl.mean()), "nothing": float("nan")})
         writer.log_evaluation(step, "test", ["a", "b"], [0.25, 1.0])
@@ -55,7 +55,7 @@ def read(run: Run) -> dict:
         "overlap_token_advantage": states.opd.overlap_token_advantage().values.tolist(),
         "entropy_gap": states.opd.entropy_gap().values.tolist(),
         "sequence_mean_reward": reward,
-    }
+    } | ({"label": rollouts.label.values.tolist()} if "label" in rollouts else {})
 
 
 if __name__ == "__main__":

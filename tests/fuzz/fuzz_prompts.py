@@ -18,7 +18,7 @@ with run_fuzzer.instrumented():
 
 FOLDER = run_fuzzer.scratch()
 KINDS = (".jsonl", ".parquet", ".json", ".csv", ".jsonl.gz", ".jsonl.zst")
-SOURCES = ("verl", "thunlp", "trl", "ms-swift")
+SOURCES = ("verl", "trl", "slime", "prime-rl")  # one for each form
 
 
 def one_input(data: bytes) -> None:

@@ -17,7 +17,7 @@ def scored(student, teacher, *, k, temperature=1.0, sampled=0):
     head, n = Head(None, student.shape[-1]), len(student)
     ids = torch.full((n,), sampled)
     found = score(student, teacher, head, head, ids, k=k, temperature=temperature)
-    return [np.asarray(getattr(found, name)) for name in vars(found)]
+    return [np.asarray(column) for column in vars(found).values() if column is not None]
 
 
 def from_arrays(student, teacher, *, k, temperature=1.0, sampled=0):

@@ -14,7 +14,7 @@ K = 6
 
 @pytest.fixture
 def ds():
-    return synthetic_step(n_rollouts=5, length=[4, 0, 7, 1, 9], k=K, agreement=0.5)
+    return synthetic_step(n_rollouts=5, length=[4, 0, 7, 1, 9], k=K, agreement=0.5, given=True)
 
 
 def parts(ds):
@@ -53,6 +53,18 @@ METHODS = {
     "reverse_kl": (lambda ids, logp, mask, ds: ds.reverse_kl.values, "nats"),
     "sampled_reward": (
         lambda ids, logp, mask, ds: np.diff(ds.sampled_logp.values.astype(float))[:, 0],
+        "nats",
+    ),
+    "stop_token_mass": (
+        lambda ids, logp, mask, ds: np.exp(ds.stop_logp.values[:, 0, 0].astype(float)),
+        "1",
+    ),
+    "sampler_gap": (
+        lambda ids, logp, mask, ds: probes.sampler_gap(ds.sampled_logp[:, 0], ds.sampler_logp),
+        "nats",
+    ),
+    "sampler_kl": (
+        lambda ids, logp, mask, ds: probes.sampler_kl(ds.sampled_logp[:, 0], ds.sampler_logp),
         "nats",
     ),
 }

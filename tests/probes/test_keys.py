@@ -99,6 +99,35 @@ def test_ms_swift(two_states):
     assert got["gkd/topk_overlap"] == 0.5
 
 
+def test_logs_that_weigh_each_response_alike():
+    """Two responses, of one token and of three, in place of the mean over four tokens."""
+    step = synthetic_step(n_rollouts=2, length=[1, 3], k=4)
+    entropy = step["entropy"].sel(model="student").values.astype(float)
+    log_ratio = (step["sampled_logp"][:, 0] - step["sampled_logp"][:, 1]).values.astype(float)
+    for source in ("slime", "miles"):
+        got = as_logged(step, source)
+        assert got["train/entropy_loss"] == pytest.approx((entropy[0] + entropy[1:].mean()) / 2)
+        assert got["train/opd_reverse_kl"] == pytest.approx(
+            (log_ratio[0] + log_ratio[1:].mean()) / 2
+        )
+        assert got["rollout/response_len/mean"] == 2
+        assert got["rollout/truncated_ratio"] == 1 - step["finished"].values.mean()
+
+
+def test_logs_that_know_the_sampled_tokens_alone(two_states):
+    # the student's log p at the drawn tokens 1 and 3: .2 and .1; log q: .6 and .4
+    entropy_estimate = -(log(0.2) + log(0.1)) / 2
+    kl = (log(0.2 / 0.6) + log(0.1 / 0.4)) / 2
+    for source, key, value in (
+        ("tinker", "optim/entropy", entropy_estimate),
+        ("tinker", "teacher_kl", kl),
+        ("nemo-rl", "train/approx_entropy", entropy_estimate),
+        ("prime-rl", "ref_kl/mean", -kl),
+        ("areal", "ppo_actor/update/rkl_loss/avg", kl),
+    ):
+        assert as_logged(two_states, source)[key] == pytest.approx(value, abs=1e-6), key
+
+
 def test_no_overlap_anywhere():
     step = from_logits(STUDENT[1:], TEACHER[1:], k=2)
     assert find("distillation/overlap_token_advantage", "verl").compute(step) == 0.0

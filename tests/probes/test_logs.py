@@ -139,3 +139,41 @@ def test_torch_is_not_needed():
     command = [sys.executable, "-c", script]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+PRINTED = """\
+(RolloutManager pid=7) [2026-08-21] rollout.py:266 - perf 0: {'rollout/response_len/mean': 212.5, \
+'rollout/truncated_ratio': np.float64(0.25), 'rollout/name': 'x'}
+(Train pid=9) step 0: {'train/loss': -0.5, 'train/opd_reverse_kl': nan, 'train/lr-pg_0': 1e-06}
+step 1: {'train/loss': 1.5, 'train/step': 1}
+step 2: what is no dictionary
+"""
+
+
+@pytest.mark.parametrize("source", ["slime", "miles"])
+def test_what_slime_and_miles_print(source, write):
+    metrics = read_log(write(PRINTED), source)
+    assert metrics["step"].values.tolist() == [0, 1]
+    assert metrics["completion_length"].values[0] == 212.5
+    assert metrics[f"truncated_{source}"].values[0] == 0.25
+    assert metrics[f"loss_{source}"].values.tolist() == [-0.5, 1.5]
+    assert metrics["learning_rate"].values[0] == 1e-6
+    assert np.isnan(metrics[f"sampled_kl_{source}"].values[0])
+    assert "rollout/name" not in metrics
+
+
+def test_metrics_by_line(write):
+    lines = [
+        '{"step": 0, "time": 7.5, "optim/lr": 1e-6}',
+        '{"step": 0, "entropy/all/mean": 0.5, "ref_kl/mean": -0.25, "kind": "x"}',
+        '{"step": 1, "optim/lr": 2e-6}',
+    ]
+    metrics = read_log(write("\n".join(lines) + '\n{"step": 2, "opt'), "prime-rl")
+    assert metrics["learning_rate"].values.tolist() == [1e-6, 2e-6]
+    assert metrics["student_entropy"].values[0] == 0.5
+    assert metrics["sampled_reward_prime-rl"].attrs["differs"].startswith("log q(y) - log p(y)")
+    assert read_log(write('{"step": 3, "teacher_kl": 0.5}'), "tinker")["sampled_kl"].item() == 0.5
+    exported = write('{"_step": 3, "train/loss": 0.5}\n')  # W&B's history
+    assert read_log(exported, "nemo-rl")["loss_nemo-rl"].item() == 0.5
+    with pytest.raises(StoreError, match=r"line 1: .*expected \{'step': …, …\}, one object"):
+        read_log(write('{"teacher_kl": 0.5}\n{}\n'), "tinker")

@@ -14,7 +14,7 @@ STATE = [name for name, quantity in QUANTITIES.items() if quantity.per == "state
 
 @pytest.fixture(scope="module")
 def step():
-    return synthetic_step(n_rollouts=5, length=[3, 8, 1, 4, 2], k=4, agreement=0.3)
+    return synthetic_step(n_rollouts=5, length=[3, 8, 1, 4, 2], k=4, agreement=0.3, given=True)
 
 
 @pytest.mark.parametrize("name", QUANTITIES)

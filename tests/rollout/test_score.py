@@ -91,7 +91,8 @@ def test_micro_batches_change_nothing(pair, micro_batch_tokens):
 
 def test_the_order_of_rollouts_changes_nothing(pair):
     order = [3, 1, 0, 2]
-    permuted = Rollouts(*([getattr(ROLLOUTS, name)[i] for i in order] for name in vars(ROLLOUTS)))
+    columns = (column for column in vars(ROLLOUTS).values() if column is not None)
+    permuted = Rollouts(*([column[i] for i in order] for column in columns))
     lengths = [len(r) for r in ROLLOUTS.response_ids]
     states = torch.arange(sum(lengths)).split(lengths)
     rows = torch.cat([states[i] for i in order])
@@ -131,6 +132,25 @@ def test_non_finite_logits_name_the_model_and_the_row(pair, role, bad):
     heads = pair.student_head, pair.teacher_head
     with pytest.raises(NonFiniteError, match=f"the {role} gave NaN or infinite logits at row 1 of"):
         score.score(states["student"], states["teacher"], *heads, torch.zeros(3, dtype=int), k=2)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_the_probability_of_stopping_is_that_of_all_stop_tokens(temperature):
+    logits = 3 * torch.randn(2, 5, 40, generator=torch.Generator().manual_seed(0)).double()
+    head, stops = Head(None, 40), ([3], [5, 39, 0])
+    sampled = torch.zeros(5, dtype=int)
+    settings = {"k": 2, "temperature": temperature}
+    got = score.score(*logits, head, head, sampled, stop_ids=stops, **settings)
+    p = (logits / temperature).softmax(-1)
+    want = torch.stack([p[..., ids].sum(-1) for ids in stops], -1).transpose(0, 1)
+    torch.testing.assert_close(got.stop_logp.exp(), want)
+    without = score.score(*logits, head, head, sampled, **settings)
+    assert without.stop_logp is None
+    for name, column in vars(without).items():
+        assert column is None or torch.equal(column, getattr(got, name))
+    # A model that never stops by itself.
+    got = score.score(*logits, head, head, sampled, stop_ids=([3], []), **settings)
+    assert (got.stop_logp[..., 1] == -torch.inf).all()
 
 
 def test_a_logit_of_minus_infinity_is_refused():

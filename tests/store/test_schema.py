@@ -57,7 +57,7 @@ def test_match_tokens_rejects_other_leading_axes(student, teacher):
 
 
 def test_step_dataset_has_the_schemas_form():
-    ds = synthetic_step(n_rollouts=3, length=[2, 0, 5], k=4)
+    ds = synthetic_step(n_rollouts=3, length=[2, 0, 5], k=4, given=True)
     assert set(ds.variables) == set(VARIABLES)
     assert ds.attrs["schema_version"] == SCHEMA_VERSION
     for name, variable in VARIABLES.items():

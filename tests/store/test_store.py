@@ -136,7 +136,9 @@ def test_the_estimate_is_near_the_truth(tmp_path, k):
 def test_states_and_rollouts_line_up_all_steps(tmp_path):
     write = writer(tmp_path)
     lengths = {0: [3, 0], 10: [0, 0], 7: [2, 4]}
-    steps = {s: synthetic_step(s, n_rollouts=2, length=n, k=4) for s, n in lengths.items()}
+    steps = {
+        s: synthetic_step(s, n_rollouts=2, length=n, k=4, given=True) for s, n in lengths.items()
+    }
     for step, ds in steps.items():
         write.write_step(step, ds)
     run = open_run(tmp_path)

@@ -122,14 +122,16 @@ def probe_served(
     width = vocabulary_width(tokenizer, {"teacher": teacher})
     for model in (first, teacher):
         if isinstance(model, ServedModel):
-            _check_served(model, tokenizer, encoded, config, width)
+            ids = [prompt.ids for prompt in encoded]
+            longest = max(map(len, ids)) + max_completion_length
+            check_served(model, tokenizer, ids, longest, k, width)
         elif isinstance(model, PreTrainedModel):
             check_prompts(model, [prompt.ids for prompt in encoded], max_completion_length)
     attrs = {
         "recorded_by": "probe_served",
         # For numbered checkpoints, their folder; each step names its own.
-        "student": _identity(first.parent if isinstance(first, Path) and max(found) else first),
-        "teacher": _identity(teacher),
+        "student": describe(first.parent if isinstance(first, Path) and max(found) else first),
+        "teacher": describe(teacher),
         "tokenizer_hash": tokenizer_hash(tokenizer),
         "vocabulary": width,
         "k": k,
@@ -217,18 +219,31 @@ def _tokenizer_beside(
     )
 
 
-def _check_served(
+def check_served(
     model: ServedModel,
     tokenizer: PreTrainedTokenizerBase,
-    encoded: Sequence[EncodedPrompt],
-    config: ProbeConfig,
+    prompts: Sequence[Sequence[int]],
+    longest: int,
+    k: int,
     width: int,
 ) -> None:
-    """Check before any sampling that a server shares the tokenizer and reports enough."""
-    # One extra token: a server continues what it scores.
-    longest = max(len(prompt.ids) for prompt in encoded)
-    model.check_length(longest + config.max_completion_length + 1)
-    text = "\n".join(str(tokenizer.decode(list(prompt.ids))) for prompt in encoded[:_COMPARED])
+    """Check before any work that a server shares the tokenizer and reports enough.
+
+    Parameters
+    ----------
+    model
+        The served model.
+    tokenizer
+        The local tokenizer.
+    prompts
+        Token ids of some prompts.
+    longest
+        Tokens of the longest prompt with its response.
+    k, width
+        Tokens kept per state, and size of the vocabulary.
+    """
+    model.check_length(longest + 1)  # a server continues what it scores
+    text = "\n".join(str(tokenizer.decode(list(ids))) for ids in prompts[:_COMPARED])
     theirs, ours = model.tokenize(text), tokenizer(text, add_special_tokens=False).input_ids
     if theirs is None:
         logger.warning("%s has no /tokenize, so its vocabulary is not compared.", model)
@@ -239,12 +254,12 @@ def _check_served(
             f"{theirs[at : at + 1]} there and {ours[at : at + 1]} here. Choose models with one "
             "vocabulary, and the tokenizer that belongs to them."
         )
-    ids = list(encoded[0].ids)
+    ids = list(prompts[0])
     alone = Rollouts([ids[:1]], [ids[1:] or ids], [True], [0])
-    model.tell(alone, k=config.k, width=width)
+    model.tell(alone, k=k, width=width)
 
 
-def _identity(model: ServedModel | PreTrainedModel | Path) -> dict[str, Any]:
+def describe(model: ServedModel | PreTrainedModel | Path) -> dict[str, Any]:
     """How a run describes a model; a served one only by its name, since addresses change."""
     if isinstance(model, ServedModel):
         return {"name": model.name, "served": True}

@@ -110,7 +110,7 @@ function read() {
   byId("astray").textContent = astray ? `The link leads to step ${whole("step") ?? steps[step].step}, rollout ${whole("rollout") ?? 0}, which this page does not have; the nearest is shown.` : "";
   byId("astray").hidden = !astray;
   const by = index.quantities.findIndex((one) => one.name === wish.get("by") && one.units);
-  view = { run, step, rollout, token: whole("token"), by: Math.max(by, 0), scope: wish.get("scope") === "step" ? "step" : "rollout", with: null };
+  view = { run, step, rollout, token: whole("token"), by: by >= 0 ? by : Math.max(index.quantities.findIndex((one) => one.units), 0), scope: wish.get("scope") === "step" ? "step" : "rollout", with: null };
   const other = wish.get("with") ? place(wish.get("with")) : null;
   if (other && companions(view).some((one) => same(one, other))) view.with = other;
   return draw();

@@ -9,7 +9,17 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from opdprobe import ConfigError, Prompt, StoreError, VocabularyError, curve, open_run, validate
+from opdprobe import (
+    ConfigError,
+    Prompt,
+    Rollout,
+    StoreError,
+    VocabularyError,
+    curve,
+    open_run,
+    score_rollouts,
+    validate,
+)
 from opdprobe.cli.parser import main
 from opdprobe.errors import ModelError, PromptError
 from opdprobe.hooks import probe_checkpoints
@@ -289,3 +299,27 @@ def test_a_local_teachers_table_of_positions_counts_beside_a_served_student(serv
             k=4,
         )
     assert not (tmp_path / "run").exists()
+
+
+# --- rollouts that exist already ---
+
+
+@pytest.mark.parametrize("served", [["teacher"], ["student", "teacher"]])
+def test_rollouts_are_scored_by_a_server_as_locally(serve, models, rollouts, served, tmp_path):
+    server = serve()
+    mixed = [ServedModel(server.address(m), QUICK) if m in served else models[m] for m in MODELS]
+    texts = zip(rollouts.prompt_ids, rollouts.response_ids, strict=True)
+    rows = [Rollout(0, "a", *both, mask=np.arange(len(both[1])) != 1) for both in texts]
+    settings = {"tokenizer": tiny_tokenizer(), "k": 6}
+    got = score_rollouts(*mixed, rows, tmp_path / "served", **settings).load(0)
+    want = score_rollouts(*models.values(), rows, tmp_path / "local", **settings).load(0)
+    validate(got)
+    assert got.attrs["missing"] == served
+    assert "stop_logp" not in got
+    for name in ("token_id", "position", "sampled_id", "response_ids", "length"):
+        np.testing.assert_array_equal(got[name], want[name])
+    np.testing.assert_allclose(got.sampled_logp, want.sampled_logp, atol=1e-4)
+    known = np.isfinite(got.logp.values)
+    np.testing.assert_allclose(got.logp.values[known], want.logp.values[known], atol=1e-3)
+    with pytest.raises(ConfigError, match="servers do not scale log-probabilities"):
+        score_rollouts(*mixed, rows, tmp_path / "hot", temperature=0.7, **settings)

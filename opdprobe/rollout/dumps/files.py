@@ -1,0 +1,255 @@
+"""Read a dump's files row by row, in bounded memory."""
+
+from __future__ import annotations
+
+import csv
+import io
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from opdprobe.errors import RolloutError, needs_train_extra, shown
+from opdprobe.rollout.dumps.row import Row
+from opdprobe.rollout.row_files import NotRows, open_text
+from opdprobe.store.safe_text import parse_json
+
+TEXT = (".jsonl", ".json", ".csv")
+PICKLES = (".pt", ".pth", ".pkl", ".pickle")
+KINDS = (*TEXT, ".parquet", ".eval", *PICKLES)
+# A line holds a rollout, or one logging step of them; read, it takes several times the memory.
+MOST_BYTES = 2**27
+_BATCH = 64
+
+
+def kind_of(path: Path) -> str | None:
+    """Return the kind of a dump's file by its name, such as .jsonl for .jsonl.gz, or None."""
+    suffix = path.suffix.lower()
+    if suffix in (".gz", ".zst"):
+        suffix = Path(path.stem).suffix.lower()
+        return suffix if suffix in TEXT else None
+    return suffix if suffix in KINDS else None
+
+
+def rows_of(path: Path, step: int | None) -> Iterator[Row | RolloutError]:
+    """Yield a file's rows; in place of a row that cannot be read, the error that says why.
+
+    Parameters
+    ----------
+    path
+        A file of a kind in `KINDS`.
+    step
+        The step of rows that do not say theirs.
+
+    Raises
+    ------
+    RolloutError
+        The file as a whole cannot be read.
+    MissingExtraError
+        pyarrow or torch (``opdprobe[train]``) is not installed, and the file needs it.
+    """
+    kind = kind_of(path)
+    if kind == ".parquet":
+        found = _parquet(path)
+    elif kind == ".eval":
+        found = _zipped(path)
+    elif kind in PICKLES:
+        found = _pickled(path)
+    else:
+        found = {".csv": _csv, ".json": _json}.get(kind or "", _lines)(path)
+    for data, where in found:
+        if isinstance(data, RolloutError):
+            yield data
+        else:
+            yield Row(data, f"{path}{where}", step)
+
+
+_Found = Iterator[tuple[Any, str]]
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[ExitStack]:
+    try:
+        with ExitStack() as stack:
+            yield stack
+    except UnicodeDecodeError as error:
+        raise RolloutError(
+            f"{path}: not a readable UTF-8 text ({error}): save it as UTF-8."
+        ) from error
+    except NotRows as error:
+        raise RolloutError(f"{path}: {error}") from error
+    except (OSError, EOFError, zlib.error) as error:
+        raise RolloutError(
+            f"{path}: not a readable file ({error}): check that it is complete."
+        ) from error
+
+
+def _lines(path: Path) -> _Found:
+    """JSON lines. Most trainers write one object a line, ms-swift also one list of objects."""
+    with _readable(path) as stack:
+        stream = open_text(path, path.suffix.lower(), stack)
+        number = 0
+        while line := stream.readline(MOST_BYTES + 1):
+            number += 1
+            where = f":{number}"
+            if len(line) > MOST_BYTES:
+                raise RolloutError(
+                    f"{path}{where}: a line of more than {MOST_BYTES} bytes; expected a JSON "
+                    "object per line, of one rollout or one step."
+                )
+            if not line.strip():
+                continue
+            for data in _parsed(line, f"{path}{where}"):
+                yield data, where
+
+
+def _parsed(line: bytes, source: str) -> list[Any]:
+    wanted = "expected a JSON object per line"
+    try:
+        text = line.decode()
+    except UnicodeDecodeError as error:
+        return [RolloutError(f"{source}: not UTF-8 text ({error}): save it as UTF-8.")]
+    try:
+        found = parse_json(text)
+    except ValueError as error:
+        torn = "" if text.endswith("\n") else " The file ends here: is it still being written?"
+        return [RolloutError(f"{source}: not JSON ({error}): {text[:60]!r}; {wanted}.{torn}")]
+    found = found if isinstance(found, list) and found else [found]
+    return [
+        one
+        if isinstance(one, dict)
+        else RolloutError(f"{source}: not a JSON object: {text[:60]!r}; {wanted}.")
+        for one in found
+    ]
+
+
+def _json(path: Path) -> _Found:
+    """One JSON value: a list of rows, or an object whose ``samples`` are the rows; else lines."""
+    with _readable(path) as stack:
+        stream = open_text(path, path.suffix.lower(), stack)
+        text = stream.read(MOST_BYTES + 1)
+        if len(text) > MOST_BYTES:
+            raise RolloutError(
+                f"{path}: more than {MOST_BYTES} bytes in one JSON value; expected JSON lines, or "
+                "for inspect the .eval log: convert it."
+            )
+        try:
+            found = parse_json(text.decode())
+        except ValueError as error:
+            if isinstance(error, UnicodeDecodeError):
+                raise
+            if b"}\n{" not in text:
+                raise RolloutError(
+                    f"{path}: not JSON ({error}): check that it is complete."
+                ) from error
+            found = None
+    if found is None:
+        yield from _lines(path)
+        return
+    rows = found.get("samples", found) if isinstance(found, dict) else found
+    for number, row in enumerate(rows if isinstance(rows, list) else [rows]):
+        where = f", row {number}" if isinstance(rows, list) else ""
+        if isinstance(row, dict):
+            yield row, where
+        else:
+            yield RolloutError(f"{path}{where}: {shown(row)}; expected a JSON object."), where
+
+
+def _csv(path: Path) -> _Found:
+    """Rows of a CSV file with a header, as texts; an empty field is None."""
+    csv.field_size_limit(MOST_BYTES)
+    with _readable(path) as stack:
+        lines = io.TextIOWrapper(open_text(path, path.suffix.lower(), stack), "utf-8", newline="")
+        reader = csv.reader(lines, strict=True)
+        try:
+            header = next(reader, [])
+            for fields in reader:
+                where = f":{reader.line_num}"
+                if not fields:
+                    continue
+                if len(fields) != len(header):
+                    yield (
+                        RolloutError(
+                            f"{path}{where}: {len(fields)} fields; expected {len(header)}, as in "
+                            "the header."
+                        ),
+                        where,
+                    )
+                    continue
+                yield dict(zip(header, (field or None for field in fields), strict=True)), where
+        except csv.Error as error:
+            raise RolloutError(
+                f"{path}:{reader.line_num}: not CSV ({error}): check that it is complete."
+            ) from error
+
+
+def _parquet(path: Path) -> _Found:
+    with needs_train_extra(f"reading {path}"):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    try:
+        with pq.ParquetFile(path) as file:
+            number = 0
+            for batch in file.iter_batches(_BATCH):
+                for row in batch.to_pylist():
+                    yield row, f", row {number}"
+                    number += 1
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise RolloutError(
+            f"{path}: not a readable parquet file ({error}): check that it is complete."
+        ) from error
+
+
+def _zipped(path: Path) -> _Found:
+    """Samples of an inspect log: one JSON file each, in a zip archive."""
+    with _readable(path):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                members = [m for m in archive.infolist() if m.filename.startswith("samples/")]
+                for member in sorted(members, key=lambda member: member.filename):
+                    where = f", {member.filename}"
+                    if member.file_size > MOST_BYTES:
+                        yield (
+                            RolloutError(
+                                f"{path}{where}: {member.file_size} bytes; expected at most "
+                                f"{MOST_BYTES}."
+                            ),
+                            where,
+                        )
+                        continue
+                    with archive.open(member) as stream:
+                        # The size in the directory may be a lie.
+                        text = stream.read(MOST_BYTES + 1)[: MOST_BYTES + 1]
+                    for data in _parsed(text, f"{path}{where}"):
+                        yield data, where
+        except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+            raise RolloutError(
+                f"{path}: not a readable .eval log ({error}): check that it is complete, or "
+                "convert it with `inspect log convert --to json`."
+            ) from error
+
+
+def _pickled(path: Path) -> _Found:
+    """Samples that torch saved, of plain values and tensors only."""
+    from opdprobe.rollout.dumps.pickled import load
+
+    found = load(path)
+    samples = found.get("samples") if isinstance(found, Mapping) else None
+    if not isinstance(samples, list):
+        has = sorted(map(str, found)) if isinstance(found, Mapping) else type(found).__name__
+        raise RolloutError(
+            f"{path}: holds {shown(has)}; expected a dict with rollout_id and samples, as slime "
+            "and miles save it."
+        )
+    for number, sample in enumerate(samples):
+        where = f", sample {number}"
+        if isinstance(sample, Mapping):
+            yield {"rollout_id": found.get("rollout_id"), **_named(sample)}, where
+        else:
+            yield RolloutError(f"{path}{where}: {shown(sample)}; expected a dict."), where
+
+
+def _named(sample: Mapping[Any, Any]) -> dict[str, Any]:
+    return {str(name): value for name, value in sample.items() if name != "rollout_id"}
