@@ -257,11 +257,14 @@ class RolloutSums:
         start, stop, _ = where.indices(len(self.steps))
         return slice(int(self.first[start]), int(self.first[stop]))
 
-    def mean(self, name: str, where: slice = slice(None)) -> Estimate:
-        """Estimate a mean over all states of some steps; the bootstrap draws prompts."""
+    def mean(self, name: str, where: slice = slice(None), *, least: int | None = None) -> Estimate:
+        """Estimate a mean over all states of some steps; the bootstrap draws prompts.
+
+        `least` is the fewest prompts for an interval, by default `fewest_prompts` of the name.
+        """
         keys, total, n = self._units(name, where)
         bounds = (0.0, 1.0) if name in SHARES else (-np.inf, np.inf)
-        return resample(total, n, keys=keys, bounds=bounds, least=fewest_prompts(name))
+        return resample(total, n, keys=keys, bounds=bounds, least=least or fewest_prompts(name))
 
     def means(self, name: str) -> NDArray[np.float64]:
         """Return the mean over the states of each step; NaN if none has a value."""

@@ -19,6 +19,7 @@ from opdprobe.probes.rollout_sums import RolloutSums, rollout_sums
 from opdprobe.probes.sampler import SamplerComparison, compare_sampler
 from opdprobe.report.estimate import exact
 from opdprobe.report.panel import Panel, Series
+from opdprobe.report.tail import Tail, reverse_kl_tail
 from opdprobe.store import Run
 from opdprobe.store.schema import MODELS
 
@@ -71,6 +72,8 @@ class Course:
     reported
         How log-probabilities that the rollouts of the last steps brought differ from the recomputed
         ones, by who reported them: ``"sampler"``, ``"student"``, ``"teacher"``.
+    tail
+        What few states contribute to the reverse KL of the last steps, if that was recorded.
     """
 
     label: str
@@ -80,6 +83,7 @@ class Course:
     evaluated: list[int] = field(default_factory=list)
     scores: list[NDArray[np.float64]] = field(default_factory=list, repr=False)
     reported: dict[str, SamplerComparison] = field(default_factory=dict, repr=False)
+    tail: Tail | None = field(default=None, repr=False)
 
     @property
     def steps(self) -> list[int]:
@@ -195,7 +199,8 @@ def course(run: Run, *, label: str | None = None) -> Course:
         evaluated=common,
         scores=[np.concatenate([e.sel(step=step).values for e in evaluations]) for step in common],
     )
-    return replace(found, reported=_compare_reported(run, found.steps[found.last]))
+    last = found.steps[found.last]
+    return replace(found, reported=_compare_reported(run, last), tail=reverse_kl_tail(run, last))
 
 
 def _sums(run: Run) -> RolloutSums:

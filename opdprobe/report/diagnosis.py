@@ -82,6 +82,7 @@ def diagnose(found: Course) -> list[Finding]:
         - ``entropy_collapse``: student entropy at most half of its start and 0.8 of the teacher's
           at the same states (§5.2);
         - ``truncated``: more than 0.1 of the last responses reached the limit (§6.1);
+        - ``heavy_tail``: 1 % of the last states hold half of the reverse KL or more;
         - ``gradient_spikes``: a gradient norm 5 times the median of the 20 steps around it, and
           above those of the first steps (§6.3);
         - ``sampler_…``, ``student_…``, ``teacher_…``: log-probabilities that the rollouts brought
@@ -111,6 +112,7 @@ def diagnose(found: Course) -> list[Finding]:
         signs.late_collapse(found),
         signs.entropy_collapse(found),
         signs.truncated(found),
+        signs.heavy_tail(found),
         signs.gradient_spikes(found),
         signs.blind_loss(found),
     )

@@ -4,7 +4,17 @@ import numpy as np
 
 from opdprobe.report.course import Course
 from opdprobe.report.estimate import number
-from opdprobe.report.finding import Evidence, Finding, change, level, look, student_to_teacher
+from opdprobe.report.finding import (
+    Evidence,
+    Finding,
+    change,
+    interval,
+    level,
+    look,
+    shown,
+    student_to_teacher,
+)
+from opdprobe.report.tail import CAP
 from opdprobe.store.schema import MODELS
 
 # As in preflight: the paper's successes start at 0.72, the run that needs a cold start at 0.55.
@@ -25,6 +35,8 @@ _AROUND = 10
 # The paper: 0.97 to 0.99 (App. B.1). The testbed: at least 0.93, except 0.81 to 0.88 for k = 1,
 # once for k = 4, and for responses of 2 tokens.
 _MASS = 0.9
+# Share of the reverse KL that 1 % of the states hold.
+_TAIL = 0.5
 
 
 def low_overlap(found: Course) -> Finding | None:
@@ -122,6 +134,26 @@ def truncated(found: Course) -> Finding | None:
         "If this is not intended, raise max_completion_length, or check whether the responses "
         "repeat themselves.",
         **look(found, "finished", found.last, -1, "student_entropy"),
+    )
+
+
+def heavy_tail(found: Course) -> Finding | None:
+    """Find a reverse KL of which 1 % of the states hold half: its mean says little of the rest."""
+    tail = found.tail
+    if tail is None or not tail.share >= _TAIL:
+        return None
+    value, low, high = interval(tail.capped)
+    said = shown(value, low, high)
+    mean = level(found, "reverse_kl", found.last)
+    text = f"reverse KL, each state's capped at {CAP:g} nat: {said}"
+    return Finding(
+        "heavy_tail",
+        "note",
+        "Few states hold the divergence",
+        f"1 % of the last states hold {tail.share:.0%} of the reverse KL, so its mean rests on few "
+        f"prompts and differs widely between samples. Capped at {CAP:g} nat a state it is {said}.",
+        (mean, Evidence("reverse_kl", text, value, low, high, mean.steps)),
+        **look(found, "reverse_kl", found.last, 1, "reverse_kl"),
     )
 
 
