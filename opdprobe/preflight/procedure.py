@@ -25,7 +25,7 @@ from opdprobe.preflight import measure
 from opdprobe.preflight.answers import Answers, accuracies, continuation, tried
 from opdprobe.preflight.estimates import Number, prompt_mean
 from opdprobe.preflight.readout import MAX_STATES, Readout, States, readouts
-from opdprobe.preflight.verdict import Evidence, Verdict, judge, obstacle
+from opdprobe.preflight.verdict import WORTH, Evidence, Verdict, judge, obstacle
 from opdprobe.rollout.continuation import Sampling
 from opdprobe.rollout.grade import Grader
 from opdprobe.rollout.pair import Pair
@@ -89,7 +89,7 @@ class Preflight:
         """Verdict of `opdprobe.preflight.verdict.judge` on this evidence."""
         a = self.answers
         gains = a.continuation or {}
-        ends = [depth for depth, gain in sorted(gains.items()) if depth > 0 and gain.low <= 0]
+        ends = [depth for depth, gain in sorted(gains.items()) if depth > 0 and gain.high < WORTH]
         return judge(
             Evidence(
                 overlap=self.states["overlap_ratio"],
@@ -104,6 +104,7 @@ class Preflight:
                 truncated=self.responses["truncated"],
                 teacher_truncated=(self.teacher_responses or {}).get("truncated", 0.0),
                 repetitive=self.responses["repetitive"],
+                prompts=int(self.settings["n_prompts"]),
             )
         )
 

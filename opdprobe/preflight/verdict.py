@@ -1,5 +1,6 @@
 """The rule that turns measurements into a verdict. Needs neither models nor torch."""
 
+import math
 from dataclasses import dataclass
 
 from opdprobe.preflight.estimates import Number
@@ -16,21 +17,22 @@ VALIDATED = (
 )
 """How far the rule is validated; part of every verdict."""
 
-# Accuracy that a refitted readout must gain or lose to count, and the most that counts as little.
-# With 256 prompts × 4 on the testbed: +0.23 to +0.31 where training helps by more than 0.1, -0.06
-# to +0.07 where it does not, -0.18 where a weaker teacher harms.
-_WORTH = 0.15
-_LITTLE = 0.1
+# Accuracy that a refitted readout must gain or lose to count. With 256 prompts × 4 on the testbed:
+# +0.23 to +0.31 where training helps by more than 0.1, -0.06 to +0.07 where it does not, -0.18
+# where a weaker teacher harms. An interval that excludes it on both sides is evidence of no effect.
+WORTH = 0.15
 # Accuracy by which a weaker teacher must be behind. On the testbed a teacher that harms is behind
 # by 0.2 or more, and no other teacher is behind at all.
 _WEAKER = 0.1
 # Share of the divergence that a refitted readout removes on held-out prompts: 0.48 and more where
 # training helps on the testbed, -0.01 to 0.19 where a teacher of the same pipeline does not help.
-# Only an interval that contains 0 counts against a teacher.
+# Only an interval below it counts against a teacher.
 _LEARNT = 0.25
 # The paper's successful runs start at 0.72, the one that needs a cold start at 0.55 (Fig. 6 and 8);
 # the testbed's lineages at 0.81 to 0.83, and 0.46 to 0.74 across them.
 _OVERLAP = 0.7
+# Prompts, at four rollouts each, that somebody might sample to settle a question.
+_MOST = 20_000
 _TRUNCATED = 0.5
 _SOLVED = 0.1
 _REPETITIVE = 0.1
@@ -59,12 +61,15 @@ class Evidence:
     gain
         Accuracy of the student with the refitted readout, minus its own; NaN if not measured.
     tail
-        First prefix length, in tokens, at which the teacher's continuation is no longer better
-        than the student's although its own answers are; None if there is no such length.
+        First prefix length, in tokens, at which the interval excludes that the teacher's
+        continuation is better than the student's by 0.15, although its own answers are better; None
+        if there is no such length.
     truncated, teacher_truncated
         Share of responses that reached the length limit.
     repetitive
         Share of the student's responses that repeat themselves.
+    prompts
+        Number of prompts that were measured.
     """
 
     overlap: Number
@@ -79,6 +84,7 @@ class Evidence:
     truncated: float
     teacher_truncated: float
     repetitive: float
+    prompts: int
 
 
 @dataclass(frozen=True)
@@ -115,11 +121,16 @@ def judge(evidence: Evidence) -> Verdict:
        helps the student all the same;
     2. the refitted readout answers better on held-out prompts: *likely to work*;
     3. it answers worse, which the teacher's pattern causes: *harmful*;
-    4. it answers no better, so the student gains nothing from the pattern: *unlikely to help*.
+    4. it answers no better: *unlikely to help*; but *cannot tell* if the prompts share a pattern
+       and the teacher is better by more than would matter, since the last layer may not be enough.
 
-    If no answers, or too few, can be used: *unlikely to help* if the refitted readout does not
+    If none applies, or answers cannot be used: *unlikely to help* if the refitted readout does not
     lower the divergence on held-out prompts, since the teacher then has no pattern to give;
     otherwise *cannot tell*. If the models differ only by rounding: *unlikely to help*.
+
+    Every *no* needs evidence: an interval that excludes an effect of the size that would matter. An
+    interval that is too wide to exclude it leads to *cannot tell*, with the number of prompts that
+    would settle it.
 
     Parameters
     ----------
@@ -141,6 +152,7 @@ def judge(evidence: Evidence) -> Verdict:
     learns, learnt = _learnt(e.learnt)
     blocked = obstacle(e.accuracy, e.teacher_accuracy, e.truncated, e.teacher_truncated)
     worth = None if blocked else _worth(e.gain)
+    deeper = worth == "no better" and learns is True and e.gap.low > WORTH
     weaker = not blocked and e.gap.high < 0 and e.gap.value <= -_WEAKER
     if weaker:
         word = UNKNOWN if worth == "better" else HARMFUL
@@ -148,9 +160,11 @@ def judge(evidence: Evidence) -> Verdict:
         word = LIKELY
     elif worth == "worse":
         word = HARMFUL
+    elif worth == "no better":
+        word = UNKNOWN if deeper else UNLIKELY
     else:
-        word = UNLIKELY if worth == "no better" or learns is False else UNKNOWN
-    reasons = [blocked or _gain_reason(e, worth), learnt, _overlap_reason(e)]
+        word = UNLIKELY if learns is False else UNKNOWN
+    reasons = [blocked or _gain_reason(e, worth, deeper=deeper), learnt, _overlap_reason(e)]
     if weaker:
         reasons.insert(0, f"The teacher is the weaker model: {_shown(e.gap)} in accuracy.")
     return Verdict(word, tuple(reasons), tuple(_advice(e, learns, worth)))
@@ -184,28 +198,45 @@ def obstacle(
 
 
 def _worth(gain: Number) -> str | None:
-    """Classify the effect of the teacher's pattern on the student; None with too few rollouts."""
-    if gain.low > 0 and gain.value >= _WORTH:
+    """Classify the pattern's effect on the student; None if the interval allows several."""
+    if gain.low > 0 and gain.value >= WORTH:
         return "better"
-    if gain.high < 0 and gain.value <= -_WORTH:
+    if gain.high < 0 and gain.value <= -WORTH:
         return "worse"
-    small = abs(gain.value) <= _LITTLE and max(-gain.low, gain.high) < 2 * _LITTLE
-    return "no better" if small else None
+    return "no better" if gain.low > -WORTH and gain.high < WORTH else None
 
 
-def _gain_reason(e: Evidence, worth: str | None) -> str:
+def _prompts_needed(gain: Number, prompts: int) -> str:
+    """Say how many prompts would settle the effect, from the width of its interval."""
+    half = (gain.high - gain.low) / 2
+    if not half > 0:
+        return "too few prompts for an interval"
+    size = abs(gain.value)
+    margin = size if size >= WORTH else WORTH - size
+    needed = math.ceil(round(prompts * (half / margin) ** 2, 6)) if margin > 0.02 else 0
+    if not prompts < needed <= _MOST:
+        return f"too close to the {WORTH} that would matter for any number of prompts to tell soon"
+    return f"too few prompts to tell; about {needed:,} would"
+
+
+def _gain_reason(e: Evidence, worth: str | None, *, deeper: bool) -> str:
     change = (
         f"Reading its own states out as the teacher would changes the student's accuracy of "
         f"{e.accuracy.value:.2f} by {_shown(e.gain)}"
     )
     if worth is None:
-        return f"{change}: too few rollouts to tell."
+        return f"{change}: {_prompts_needed(e.gain, e.prompts)}."
     if worth == "better":
         return f"{change}: it can use the teacher's pattern (§3.1)."
     if worth == "worse":
         return (
             f"{change}: the teacher's pattern does not suit this student, and a student takes over "
             "its teacher's pattern, not its scale (§3.3)."
+        )
+    if deeper:
+        return (
+            f"{change}. But the teacher is better by {_shown(e.gap)}, and what one prompt teaches "
+            "helps on others: more than the last layer may have to learn it."
         )
     if e.gap.low > 0:
         return (
@@ -225,8 +256,8 @@ def _learnt(share: Number) -> tuple[bool | None, str]:
     )
     if share.low >= _LEARNT:
         return True, f"{shown}: the prompts share a pattern."
-    if share.low <= 0:
-        return False, f"{shown}: the prompts share no pattern (§6.2)."
+    if share.high < _LEARNT:
+        return False, f"{shown}: the prompts share little of a pattern (§6.2)."
     return None, f"{shown}: unclear."
 
 

@@ -75,11 +75,13 @@ WORKS = Evidence(
     truncated=0.0,
     teacher_truncated=0.0,
     repetitive=0.0,
+    prompts=64,
 )
 NOTHING_SHARED = {"learnt": Number(0.0, 0.0, 0.1)}
 WORSE = {"gain": Number(-0.4, -0.5, -0.3)}
 NO_BETTER = {"gain": Number(0.0, -0.1, 0.1)}
 NO_ANSWERS = dict.fromkeys(("accuracy", "teacher_accuracy", "gap", "gain"), Number(np.nan))
+ABLE = {"learnt": Number(0.4, 0.2, 0.6)}
 WEAKER = {"gap": Number(-0.4, -0.5, -0.3)}
 
 
@@ -88,19 +90,25 @@ WEAKER = {"gap": Number(-0.4, -0.5, -0.3)}
     [
         ({}, LIKELY, "it can use the teacher's pattern"),
         ({"learnt": Number(0.3, 0.1, 0.5)}, LIKELY, "unclear"),
-        (NO_ANSWERS | {"learnt": Number(0.1, 0.09, 0.11)}, UNKNOWN, "unclear"),
+        (NO_ANSWERS | {"learnt": Number(0.3, 0.2, 0.4)}, UNKNOWN, "unclear"),
+        (NO_ANSWERS | {"learnt": Number(0.1, -0.1, 0.3)}, UNKNOWN, "unclear"),  # 0 is not enough
+        (NO_ANSWERS | {"learnt": Number(0.1, 0.01, 0.2)}, UNLIKELY, "share little of a pattern"),
         ({"learnt": Number(np.nan)}, LIKELY, "not measured"),
         ({"gain": Number(0.15, 0.01, 0.29)}, LIKELY, "it can use"),
-        ({"gain": Number(0.14, 0.01, 0.27)}, UNKNOWN, "too few rollouts"),
-        ({"gain": Number(0.3, -0.01, 0.61)}, UNKNOWN, "too few rollouts"),
-        ({"gain": Number(0.1, 0.01, 0.19)}, UNLIKELY, "by ability"),
-        ({"gain": Number(0.12, 0.06, 0.18)}, UNKNOWN, "too few rollouts"),
-        (NO_BETTER, UNLIKELY, "by ability rather than by a pattern that the student lacks"),
+        ({"gain": Number(0.14, 0.01, 0.27)}, UNKNOWN, "too close to the 0.15"),
+        # half of the width is 0.31, the value 0.3: 64 · (0.31 / 0.3)²
+        ({"gain": Number(0.3, -0.01, 0.61)}, UNKNOWN, "too few prompts to tell; about 69 would"),
+        ({"gain": Number(0.05, -0.15, 0.25)}, UNKNOWN, "about 256 would"),  # 64 · (0.2 / 0.1)²
+        ({"gain": Number(0.12, 0.06, 0.18)}, UNKNOWN, "about 256 would"),
+        (NO_BETTER | ABLE, UNLIKELY, "by ability rather than by a pattern that the student lacks"),
+        ({"gain": Number(0.1, 0.06, 0.14)} | ABLE, UNLIKELY, "by ability"),
+        (NO_BETTER, UNKNOWN, "more than the last layer may have to learn it"),
+        (NO_BETTER | {"gap": Number(0.3, 0.14, 0.46)}, UNLIKELY, "by ability"),
         (NO_BETTER | {"gap": Number(0.0, -0.1, 0.1)}, UNLIKELY, "no better pattern"),
-        (NO_BETTER | NOTHING_SHARED, UNLIKELY, "the prompts share no pattern"),
-        ({"gain": Number(0.0, -0.2, 0.2)} | NOTHING_SHARED, UNLIKELY, "too few rollouts"),
+        (NO_BETTER | NOTHING_SHARED, UNLIKELY, "share little of a pattern"),
+        ({"gain": Number(0.0, -0.2, 0.2)} | NOTHING_SHARED, UNLIKELY, "too few prompts"),
         (WORSE, HARMFUL, "does not suit this student"),
-        ({"gain": Number(-0.3, -0.61, 0.01)}, UNKNOWN, "too few rollouts"),
+        ({"gain": Number(-0.3, -0.61, 0.01)}, UNKNOWN, "too few prompts to tell; about 69 would"),
         (WEAKER | WORSE, HARMFUL, "the weaker model"),
         (WEAKER | NO_BETTER | NOTHING_SHARED, HARMFUL, "the weaker model"),
         (WEAKER, UNKNOWN, "the weaker model"),
@@ -124,7 +132,7 @@ def test_the_rule(changes, word, reason):
     ("changes", "advice"),
     [
         ({"overlap": Number(0.5, 0.45, 0.55)}, "try a cold start"),
-        (NO_BETTER, "lineage"),
+        (NO_BETTER | ABLE, "lineage"),
         (NOTHING_SHARED, "keep the learning rate low"),
         ({"tail": 4000}, "After 4000 student tokens"),
         ({"truncated": 0.9}, "--max-completion-length"),
@@ -139,7 +147,7 @@ def test_the_advice(changes, advice):
 def test_a_single_prompt_is_said_to_have_no_interval():
     alone = {"overlap": Number(0.85), "gain": Number(0.0), "learnt": Number(0.4)}
     gain, learnt, overlap = judge(replace(WORKS, **alone)).reasons
-    assert "by +0.00 (no interval): too few rollouts" in gain
+    assert "by +0.00 (no interval): too few prompts for an interval" in gain
     assert "removes 40% of the divergence (no interval) on the other half: unclear" in learnt
     assert "Overlap ratio 0.85 (no interval), not clearly within" in overlap
     assert "nan" not in gain + learnt + overlap
