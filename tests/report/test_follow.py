@@ -9,6 +9,7 @@ import pytest
 from opdprobe import StoreError
 from opdprobe.report import follow
 from opdprobe.report.course import course
+from opdprobe.report.course import sum_quantities as sums
 from opdprobe.report.diagnosis import diagnose
 from opdprobe.report.follow import Follower
 from opdprobe.store import RunWriter, open_run
@@ -33,6 +34,13 @@ def add(writer, step):
         writer.log_evaluation(step, "hard", ["c"], [0.5])
 
 
+def note_reading(monkeypatch, read):
+    """Add the steps of each reading to a list."""
+    monkeypatch.setattr(
+        follow, "sum_quantities", lambda run, steps: read.append(list(steps)) or sums(run, steps)
+    )
+
+
 def assert_same(follower):
     got, want = follower.course(), course(open_run(follower.path))
     assert got.steps == want.steps
@@ -52,13 +60,7 @@ def assert_same(follower):
 def test_a_course_that_grew_is_the_course_read_at_once(tmp_path, monkeypatch):
     writer = begin(tmp_path / "run")
     read = []
-    monkeypatch.setattr(
-        follow,
-        "sum_quantities",
-        lambda run, steps: read.extend(steps) or sum_quantities(run, steps),
-    )
-    from opdprobe.report.course import sum_quantities
-
+    note_reading(monkeypatch, read)
     follower = Follower(tmp_path / "run")
     told = []
     assert follower.look(lambda *done: told.append(done))
@@ -69,7 +71,7 @@ def test_a_course_that_grew_is_the_course_read_at_once(tmp_path, monkeypatch):
         add(writer, step)
         assert follower.look()
         assert_same(follower)
-    assert read == [0, 5, 10, 20]
+    assert read == [[0, 5], [10], [20]]
     assert set(follower.evaluations) == {"easy", "hard"}
 
 
@@ -95,13 +97,18 @@ def test_a_step_that_is_being_copied_is_not_there_yet(tmp_path):
     assert_same(follower)
 
 
-def test_steps_that_come_together_with_a_torn_one_are_read(tmp_path):
+def test_steps_that_come_together_with_a_torn_one_are_read(tmp_path, monkeypatch):
     begin(tmp_path / "run", steps=(0, 5, 10))
+    read = []
+    note_reading(monkeypatch, read)
     step_path(tmp_path / "run", 5).write_bytes(b"")
     follower = Follower(tmp_path / "run")
     assert follower.look()
     assert follower.course().steps == [0, 10]
     assert list(follower.unreadable()) == [5]
+    assert read == [[0, 5, 10], [0], [5], [10]]
+    assert not follower.look()  # an unchanged torn step is not tried again
+    assert len(read) == 4
 
 
 def test_half_a_line_is_not_there_yet(tmp_path):
