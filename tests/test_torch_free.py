@@ -29,6 +29,10 @@ np.testing.assert_array_equal(states.opd.overlap_ratio(), 1.0)
 np.testing.assert_array_equal(opdprobe.curve(run, "overlap_ratio")["value"], 1.0)
 logits = np.zeros((2, 3, 8))
 validate(opdprobe.from_logits(logits, logits, k=4))
+
+from opdprobe.cli.parser import main
+
+assert main(["watch", sys.argv[1], "--once"]) == 0
 """
 
 

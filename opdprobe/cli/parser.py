@@ -17,6 +17,8 @@ from opdprobe.cli import importing as import_command
 from opdprobe.cli import recipes as recipe_commands
 from opdprobe.cli import reports as report_command
 from opdprobe.cli import runs as run_commands
+from opdprobe.cli import trackers as log_command
+from opdprobe.cli import watch as watch_command
 from opdprobe.cli.recipes import DIVERGENCE_GENERATIONS, DIVERGENCE_LENGTH
 from opdprobe.cli.runs import errors
 from opdprobe.errors import OPDProbeError, needs_train_extra, printable
@@ -140,7 +142,9 @@ def _parser() -> argparse.ArgumentParser:
         _select,
         _dedup,
         _inspect,
+        _watch,
         _export,
+        _log,
         _power,
         _view,
         _report,
@@ -771,6 +775,24 @@ def _inspect(commands: Any) -> None:
     )
 
 
+def _watch(commands: Any) -> None:
+    sub = _command(
+        commands,
+        "watch",
+        watch_command.watch,
+        "show a run's curves and first finding while it grows",
+        _run_to_read(),
+    )
+    sub.add_argument(
+        "--interval",
+        type=_seconds,
+        default=5.0,
+        metavar="S",
+        help="seconds from one look to the next (default: 5)",
+    )
+    sub.add_argument("--once", action="store_true", help="print once and end")
+
+
 def _power(commands: Any) -> None:
     sub = _command(
         commands,
@@ -832,6 +854,26 @@ def _export(commands: Any) -> None:
     sub.add_argument("--out", type=Path, metavar="FILE", help="default: RUN/tokens.parquet, …")
     sub.add_argument(
         "--steps", type=_numbers, metavar="A,B,…", help="recorded steps to write (default: all)"
+    )
+
+
+def _log(commands: Any) -> None:
+    sub = _command(
+        commands,
+        "log",
+        log_command.log,
+        "send a run's metrics and accuracies to a tracker",
+        _run_to_read(),
+    )
+    sub.add_argument("--to", required=True, choices=log_command.TRACKERS, help="the tracker")
+    sub.add_argument(
+        "--project",
+        default="opdprobe",
+        metavar="NAME",
+        help="the tracker's project; for tensorboard, a folder in RUN (default: %(default)s)",
+    )
+    sub.add_argument(
+        "--name", metavar="NAME", help="what the run is called there (default: RUN's name)"
     )
 
 
@@ -924,6 +966,16 @@ def _not_negative(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r}; expected a whole number, 0 or above")
     return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 1e6:  # NaN, too
+        raise argparse.ArgumentTypeError(f"{text!r}; expected a number of seconds above 0")
+    return seconds
 
 
 def _run(text: str) -> Path:

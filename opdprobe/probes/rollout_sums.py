@@ -1,6 +1,6 @@
 """Sum probes by rollout in one pass: all that a mean over states and its interval need."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial, reduce
 from itertools import groupby
@@ -86,6 +86,7 @@ def step_sums(
     *,
     edges: NDArray[Any] | None = None,
     map: Map = map,
+    steps: Collection[int] | None = None,
 ) -> Iterator[Any]:
     """Evaluate probes at every state, once, and sum them up by rollout.
 
@@ -101,6 +102,8 @@ def step_sums(
         Edges of ranges of positions.
     map : callable
         Maps over the batches, in order.
+    steps : collection of int, optional
+        Steps of a run to read. Default: all.
 
     Yields
     ------
@@ -117,7 +120,9 @@ def step_sums(
         # Rollout tables belong to one step, so a function, which may use them, gets one step.
         joined = all(isinstance(probe, str) for probe in probes)
         read = partial(_read_run, source)
-        yield from map(partial(_add_up, read=read, **work), batches(source, joined=joined))
+        yield from map(
+            partial(_add_up, read=read, **work), batches(source, joined=joined, steps=steps)
+        )
 
 
 def _add_up(
@@ -252,6 +257,18 @@ class RolloutSums:
     total: dict[str, NDArray[np.float64]]
     n: dict[str, NDArray[np.int64]]
 
+    def at(self, place: int) -> "RolloutSums":
+        """Return the sums of one step, given by its place in `steps`."""
+        rows = self.rows(slice(place, place + 1))
+        return RolloutSums(
+            self.steps[[place]],
+            np.array([0, rows.stop - rows.start]),
+            self.unit[rows],
+            self.length[rows],
+            {name: values[rows] for name, values in self.total.items()},
+            {name: values[rows] for name, values in self.n.items()},
+        )
+
     def rows(self, where: slice) -> slice:
         """Return the rows of some steps, given by their place in `steps`."""
         start, stop, _ = where.indices(len(self.steps))
@@ -301,7 +318,35 @@ class RolloutSums:
         return keys, total, n
 
 
-def rollout_sums(sources: "Iterable[Run | xr.Dataset]", probes: Mapping[str, Probe]) -> RolloutSums:
+def join_sums(parts: Sequence[RolloutSums]) -> RolloutSums:
+    """Put the sums of several steps one after the other.
+
+    Parameters
+    ----------
+    parts
+        In the order of their steps. A quantity that one of them lacks has no value there.
+    """
+    names = dict.fromkeys(name for part in parts for name in part.total)
+
+    def column(of: Callable[[RolloutSums], NDArray[Any] | None], dtype: type) -> NDArray[Any]:
+        found = (np.zeros(p.length.size, dtype) if (v := of(p)) is None else v for p in parts)
+        return np.concatenate([np.zeros(0, dtype), *found])
+
+    return RolloutSums(
+        column(lambda part: part.steps, np.int64),
+        np.cumsum([0, *(n for part in parts for n in np.diff(part.first))]),
+        column(lambda part: part.unit, np.uint64),
+        column(lambda part: part.length, np.int64),
+        {name: column(lambda part, name=name: part.total.get(name), np.float64) for name in names},
+        {name: column(lambda part, name=name: part.n.get(name), np.int64) for name in names},
+    )
+
+
+def rollout_sums(
+    sources: "Iterable[Run | xr.Dataset]",
+    probes: Mapping[str, Probe],
+    steps: Collection[int] | None = None,
+) -> RolloutSums:
     """Evaluate probes at every state in one pass, a piece at a time in memory.
 
     Parameters
@@ -310,11 +355,13 @@ def rollout_sums(sources: "Iterable[Run | xr.Dataset]", probes: Mapping[str, Pro
         Runs, or steps in memory, in order.
     probes
         Probes by name, as in `opdprobe.probes.curve`.
+    steps
+        Steps of a run to read. Default: all.
     """
     parts = [
         part
         for source in sources
-        for batch in step_sums(source, [*probes.values()], list)
+        for batch in step_sums(source, [*probes.values()], list, steps=steps)
         for part in batch
     ]
 

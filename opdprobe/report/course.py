@@ -4,7 +4,7 @@
 enough for curves, for means over several steps, and for their intervals.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -187,29 +187,49 @@ def course(run: Run, *, label: str | None = None) -> Course:
     """
     if not run.steps:
         raise StoreError(f"{run.path} has no recorded step; record some (record_every).")
-    evaluations = [run.evaluation(name)["score"] for name in run.benchmarks]
-    # Accuracy is the mean over the problems of all benchmarks, so it needs steps that ran them all.
-    evaluated = [set(e["step"].values.tolist()) for e in evaluations]
-    common = sorted(set.intersection(*evaluated)) if evaluated else []
+    evaluations = {name: run.evaluation(name)["score"] for name in run.benchmarks}
+    evaluated, scores = join_scores(
+        {name: dict(zip(e["step"].values.tolist(), e.values, strict=True))
+         for name, e in evaluations.items()}
+    )  # fmt: skip
     found = Course(
         label=label or run.path.resolve().name,
         config=run.config,
-        sums=_sums(run),
+        sums=sum_quantities(run),
         metrics=run.metrics,
-        evaluated=common,
-        scores=[np.concatenate([e.sel(step=step).values for e in evaluations]) for step in common],
+        evaluated=evaluated,
+        scores=scores,
     )
     last = found.steps[found.last]
     return replace(found, reported=_compare_reported(run, last), tail=reverse_kl_tail(run, last))
 
 
-def _sums(run: Run) -> RolloutSums:
-    """Sum the per-state quantities by rollout, and add the per-rollout ones."""
-    first = run.load(run.steps[0])
+def join_scores(
+    scores: Mapping[str, Mapping[int, NDArray[np.float64]]],
+) -> tuple[list[int], list[NDArray[np.float64]]]:
+    """Join the scores of all benchmarks, by step, at the steps that ran them all.
+
+    Accuracy is the mean over the problems of all benchmarks, so it needs all of them.
+    """
+    common = sorted(set.intersection(*map(set, scores.values()))) if scores else []
+    return common, [np.concatenate([of[step] for of in scores.values()]) for step in common]
+
+
+def sum_quantities(run: Run, steps: Collection[int] | None = None) -> RolloutSums:
+    """Sum the per-state quantities by rollout, and add the per-rollout ones.
+
+    Parameters
+    ----------
+    run
+        A recorded run.
+    steps
+        Steps to read, at least one and of one form. Default: all.
+    """
+    first = run.load(min(steps) if steps else run.steps[0])
     known = {name: q for name, q in QUANTITIES.items() if q.needs in first}
-    sums = rollout_sums([run], {name: name for name, q in known.items() if q.per == "state"})
+    sums = rollout_sums([run], {name: name for name, q in known.items() if q.per == "state"}, steps)
     if of_rollouts := {name: q for name, q in known.items() if q.per == "rollout"}:
-        tables = run.rollouts()[[q.needs for q in of_rollouts.values()]].compute()
+        tables = run.rollouts(steps)[[q.needs for q in of_rollouts.values()]].compute()
         for name, quantity in of_rollouts.items():
             values = quantity.compute(tables).values.astype(np.float64)
             sums.n[name] = (~np.isnan(values)).astype(np.int64)

@@ -163,6 +163,70 @@ def read_entries(path: Path) -> list[dict[str, Any]]:
     return _parsed(path, _entry)
 
 
+class Tail:
+    """Read what was appended to a file of metrics or evaluations since the last time.
+
+    Parameters
+    ----------
+    path : pathlib.Path
+        The file; it need not exist yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._forget()
+
+    def _forget(self) -> None:
+        self._inode = 0
+        self._offset = 0
+        self._lines = 0
+        self._last = b""  # the last line that was read
+
+    def read(self) -> tuple[list[dict[str, Any]], bool]:
+        """Read the new entries; an incomplete last line is left for the next time.
+
+        Returns
+        -------
+        entries : list of dict
+            As `read_entries` returns them.
+        anew : bool
+            Whether the file is another one than before, or was shortened or removed: the entries
+            of before do not count, and these begin at the first line.
+
+        Raises
+        ------
+        StoreError
+            As for `read_entries`.
+        """
+        if not self.path.exists():
+            anew = self._offset > 0
+            self._forget()
+            return [], anew
+        with open(self.path, "rb") as file:
+            inode = os.fstat(file.fileno()).st_ino
+            file.seek(max(self._offset - len(self._last), 0))
+            same = inode == self._inode and file.read(len(self._last)) == self._last
+            anew = not same and self._offset > 0
+            if not same:
+                self._forget()
+                file.seek(0)
+            raw = file.read()
+        raw = raw[: raw.rfind(b"\n") + 1]
+        try:
+            text = raw.decode()
+        except UnicodeDecodeError as error:
+            raise StoreError(
+                f"{self.path} is not UTF-8 text ({error}): restore the file."
+            ) from error
+        entries = _parsed_text(self.path, text, _entry, self._lines + 1)
+        self._inode = inode
+        if raw:
+            self._offset += len(raw)
+            self._lines += len(entries)
+            self._last = raw[raw.rfind(b"\n", 0, -1) + 1 :]
+        return entries, anew
+
+
 def _old(path: Path) -> Path:
     return path.with_name(f"{TEMPORARY}old-{path.name}")
 
@@ -174,9 +238,15 @@ def _parsed(path: Path, check: Callable[[Any], dict[str, Any]]) -> list[dict[str
         return []
     except UnicodeDecodeError as error:
         raise StoreError(f"{path} is not UTF-8 text ({error}): restore the file.") from error
+    return _parsed_text(path, text, check)
+
+
+def _parsed_text(
+    path: Path, text: str, check: Callable[[Any], dict[str, Any]], first: int = 1
+) -> list[dict[str, Any]]:
     lines = []
     # Text after the last line break is an incomplete line.
-    for number, line in enumerate(text.split("\n")[:-1], start=1):
+    for number, line in enumerate(text.split("\n")[:-1], start=first):
         try:
             lines.append(check(parse_json(line)))
         except ValueError as error:

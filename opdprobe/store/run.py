@@ -1,6 +1,6 @@
 """Read a run: its settings, its metrics, one step, or all steps as one lazy dataset."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -108,13 +108,7 @@ class Run:
         merged: dict[int, dict[str, float]] = {}
         for line in read_entries(self.path / "metrics.jsonl"):
             merged.setdefault(line["step"], {}).update(line)
-        steps = sorted(merged)
-        names = dict.fromkeys(name for step in steps for name in merged[step] if name != "step")
-        columns = {name: [merged[step].get(name, np.nan) for step in steps] for name in names}
-        return xr.Dataset(
-            {name: ("step", np.asarray(values, float)) for name, values in columns.items()},
-            {"step": ("step", np.asarray(steps, np.int64), variable_attrs("step"))},
-        )
+        return metrics_dataset(merged)
 
     @property
     def benchmarks(self) -> list[str]:
@@ -337,6 +331,17 @@ def _locate(path: str | Path) -> Path:
         return UPath(path)  # pyright: ignore[reportReturnType]  # has what a Path has, for reading
     except (ImportError, ValueError) as error:
         raise StoreError(f"{path} cannot be reached ({error}): check the address.") from error
+
+
+def metrics_dataset(merged: Mapping[int, Mapping[str, float]]) -> xr.Dataset:
+    """Lay out metrics, given by step and name, as `Run.metrics` returns them."""
+    steps = sorted(merged)
+    names = dict.fromkeys(name for step in steps for name in merged[step] if name != "step")
+    columns = {name: [merged[step].get(name, np.nan) for step in steps] for name in names}
+    return xr.Dataset(
+        {name: ("step", np.asarray(values, float)) for name, values in columns.items()},
+        {"step": ("step", np.asarray(steps, np.int64), variable_attrs("step"))},
+    )
 
 
 def _rows(ds: xr.Dataset, ids: str, lengths: str) -> list[NDArray[np.int32]]:

@@ -4,7 +4,7 @@ A piece holds at most 131,072 states, from several small steps or a part of a la
 and decodes a variable when the variable is first used.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -59,7 +59,9 @@ class _Segment(NamedTuple):
         return () if whole else (self.start, self.stop)
 
 
-def batches(run: Run, *, joined: bool = True) -> list[list[int]]:
+def batches(
+    run: Run, *, joined: bool = True, steps: Collection[int] | None = None
+) -> list[list[int]]:
     """Divide a run's steps into batches of a few megabytes, each read by one process.
 
     Parameters
@@ -68,10 +70,14 @@ def batches(run: Run, *, joined: bool = True) -> list[list[int]]:
         The run.
     joined : bool
         Whether a batch may hold several small steps; otherwise, each batch is one step.
+    steps : collection of int, optional
+        The steps to divide. Default: all.
     """
     found: list[list[int]] = []
     filled = 0
     for step, files in step_files(run.path).items():
+        if steps is not None and step not in steps:
+            continue
         size = sum(file.stat().st_size for file in files) if joined else _BATCH_BYTES
         if not found or filled + size > _BATCH_BYTES or len(found[-1]) == _BATCH_STEPS:
             found.append([])

@@ -1,10 +1,15 @@
 """What is typed: exit code 2 where the words are wrong, 1 where what they name is."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
+from accelerate import tracking
+from accelerate.utils import LoggerType
 from case import Case, Exit1, Exit2, run_command
 
+from opdprobe.store import RunWriter
 from opdprobe.testing import synthetic_run
 
 _TRAIN = ("train", "--student", "zoo:sft-small", "--teacher", "zoo:sft-small")
@@ -27,6 +32,24 @@ def _inspected(folder: Path) -> None:
     run = synthetic_run(folder / "[red]\x1b[31mrun", [0], n_rollouts=1, length=1, k=2)
     (run.path / "run.json").write_text("{}")
     run_command("inspect", run.path)
+
+
+def _logged(*installed: LoggerType, to: str) -> Callable[[Path], None]:
+    """Send a run to a tracker, where some trackers are installed and one log is there already."""
+
+    def feed(folder: Path) -> None:
+        run = synthetic_run(folder / "run", [0], n_rollouts=1, length=1, k=2)
+        (run.path / "opdprobe/run").mkdir(parents=True)
+        (run.path / "opdprobe/run/events").touch()
+        with patch.object(tracking, "_available_trackers", [*installed]):
+            run_command("log", run.path, "--to", to)
+
+    return feed
+
+
+def _logged_too_early(folder: Path) -> None:
+    RunWriter(folder / "run", attrs={}, config={}, resume=False)
+    run_command("log", folder / "run", "--to", "wandb")
 
 
 CASES = [
@@ -62,6 +85,11 @@ CASES = [
         "a list of steps that is none",
         "opdprobe view: error: argument --steps: 'a,b'; expected a list of numbers such as 0,10,20",
         *("view", "run", "--steps", "a,b"),
+    ),
+    _usage(
+        "an interval that is none",
+        "opdprobe watch: error: argument --interval: '0'; expected a number of seconds above 0",
+        *("watch", "run", "--interval", "0"),
     ),
     _usage(
         "a negative seed",
@@ -139,6 +167,29 @@ CASES = [
         "ConfigError: --strategy content does not use --share: leave that out.",
         *("select", "--strategy", "content", "--prompts", "zoo:train", "--share", "0.5"),
         *("--out", "FOLDER/out.jsonl"),
+    ),
+    Case(
+        "Command line",
+        "a tracker whose package is missing",
+        _logged(LoggerType.WANDB, to="trackio"),
+        Exit1,
+        "error: ConfigError: --to trackio: trackio is not installed, or accelerate is too old to "
+        "know it; run pip install -U trackio accelerate first.",
+    ),
+    Case(
+        "Command line",
+        "a run that TensorBoard has already",
+        _logged(LoggerType.TENSORBOARD, to="tensorboard"),
+        Exit1,
+        "error: ConfigError: FOLDER/run/opdprobe/run exists already; expected a new --name, since "
+        "TensorBoard would draw both as one curve: choose another name, or remove it.",
+    ),
+    Case(
+        "Command line",
+        "a run for a tracker before its first step",
+        _logged_too_early,
+        Exit1,
+        "error: StoreError: FOLDER/run has no metrics, evaluations or recorded steps to send.",
     ),
     Case(
         "Command line",

@@ -7,6 +7,7 @@ import pytest
 
 from opdprobe.errors import StoreError
 from opdprobe.store.files import (
+    Tail,
     read_lines,
     remove_directory,
     remove_temporaries,
@@ -120,3 +121,45 @@ def test_an_incomplete_last_line_is_left_out(tmp_path):
     file.write_text("[1]\n")
     with pytest.raises(StoreError, match=r"lines\.jsonl, line 1: \[1\] is not an object"):
         read_lines(file)
+
+
+def test_a_tail_reads_each_line_once(tmp_path):
+    file = tmp_path / "metrics.jsonl"
+    tail = Tail(file)
+    assert tail.read() == ([], False)
+    file.write_text('{"step": 1}\n{"step": 2')
+    assert tail.read() == ([{"step": 1}], False)
+    assert tail.read() == ([], False)
+    with open(file, "a") as more:
+        more.write(', "é": 1}\n')
+    assert tail.read() == ([{"step": 2, "é": 1}], False)
+    with open(file, "a") as more:
+        more.write('{"step": "3"}\n')
+    for _ in range(2):  # it stays an error
+        with pytest.raises(
+            StoreError, match=r"metrics\.jsonl, line 3: step = '3'; expected an int"
+        ):
+            tail.read()
+
+
+@pytest.mark.parametrize("how", ["shortened", "other lines", "another file"])
+def test_a_tail_begins_anew_in_another_file(tmp_path, how):
+    file = tmp_path / "metrics.jsonl"
+    file.write_text('{"step": 1}\n{"step": 2}\n')
+    tail = Tail(file)
+    tail.read()
+    if how == "another file":
+        other = tmp_path / "other"
+        other.write_text('{"step": 1}\n{"step": 2}\n')
+        other.replace(file)
+        want = [{"step": 1}, {"step": 2}]
+    else:  # the same inode
+        want = [{"step": 1}] + [{"step": 3}] * (how == "other lines")
+        with open(file, "r+") as same:
+            same.truncate()
+            same.write("".join(f'{{"step": {line["step"]}}}\n' for line in want))
+    assert tail.read() == (want, True)
+    assert tail.read() == ([], False)
+    file.unlink()
+    assert tail.read() == ([], True)
+    assert tail.read() == ([], False)
