@@ -37,6 +37,10 @@ TUNED = (
 _MOVED = {"overlap_ratio": 0.02, "overlap_token_advantage": 0.5, "entropy_gap": 0.8}
 # What the intervals must exclude to say that nothing moved: the success of `analyses.alignment`.
 _SUCCESS = {"overlap_ratio": 0.05, "overlap_token_advantage": 0.2, "entropy_gap": 0.5}
+# Before this share of the planned steps, what has not moved may still move.
+_EARLY = 0.25
+# Reverse KL of the last steps, as a share of that in the middle of the run, that counts as falling.
+_FALLING = 0.95
 # Above the end of the paper's success (0.91).
 _ALIGNED = 0.95
 _ACCURACY = 0.05
@@ -67,7 +71,9 @@ def diagnose(found: Course) -> list[Finding]:
           them moved that way, and none the other way;
         - ``stagnating``: none moved that far, and intervals exclude a success like the paper's
           (0.05 of overlap; 0.2 of the advantage and 0.5 of the gap left): the failure signature
-          (§4.1, App. B.2). ``aligned_from_the_start``: the same, from an overlap of at least 0.95;
+          (§4.1, App. B.2). ``too_early``: the same, but less than a quarter of the planned steps
+          is recorded, or reverse KL still falls, by 0.05 or more over the run's second half.
+          ``aligned_from_the_start``: the same, from an overlap of at least 0.95;
         - ``drifting_apart``: some moved the other way and none that way; ``mixed``: both;
         - ``no_clear_sign``, ``too_short`` for a single step, or ``not_recorded`` for a run without
           top-k lists;
@@ -200,6 +206,8 @@ def _still(found: Course, directions: Mapping[Evidence, Direction]) -> Finding:
             "longer."
         )
         return Finding("no_clear_sign", "unclear", "No clear sign", text, evidence, advice)
+    if early := _too_early(found, evidence):
+        return early
     text = (
         f"None of these moves as in a success: {_names(directions, 'flat')}. This is the failure "
         "signature (§4.1); small losses and gradients go with it (App. B.2). The student takes "
@@ -212,6 +220,34 @@ def _still(found: Course, directions: Mapping[Evidence, Direction]) -> Finding:
     if loss := logged_change(found, "loss"):
         evidence = (*evidence, loss)
     return Finding("stagnating", "bad", "Stagnating", text, evidence, advice)
+
+
+def _too_early(found: Course, evidence: tuple[Evidence, ...]) -> Finding | None:
+    """Say why a run that has not moved yet is no failure yet; None if nothing speaks for it."""
+    reasons = []
+    planned = found.config.get("max_steps")
+    done = found.steps[-1] + 1
+    if isinstance(planned, int) and done < _EARLY * planned:
+        reasons.append(f"only {done} of {planned} planned steps are recorded")
+    n, width = len(found.steps), found.width
+    if n >= 4 * width and found.has("reverse_kl"):
+        middle = slice(n // 2 - width // 2, n // 2 - width // 2 + width)
+        falling = change(found, "reverse_kl", before=middle, relative=True)
+        if falling.value <= _FALLING and falling.high < 1:
+            reasons.append(f"reverse KL still falls, to {falling.value:.0%} of its middle value")
+            evidence = (*evidence, falling)
+    if not reasons:
+        return None
+    text = (
+        f"None of these moves as in a success yet: {_names_of(evidence)}. But "
+        f"{' and '.join(reasons)}, so this is no sign of failure."
+    )
+    advice = "Look again after more steps."
+    return Finding("too_early", "unclear", "Too early to tell", text, evidence, advice)
+
+
+def _names_of(evidence: tuple[Evidence, ...]) -> str:
+    return ", ".join(lower(one.quantity) for one in evidence if one.quantity in _MOVED)
 
 
 def _direction(move: Evidence) -> Direction:

@@ -441,3 +441,24 @@ def test_the_two_signatures_in_real_runs(name, expected):
             assert expected <= set(found(course(open_run(path))))
             return
     pytest.skip(f"no whole run {name}-s0 in out/: `opdprobe reproduce --only fig06` makes it")
+
+
+# ---- what is too early to tell
+
+
+def test_a_still_run_is_no_failure_before_a_quarter_of_its_plan(steady):
+    early = dataclasses.replace(steady, config=steady.config | {"max_steps": 49})
+    finding = found(early)["too_early"]
+    assert finding.kind == "unclear"
+    assert "only 12 of 49 planned steps" in finding.text
+    late = dataclasses.replace(steady, config=steady.config | {"max_steps": 48})
+    assert "stagnating" in found(late)
+
+
+@pytest.mark.parametrize(("rate", "name"), [(0.9, "too_early"), (1.0, "stagnating")])
+def test_a_run_whose_divergence_still_falls_is_no_failure(rate, name):
+    steps = [step(i, agreement) for i, agreement in enumerate(STEADY)]
+    for i, ds in enumerate(steps):
+        ds["reverse_kl"] *= np.float32(rate**i)
+    finding = found(course_of(steps))[name]
+    assert ("reverse KL still falls" in finding.text) == (rate < 1)
