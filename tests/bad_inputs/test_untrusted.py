@@ -111,6 +111,131 @@ def test_writing_does_not_follow_a_link(run, tmp_path, name):
     assert victim.read_text() == "precious"
 
 
+@pytest.fixture
+def outside(tmp_path):
+    """A file and a directory that are no part of the run; a test may not change them."""
+    folder = tmp_path / "outside"
+    (folder / "old").mkdir(parents=True)
+    (folder / "file").write_text("precious")
+    (folder / "old/.tmp-file").write_text("precious")
+    (folder / "old/000001").mkdir()
+    before = sorted(folder.rglob("*"))
+    yield folder
+    assert sorted(folder.rglob("*")) == before
+    assert (folder / "file").read_text() == (folder / "old/.tmp-file").read_text() == "precious"
+
+
+def continued(run):
+    attrs = {key: run.attrs[key] for key in ("student", "teacher")}
+    return RunWriter(run.path, attrs=attrs, config=run.config, resume=True)
+
+
+def planted(path, target):
+    """Put a link in the place of what is there."""
+    if path.exists():
+        path.rename(path.with_name(f"former-{path.name}"))
+    path.symlink_to(target)
+    return f"{path} is a link to {target}, which is not followed"
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        *((name, "file") for name in ("run.json", "config.yaml", ".lock")),
+        *((name, "file") for name in ("metrics.jsonl", "evaluations.jsonl")),
+        *((name, "old") for name in ("steps", "checkpoints")),
+        *((name, "absent") for name in ("metrics.jsonl", "steps", "checkpoints", ".lock")),
+    ],
+)
+def test_a_run_with_a_link_in_it_is_not_continued(run, outside, name, target):
+    message = planted(run.path / name, outside / target)
+    before = sorted(run.path.rglob("*"))
+    with pytest.raises(StoreError) as caught:
+        continued(run)
+    assert message in str(caught.value)
+    assert sorted({*run.path.rglob("*")} - {run.path / ".lock"}) == sorted(
+        {*before} - {run.path / ".lock"}
+    )
+
+
+@pytest.mark.parametrize("name", ["steps", "metrics.jsonl", ".lock"])
+def test_a_run_is_not_begun_over_a_link(tmp_path, outside, name):
+    (tmp_path / "new").mkdir()
+    message = planted(tmp_path / "new" / name, outside / "absent")
+    with pytest.raises(StoreError) as caught:
+        RunWriter(tmp_path / "new", attrs={}, config={}, resume=False)
+    assert message in str(caught.value) or f"{name} is in it" in str(caught.value)
+
+
+def test_a_link_that_comes_later_is_not_followed(run, tmp_path, outside):
+    writer = continued(run)
+    message = planted(run.path / "metrics.jsonl", outside / "file")
+    with pytest.raises(StoreError) as caught:
+        writer.log_metrics(2, {"loss": 1.0})
+    assert message in str(caught.value)
+    message = planted(run.path / "evaluations.jsonl", outside / "absent")
+    with pytest.raises(StoreError) as caught:
+        writer.log_evaluation(2, "easy", ["a"], [1.0])
+    assert message in str(caught.value)
+    message = planted(run.path / "steps/000002.zarr.zip", outside / "file")
+    other = synthetic_run(tmp_path / "other", [2], n_rollouts=2, length=2, k=4)
+    with pytest.raises(StoreError) as caught:
+        writer.write_step(2, other.load(2))
+    assert message in str(caught.value)
+    (run.path / "metrics.jsonl").unlink()
+    (run.path / "evaluations.jsonl").unlink()
+    writer.truncate_after(-1)  # deletes the link of the step, and not what it leads to
+
+
+def test_a_lock_with_a_second_name_is_not_emptied(run, outside):
+    (run.path / ".lock").unlink(missing_ok=True)
+    os.link(outside / "file", run.path / ".lock")
+    with pytest.raises(StoreError, match=r"\.lock has a second name"):
+        continued(run)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs POSIX")
+def test_a_pipe_among_a_runs_files_is_not_waited_for(run):
+    (run.path / "evaluations.jsonl").unlink(missing_ok=True)
+    os.mkfifo(run.path / "evaluations.jsonl")
+    with pytest.raises(StoreError, match=r"evaluations\.jsonl is neither a file nor a directory"):
+        continued(run)
+
+
+def test_a_run_may_itself_be_reached_by_a_link(run, tmp_path):
+    (tmp_path / "above").symlink_to(tmp_path)
+    (tmp_path / "link").symlink_to(run.path)
+    for path in (tmp_path / "link", tmp_path / "above/run"):
+        attrs = {key: run.attrs[key] for key in ("student", "teacher")}
+        writer = RunWriter(path, attrs=attrs, config=run.config, resume=True)
+        writer.log_metrics(2, {"loss": 1.0})
+        del writer
+        assert main(["view", str(path)]) == 0
+    assert open_run(run.path).metrics["loss"].sel(step=2) == 1.0
+    assert (run.path / "view.html").is_file()
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        (["figures"], "curves.pdf"),
+        (["figures"], "curves.png"),
+        (["report", "--no-view"], "report.html"),
+        (["report"], "report-view.html"),
+        (["view"], "view.html"),
+        (["inspect", "--figure", "curves.png"], "curves.png"),
+        (["export", "--to", "csv"], "tokens.csv"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else value[0],
+)
+@pytest.mark.parametrize("target", ["file", "absent"])
+def test_no_command_writes_through_a_link_in_a_run(run, outside, capsys, words, name, target):
+    message = planted(run.path / name, outside / target)
+    command = [word if word != name else str(run.path / name) for word in words]
+    assert main([command[0], str(run.path), *command[1:]]) == 1
+    assert message in "".join(capsys.readouterr().err.split("\n"))
+
+
 def test_what_a_run_calls_itself_is_shown_and_not_obeyed(run, capsys):
     attrs = json.loads((run.path / "run.json").read_text())
     name = "\x1b]0;owned\x07\x1b[2Jmodel\u202e[red]"
