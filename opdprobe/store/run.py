@@ -10,6 +10,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from opdprobe.errors import StoreError, shown
+from opdprobe.store.columns import columns
 from opdprobe.store.files import read_entries
 from opdprobe.store.frame import By, step_frame
 from opdprobe.store.safe_text import parse_json, parse_yaml
@@ -108,13 +109,7 @@ class Run:
         merged: dict[int, dict[str, float]] = {}
         for line in read_entries(self.path / "metrics.jsonl"):
             merged.setdefault(line["step"], {}).update(line)
-        steps = sorted(merged)
-        names = dict.fromkeys(name for step in steps for name in merged[step] if name != "step")
-        columns = {name: [merged[step].get(name, np.nan) for step in steps] for name in names}
-        return xr.Dataset(
-            {name: ("step", np.asarray(values, float)) for name, values in columns.items()},
-            {"step": ("step", np.asarray(steps, np.int64), variable_attrs("step"))},
-        )
+        return columns(merged, str(self.path / "metrics.jsonl"))
 
     @property
     def benchmarks(self) -> list[str]:

@@ -27,6 +27,7 @@ from opdprobe.store.files import (
 )
 from opdprobe.store.lock import LOCK, lock_run
 from opdprobe.store.run import open_run
+from opdprobe.store.safe_text import MOST_CHARACTERS
 from opdprobe.store.schema import ADDED, SCHEMA_VERSION, VARIABLES, Step, to_step
 from opdprobe.store.step import write_step_file
 from opdprobe.store.step_parts import Part, list_files, step_path
@@ -413,12 +414,18 @@ def _commit() -> str | None:
 
 def _to_yaml(config: Mapping[str, Any]) -> str:
     try:
-        return yaml.safe_dump(json.loads(json.dumps(dict(config))), sort_keys=False)
+        text = yaml.safe_dump(json.loads(json.dumps(dict(config))), sort_keys=False)
     except TypeError as error:
         raise ConfigError(
             f"the config cannot be written as YAML ({error}); expected only str, int, float, "
             "bool, None, lists and dicts."
         ) from error
+    if len(text) > MOST_CHARACTERS:
+        raise ConfigError(
+            f"the config takes {len(text)} characters of YAML; expected at most {MOST_CHARACTERS}, "
+            "which readers accept: keep data in files of their own."
+        )
+    return text
 
 
 def _form(ds: xr.Dataset | Step) -> dict[str, Any]:
