@@ -16,6 +16,7 @@ from rich.text import Text
 
 from opdprobe.errors import ConfigError, StoreError, printable
 from opdprobe.store import Run, open_run
+from opdprobe.store.files import refuse_links
 from opdprobe.store.safe_text import parse_yaml
 from opdprobe.train.config import Config, OPDConfig
 
@@ -442,6 +443,7 @@ def draw_runs(runs: list[Run], paths: list[Path]) -> None:
     from opdprobe.report.run_panels import report_panels
     from opdprobe.report.view import run_labels
 
+    refuse_links(*paths)  # before the work
     labels = run_labels(runs)
     tell_thinned(runs, labels)
     courses = [course(run, label=name) for run, name in zip(runs, labels, strict=True)]

@@ -15,9 +15,9 @@ from rich.text import Text
 from opdprobe.cli.runs import console, errors, progress
 from opdprobe.errors import printable
 from opdprobe.probes.quantities import LOGGED, QUANTITIES, axis_label, scalar
-from opdprobe.report.course import Course
+from opdprobe.report.course import Course, planned_steps
 from opdprobe.report.diagnosis import diagnose
-from opdprobe.report.follow import Follower, planned_steps
+from opdprobe.report.follow import Follower
 
 _BARS = "▁▂▃▄▅▆▇█"
 _WIDTH = 24

@@ -6,13 +6,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import xarray as xr
 
 from opdprobe.errors import StoreError, shown
 from opdprobe.probes.keys import check_source, renamed
+from opdprobe.store.columns import columns
 from opdprobe.store.safe_text import is_number, parse_json
-from opdprobe.store.schema import variable_attrs
 
 # "step:12 - actor/entropy:0.93 - timing_s/gen:4.1": verl's console logger. The line may follow a
 # worker's prefix, "(TaskRunner pid=7) step:12 - …".
@@ -93,17 +92,7 @@ def read_log(path: str | Path, source: str) -> xr.Dataset:
         merged.setdefault(step, {}).update(numbers)
     if not merged:
         raise StoreError(f"{path} holds no logged step; expected a training log of {source}.")
-    return renamed(_dataset(merged), source)
-
-
-def _dataset(merged: dict[int, dict[str, float]]) -> xr.Dataset:
-    steps = sorted(merged)
-    names = dict.fromkeys(name for step in steps for name in merged[step])
-    columns = {name: [merged[step].get(name, np.nan) for step in steps] for name in names}
-    return xr.Dataset(
-        {name: ("step", np.asarray(values, float)) for name, values in columns.items()},
-        {"step": ("step", np.asarray(steps, np.int64), variable_attrs("step"))},
-    )
+    return renamed(columns(merged, str(path)), source)
 
 
 def _log_history(text: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:

@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 
 from opdprobe.report import signs
-from opdprobe.report.course import Course
+from opdprobe.report.course import Course, planned_steps
 from opdprobe.report.finding import (
     Evidence,
     Finding,
@@ -225,9 +225,9 @@ def _still(found: Course, directions: Mapping[Evidence, Direction]) -> Finding:
 def _too_early(found: Course, evidence: tuple[Evidence, ...]) -> Finding | None:
     """Say why a run that has not moved yet is no failure yet; None if nothing speaks for it."""
     reasons = []
-    planned = found.config.get("max_steps")
+    planned = planned_steps(found.config)
     done = found.steps[-1] + 1
-    if isinstance(planned, int) and done < _EARLY * planned:
+    if planned is not None and done < _EARLY * planned:
         reasons.append(f"only {done} of {planned} planned steps are recorded")
     n, width = len(found.steps), found.width
     if n >= 4 * width and found.has("reverse_kl"):

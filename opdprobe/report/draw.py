@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from opdprobe.report.marks import draw_heatmap, draw_lines, heat_limits
 from opdprobe.report.panel import Panel
 from opdprobe.report.style import DOUBLE_COLUMN, SINGLE_COLUMN, style
+from opdprobe.store.files import write_whole
 
 _COLUMNS = 3
 _HEIGHT = 1.75  # inches, of a row
@@ -61,9 +62,12 @@ def draw(panels: Sequence[Panel]) -> Figure:
 
 
 def save(panels: Sequence[Panel], path: Path) -> None:
-    """Draw and write to `path`, in the format of its suffix."""
+    """Draw and write to `path`, completely or not at all, in the format of its suffix (or PNG)."""
+    if not path.suffix:
+        path = path.with_name(f"{path.name}.png")
     with style():
-        draw(panels).savefig(path)
+        figure = draw(panels)
+        write_whole(path, lambda file: figure.savefig(file, format=path.suffix[1:]))
 
 
 def images(panels: Sequence[Panel]) -> list[bytes]:

@@ -2,17 +2,16 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from opdprobe.errors import StoreError
 from opdprobe.probes.rollout_sums import RolloutSums, join_sums
-from opdprobe.report.course import Course, join_scores, sum_quantities
+from opdprobe.report.course import Course, join_scores, planned_steps, sum_quantities
 from opdprobe.store import Run, open_run
+from opdprobe.store.columns import columns
 from opdprobe.store.files import Tail
-from opdprobe.store.run import metrics_dataset
 from opdprobe.store.stream import batches
 
 _Version = tuple[tuple[str, int, int, int], ...]  # of a step's files
@@ -184,17 +183,10 @@ class Follower:
             label=self.path.resolve().name,
             config=self.run.config,
             sums=join_sums([self._sums[step][1] for step in sorted(self._sums)]),
-            metrics=metrics_dataset(self._metrics),
+            metrics=columns(self._metrics, str(self.path / "metrics.jsonl")),
             evaluated=evaluated,
             scores=scores,
         )
-
-
-def planned_steps(config: dict[str, Any]) -> int | None:
-    """Return the number of steps that a run's settings plan, or None if they do not say."""
-    planned = config.get("max_steps")
-    known = isinstance(planned, int) and not isinstance(planned, bool) and planned > 0
-    return planned if known else None
 
 
 def _ended(run: Run) -> bool:

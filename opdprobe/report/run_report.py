@@ -22,7 +22,7 @@ from opdprobe.report.run_panels import report_panels
 from opdprobe.report.token_text import visible
 from opdprobe.report.view import model_name, run_labels, short_name, write_view
 from opdprobe.store import Run
-from opdprobe.store.files import write_text
+from opdprobe.store.files import refuse_links, write_text
 from opdprobe.store.prompt_form import prompt_form
 from opdprobe.store.schema import TOP_K
 from opdprobe.train.config import OPDConfig
@@ -69,7 +69,7 @@ def write_run_report(
     ConfigError
         The number of runs is neither one nor two.
     StoreError
-        A run has no recorded step.
+        A run has no recorded step, or a page's path is a link.
 
     Examples
     --------
@@ -86,6 +86,8 @@ def write_run_report(
     if len(runs) not in (1, 2):
         raise ConfigError(f"{len(runs)} runs to report on; expected one, or two to compare.")
     path = Path(path)
+    view_path = path.with_name(f"{path.stem}-view.html") if view else None
+    refuse_links(path, *([view_path] if view_path else []))  # before the work
     courses = [
         course(run, label=visible(label)) for run, label in zip(runs, run_labels(runs), strict=True)
     ]
@@ -96,7 +98,6 @@ def write_run_report(
     ]
     panels = report_panels(runs, courses)
     signals = signal_rows(runs, courses)
-    view_path = path.with_name(f"{path.stem}-view.html") if view else None
     images = [base64.b64encode(image).decode() for image in draw(panels)]
     # Escape all text: names and settings may come from anywhere.
     environment = Environment(

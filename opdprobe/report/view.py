@@ -20,7 +20,7 @@ from opdprobe.probes.thinning import thinned
 from opdprobe.report.token_text import TokenTexts
 from opdprobe.report.view_data import VIEWED, level_bounds, pack_json, pack_step
 from opdprobe.store import Run
-from opdprobe.store.files import write_text
+from opdprobe.store.files import refuse_links, write_text
 from opdprobe.store.prompt_form import prompt_form
 from opdprobe.store.step import read_counts
 
@@ -74,7 +74,7 @@ def write_view(
     ModelError
         There is no readable tokenizer at `tokenizer`.
     StoreError
-        A run lacks one of `steps`, or has no recorded step.
+        A run lacks one of `steps`, or has no recorded step; or `path` is a link.
 
     Examples
     --------
@@ -91,6 +91,7 @@ def write_view(
         raise ConfigError(f"rollouts = {rollouts}; expected at least 1.")
     if not max_mb > 0:
         raise ConfigError(f"max_mb = {max_mb}; expected more than 0.")
+    refuse_links(Path(path))  # before the work
     found = [_token_texts(run, tokenizer) for run in runs]
     labels = run_labels(runs)
     notices = [f"{label}: {what}" for label, (_, what) in zip(labels, found, strict=True) if what]

@@ -1,16 +1,18 @@
 """Write files and directories completely or not at all, and read files of JSON lines.
 
 Content has a temporary name until all of it is on disk, so that a crash leaves the old or the new
-content, never a part. Temporary names begin with `TEMPORARY`.
+content, never a part. Temporary names begin with `TEMPORARY`. Nothing is written or deleted through
+a link, which may lead out of a directory that somebody else made.
 """
 
 import errno
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from opdprobe.errors import StoreError, shown
 from opdprobe.store.safe_text import is_number, parse_json
@@ -37,6 +39,47 @@ def explain_unwritable(doing: str) -> Iterator[None]:
         raise
 
 
+def refuse_links(*paths: Path) -> None:
+    """Raise if one of the paths, which are to be written, is a link or an odd file.
+
+    Links above the last name of a path are a user's own.
+
+    Raises
+    ------
+    StoreError
+        Names the link, or the pipe, socket or device.
+    """
+    for path in paths:
+        try:
+            mode = path.lstat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        if stat.S_ISLNK(mode):
+            raise StoreError(
+                f"{path} is a link to {os.readlink(path)}, which is not followed: remove the link, "
+                "or write to another place."
+            )
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise StoreError(f"{path} is neither a file nor a directory: remove it.")
+
+
+def open_append(path: Path, *, buffering: int = -1) -> IO[bytes]:
+    """Open a file for appending, unless it is a link.
+
+    Raises
+    ------
+    StoreError
+        `path` is a link or an odd file.
+    """
+    refuse_links(path)
+
+    def opener(name: str, flags: int) -> int:
+        # Fails for a link that was made since; Windows has no such flag.
+        return os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
+
+    return open(path, "ab", buffering=buffering, opener=opener)
+
+
 def write_whole(path: Path, fill: Callable[[BinaryIO], object]) -> None:
     """Write a file completely or not at all, even after a crash.
 
@@ -50,8 +93,9 @@ def write_whole(path: Path, fill: Callable[[BinaryIO], object]) -> None:
     Raises
     ------
     StoreError
-        The disk is full, or `path` may not be written or is a directory.
+        The disk is full, or `path` may not be written, or is a link or a directory.
     """
+    refuse_links(path)
     if path.is_dir():
         raise StoreError(f"{path} is a directory; expected the name of a file to write.")
     temporary = path.with_name(f"{TEMPORARY}{path.name}")
@@ -103,12 +147,14 @@ def write_directory(path: Path) -> Iterator[Path]:
     Raises
     ------
     StoreError
-        An OSError occurred, in the block or here: the disk is full, or may not be written.
+        `path` is a link; or an OSError occurred, in the block or here: the disk is full, or may not
+        be written.
     """
+    refuse_links(path)
     temporary, old = path.with_name(f"{TEMPORARY}{path.name}"), _old(path)
     try:
         for left in (temporary, old):  # left by a process that was killed
-            shutil.rmtree(left, ignore_errors=True)
+            _remove(left)
         temporary.mkdir(parents=True)
         yield temporary
         for file in (*temporary.rglob("*"), temporary):
@@ -128,7 +174,13 @@ def write_directory(path: Path) -> Iterator[Path]:
 
 
 def remove_directory(path: Path) -> None:
-    """Delete a directory, renaming it first so that a partial one never has its name."""
+    """Delete a directory, renaming it first so that a partial one never has its name.
+
+    Of a link, only the link is deleted.
+    """
+    if path.is_symlink():
+        path.unlink()
+        return
     os.replace(path, _old(path))
     shutil.rmtree(_old(path))
 
@@ -136,10 +188,7 @@ def remove_directory(path: Path) -> None:
 def remove_temporaries(directory: Path) -> None:
     """Delete the temporary files and directories that killed processes left in a directory."""
     for left in directory.glob(f"{TEMPORARY}*"):
-        if left.is_dir() and not left.is_symlink():
-            shutil.rmtree(left, ignore_errors=True)
-        else:
-            left.unlink()
+        _remove(left)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -225,6 +274,14 @@ class Tail:
             self._lines += len(entries)
             self._last = raw[raw.rfind(b"\n", 0, -1) + 1 :]
         return entries, anew
+
+
+def _remove(left: Path) -> None:
+    """Delete what was left under a temporary name: a directory, a file or a link itself."""
+    if left.is_dir() and not left.is_symlink():
+        shutil.rmtree(left, ignore_errors=True)
+    else:
+        left.unlink(missing_ok=True)
 
 
 def _old(path: Path) -> Path:

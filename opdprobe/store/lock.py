@@ -6,6 +6,7 @@ from weakref import WeakValueDictionary
 from filelock import FileLock, Timeout
 
 from opdprobe.errors import StoreError
+from opdprobe.store.files import refuse_links
 
 LOCK = ".lock"
 
@@ -31,9 +32,13 @@ def lock_run(run_dir: Path) -> object:
     Raises
     ------
     StoreError
-        Another process is writing the run.
+        Another process is writing the run, or the lock's file is a link.
     """
     path = run_dir.resolve() / LOCK
+    # Locking a file empties it, so it may have no other name elsewhere.
+    refuse_links(run_dir / LOCK)
+    if path.is_file() and path.stat().st_nlink > 1:
+        raise StoreError(f"{run_dir / LOCK} has a second name (a hard link): remove it.")
     lock = _held.get(path)
     if lock is None:
         # By default a lock belongs to a thread; this one belongs to the process.

@@ -1,6 +1,6 @@
 """Read a run: its settings, its metrics, one step, or all steps as one lazy dataset."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,6 +10,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from opdprobe.errors import StoreError, shown
+from opdprobe.store.columns import columns
 from opdprobe.store.files import read_entries
 from opdprobe.store.frame import By, step_frame
 from opdprobe.store.safe_text import parse_json, parse_yaml
@@ -108,7 +109,7 @@ class Run:
         merged: dict[int, dict[str, float]] = {}
         for line in read_entries(self.path / "metrics.jsonl"):
             merged.setdefault(line["step"], {}).update(line)
-        return metrics_dataset(merged)
+        return columns(merged, str(self.path / "metrics.jsonl"))
 
     @property
     def benchmarks(self) -> list[str]:
@@ -331,17 +332,6 @@ def _locate(path: str | Path) -> Path:
         return UPath(path)  # pyright: ignore[reportReturnType]  # has what a Path has, for reading
     except (ImportError, ValueError) as error:
         raise StoreError(f"{path} cannot be reached ({error}): check the address.") from error
-
-
-def metrics_dataset(merged: Mapping[int, Mapping[str, float]]) -> xr.Dataset:
-    """Lay out metrics, given by step and name, as `Run.metrics` returns them."""
-    steps = sorted(merged)
-    names = dict.fromkeys(name for step in steps for name in merged[step] if name != "step")
-    columns = {name: [merged[step].get(name, np.nan) for step in steps] for name in names}
-    return xr.Dataset(
-        {name: ("step", np.asarray(values, float)) for name, values in columns.items()},
-        {"step": ("step", np.asarray(steps, np.int64), variable_attrs("step"))},
-    )
 
 
 def _rows(ds: xr.Dataset, ids: str, lengths: str) -> list[NDArray[np.int32]]:

@@ -5,9 +5,12 @@ text expand to gigabytes.
 """
 
 import json
+import re
 from typing import Any
 
 import yaml
+
+from opdprobe.errors import shown
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -34,25 +37,66 @@ def parse_json(text: str | bytes) -> Any:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without tags that make objects, and without references to lists and mappings."""
+    """YAML of plain values: those that JSON has, too.
+
+    Numbers of base 60 (``1:30``) and dates are texts, since the time that the former take grows
+    with the square of their length.
+    """
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         alias = self.check_event(yaml.AliasEvent)
-        node = super().compose_node(parent, index)
+        node: Any = super().compose_node(parent, index)
         if alias and not isinstance(node, yaml.ScalarNode):
             # Nine lists of nine references each stand for a list of 387 million.
             raise yaml.YAMLError("a reference (*name) to a list or mapping; write it out")
+        if alias and len(node.value) > _MOST_REFERRED:
+            raise yaml.YAMLError(
+                f"a reference (*name) to a text of {len(node.value)} characters; write it out"
+            )
         return node
+
+    def construct_scalar(self, node: Any) -> Any:
+        value = super().construct_scalar(node)
+        if node.tag in _NUMBERS and ":" in value:
+            raise yaml.YAMLError(f"{shown(value)} is not a number")
+        return value
+
+
+_PREFIX = "tag:yaml.org,2002:"
+_NUMBERS = (f"{_PREFIX}int", f"{_PREFIX}float")
+_PLAIN = {_PREFIX + name for name in ("null", "bool", "int", "float", "str", "seq", "map")}
+MOST_CHARACTERS = 2**20  # PyYAML reads about 100,000 a second
+_MOST_REFERRED = 200  # characters of a text that references stand for
+_DECIMAL = {  # PyYAML's own forms, without those of base 60
+    _NUMBERS[0]: re.compile(r"[-+]?(0b[01_]+|0x[0-9a-fA-F_]+|0[0-7_]*|[1-9][0-9_]*)\Z"),
+    _NUMBERS[1]: re.compile(
+        r"([-+]?([0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)([eE][-+][0-9]+)?"
+        r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))\Z"
+    ),
+}
+_Loader.yaml_implicit_resolvers = {
+    first: [
+        (tag, _DECIMAL.get(tag, form))
+        for tag, form in known
+        if tag in _PLAIN or tag == f"{_PREFIX}merge"
+    ]
+    for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.yaml_constructors = {
+    tag: make
+    for tag, make in yaml.SafeLoader.yaml_constructors.items()
+    if tag in _PLAIN or tag is None
+}
 
 
 def parse_yaml(text: str) -> Any:
-    """Read one YAML document: null, bool, numbers, str, dates, lists and dicts.
+    """Read one YAML document: null, bool, numbers, str, lists and dicts; dates are str.
 
     Raises
     ------
     ValueError
-        The text is not YAML, names a type (``!!python/…``), refers to a list or a mapping elsewhere
-        in it, or is nested too deeply.
+        The text is not YAML, is longer than 2**20 characters, names a type (``!!python/…``), refers
+        to a list, a mapping or a long text elsewhere in it, or is nested too deeply.
 
     Examples
     --------
@@ -63,6 +107,8 @@ def parse_yaml(text: str) -> Any:
     ...
     ValueError: could not determine a constructor for the tag 'tag:yaml.org,2002:python/...
     """
+    if len(text) > MOST_CHARACTERS:
+        raise ValueError(f"{len(text)} characters; expected at most {MOST_CHARACTERS}")
     try:
         return yaml.load(text, Loader=_Loader)
     except RecursionError:

@@ -87,7 +87,15 @@ def read_step(files: Sequence[Path]) -> xr.Dataset:
             values = archive.rows(name)
             # Decoded chunks are read-only. Text is decoded as objects; numpy finds its width.
             if values.dtype == object:
-                values = np.array(values.tolist(), str).reshape(values.shape)
+                texts = values.ravel().tolist()
+                width = max(map(len, texts), default=0)
+                if 4 * width * len(texts) > archive.most_bytes:  # numpy's texts have one width
+                    raise torn(
+                        archive.path,
+                        f"{name} has {len(texts)} texts and one of {width} characters, too many "
+                        "for its file",
+                    )
+                values = np.array(texts, str).reshape(values.shape)
             else:
                 values = values.copy()
             attrs = archive.form(name)["attributes"]

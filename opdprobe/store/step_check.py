@@ -33,6 +33,8 @@ _ARRAY_KEYS = {
 _ATTRIBUTES = {"units", "long_name", "coordinates"}
 # Limits of a decoded step: blosc packs 255 bytes into 1 at best, and a chunk of zeros has no bytes.
 _MOST_BYTES, _MOST_TIMES = 2**26, 1000
+_MOST_CHUNKS = 10_000  # of a variable of a small file; also those that are left out
+_ROW_BYTES = 4  # of a state or a rollout, at the least
 
 
 class _Array(NamedTuple):
@@ -44,7 +46,32 @@ class _Array(NamedTuple):
 
     @property
     def n_bytes(self) -> int:
-        return math.prod(self.shape) * max(1, self.dtype.itemsize)
+        # Texts are decoded as Python objects: a pointer each, however short they are.
+        return math.prod(self.shape) * (self.dtype.itemsize or 8)
+
+    @property
+    def n_chunks(self) -> int:
+        return math.prod(-(-size // n) for size, n in zip(self.shape, self.chunks, strict=True))
+
+
+def most_bytes(file_size: int) -> int:
+    """Bytes that the decoded variables of a file of some size may take together."""
+    return _MOST_BYTES + _MOST_TIMES * file_size
+
+
+def check_counts(counts: tuple[int, int], file_size: int) -> None:
+    """Check that a file of some size can hold so many states and rollouts.
+
+    Raises
+    ------
+    ValueError
+        It cannot.
+    """
+    if max(counts) * _ROW_BYTES > most_bytes(file_size):
+        raise ValueError(
+            f"it claims {counts[0]} states and {counts[1]} rollouts, too many for a file of "
+            f"{file_size} bytes"
+        )
 
 
 def is_member(name: str) -> bool:
@@ -78,10 +105,12 @@ def check_members(members: Mapping[str, bytes], file_size: int, where: str) -> N
         if name.endswith("/zarr.json")
     }
     total = sum(array.n_bytes for array in arrays.values())
-    if total > _MOST_BYTES + _MOST_TIMES * file_size:
+    if total > most_bytes(file_size):
         raise ValueError(f"its variables take {total} bytes, too many for a file of {file_size}")
     sizes: dict[str, int] = {"state": counts[0], "rollout": counts[1]}
     for name, array in arrays.items():
+        if array.n_chunks > _MOST_CHUNKS + file_size // 100:
+            raise ValueError(f"{name} has {array.n_chunks} chunks, too many for its file")
         for dim, size in zip(VARIABLES[name].dims, array.shape, strict=True):
             if sizes.setdefault(dim, size) != size:
                 raise ValueError(f"{name} has {size} {dim}s, expected {sizes[dim]}")
@@ -154,6 +183,8 @@ def _unlike_written(
     chunks = _get(grid, "configuration", "chunk_shape")
     if _get(grid, "name") != "regular" or not _are_counts(chunks, n_dims) or 0 in chunks:
         return "chunk_grid"
+    if any(n > max(1, size) for n, size in zip(chunks, meta["shape"], strict=True)):
+        return "chunk_grid"  # a chunk that is left out is made in full
     if meta.get("chunk_key_encoding") not in _CHUNK_KEYS:
         return "chunk_key_encoding"
     if meta.get("storage_transformers"):
@@ -175,7 +206,7 @@ def _check_chunk(name: str, content: bytes, array: _Array) -> None:
         raise ValueError(f"{name} is outside the variable's shape {array.shape}")
     items = math.prod(array.chunks)
     if array.dtype.kind == "U":
-        if _zstd_size(content) > _MOST_BYTES + _MOST_TIMES * len(content):
+        if _zstd_size(content) > most_bytes(len(content)):
             raise ValueError(f"{name} would take {_zstd_size(content)} bytes")
         try:
             text = Zstd().decode(content)

@@ -22,7 +22,13 @@ from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 
 from opdprobe.errors import StoreError, shown
-from opdprobe.store.step_check import check_members, is_member, read_group
+from opdprobe.store.step_check import (
+    check_counts,
+    check_members,
+    is_member,
+    most_bytes,
+    read_group,
+)
 
 # What zipfile raises for a torn file, and ValueError for one that was never a step.
 _UNREADABLE = (
@@ -49,6 +55,8 @@ class StepArchive:
         Attributes of the step.
     variables : list of str
         Names of its variables, in no particular order.
+    most_bytes : int
+        Bytes that its variables may take in memory.
     """
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
@@ -70,6 +78,8 @@ class StepArchive:
         self._forms: dict[str, dict[str, Any]] = {}
         self._group = self._zip.read("zarr.json")
         self.n_state, self.n_rollout = read_group(self._group, str(path))
+        check_counts((self.n_state, self.n_rollout), self._size)
+        self.most_bytes = most_bytes(self._size)
         self.attributes = json.loads(self._group)["attributes"]
         self.variables = [
             name.split("/")[0] for name in self._members if name.endswith("/zarr.json")

@@ -77,6 +77,7 @@ class JoinedArchive:
         self.attributes = archives[0].attributes
         self.n_state = sum(archive.n_state for archive in archives)
         self.n_rollout = sum(archive.n_rollout for archive in archives)
+        self.most_bytes = sum(archive.most_bytes for archive in archives)
 
     def check_sizes(self) -> None:
         """Check the sizes of each part."""

@@ -4,6 +4,7 @@ A step file carries checksums of its content; those of the other files are in th
 (`opdprobe.store.checksums`).
 """
 
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,6 +25,7 @@ from opdprobe.store.schema import validate
 from opdprobe.store.step import read_step
 from opdprobe.store.step_parts import list_files, step_files, step_path
 
+_MOST_MISSING = 1000  # steps that are listed
 RESUME = "resume the run"
 
 
@@ -161,11 +163,16 @@ def _missing(folder: Path, checkpoint: int) -> list[Fault]:
     if every == 0:
         return faults
     if isinstance(every, int) and every > 0:
+        # Lazy: one file may be called 999999999.
         expected = range(0, max([checkpoint, *recorded]), every)
     else:
-        logged = [entry["step"] for entry in entries if "overlap_ratio" in entry]
-        expected = [step for step in logged if 0 <= step < max(recorded, default=0)]
-    return faults + [
+        logged = {entry["step"] for entry in entries if "overlap_ratio" in entry}
+        expected = sorted(step for step in logged if 0 <= step < max(recorded, default=0))
+    missing = list(islice((step for step in expected if step not in recorded), _MOST_MISSING + 1))
+    faults += [
         Fault(step_path(folder, step), f"is missing: {RESUME} from a checkpoint before it")
-        for step in sorted({*expected} - recorded.keys())
+        for step in missing[:_MOST_MISSING]
     ]
+    if len(missing) > _MOST_MISSING:
+        faults.append(Fault(folder / "steps", f"lacks step {missing[-1]}, too, and maybe more"))
+    return faults

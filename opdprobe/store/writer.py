@@ -18,17 +18,21 @@ from opdprobe.errors import ConfigError, StoreError
 from opdprobe.store.claim import differences, refuse_other_files
 from opdprobe.store.files import (
     explain_unwritable,
+    open_append,
     put_on_disk,
     read_entries,
+    refuse_links,
     remove_temporaries,
     write_text,
 )
 from opdprobe.store.lock import LOCK, lock_run
 from opdprobe.store.run import open_run
+from opdprobe.store.safe_text import MOST_CHARACTERS
 from opdprobe.store.schema import ADDED, SCHEMA_VERSION, VARIABLES, Step, to_step
 from opdprobe.store.step import write_step_file
 from opdprobe.store.step_parts import Part, list_files, step_path
 
+_NAMES = ("run.json", "config.yaml", "metrics.jsonl", "evaluations.jsonl", "steps", "checkpoints")
 _LIBRARIES = ("opdprobe", "numpy", "xarray", "zarr", "torch", "transformers")
 
 
@@ -37,7 +41,7 @@ class RunWriter:
 
     Creating a writer creates the directory, or continues the run in it. Leftovers of a killed
     writer (temporary files, half a line of metrics) are removed. One process writes a directory at
-    a time.
+    a time. The directory may be a link to one elsewhere; what is in it may not.
 
     Parameters
     ----------
@@ -61,7 +65,8 @@ class RunWriter:
     ------
     StoreError
         The directory already holds a run and `resume` is false; it holds another run (an attribute
-        other than ``commit``, ``versions`` and ``device`` differs); or it holds other files.
+        other than ``commit``, ``versions`` and ``device`` differs); or it holds other files, or
+        links in place of its own.
     ConfigError
         The run has another config; the message lists the old and new value of each changed key.
 
@@ -96,6 +101,7 @@ class RunWriter:
         self._form: dict[str, Any] | None = None  # of the run's steps, once one is written
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="opdprobe-writer")
         self._pending: list[Future] = []  # submitted to the thread, in order
+        refuse_links(*(self.path / name for name in _NAMES))
         if part[0] > 0:
             open_run(self.path)  # raises unless rank 0 has created it
             return
@@ -337,7 +343,7 @@ class RunWriter:
         with (
             explain_unwritable(f"writing to {path}"),
             # Unbuffered: a buffer would retry the write that was taken back.
-            open(path, "ab", buffering=0) as file,
+            open_append(path, buffering=0) as file,
         ):
             end = file.tell()
             try:
@@ -408,12 +414,18 @@ def _commit() -> str | None:
 
 def _to_yaml(config: Mapping[str, Any]) -> str:
     try:
-        return yaml.safe_dump(json.loads(json.dumps(dict(config))), sort_keys=False)
+        text = yaml.safe_dump(json.loads(json.dumps(dict(config))), sort_keys=False)
     except TypeError as error:
         raise ConfigError(
             f"the config cannot be written as YAML ({error}); expected only str, int, float, "
             "bool, None, lists and dicts."
         ) from error
+    if len(text) > MOST_CHARACTERS:
+        raise ConfigError(
+            f"the config takes {len(text)} characters of YAML; expected at most {MOST_CHARACTERS}, "
+            "which readers accept: keep data in files of their own."
+        )
+    return text
 
 
 def _form(ds: xr.Dataset | Step) -> dict[str, Any]:

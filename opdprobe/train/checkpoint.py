@@ -19,7 +19,12 @@ from opdprobe.models.adapters import gathered_weights, load_weights, save_weight
 from opdprobe.models.processes import Processes
 from opdprobe.models.save import saving
 from opdprobe.store.checksums import check_checkpoint, write_checksums
-from opdprobe.store.files import remove_directory, remove_temporaries, write_directory
+from opdprobe.store.files import (
+    refuse_links,
+    remove_directory,
+    remove_temporaries,
+    write_directory,
+)
 from opdprobe.train.optim import Optimization
 
 
@@ -79,6 +84,7 @@ def save_checkpoint(
     state = {"optimization": optimization.state_dict(), "rng": torch.get_rng_state()}
     if processes is not None and not processes.is_main:
         return Checkpoint(final, step)
+    refuse_links(parent)
     remove_temporaries(parent)
     with write_directory(final) as directory:
         with saving():

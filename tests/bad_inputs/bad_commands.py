@@ -120,8 +120,8 @@ CASES = [
     ),
     _failed(
         "a value that no YAML is",
-        "ConfigError: --set 'k=2026-13-01'; expected a value that YAML can read.",
-        *(*_TRAIN, "--prompts", "zoo:train", "--run-dir", "FOLDER/run", "--set", "k=2026-13-01"),
+        "ConfigError: --set 'k=[16'; expected a value that YAML can read.",
+        *(*_TRAIN, "--prompts", "zoo:train", "--run-dir", "FOLDER/run", "--set", "k=[16"),
     ),
     _failed(
         "a variable for the chat template without a value",

@@ -73,9 +73,9 @@ CASES = [
         "write it out.",
     ),
     _yaml(
-        "a date that does not exist",
-        "seed: 2026-13-01\n",
-        "FOLDER/config.yaml is not readable as YAML: month must be in 1..12.",
+        "a number of base 60",
+        "seed: !!int 1:30\n",
+        "FOLDER/config.yaml is not readable as YAML: '1:30' is not a number.",
     ),
     _yaml(
         "an unknown setting",

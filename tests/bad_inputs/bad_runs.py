@@ -144,7 +144,7 @@ _DIRECTORIES = [
     _run(
         "a newer schema",
         _newer,
-        f"{_RUN}: schema_version = 99; expected at most 1: upgrade opdprobe.",
+        f"{_RUN}: schema_version = 99; expected at most 2: upgrade opdprobe.",
     ),
     _run(
         "no schema",

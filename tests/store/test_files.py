@@ -8,6 +8,7 @@ import pytest
 from opdprobe.errors import StoreError
 from opdprobe.store.files import (
     Tail,
+    open_append,
     read_lines,
     remove_directory,
     remove_temporaries,
@@ -100,6 +101,31 @@ def test_a_directory_is_deleted_under_another_name(tmp_path, monkeypatch):
     remove_directory(tmp_path / "model")
     assert seen == [tmp_path / ".tmp-old-model"]
     assert names(tmp_path) == [".tmp-old-model"]
+
+
+@pytest.mark.parametrize("target", ["victim", "absent"])
+def test_nothing_is_written_or_deleted_through_a_link(tmp_path, target):
+    victim, link = tmp_path / "victim", tmp_path / "link"
+    victim.mkdir()
+    (victim / "file").write_text("precious")
+    link.symlink_to(tmp_path / target, target_is_directory=True)
+    with pytest.raises(StoreError, match=f"link is a link to .*{target}, which is not followed"):
+        write_text(link, "")
+    with (
+        pytest.raises(StoreError, match=f"link is a link to .*{target}, which is not followed"),
+        write_directory(link),
+    ):
+        raise AssertionError
+    with pytest.raises(StoreError, match=f"link is a link to .*{target}, which is not followed"):
+        open_append(link)
+    remove_directory(link)
+    (tmp_path / ".tmp-model").symlink_to(victim, target_is_directory=True)
+    (tmp_path / ".tmp-old-model").symlink_to(victim, target_is_directory=True)
+    with write_directory(tmp_path / "model") as directory:
+        (directory / "a.txt").write_text("whole")
+    assert names(tmp_path) == ["model", "victim"]
+    assert names(tmp_path / "model") == ["a.txt"]
+    assert (victim / "file").read_text() == "precious"
 
 
 def test_temporaries_of_either_kind_are_removed(tmp_path):

@@ -6,19 +6,23 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import cache
+from typing import Any, NoReturn, TypeVar
 from urllib.error import HTTPError, URLError
-from urllib.request import Request, urlopen
+from urllib.parse import SplitResult, urljoin, urlsplit
+from urllib.request import HTTPRedirectHandler, OpenerDirector, Request, build_opener
 
-from opdprobe.errors import ModelError, OPDProbeError
+from opdprobe.errors import ConfigError, ModelError, OPDProbeError
 from opdprobe.store.safe_text import parse_json
 
 API_KEY = "OPDPROBE_API_KEY"
 """Environment variable that holds the server's key, if it needs one."""
 
 _LONGEST_PAUSE = 30.0  # seconds
+# Limits of an answer, and of an error's text, in bytes. A million tokens at k = 100 fill the first.
+_MOST_BYTES, _MOST_SAID = 2**33, 2**20
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -29,8 +33,32 @@ class RefusedError(ModelError):
 
     def __init__(self, url: str, status: int, content: bytes):
         hint = f"; set the key in {API_KEY}" if status in (401, 403) else ""
-        super().__init__(f"{url} answered {status} ({_server_message(content)}){hint}.")
+        said = without_key(_server_message(content))
+        super().__init__(f"{url} answered {status} ({said[:500] or 'no message'}){hint}.")
         self.status = status
+
+
+class _NoRedirects(HTTPRedirectHandler):
+    """Follow no redirect, which would take the key and the prompts to an address unseen."""
+
+    def http_error_302(self, req: Request, fp: Any, code: int, msg: Any, headers: Any) -> None:
+        if (location := headers.get("Location")) is None:
+            return  # urllib raises an HTTPError
+        fp.close()
+        with suppress(ValueError):  # else it is shown as the server wrote it
+            location = urljoin(req.full_url, location)
+        raise ModelError(
+            f"{req.full_url} redirects to {without_key(location)[:500]}: opdprobe follows no "
+            "redirect, which would take prompts and key there. If you trust that address, give it "
+            "instead."
+        )
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302  # pyright: ignore[reportAssignmentType]
+
+
+@cache
+def _opener() -> OpenerDirector:
+    return build_opener(_NoRedirects)
 
 
 @dataclass(frozen=True)
@@ -70,20 +98,21 @@ class Connection:
         RefusedError
             The server answered with an error, to the last try if it was asked again.
         ModelError
-            No server, no answer in time (which is not retried), or an answer that is not JSON.
+            No server, no answer in time (which is not retried), a redirect, or an answer that is
+            not JSON or without end.
+        ConfigError
+            The key holds characters that a header cannot.
         """
         headers = {"Content-Type": "application/json"}
-        if key := os.environ.get(API_KEY):
+        if key := _key():
             headers["Authorization"] = f"Bearer {key}"
         data = None if body is None else json.dumps(body).encode()
         for attempt in range(1, self.tries + 1):
             pause = self.backoff * 2 ** (attempt - 1)
             try:
-                with urlopen(Request(url, data, headers), timeout=self.timeout) as response:
-                    return _json(url, response.read())
+                return _json(url, self._answer(Request(url, data, headers)))
             except HTTPError as error:
-                with error:
-                    problem = RefusedError(url, error.code, error.read())
+                problem = RefusedError(url, error.code, _said(error))
                 if error.code != 429 and error.code < 500:
                     raise problem from None
                 asked = error.headers.get("Retry-After", "")  # seconds, or a date
@@ -104,6 +133,21 @@ class Connection:
             time.sleep(min(pause, _LONGEST_PAUSE))
         raise AssertionError("unreachable: there is at least one try")
 
+    def _answer(self, request: Request) -> bytes:
+        """Read one answer to its end; the time limit is of all of it, not of each of its pieces."""
+        until = time.monotonic() + self.timeout
+        content = bytearray()
+        with _opener().open(request, timeout=self.timeout) as response:
+            while piece := response.read1(2**20):
+                content += piece
+                if len(content) > _MOST_BYTES:
+                    _endless(request.full_url)
+                if time.monotonic() > until:
+                    raise TimeoutError
+            if response.length:  # bytes that were announced and did not come
+                raise http.client.IncompleteRead(b"", response.length)
+        return bytes(content)
+
     def side_by_side(self, ask: Callable[[_In], _Out], items: Sequence[_In]) -> Iterator[_Out]:
         """Yield answers in the order of the items; after an error, no further item is started."""
         with ThreadPoolExecutor(self.workers) as pool:
@@ -123,11 +167,82 @@ def expected_form(url: str) -> Iterator[None]:
         yield
     except OPDProbeError:  # some are ValueErrors with a better message
         raise
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ModelError(
-            f"{url}: the answer does not follow the protocol ({type(error).__name__}: {error}); "
-            "expected a server such as vLLM's."
+            f"{url}: the answer does not follow the protocol ({type(error).__name__}: "
+            f"{without_key(str(error))[:500]}); expected a server such as vLLM's."
         ) from error
+
+
+def without_key(text: str) -> str:
+    """Take the key out of what a server said: some repeat the key that they refuse.
+
+    Examples
+    --------
+    >>> without_key("no such model")
+    'no such model'
+    """
+    key = os.environ.get(API_KEY, "").strip()
+    return text.replace(key, f"[{API_KEY}]") if key else text
+
+
+def split_address(address: str) -> SplitResult:
+    """Take a model's address apart.
+
+    Raises
+    ------
+    ConfigError
+        It is none, or holds a user name or a query; the message leaves out what may be a password.
+    """
+    host, at, _ = address.partition("#")[0].split("//", 1)[-1].partition("/")[0].rpartition("@")
+    if at:
+        raise ConfigError(
+            f"{address.replace(host + at, '')}: the address holds a user name; set a key in the "
+            f"environment variable {API_KEY} instead."
+        )
+    parts = None
+    with suppress(ValueError):  # half an IPv6 address, or a port that is none
+        if (split := urlsplit(address)).hostname and split.port != 0:
+            parts = split
+    if parts is None or parts.scheme not in ("http", "https"):
+        raise ConfigError(
+            f"{address}: expected an address such as http://host:8000/v1, followed by #NAME "
+            "if the server has several models."
+        )
+    if parts.query:
+        raise ConfigError(
+            f"the address on {parts.hostname} has a query (?…); expected none: set a key in the "
+            f"environment variable {API_KEY}."
+        )
+    return parts
+
+
+def _key() -> str:
+    """Read the key, "" if there is none; http.client would quote one that it cannot send."""
+    key = os.environ.get(API_KEY, "").strip()
+    for place, character in enumerate(key, start=1):
+        if not "!" <= character <= "~":
+            raise ConfigError(
+                f"{API_KEY}: character {place} of {len(key)} is not allowed in a key; expected "
+                "ASCII letters, digits and punctuation, without spaces: set it again."
+            )
+    return key
+
+
+def _said(error: HTTPError) -> bytes:
+    """Read the beginning of an error's text, which is longer than any message shows."""
+    with error:
+        try:
+            return error.read(_MOST_SAID)
+        except (OSError, http.client.HTTPException):
+            return b""  # the status says enough
+
+
+def _endless(url: str) -> NoReturn:
+    raise ModelError(
+        f"{url}: the answer is longer than {_MOST_BYTES} bytes; check that this is a model's "
+        "server, or ask for shorter responses or a smaller k."
+    )
 
 
 def _json(url: str, content: bytes) -> Any:
@@ -135,9 +250,14 @@ def _json(url: str, content: bytes) -> Any:
         return parse_json(content)
     except ValueError as error:
         raise ModelError(
-            f"{url}: the answer is not JSON ({error}); it begins {content[:80]!r}. Check that the "
-            "server has the OpenAI-compatible protocol."
+            f"{url}: the answer is not JSON ({error}); it begins {_beginning(content)!r}. Check "
+            "that the server has the OpenAI-compatible protocol."
         ) from error
+
+
+def _beginning(content: bytes) -> bytes:
+    text = content[:_MOST_SAID].decode("latin-1")  # one character a byte
+    return without_key(text)[:80].encode("latin-1")
 
 
 def _server_message(content: bytes) -> str:
@@ -151,4 +271,4 @@ def _server_message(content: bytes) -> str:
         said = answer.get("error", answer)
         said = said.get("message", said.get("detail")) if isinstance(said, dict) else said
         text = str(said) if said else text
-    return text[:500] or "no message"
+    return text

@@ -8,13 +8,19 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
 
 from opdprobe.errors import ConfigError, ModelError, VocabularyError
-from opdprobe.hooks.served.connection import API_KEY, Connection, RefusedError, expected_form
+from opdprobe.hooks.served.connection import (
+    API_KEY,
+    Connection,
+    RefusedError,
+    expected_form,
+    split_address,
+    without_key,
+)
 from opdprobe.rollout.sample import Rollouts
 
 # How vLLM writes a log-probability of -inf, which JSON cannot represent.
@@ -100,17 +106,7 @@ class ServedModel:
     """
 
     def __init__(self, address: str, connection: Connection | None = None):
-        parts = urlsplit(address)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ConfigError(
-                f"{address}: expected an address such as http://host:8000/v1, followed by #NAME "
-                "if the server has several models."
-            )
-        if parts.username is not None:
-            raise ConfigError(
-                f"the address on {parts.hostname} holds a user name; set a key in the environment "
-                f"variable {API_KEY} instead."
-            )
+        parts = split_address(address)
         self.url = parts._replace(fragment="").geturl().rstrip("/")
         self.connection = connection or Connection()
         self.name, self.context = self._find(parts.fragment)
@@ -193,7 +189,7 @@ class ServedModel:
             if len(found) != num_generations or any(
                 reason not in ("stop", "length") for _, reason in found
             ):
-                ends = ", ".join(str(reason) for _, reason in found) or "none"
+                ends = without_key(", ".join(str(reason) for _, reason in found)) or "none"
                 raise ModelError(
                     f"{self} returned {len(found)} responses to prompt {index}, with finish "
                     f"reasons {ends}; expected {num_generations}, each with stop or length: see "
@@ -384,12 +380,14 @@ class ServedModel:
                 str(model["id"]): None if (n := model.get("max_model_len")) is None else int(n)
                 for model in answer["data"]
             }
-        listed = ", ".join(found) or "no model"
+        listed = without_key(", ".join(found)) or "no model"
         if not name and len(found) != 1:
             raise ConfigError(f"{self.url} serves {listed}; name one: {self.url}#NAME.")
         if name and name not in found:
             raise ModelError(f"{self.url} has no model {name!r}; it serves {listed}.")
         name = name or next(iter(found))
+        if without_key(name) != name:  # it would be recorded
+            raise ModelError(f"{self.url} names its model with the key in {API_KEY}: rename it.")
         return name, found[name]
 
 

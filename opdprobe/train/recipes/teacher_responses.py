@@ -14,7 +14,7 @@ from opdprobe.models.vocabulary import eos_ids, padding_id
 from opdprobe.rollout.memory import sample_in_parts
 from opdprobe.rollout.prompts import EncodedPrompt, has_conversation
 from opdprobe.rollout.sample import step_generator
-from opdprobe.store.files import explain_unwritable, read_lines, write_text
+from opdprobe.store.files import explain_unwritable, open_append, read_lines, write_text
 from opdprobe.train.config import Config
 from opdprobe.train.recipes.repetition import repeats
 from opdprobe.train.sigterm import stop
@@ -161,8 +161,8 @@ def teacher_examples(
         owners = [some[i].prompt.id for i in rollouts.prompt_index]
         columns = zip(owners, outcomes, texts, rollouts.response_ids, strict=True)
         batch = [TeacherResponse(*column) for column in columns]
-        with explain_unwritable(f"writing to {path}"), open(path, "a") as file:
-            file.writelines(json.dumps(asdict(response)) + "\n" for response in batch)
+        with explain_unwritable(f"writing to {path}"), open_append(path) as file:
+            file.writelines((json.dumps(asdict(one)) + "\n").encode() for one in batch)
             file.flush()
             os.fsync(file.fileno())
         done += batch

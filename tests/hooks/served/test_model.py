@@ -279,10 +279,26 @@ def test_a_model_that_does_not_exist(serve, address, error, message):
         ServedModel(serve().address().removesuffix("v1") + address, QUICK)
 
 
-@pytest.mark.parametrize("address", ["localhost:8000", "file:///etc/passwd", "http://", "host"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("localhost:8000", "file:///etc/passwd", "http://", "host"),
+        *("http://[::1", "http://host:port/v1", "http://host:99999/v1"),
+    ],
+)
 def test_no_address(address):
     with pytest.raises(ConfigError, match="expected an address such as http://host:8000/v1"):
         ServedModel(address)
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["ftp://me:secret@host", "http://:secret@[host/v1", "me:secret@host", "http://h/v1?key=secret"],
+)
+def test_an_address_with_a_password_is_not_shown(address):
+    with pytest.raises(ConfigError, match=API_KEY) as caught:
+        ServedModel(address)
+    assert "secret" not in str(caught.value)
 
 
 # --- padded logits ---
