@@ -215,6 +215,13 @@ def join_scores(
     return common, [np.concatenate([of[step] for of in scores.values()]) for step in common]
 
 
+def planned_steps(config: dict[str, Any]) -> int | None:
+    """Return the number of steps that a run's settings plan, or None if they do not say."""
+    planned = config.get("max_steps")
+    known = isinstance(planned, int) and not isinstance(planned, bool) and planned > 0
+    return planned if known else None
+
+
 def sum_quantities(run: Run, steps: Collection[int] | None = None) -> RolloutSums:
     """Sum the per-state quantities by rollout, and add the per-rollout ones.
 
