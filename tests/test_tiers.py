@@ -103,10 +103,12 @@ def test_names_that_need_the_extra_say_so(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert all(line.endswith("run pip install 'opdprobe[train]' first.") for line in lines)
-    works = {"OPDConfig", "Prompt", "load_prompts"}
-    hooks = ["opdprobe.hooks"] * len({"ProbeCallback", "capture", "probe_checkpoints"})
+    works = {"OPDConfig", "Prompt", "Rollout", "TopLists", "load_prompts"}
+    hooked = {"ProbeCallback", "capture", "probe_checkpoints"}
+    hooked |= {"import_rollouts", "sample", "score_rollouts"}
+    hooks = ["opdprobe.hooks"] * len(hooked)
     others = {"Callback", "OPDTrainer", "drop_layers", "load_model", "load_tokenizer"}
-    assert {*works, *others, "ProbeCallback", "capture", "probe_checkpoints"} == {*opdprobe._LAZY}
+    assert {*works, *others, *hooked} == {*opdprobe._LAZY}
     fakes = [f"opdprobe.testing.{name}" for name in ("tiny_model", "tiny_tokenizer")]
     subjects = [f"opdprobe.{name}" for name in others]
     subjects += [*hooks, "opdprobe.hooks", "opdprobe.preflight", *fakes]

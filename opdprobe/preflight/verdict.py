@@ -11,9 +11,9 @@ HARMFUL = "harmful"
 UNKNOWN = "cannot tell"
 
 VALIDATED = (
-    "Validated on 13 pairs of the testbed's models only, with 128 prompts × 4 rollouts: right on "
-    "11. It expects little where training gains 0.10, and misses the harm of too high a learning "
-    "rate. The rule was chosen with all 13 pairs in view; none of them is a real language model."
+    "Tried on 13 pairs of the testbed's models only, with 128 prompts × 4 rollouts: right on 11, "
+    "no answer on one that gains 0.10, and wrong on one, where too high a learning rate harms. The "
+    "rule was chosen with all 13 pairs in view; none of them is a real language model."
 )
 """How far the rule is validated; part of every verdict."""
 

@@ -107,7 +107,7 @@ def signal_estimates(
         sums = (
             np.bincount(of_prompt, part, n_unit) for part in pair_counts(score, correct, prompt)
         )
-        return resample(*sums)
+        return resample(*sums, bounds=(0, 1))
 
     return {
         "reward": pooled(reward),

@@ -107,7 +107,7 @@ def diagnose(found: Course) -> list[Finding]:
     >>> from opdprobe.report.course import course
     >>> from opdprobe.testing import synthetic_run
     >>> with TemporaryDirectory() as folder:
-    ...     run = synthetic_run(folder, steps=range(12), n_rollouts=32)
+    ...     run = synthetic_run(folder, steps=range(12), n_rollouts=64)
     ...     [finding.name for finding in diagnose(course(run))][:2]
     ['stagnating', 'accuracy_unclear']
     """

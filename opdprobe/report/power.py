@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import stats
+from scipy.special import nctdtr, ndtri, stdtrit
 
 from opdprobe.errors import ConfigError
 from opdprobe.probes.bootstrap import LEVEL
@@ -121,7 +121,7 @@ def plan(
     name = quantity or _usual(courses[0])
     spreads = [spread(course, name) for course in courses]
     first = spreads[0]
-    factor = float(stats.norm.ppf((1 + LEVEL) / 2) + stats.norm.ppf(power))
+    factor = float(ndtri((1 + LEVEL) / 2) + ndtri(power))
     numbers = ROLLOUTS[:1] if math.isnan(first.within) else ROLLOUTS
     apart, seeds = math.nan, None
     if len(spreads) >= MIN_RUNS:
@@ -210,7 +210,7 @@ def _check(n: int, what: str) -> None:
 def _seeds(effect: float, power: float) -> int | None:
     """Return how many runs a setting needs, by the t-test of two samples; None beyond 1000."""
     for n in range(2, _MOST_SEEDS):
-        limit = stats.t.ppf((1 + LEVEL) / 2, 2 * n - 2)
-        if stats.nct.sf(limit, 2 * n - 2, effect * math.sqrt(n / 2)) >= power:
+        limit = stdtrit(2 * n - 2, (1 + LEVEL) / 2)
+        if 1 - nctdtr(2 * n - 2, effect * math.sqrt(n / 2), limit) >= power:
             return n
     return None

@@ -139,8 +139,9 @@ def test_runs_like_the_papers_show_its_claims(results):
 
 def test_runs_unlike_the_papers_show_none_of_it(make):
     found = depth.student(make(backward))
-    assert [claim.verdict for claim in found.claims] == ["opposite", "not shown"]
-    assert found.claims[0].high < 1  # one seed has the interval of its rollouts
+    # A part of the positions is a function of which nothing is known: it needs 64 prompts.
+    assert [claim.verdict for claim in found.claims] == ["not shown", "not shown"]
+    assert found.claims[0].ours < 1
     # Nothing is ever high up to the end, so that there is no trend.
     assert math.isnan(found.claims[1].ours)
 

@@ -85,7 +85,7 @@ def test_from_before_the_run_to_its_end(tmp_path, monkeypatch, capsys):
         "step 0 of 2, 1 recorded step",
         "step 1 of 2, 2 recorded steps",
     ]
-    assert out.splitlines()[-1] == f"{path} · ended"
+    assert out.split()[-2:] == ["·", "ended"]  # a long path is a line of its own
     assert "seconds" not in out.split("One recorded step")[1].split("step 1 of 2")[0]
 
 
@@ -108,7 +108,7 @@ def test_a_terminal_shows_the_page_in_place(tmp_path, monkeypatch):
     assert main(["watch", str(tmp_path / "run")]) == 0
     first, _, rest = shown.getvalue().partition("step 0 of 2")
     assert "reading" in first
-    assert "1 of 1 new steps" in first
+    assert "1 of 1 new steps" in " ".join(first.split())
     assert "\x1b[1A" in rest  # the cursor goes back up over the page
     assert "ended" in rest
 

@@ -65,7 +65,7 @@ def test_a_run_as_it_was_written(run_dir):
     assert found.n_files == len(on_disk) - 2
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [name for name in FILES if not name.endswith(".zip")])
 def test_a_flipped_bit_is_found(run_dir, changed, name):
     content = (run_dir / name).read_bytes()
     rng = random.Random(name)

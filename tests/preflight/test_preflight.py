@@ -18,7 +18,7 @@ from opdprobe.models.load import weight_hash
 from opdprobe.preflight import preflight
 from opdprobe.preflight.estimates import Number, prompt_mean, prompt_signal
 from opdprobe.preflight.show import rendered
-from opdprobe.preflight.verdict import HARMFUL, LIKELY, UNKNOWN, UNLIKELY, Evidence, judge
+from opdprobe.preflight.verdict import HARMFUL, LIKELY, UNKNOWN, UNLIKELY, WORTH, Evidence, judge
 from opdprobe.store.prompt_form import prompt_form
 from opdprobe.testing import tiny_model, tiny_tokenizer
 
@@ -181,9 +181,9 @@ def test_a_mean_over_prompts(values, per):
 
 
 def test_rollouts_of_one_prompt_are_no_new_evidence():
-    values = np.repeat([0.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0, 0.0], 50)
+    values = np.repeat(np.tile([0.0, 1.0, 1.0, 0.0], 5), 50)
     apart = prompt_mean(values, np.arange(values.size))
-    together = prompt_mean(values, np.repeat(np.arange(8), 50))
+    together = prompt_mean(values, np.repeat(np.arange(20), 50))
     assert apart.value == together.value
     assert together.high - together.low > 3 * (apart.high - apart.low)
 
@@ -204,7 +204,8 @@ def test_auroc_with_an_interval():
     found = prompt_signal(reward, correct, length, prompt)
     for name in ("reward", "reward_within"):
         assert 0.6 < found[name].low < found[name].value < found[name].high < 0.92
-    assert found["length"] == found["length_within"] == Number(0.5, 0.5, 0.5)
+    # All responses are equally long.
+    assert found["length"].value == found["length_within"].value == 0.5
     unknown = prompt_signal(reward, np.ones(200), length, prompt)
     assert all(np.isnan(one.value) for one in unknown.values())
 
@@ -240,7 +241,9 @@ def test_a_student_that_is_its_own_teacher_gains_nothing():
     result = preflight(model, model, prompts, grader=grader, seed=1)
     answers = result.answers
     assert answers.gap.value == 0  # the same random numbers
-    assert answers.gain == Number(0, 0, 0)  # nothing to fit, nothing to try
+    # Nothing to fit, nothing to try: no gain on any prompt, which bounds it.
+    assert answers.gain.value == 0
+    assert -WORTH < answers.gain.low < 0 < answers.gain.high < WORTH
     assert set(answers.continuation) == set(answers.n_continued)
     assert result.verdict.word == UNLIKELY
 
@@ -380,7 +383,7 @@ COMMAND = [
 def test_the_command_prints_json(capsys):
     assert main([*COMMAND, "--json"]) == 0
     values = json.loads(capsys.readouterr().out)
-    assert values["verdict"]["word"] == HARMFUL
+    assert values["verdict"]["word"] == UNKNOWN  # few prompts are evidence of nothing
     assert values["settings"]["student"] == "zoo:rl-small"
 
 
@@ -388,7 +391,7 @@ def test_the_command_prints_a_verdict(capsys):
     assert main([*COMMAND, "--template", "please {question}", "--drop-layers", "1-1"]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "zoo:rl-small without layers 1-1 from zoo:sft-small" in out
-    for words in ("overlap ratio", "with known answers", "please {question}", "Validated on"):
+    for words in ("overlap ratio", "with known answers", "please {question}", "Tried on"):
         assert words in out
 
 

@@ -16,6 +16,7 @@ from io import BytesIO
 import numpy as np
 import pytest
 from PIL import Image
+from scipy import stats
 
 import opdprobe.report.draw
 from opdprobe.cli.parser import main
@@ -87,7 +88,8 @@ def test_the_page_is_one_file_without_a_script(tmp_path):
     assert titles == [
         "Accuracy", "Correct responses", "Overlap ratio", "Overlap-token advantage", "Entropy gap",
         "Overlap mass", "Entropy", "Reverse KL", "Loss", "Gradient norm",
-        "Extreme-advantage gap", "Response length", "Finished responses",
+        "Extreme-advantage gap", "Response length", "Finished responses", "Stop-token mass",
+        "Sampled-token reward",
     ]  # fmt: skip
 
 
@@ -140,14 +142,14 @@ def test_the_table_holds_first_and_last_means(tmp_path):
     run = written(tmp_path, steps=range(6))
     write_run_report(tmp_path / "r.html", [run], draw=blank, view=False)
     row = re.search(
-        r'Reverse KL \[nats\]</th>\s*<td data-label="first">([\d.]+) \[([\d.]+), ([\d.]+)\]</td>'
+        r'Overlap ratio</th>\s*<td data-label="first">([\d.]+) \[([\d.]+), ([\d.]+)\]</td>'
         r'<td data-label="last">([\d.]+) ',
         (tmp_path / "r.html").read_text(),
     )
     assert row is not None
     first, low, high, last = map(float, row.groups())
-    assert first == pytest.approx(float(run.states([0, 1]).reverse_kl.mean()), rel=5e-3)
-    assert last == pytest.approx(float(run.states([4, 5]).reverse_kl.mean()), rel=5e-3)
+    assert first == pytest.approx(float(run.states([0, 1]).opd.overlap_ratio().mean()), rel=5e-3)
+    assert last == pytest.approx(float(run.states([4, 5]).opd.overlap_ratio().mean()), rel=5e-3)
     assert low < first < high
 
 
@@ -157,7 +159,8 @@ def test_accuracy_is_over_the_problems(tmp_path):
     assert (panel.title, panel.y_label) == ("Accuracy", "accuracy (avg@4)")
     assert panel.series[0].x == [0, 10]
     assert panel.series[0].y == [0.5, 0.5]
-    assert (panel.series[0].low[0], panel.series[0].high[0]) == (0.0, 1.0)
+    want = stats.binomtest(1, 2).proportion_ci(method="exact")  # two problems
+    assert (panel.series[0].low[0], panel.series[0].high[0]) == pytest.approx((want.low, want.high))
 
 
 def test_positions_are_drawn_where_responses_are_long(tmp_path):
