@@ -14,6 +14,7 @@ from opdprobe import __version__
 from opdprobe.cli import demo as demo_command
 from opdprobe.cli import export as export_command
 from opdprobe.cli import importing as import_command
+from opdprobe.cli import options
 from opdprobe.cli import recipes as recipe_commands
 from opdprobe.cli import reports as report_command
 from opdprobe.cli import runs as run_commands
@@ -23,13 +24,6 @@ from opdprobe.cli.recipes import DIVERGENCE_GENERATIONS, DIVERGENCE_LENGTH
 from opdprobe.cli.runs import errors
 from opdprobe.errors import OPDProbeError, needs_train_extra, printable
 from opdprobe.rollout.dumps import FORMATS
-
-_MODEL = "directory, hub id, GGUF file, ADAPTER@BASE or zoo:NAME"
-_DTYPES = ["auto", "float32", "bfloat16", "float16"]
-_PROMPTS = (
-    "the prompts: .parquet, .jsonl, .json or .csv file, a directory of them, a data set of the Hub "
-    "(OWNER/NAME:CONFIG:SPLIT), or zoo:SPLIT"
-)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -165,257 +159,14 @@ def _command(
 # Options that several commands share. Each call makes new ones, so that their defaults can differ.
 
 
-def _shared(*flags: str, group: str | None = None, **settings: Any) -> argparse.ArgumentParser:
-    """Make an option for `_command`; `group` is the heading that it has in the command's help."""
-    parent = argparse.ArgumentParser(add_help=False)
-    (parent.add_argument_group(group) if group else parent).add_argument(*flags, **settings)
-    return parent
-
-
-def _models(*, required: bool = True, group: str | None = None) -> list[argparse.ArgumentParser]:
-    return [
-        _shared(
-            f"--{role}",
-            required=required,
-            metavar="MODEL",
-            help=f"the {role}: {_MODEL}",
-            group=group,
-        )
-        for role in ("student", "teacher")
-    ]
-
-
-def _prompts() -> argparse.ArgumentParser:
-    return _shared("--prompts", required=True, metavar="FILE", help=_PROMPTS)
-
-
-def _reading() -> list[argparse.ArgumentParser]:
-    return [
-        _shared(
-            "--prompt-column",
-            default="prompt",
-            metavar="NAME",
-            help="column of prompt files that holds the prompts (default: %(default)s)",
-        ),
-        _shared(
-            "--answer-column",
-            metavar="NAME",
-            help="column of prompt files that holds the answers (default: verl's, or answer)",
-        ),
-        _shared(
-            "--on-error",
-            choices=["raise", "skip"],
-            default="raise",
-            help="stop at a prompt that cannot be used, or skip it with a note in the log "
-            "(default: %(default)s)",
-        ),
-    ]
-
-
-def _chat_template(*, group: str | None = None) -> list[argparse.ArgumentParser]:
-    return [
-        _shared(
-            "--chat-template-kwargs",
-            action="append",
-            metavar="NAME=VALUE",
-            help="a variable for the chat template, such as enable_thinking=true; may be repeated, "
-            "or be one JSON object (default: enable_thinking=false)",
-            group=group,
-        ),
-        _shared(
-            "--system-prompt",
-            metavar="TEXT",
-            help="first message of conversations that have no system message",
-            group=group,
-        ),
-    ]
-
-
-def _max_prompt_length(
-    *, set_default: bool = True, group: str | None = None
-) -> argparse.ArgumentParser:
-    return _shared(
-        "--max-prompt-length",
-        type=_positive,
-        default=1024 if set_default else None,
-        metavar="N",
-        help="longest prompt, in tokens (default: 1024)",
-        group=group,
-    )
-
-
-def _limit(what: str = "prompts") -> argparse.ArgumentParser:
-    return _shared(
-        "--limit",
-        type=_positive,
-        metavar="N",
-        help=f"use only the first N {what} (default: the whole file, or 2048 of a zoo split)",
-    )
-
-
-def _responses(
-    num_generations: int,
-    max_completion_length: int,
-    *,
-    set_defaults: bool = True,
-    group: str | None = None,
-) -> list[argparse.ArgumentParser]:
-    return [
-        _shared(
-            "--num-generations",
-            type=_positive,
-            default=num_generations if set_defaults else None,
-            metavar="N",
-            help=f"rollouts per prompt (default: {num_generations})",
-            group=group,
-        ),
-        _shared(
-            "--max-completion-length",
-            type=_positive,
-            default=max_completion_length if set_defaults else None,
-            metavar="N",
-            help=f"longest response, in tokens (default: {max_completion_length})",
-            group=group,
-        ),
-    ]
-
-
-def _k(verb: str) -> argparse.ArgumentParser:
-    return _shared(
-        "--k",
-        type=_positive,
-        default=16,
-        metavar="N",
-        help=f"number of most probable tokens {verb} per state (default: %(default)s)",
-    )
-
-
-def _device(
-    default: str | None = "auto", told: str = "auto", group: str | None = None
-) -> argparse.ArgumentParser:
-    return _shared(
-        "--device",
-        default=default,
-        metavar="DEVICE",
-        help="where models run: auto (the accelerator, if there is one), cpu, cuda, cuda:1, mps or "
-        f"xpu (default: {default or told})",
-        group=group,
-    )
-
-
-def _dtype(help: str, group: str | None = None) -> argparse.ArgumentParser:
-    return _shared("--dtype", choices=_DTYPES, help=help, group=group)
-
-
-def _computing(
-    device: str | None = "auto", told: str = "auto", *, group: str | None = None
-) -> list[argparse.ArgumentParser]:
-    return [
-        _device(device, told, group),
-        _dtype("dtype of both models' weights (default: float32; see --teacher-dtype)", group),
-        _shared(
-            "--teacher-dtype",
-            choices=_DTYPES,
-            help="the teacher's (default: as --dtype says; else bfloat16 on an accelerator)",
-            group=group,
-        ),
-        _shared(
-            "--attn-implementation",
-            metavar="NAME",
-            help="how attention is computed: sdpa, eager, flash_attention_2, … (default: "
-            "transformers chooses)",
-            group=group,
-        ),
-    ]
-
-
-def _seed() -> argparse.ArgumentParser:
-    return _shared(
-        "--seed",
-        type=_not_negative,
-        default=0,
-        metavar="N",
-        help="random seed (default: %(default)s)",
-    )
-
-
-def _drop_layers() -> argparse.ArgumentParser:
-    return _shared(
-        "--drop-layers", metavar="A-B", help="remove the student's layers A to B, counted from 0"
-    )
-
-
-def _set(config: str, more: str = "") -> argparse.ArgumentParser:
-    return _shared(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NAME=VALUE",
-        help=f"one {config} setting{more}; may be repeated",
-    )
-
-
-def _workers() -> argparse.ArgumentParser:
-    return _shared(
-        "--workers",
-        type=_positive,
-        default=2,
-        metavar="N",
-        help="number of parallel processes (default: %(default)s)",
-    )
-
-
-def _out_dir() -> argparse.ArgumentParser:
-    return _shared(
-        "--out",
-        type=Path,
-        default=Path("out"),
-        metavar="DIR",
-        help="where everything is written (default: %(default)s)",
-    )
-
-
-def _run_dir() -> argparse.ArgumentParser:
-    return _shared(
-        "--run-dir", required=True, type=Path, metavar="DIR", help="where the run is recorded"
-    )
-
-
-def _run_to_read() -> argparse.ArgumentParser:
-    return _shared("run_dir", type=_run, metavar="RUN", help="directory of a recorded run")
-
-
-def _run_to_compare() -> argparse.ArgumentParser:
-    return _shared(
-        "other", type=_run, nargs="?", metavar="RUN2", help="a second run, to compare with"
-    )
-
-
-def _out_jsonl() -> argparse.ArgumentParser:
-    return _shared(
-        "--out",
-        required=True,
-        type=Path,
-        metavar="FILE.jsonl",
-        help="where the prompts are written",
-    )
-
-
-def _json(what: str) -> argparse.ArgumentParser:
-    return _shared("--json", action="store_true", help=f"print {what} as JSON")
-
-
-# One function per command.
-
-
 def _demo(commands: Any) -> None:
     _command(
         commands,
         "demo",
         demo_command.demo,
         "a first run: one success and one failure, compared",
-        _out_dir(),
-        _workers(),
+        options.out_dir(),
+        options.workers(),
     )
 
 
@@ -425,10 +176,10 @@ def _reproduce(commands: Any) -> None:
         "reproduce",
         run_commands.reproduce,
         "run a preset, draw its figures, write a report",
-        _out_dir(),
-        _workers(),
-        _json("the verdicts"),
-        *_computing(None, "cpu for the testbed, auto for the models of --models"),
+        options.out_dir(),
+        options.workers(),
+        options.as_json("the verdicts"),
+        *options.computing(None, "cpu for the testbed, auto for the models of --models"),
     )
     sub.add_argument(
         "--preset",
@@ -487,17 +238,17 @@ def _train(commands: Any) -> None:
         "train",
         run_commands.train,
         "distil a student on its own rollouts, and record the run",
-        *_models(),
-        _prompts(),
-        *_reading(),
-        *_computing(),
-        _run_dir(),
-        _limit("prompts, and the first N problems of --benchmark"),
-        _max_prompt_length(set_default=False),
-        *_chat_template(),
-        _drop_layers(),
-        _set("OPDConfig", "; overrides --config"),
-        _json("the last metrics"),
+        *options.models(),
+        options.prompts(),
+        *options.reading(),
+        *options.computing(),
+        options.run_dir(),
+        options.limit("prompts, and the first N problems of --benchmark"),
+        options.max_prompt_length(set_default=False),
+        *options.chat_template(),
+        options.drop_layers(),
+        options.settings("OPDConfig", "; overrides --config"),
+        options.as_json("the last metrics"),
     )
     sub.add_argument("--benchmark", metavar="FILE", help="evaluation problems, as for --prompts")
     sub.add_argument("--config", type=Path, metavar="YAML", help="file of OPDConfig settings")
@@ -520,15 +271,15 @@ def _probe(commands: Any) -> None:
         "probe",
         run_commands.probe,
         "sample from saved checkpoints, score the responses, and record a run",
-        *_reading(),
-        *_computing(),
-        _run_dir(),
-        _limit(),
-        _k("kept"),
-        _max_prompt_length(),
-        *_chat_template(),
-        *_responses(4, 512),
-        _json("the last metrics"),
+        *options.reading(),
+        *options.computing(),
+        options.run_dir(),
+        options.limit(),
+        options.k("kept"),
+        options.max_prompt_length(),
+        *options.chat_template(),
+        *options.responses(4, 512),
+        options.as_json("the last metrics"),
     )
     sub.add_argument(
         "checkpoint",
@@ -541,12 +292,12 @@ def _probe(commands: Any) -> None:
         "--teacher",
         required=True,
         metavar="MODEL",
-        help=f"the teacher: {_MODEL}, or http://HOST:8000/v1#NAME",
+        help=f"the teacher: {options.MODEL}, or http://HOST:8000/v1#NAME",
     )
-    sub.add_argument("--prompts", metavar="FILE", help=_PROMPTS)
+    sub.add_argument("--prompts", metavar="FILE", help=options.PROMPTS)
     sub.add_argument(
         "--fixed-contexts",
-        type=_run,
+        type=options.run_path,
         metavar="RUN",
         help="instead of --prompts: sample nothing, and score the rollouts of this run's first "
         "step with each checkpoint",
@@ -564,10 +315,10 @@ def _import(commands: Any) -> None:
         "import",
         import_command.import_dumps,
         "make a run from rollouts that a trainer or an evaluation dumped",
-        *_models(required=False),
-        *_computing(),
-        _run_dir(),
-        _json("the counts"),
+        *options.models(required=False),
+        *options.computing(),
+        options.run_dir(),
+        options.as_json("the counts"),
     )
     sub.add_argument(
         "dump",
@@ -591,7 +342,7 @@ def _import(commands: Any) -> None:
     )
     sub.add_argument(
         "--step",
-        type=_not_negative,
+        type=options.not_negative,
         metavar="N",
         help="the step of rollouts, where neither a row nor a file's name says it",
     )
@@ -603,7 +354,7 @@ def _import(commands: Any) -> None:
     )
     sub.add_argument(
         "--k",
-        type=_positive,
+        type=options.positive,
         metavar="N",
         help="number of most probable tokens kept per state (default: 16, or as many as the dump's "
         "lists have)",
@@ -630,21 +381,21 @@ def _preflight(commands: Any) -> None:
         "preflight",
         run_commands.preflight,
         "estimate, before training, whether a teacher will teach a student",
-        *_models(),
-        _prompts(),
-        *_reading(),
-        *_computing(),
-        _drop_layers(),
-        _k("compared"),
-        _max_prompt_length(),
-        *_chat_template(),
-        *_responses(4, 64),
-        _seed(),
-        _json("the verdict and the numbers"),
+        *options.models(),
+        options.prompts(),
+        *options.reading(),
+        *options.computing(),
+        options.drop_layers(),
+        options.k("compared"),
+        options.max_prompt_length(),
+        *options.chat_template(),
+        *options.responses(4, 64),
+        options.seed(),
+        options.as_json("the verdict and the numbers"),
     )
     sub.add_argument(
         "--n-prompts",
-        type=_positive,
+        type=options.positive,
         default=64,
         metavar="N",
         help="number of prompts drawn from the file (default: %(default)s)",
@@ -670,16 +421,16 @@ def _cold_start(commands: Any) -> None:
         "cold-start",
         recipe_commands.cold_start,
         "fine-tune a student on its teacher's responses, before distillation",
-        *_models(),
-        _prompts(),
-        *_reading(),
-        *_computing(),
-        _limit(),
-        _max_prompt_length(),
-        *_chat_template(),
-        *_responses(1, 12288),
-        _set("SFTConfig"),
-        _json("the counts"),
+        *options.models(),
+        options.prompts(),
+        *options.reading(),
+        *options.computing(),
+        options.limit(),
+        options.max_prompt_length(),
+        *options.chat_template(),
+        *options.responses(1, 12288),
+        options.settings("SFTConfig"),
+        options.as_json("the counts"),
     )
     sub.add_argument(
         "--out", required=True, type=Path, metavar="DIR", help="where the student is written"
@@ -693,16 +444,18 @@ def _select(commands: Any) -> None:
         "select",
         recipe_commands.select,
         "choose or reword prompts for a teacher",
-        _prompts(),
-        *_reading(),
-        _out_jsonl(),
-        _seed(),
-        _json("the counts and the divergences"),
-        *_models(required=False, group=alone),
-        *_responses(DIVERGENCE_GENERATIONS, DIVERGENCE_LENGTH, set_defaults=False, group=alone),
-        _max_prompt_length(set_default=False, group=alone),
-        *_chat_template(group=alone),
-        *_computing(None, group=alone),
+        options.prompts(),
+        *options.reading(),
+        options.out_jsonl(),
+        options.seed(),
+        options.as_json("the counts and the divergences"),
+        *options.models(required=False, group=alone),
+        *options.responses(
+            DIVERGENCE_GENERATIONS, DIVERGENCE_LENGTH, set_defaults=False, group=alone
+        ),
+        options.max_prompt_length(set_default=False, group=alone),
+        *options.chat_template(group=alone),
+        *options.computing(None, group=alone),
     )
     sub.add_argument(
         "--strategy",
@@ -712,7 +465,7 @@ def _select(commands: Any) -> None:
     )
     sub.add_argument(
         "--n-prompts",
-        type=_positive,
+        type=options.positive,
         metavar="N",
         help="number of prompts to choose; required for mixed and max_divergence (default: all)",
     )
@@ -733,13 +486,13 @@ def _dedup(commands: Any) -> None:
         "dedup",
         recipe_commands.dedup,
         "remove the prompts that another set also contains",
-        *_reading(),
-        _out_jsonl(),
-        _json("the counts"),
-        _device(None),
-        _dtype("dtype of the sentence model for --semantic (default: float32)"),
+        *options.reading(),
+        options.out_jsonl(),
+        options.as_json("the counts"),
+        options.on_device(None),
+        options.dtype("dtype of the sentence model for --semantic (default: float32)"),
     )
-    sub.add_argument("prompts", metavar="PROMPTS", help=_PROMPTS)
+    sub.add_argument("prompts", metavar="PROMPTS", help=options.PROMPTS)
     sub.add_argument("--against", required=True, metavar="FILE", help="the other set of prompts")
     sub.add_argument(
         "--semantic", action="store_true", help="compare the meaning as well as the wording"
@@ -762,8 +515,8 @@ def _inspect(commands: Any) -> None:
         "inspect",
         run_commands.inspect,
         "show what a recorded run holds, and check it",
-        _run_to_read(),
-        _json("the summary"),
+        options.run_to_read(),
+        options.as_json("the summary"),
     )
     sub.add_argument(
         "--verify",
@@ -781,11 +534,11 @@ def _watch(commands: Any) -> None:
         "watch",
         watch_command.watch,
         "show a run's curves and first finding while it grows",
-        _run_to_read(),
+        options.run_to_read(),
     )
     sub.add_argument(
         "--interval",
-        type=_seconds,
+        type=options.seconds,
         default=5.0,
         metavar="S",
         help="seconds from one look to the next (default: 5)",
@@ -799,7 +552,7 @@ def _power(commands: Any) -> None:
         "power",
         report_command.power,
         "say how many prompts, rollouts and seeds a difference between two runs needs",
-        _json("the plan"),
+        options.as_json("the plan"),
     )
     sub.add_argument(
         "runs",
@@ -837,7 +590,7 @@ def _export(commands: Any) -> None:
         "export",
         export_command.export,
         "write a run to one file for pandas, polars or DuckDB",
-        _run_to_read(),
+        options.run_to_read(),
     )
     sub.add_argument(
         "--to",
@@ -853,7 +606,10 @@ def _export(commands: Any) -> None:
     )
     sub.add_argument("--out", type=Path, metavar="FILE", help="default: RUN/tokens.parquet, …")
     sub.add_argument(
-        "--steps", type=_numbers, metavar="A,B,…", help="recorded steps to write (default: all)"
+        "--steps",
+        type=options.numbers,
+        metavar="A,B,…",
+        help="recorded steps to write (default: all)",
     )
 
 
@@ -863,7 +619,7 @@ def _log(commands: Any) -> None:
         "log",
         log_command.log,
         "send a run's metrics and accuracies to a tracker",
-        _run_to_read(),
+        options.run_to_read(),
     )
     sub.add_argument("--to", required=True, choices=log_command.TRACKERS, help="the tracker")
     sub.add_argument(
@@ -883,21 +639,21 @@ def _view(commands: Any) -> None:
         "view",
         run_commands.view,
         "write an HTML page with every token of one or two runs",
-        _run_to_read(),
-        _run_to_compare(),
+        options.run_to_read(),
+        options.run_to_compare(),
     )
     sub.add_argument(
         "--out", type=Path, metavar="FILE", help="the page (default: view.html in RUN)"
     )
     sub.add_argument(
         "--steps",
-        type=_numbers,
+        type=options.numbers,
         metavar="A,B,…",
         help="recorded steps to show (default: all; with two runs, all that both have)",
     )
     sub.add_argument(
         "--rollouts",
-        type=_positive,
+        type=options.positive,
         metavar="N",
         help="first N rollouts of each step (default: all)",
     )
@@ -922,9 +678,9 @@ def _report(commands: Any) -> None:
         "report",
         report_command.report,
         "write a report on the curves of one run, or of two side by side",
-        _run_to_read(),
-        _run_to_compare(),
-        _json("the findings"),
+        options.run_to_read(),
+        options.run_to_compare(),
+        options.as_json("the findings"),
     )
     sub.add_argument(
         "--out", type=Path, metavar="FILE", help="the report (default: report.html in RUN)"
@@ -942,8 +698,8 @@ def _zoo(commands: Any) -> None:
         "zoo",
         run_commands.zoo,
         "list, build or check the models of the testbed",
-        _workers(),
-        _device("cpu"),
+        options.workers(),
+        options.on_device("cpu"),
     )
     sub.add_argument("action", choices=["list", "build", "check"])
     sub.add_argument("name", nargs="*", metavar="NAME", help="models (default: all)")
@@ -954,44 +710,6 @@ def _zoo(commands: Any) -> None:
         metavar="DIR",
         help="where build keeps checkpoints (default: %(default)s)",
     )
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r}; expected a whole number above 0")
-    return int(text)
-
-
-def _not_negative(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r}; expected a whole number, 0 or above")
-    return int(text)
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < 1e6:  # NaN, too
-        raise argparse.ArgumentTypeError(f"{text!r}; expected a number of seconds above 0")
-    return seconds
-
-
-def _run(text: str) -> Path:
-    if "://" in text:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is on object storage; expected a directory: copy the run, or use "
-            "opdprobe.open_run in Python"
-        )
-    return Path(text)
-
-
-def _numbers(text: str) -> list[int]:
-    parts = text.split(",")
-    if not all(part.strip().isdecimal() for part in parts):
-        raise argparse.ArgumentTypeError(f"{text!r}; expected a list of numbers such as 0,10,20")
-    return [int(part) for part in parts]
 
 
 if __name__ == "__main__":
