@@ -8,6 +8,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from opdprobe.probes.bootstrap import (
+    _POISSON,
     MAX_UNITS,
     MIN_UNITS,
     MIN_UNITS_HEAVY,
@@ -57,6 +58,13 @@ def test_weights_are_poisson_and_a_units_own():
     np.testing.assert_array_equal(draw_units(KEYS[5:8], 3, 4000), drawn[:, 5:8])
     assert (draw_units(KEYS, 4, 4000) != drawn).any()
     assert draw_units(numbered_keys(0)).shape == (N_BOOT, 0)
+
+
+def test_the_table_of_weights_is_poissons():
+    counts = np.bincount(_POISSON, minlength=9) / 2**16
+    np.testing.assert_allclose(counts, stats.poisson.pmf(np.arange(9), 1), atol=2**-16)
+    assert _POISSON.mean() == pytest.approx(1, abs=1e-4)
+    assert _POISSON.var() == pytest.approx(1, abs=3e-4)
 
 
 def test_names_not_places_make_a_unit():
