@@ -230,8 +230,9 @@ def _too_early(found: Course, evidence: tuple[Evidence, ...]) -> Finding | None:
     if planned is not None and done < _EARLY * planned:
         reasons.append(f"only {done} of {planned} planned steps are recorded")
     n, width = len(found.steps), found.width
-    if n >= 4 * width and found.has("reverse_kl"):
-        middle = slice(n // 2 - width // 2, n // 2 - width // 2 + width)
+    start = n // 2 - width // 2
+    middle = slice(start, start + width)
+    if middle.stop <= n - width and found.has("reverse_kl"):
         falling = change(found, "reverse_kl", before=middle, relative=True)
         if falling.value <= _FALLING and falling.high < 1:
             reasons.append(f"reverse KL still falls, to {falling.value:.0%} of its middle value")

@@ -61,8 +61,9 @@ def draw(panels: Sequence[Panel]) -> Figure:
         return figure
 
 
-def save(panels: Sequence[Panel], path: Path) -> None:
+def save(panels: Sequence[Panel], path: str | Path) -> None:
     """Draw and write to `path`, completely or not at all, in the format of its suffix (or PNG)."""
+    path = Path(path)
     if not path.suffix:
         path = path.with_name(f"{path.name}.png")
     with style():
