@@ -38,8 +38,7 @@ from opdprobe.rollout.given import (
     step_of_dump,
 )
 from opdprobe.rollout.grade import Grader, grade_rollouts
-from opdprobe.rollout.memory import halving, sample_in_parts
-from opdprobe.rollout.pair import in_rollout_order
+from opdprobe.rollout.memory import sample_in_parts
 from opdprobe.rollout.prompts import OnError, Prompt, has_conversation
 from opdprobe.rollout.rollout import Rollout
 from opdprobe.rollout.rows import rollout_arrays, score_arrays, step_metrics
@@ -254,7 +253,10 @@ def _grades(
         return grades
     prompts = [_prompt(given.rows[i], tokenizer) for i in places]
     texts = [given.rollouts.response_ids[i] for i in places]
-    for i, grade in zip(places, grade_rollouts(tokenizer, texts, prompts, grader), strict=True):
+    # Wrong if it is known not to have ended; of the others, the text decides.
+    ended = [given.rows[i].finished is None or bool(given.rows[i].finished) for i in places]
+    graded = grade_rollouts(tokenizer, texts, prompts, grader, finished=ended)
+    for i, grade in zip(places, graded, strict=True):
         grades[i] = grade
     return grades
 
@@ -299,19 +301,10 @@ def _local(
     def scores(rollouts: Rollouts) -> Scores:
         nonlocal most
         with undisturbed(pair.student, pair.teacher):
-            parts, most = halving(
-                lambda tokens: [
-                    (part.batch.state, part.scores.cpu())
-                    for part in pair.scored(
-                        rollouts, k=k, temperature=temperature, micro_batch_tokens=tokens
-                    )
-                ],
-                rollouts,
-                micro_batch_tokens=most,
-                device=pair.student.device,
-                doing="scoring",
+            found, most = pair.all_scores(
+                rollouts, k=k, temperature=temperature, micro_batch_tokens=most
             )
-        return in_rollout_order(parts)
+        return found
 
     attrs = run_attrs(
         pair,
@@ -513,7 +506,9 @@ def sample(
     own = [encoded[i].prompt for i in rollouts.prompt_index]
     correct = [math.nan] * len(own)
     if grader is not None:
-        correct = grade_rollouts(tokenizer, rollouts.response_ids, own, grader)
+        correct = grade_rollouts(
+            tokenizer, rollouts.response_ids, own, grader, finished=rollouts.finished
+        )
     return [
         Rollout(step, prompt.id, ids, response, finished=finished, correct=grade)
         for prompt, ids, response, finished, grade in zip(

@@ -78,4 +78,4 @@ def _sentence(lengths: Sequence[NDArray[np.integer]], n_state: int, last: int | 
     share = f"{n_state / total:.1%} of {total:,} tokens"
     if last is not None and n_state == sum(int(np.minimum(n, last).sum()) for n in lengths):
         return f"only the first {last} positions of each response are recorded: {share}"
-    return f"only some positions of each response are recorded: {share}"
+    return f"not every position has a state (some are masked, or were left out): {share} have one"

@@ -192,7 +192,8 @@ def _still(found: Course, directions: Mapping[Evidence, Direction]) -> Finding:
     start = level(found, "overlap_ratio", found.first)
     flat = set(directions.values()) == {"flat"}
     # Full agreement in every state has no interval, and needs none.
-    if start.value == 1 or (flat and start.low >= _ALIGNED):
+    agreed = start.value == level(found, "overlap_ratio", found.last).value == 1
+    if agreed or (flat and start.low >= _ALIGNED):
         text = "The models agree on nearly all candidates throughout: there is little to learn."
         title = "Aligned from the start"
         return Finding("aligned_from_the_start", "note", title, text, (*evidence, start))

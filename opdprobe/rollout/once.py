@@ -11,8 +11,8 @@ from opdprobe.models.positions import check_prompts
 from opdprobe.models.processes import Processes
 from opdprobe.models.vocabulary import eos_ids
 from opdprobe.rollout.grade import Grader, counted, grade_rollouts
-from opdprobe.rollout.memory import halving, sample_in_parts
-from opdprobe.rollout.pair import Pair, in_rollout_order
+from opdprobe.rollout.memory import sample_in_parts
+from opdprobe.rollout.pair import Pair
 from opdprobe.rollout.prompts import EncodedPrompt, has_conversation
 from opdprobe.rollout.rows import record_dataset
 from opdprobe.rollout.sample import step_generator
@@ -111,16 +111,7 @@ def probe(
             finished=counted(rollouts.finished, unfinished),
         )
     with evaluating(pair.student), evaluating(pair.teacher):
-        parts, _ = halving(
-            lambda tokens: [
-                (part.batch.state, part.scores.cpu())
-                for part in pair.scored(
-                    rollouts, k=k, temperature=temperature, micro_batch_tokens=tokens
-                )
-            ],
-            rollouts,
-            micro_batch_tokens=micro_batch_tokens,
-            device=pair.student.device,
-            doing="scoring",
+        scores, _ = pair.all_scores(
+            rollouts, k=k, temperature=temperature, micro_batch_tokens=micro_batch_tokens
         )
-    return record_dataset(step, rollouts, in_rollout_order(parts), own, correct)
+    return record_dataset(step, rollouts, scores, own, correct)

@@ -21,6 +21,7 @@ from opdprobe.models.load import load_model, load_tokenizer
 from opdprobe.models.vocabulary import padding_id, shared_vocabulary, shared_width, stop_ids
 from opdprobe.rollout.batches import Batch, batches
 from opdprobe.rollout.exact import check_scoring
+from opdprobe.rollout.memory import halving
 from opdprobe.rollout.sample import Rollouts
 from opdprobe.rollout.score import Scores, score
 
@@ -206,6 +207,32 @@ class Pair:
         pair = cls(student, teacher, tokenizer)
         pair.teacher_tokenizer = teacher_tokenizer  # compared above
         return pair
+
+    def all_scores(
+        self, rollouts: Rollouts, *, k: int, temperature: float, micro_batch_tokens: int
+    ) -> tuple[Scores, int]:
+        """Score every state of some rollouts, in smaller micro-batches where memory runs out.
+
+        Returns
+        -------
+        scores
+            In rollout order, on the host.
+        micro_batch_tokens
+            The most tokens that fitted, for the next call.
+        """
+        parts, micro_batch_tokens = halving(
+            lambda tokens: [
+                (part.batch.state, part.scores.cpu())
+                for part in self.scored(
+                    rollouts, k=k, temperature=temperature, micro_batch_tokens=tokens
+                )
+            ],
+            rollouts,
+            micro_batch_tokens=micro_batch_tokens,
+            device=self.student.device,
+            doing="scoring",
+        )
+        return in_rollout_order(parts), micro_batch_tokens
 
     def scored(
         self,

@@ -9,8 +9,7 @@ from opdprobe.models.head import evaluating
 from opdprobe.models.positions import check_prompts
 from opdprobe.models.processes import Processes
 from opdprobe.rollout.continuation import token_rows
-from opdprobe.rollout.memory import halving
-from opdprobe.rollout.pair import Pair, in_rollout_order
+from opdprobe.rollout.pair import Pair
 from opdprobe.rollout.prompt import Prompt
 from opdprobe.rollout.rows import record_dataset
 from opdprobe.rollout.sample import Rollouts
@@ -40,7 +39,7 @@ def rescore(
         Student and teacher.
     contexts : Dataset
         A recorded step with the texts of its rollouts; all their positions are scored, also those
-        that were not recorded.
+        that were left out when they were recorded, but not what a tool or a user wrote.
     k, temperature, micro_batch_tokens
         As in `opdprobe.rollout.once.probe`.
     step
@@ -94,21 +93,30 @@ def rescore(
         responses,
         contexts["finished"].values[own].tolist(),
         np.unique(names, return_inverse=True)[1].tolist(),
+        _drawn(contexts, range(total)[own]),
     )
     with evaluating(pair.student), evaluating(pair.teacher):
-        parts, _ = halving(
-            lambda tokens: [
-                (part.batch.state, part.scores.cpu())
-                for part in pair.scored(
-                    rollouts, k=k, temperature=temperature, micro_batch_tokens=tokens
-                )
-            ],
-            rollouts,
-            micro_batch_tokens=micro_batch_tokens,
-            device=pair.student.device,
-            doing="scoring",
+        scores, _ = pair.all_scores(
+            rollouts, k=k, temperature=temperature, micro_batch_tokens=micro_batch_tokens
         )
     correct = contexts["correct"].values[own].tolist() if "correct" in contexts else None
     # Only their names are recorded; the texts are those of the contexts.
     own_prompts = [Prompt(name, text="(recorded)") for name in names.tolist()]
-    return record_dataset(step, rollouts, in_rollout_order(parts), own_prompts, correct)
+    return record_dataset(step, rollouts, scores, own_prompts, correct)
+
+
+def _drawn(contexts: xr.Dataset, own: range) -> list[list[int]] | None:
+    """Return the places that the student drew, by rollout; None if it drew all.
+
+    A response ends with a drawn token, so one whose last token has a state, but not all tokens
+    before it, has gaps; one whose first tokens alone have states was left out in part.
+    """
+    rollout, position = contexts["rollout"].values, contexts["position"].values
+    lengths = contexts["length"].values
+    places, gaps = [], False
+    for i in own:
+        recorded, length = sorted(position[rollout == i].tolist()), int(lengths[i])
+        gap = bool(recorded) and recorded[-1] == length - 1 and len(recorded) < length
+        places.append(recorded if gap else list(range(length)))
+        gaps |= gap
+    return places if gaps else None

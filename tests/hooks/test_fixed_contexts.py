@@ -126,6 +126,34 @@ def test_processes_share_the_rollouts(made):
         rescore(pair, contexts, k=4, processes=_process(0, 7))
 
 
+def test_what_the_contexts_do_not_say_is_not_made_up(made):
+    _, own, _ = made
+    pair = Pair(student(10), tiny_model(seed=1), tiny_tokenizer())
+    contexts = own.load(0)
+    unknown = np.where(np.arange(6) == 0, np.nan, contexts["finished"].values).astype(np.float32)
+    found = rescore(pair, contexts.assign(finished=("rollout", unknown)), k=4)
+    np.testing.assert_array_equal(found["finished"], unknown)
+
+
+def test_what_a_tool_wrote_is_read_and_not_scored(made):
+    _, own, fixed = made
+    pair = Pair(student(10), tiny_model(seed=1), tiny_tokenizer())
+    contexts = own.load(0)
+    assert (contexts["length"] > 2).any()
+    # The second token of each response is not the student's; what follows is.
+    drawn = contexts["position"].values != 1
+    last = contexts["position"].values == contexts["length"].values[contexts["rollout"].values] - 1
+    keep = np.flatnonzero(drawn | last)
+    found = rescore(pair, contexts.isel(state=keep), k=4)
+    for name in ("rollout", "position", "sampled_id"):
+        np.testing.assert_array_equal(found[name], contexts[name].values[keep])
+    whole = fixed.load(10)["reverse_kl"].values[keep]
+    np.testing.assert_allclose(found["reverse_kl"], whole, rtol=1e-4, atol=1e-6)
+    # Of a record of first positions, all are scored.
+    first = contexts.isel(state=np.flatnonzero(contexts["position"].values < 2))
+    assert rescore(pair, first, k=4).sizes["state"] == contexts.sizes["state"]
+
+
 def _process(rank, size):
     processes = Processes()
     processes.rank, processes.size = rank, size

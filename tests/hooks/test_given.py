@@ -160,6 +160,12 @@ def test_a_grader_grades_what_has_no_grade(tmp_path):
     assert seen == [("14 15", "1 2", "x")]
 
 
+@pytest.mark.parametrize(("finished", "grade"), [(True, 1), (None, 1), (False, 0)])
+def test_a_response_that_is_known_not_to_have_ended_is_wrong(tmp_path, finished, grade):
+    ds = scored([given(finished=finished)], tmp_path / "run", grader=lambda *_: 1.0).load(0)
+    assert ds.correct.values.tolist() == [grade]
+
+
 def test_steps_that_the_run_has_are_left_as_they_are(tmp_path):
     done = []
     run = scored([given(0), given(1)], tmp_path / "run", progress=done.append)

@@ -59,7 +59,8 @@ def test_other_gaps_and_unknown_lengths():
     ds = synthetic_step(n_rollouts=2, length=4)
     middle = ds.isel(state=np.r_[0, 1, 3, 4, 6])
     assert thinned(middle) == (
-        "only some positions of each response are recorded: 62.5% of 8 tokens"
+        "not every position has a state (some are masked, or were left out): "
+        "62.5% of 8 tokens have one"
     )
     assert thinned(ds.drop_vars("length")) is None
     assert thinned(ds.isel(state=slice(0))).endswith("0.0% of 8 tokens")
