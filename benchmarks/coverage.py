@@ -1,7 +1,7 @@
 """How often do the 95 % intervals hold the truth? The table of docs/statistics.md.
 
 Each row draws prompts (or problems) again and again from a population whose mean is known,
-computes the library's own interval, and counts. Populations are distributions, and two recorded
+computes the library's own interval, and counts. Populations are distributions, and four recorded
 probes of the built-in models: 600 prompts × 4 rollouts each, of which a row draws a few.
 
     python benchmarks/coverage.py            # the whole table, about 5 minutes
@@ -40,7 +40,13 @@ STATES = (
     "reverse_kl",
     "extreme_advantage_gap",
 )
-PAIRS = {"success": "zoo:rl-small", "failure": "zoo:sft-large"}
+# On the first two the limits of `opdprobe.probes.bootstrap` were chosen, on the others not.
+PAIRS = {
+    "success": ("sft-small", "rl-small"),
+    "failure": ("sft-small", "sft-large"),
+    "other lineage": ("base-small", "post-large-rl"),
+    "larger": ("sft-large", "sft-extra-large"),
+}
 
 
 def keys_of(rng: np.random.Generator, n: int) -> NDArray[np.uint64]:
@@ -114,20 +120,22 @@ class Population:
         total, n = self.sums[name]
         return total.sum() / n.sum()
 
-    def mean(self, name: str, which: NDArray, keys: NDArray[np.uint64]) -> Estimate:
+    def mean(
+        self, name: str, which: NDArray, keys: NDArray[np.uint64], least: int | None = None
+    ) -> Estimate:
         """The library's estimate from some prompts."""
         total, n = self.sums[name]
-        return resample(total[which], n[which], keys=keys, least=fewest_prompts(name))
+        return resample(total[which], n[which], keys=keys, least=least or fewest_prompts(name))
 
 
 def recorded(folder: Path) -> dict[str, Population]:
     """Probe both pairs, or open what a run before left in the folder."""
     found = {}
-    for name, teacher in PAIRS.items():
+    for name, (student, teacher) in PAIRS.items():
         path = folder / name
         if not path.exists():
             main(
-                f"probe zoo:sft-small --teacher {teacher} --prompts zoo:train --limit 600 "
+                f"probe zoo:{student} --teacher zoo:{teacher} --prompts zoo:train --limit 600 "
                 f"--num-generations 4 --max-completion-length 160 --run-dir {path}".split()
             )
         run = open_run(path)
@@ -145,12 +153,12 @@ def recorded(folder: Path) -> dict[str, Population]:
     return found
 
 
-def one_mean(of: Population, name: str, n: int) -> Trial:
+def one_mean(of: Population, name: str, n: int, least: int | None = None) -> Trial:
     """A point of a curve, or a mean over some steps."""
 
     def trial(rng: np.random.Generator) -> tuple[Interval, float]:
         which = rng.integers(len(of.sums[name][0]), size=n)
-        return of.mean(name, which, keys_of(rng, n)).interval(), of.truth(name)
+        return of.mean(name, which, keys_of(rng, n), least).interval(), of.truth(name)
 
     return trial
 
@@ -229,6 +237,11 @@ def measured(folder: Path) -> dict[str, Trial]:
         for name in STATES:
             for n in (fewest_prompts(name), 64, 128):
                 found[f"{pair}: {name}, {n} prompts × 4"] = one_mean(of, name, n)
+        for name in ("reverse_kl", "student_overlap_mass"):
+            for n in (16, 32):
+                found[f"{pair}: {name}, {n} prompts × 4, were an interval given"] = one_mean(
+                    of, name, n, least=n
+                )
         for n in (16, 64):
             found[f"{pair}: entropy ratio, {n} prompts × 4"] = quotient(of, n)
             found[f"{pair}: AUROC, {n} prompts × 4"] = auroc(of, n)
@@ -237,7 +250,7 @@ def measured(folder: Path) -> dict[str, Trial]:
             found[f"{pair}: no change of {name} (A/A), {n} + {n} prompts"] = change(
                 of, of, name, n, paired=False
             )
-    of, to = populations.values()
+    of, to = populations["success"], populations["failure"]  # one student, the same prompts
     for name in ("overlap_ratio", "reverse_kl"):
         n = fewest_prompts(name)
         found[f"change of {name}, same {n} prompts"] = change(of, to, name, n, paired=True)

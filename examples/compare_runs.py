@@ -30,7 +30,7 @@ runs = [
 
 figure = Figure(figsize=(6.75, 2.6), layout="constrained")
 for ax, probe in zip(figure.subplots(1, 2), PROBES, strict=True):
-    # Over the last five steps. Both runs had the same prompts, so rollouts are resampled in pairs.
+    # Over the last five steps. Both runs had the same prompts, so these are resampled in pairs.
     first, second = (
         rollout_sums([run], {probe: probe}).mean(probe, slice(-5, None)) for run in runs
     )

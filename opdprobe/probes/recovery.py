@@ -7,12 +7,10 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import stdtrit
 
 from opdprobe.errors import ConfigError
+from opdprobe.probes.bootstrap import MIN_UNITS
 
 MIN_GAP = 0.05
 """Smallest gap, in accuracy, of which a share is given: what is left of it is not mostly noise."""
-
-MIN_CLUSTERS = 16
-"""Fewest independent problems, or groups of them, that an interval is given for."""
 
 
 def gap_recovery_rate(
@@ -98,7 +96,7 @@ class GapRecovery:
     def text(self) -> str:
         """The rate in words, or why there is none."""
         if np.isnan(self.gap_low):
-            few = f"gap {self.gap:.3f}, {self.n} independent problems of at least {MIN_CLUSTERS}"
+            few = f"gap {self.gap:.3f}, {self.n} independent problems of at least {MIN_UNITS}"
             return f"gap recovery undefined: {few}"
         gap = f"gap {self.gap:.3f} [{self.gap_low:.3f}, {self.gap_high:.3f}]"
         if self.defined:
@@ -180,7 +178,7 @@ def gap_recovery(
     group = np.unique(groups[known], return_inverse=True)[1]
     n_group, nan = int(group.max(initial=-1)) + 1, float("nan")
     parts = np.array([end - start, theirs - start])  # (2, problem): numerator and denominator
-    if n_group < MIN_CLUSTERS:
+    if n_group < MIN_UNITS:
         gap = float(parts[1].mean()) if parts.size else nan
         return GapRecovery(nan, nan, nan, gap, nan, nan, min_gap, n_group, level)
     (gain, gap), (v_gain, v_both, v_gap) = _moments(parts, group, n_group)

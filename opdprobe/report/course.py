@@ -19,7 +19,7 @@ from opdprobe.probes.rollout_sums import RolloutSums, rollout_sums
 from opdprobe.probes.sampler import SamplerComparison, compare_sampler
 from opdprobe.report.estimate import exact
 from opdprobe.report.panel import Panel, Series
-from opdprobe.report.tail import Tail, reverse_kl_tail
+from opdprobe.report.tail import HeavyTail, reverse_kl_tail
 from opdprobe.store import Run
 from opdprobe.store.schema import MODELS
 
@@ -83,7 +83,7 @@ class Course:
     evaluated: list[int] = field(default_factory=list)
     scores: list[NDArray[np.float64]] = field(default_factory=list, repr=False)
     reported: dict[str, SamplerComparison] = field(default_factory=dict, repr=False)
-    tail: Tail | None = field(default=None, repr=False)
+    tail: HeavyTail | None = field(default=None, repr=False)
 
     @property
     def steps(self) -> list[int]:

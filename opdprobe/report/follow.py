@@ -176,7 +176,8 @@ class Follower:
     def course(self) -> Course:
         """Return the course so far, which may have no step yet.
 
-        It lacks what the rollouts brought (`Course.reported`), for which steps would be read again.
+        It lacks what the rollouts brought (`Course.reported`) and the heavy tail (`Course.tail`),
+        for which steps would be read again.
         """
         evaluated, scores = join_scores(self.evaluations)
         return Course(

@@ -16,7 +16,7 @@ CAP = 1.0  # nats
 
 
 @dataclass(frozen=True)
-class Tail:
+class HeavyTail:
     """What few states contribute to a mean reverse KL.
 
     Parameters
@@ -47,14 +47,14 @@ def top_share(values: NDArray) -> float:
     return float(size[: max(1, round(SHARE * size.size))].sum() / total)
 
 
-def reverse_kl_tail(run: Run, steps: Sequence[int]) -> Tail | None:
+def reverse_kl_tail(run: Run, steps: Sequence[int]) -> HeavyTail | None:
     """Measure the tail of the reverse KL over some steps; None where it was not recorded."""
     parts = [run.load(step) for step in steps]
     if not all("reverse_kl" in part for part in parts):
         return None
     share = top_share(np.concatenate([part["reverse_kl"].values for part in parts]))
     sums = rollout_sums(parts, {"capped": _capped})
-    return Tail(share, sums.mean("capped", least=MIN_UNITS))
+    return HeavyTail(share, sums.mean("capped", least=MIN_UNITS))
 
 
 def _capped(ds: xr.Dataset) -> xr.DataArray:
