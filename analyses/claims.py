@@ -8,31 +8,36 @@ from rich.text import Text
 
 from analyses.reasons import REASONS
 from analyses.results import Claim, Results
+from opdprobe.probes.bootstrap import LEVEL
 from opdprobe.report.estimate import number
 
 # Presets on the testbed's models: the limits of the testbed explain no other models' results.
 _TESTBED = ("quick", "full")
 
-SIGNS = {"shown": "✓", "not shown": "–", "opposite": "✗"}
-COLOURS = {"shown": "green", "not shown": "yellow", "opposite": "red"}
+SIGNS = {"supported": "✓", "inconclusive": "–", "refuted": "✗"}
+COLOURS = {"supported": "green", "inconclusive": "yellow", "refuted": "red"}
 
 
 def finding(claim: Claim) -> str:
-    """Write a claim's result: the number, its interval if it has one, its unit.
+    """Write a claim's result: the number, and its interval if it has one.
 
     Examples
     --------
     >>> from analyses.results import Claim
     >>> nan = float("nan")
-    >>> finding(Claim("fig06.x", "", "", 0.9, 0.85, 0.954, "", "", "shown"))
+    >>> finding(Claim("fig06.x", "", "", 0.9, 0.85, 0.954, 0.95, [0.9], "", "supported"))
     '0.9 [0.85, 0.954]'
-    >>> finding(Claim("fig06.x", "", "", 0.9, nan, nan, "nats", "", "shown"))
-    '0.9 nats'
+    >>> finding(Claim("fig06.x", "", "", 0.9, 0.85, 0.954, 0.9, [0.9], "", "supported"))
+    '0.9 [0.85, 0.954] (90 %)'
+    >>> finding(Claim("fig06.x", "", "", 0.9, nan, nan, 0.95, [0.9], "", "inconclusive"))
+    '0.9'
     """
     text = number(claim.ours)
     if not (math.isnan(claim.low) and math.isnan(claim.high)):
         text += f" [{number(claim.low)}, {number(claim.high)}]"
-    return f"{text} {claim.unit}".rstrip()
+        if claim.level != LEVEL:
+            text += f" ({claim.level:.0%})".replace("%", " %")
+    return text
 
 
 def verdict(claim: Claim) -> str:
@@ -41,14 +46,19 @@ def verdict(claim: Claim) -> str:
 
 
 def counts(results: Sequence[Results]) -> dict[str, int]:
-    """Count the claims per verdict, including verdicts without claims.
+    """Count the distinct claims per verdict, including verdicts without claims.
+
+    A claim about the same comparison as another figure's is counted only there, if that figure is
+    among the results.
 
     Examples
     --------
     >>> counts([])
-    {'shown': 0, 'not shown': 0, 'opposite': 0}
+    {'supported': 0, 'inconclusive': 0, 'refuted': 0}
     """
-    verdicts = [claim.verdict for result in results for claim in result.claims]
+    claims = [claim for result in results for claim in result.claims]
+    known = {claim.id for claim in claims}
+    verdicts = [claim.verdict for claim in claims if claim.repeats not in known]
     return {name: verdicts.count(name) for name in SIGNS}
 
 
@@ -68,20 +78,20 @@ def figures_table(results: Sequence[Results]) -> Table:
     Examples
     --------
     >>> figures_table([]).caption
-    '0 shown, 0 not shown, 0 opposite'
+    '0 supported, 0 inconclusive, 0 refuted'
     """
     caption = ", ".join(f"{n} {name}" for name, n in counts(results).items())
     table = Table(box=None, caption=caption, caption_justify="left", pad_edge=False)
-    for column in ("figure", "title", "main claim", "claims shown"):
+    for column in ("figure", "title", "main claim", "supported"):
         table.add_column(column, no_wrap=True)
     for result in results:
         main = result.claims[0] if result.claims else None
-        n_shown = counts([result])["shown"]
+        n_supported = sum(claim.verdict == "supported" for claim in result.claims)
         table.add_row(
             result.figure,
             Text(result.title),
             Text(verdict(main), COLOURS[main.verdict]) if main else "",
-            f"{n_shown} of {len(result.claims)}",
+            f"{n_supported} of {len(result.claims)}",
         )
     return table
 
@@ -100,20 +110,20 @@ def claims_markdown(results: Sequence[Results]) -> str:
         A page with one table per figure.
     """
     found = counts(results)
-    main = [result.claims[0] for result in results if result.claims]
-    shown = sum(claim.verdict == "shown" for claim in main)
+    n = sum(found.values())
     lines = [
         "# Claims of the paper, and what these runs say",
         "",
-        "Written by `opdprobe figures` from the results files; not edited by hand. Each test was "
-        "stated before the runs: which statistic, which direction, which threshold. *Shown* means "
-        "that the test holds; *opposite*, that the whole interval speaks for the contrary; *not "
-        "shown* is everything else. The first claim of each figure is its main one.",
+        "Written by `opdprobe figures` from the results files; not edited by hand. Each claim is a "
+        "statement about a number, with a limit that the code fixes. It is *supported* if the "
+        "statement holds on the number's whole interval, *refuted* if it holds nowhere on it, and "
+        "*inconclusive* otherwise. The interval is the 95 % one; of an equivalence, which has a "
+        "limit on both sides, the 90 % one: two one-sided tests at 5 %. The first claim of each "
+        "figure is its main one. The results files hold each seed's number, too.",
         "",
-        *_pilots(results),
-        f"**Main claims: {shown} of {len(main)} shown. All claims: "
-        + ", ".join(f"{n} {name}" for name, n in found.items())
-        + ".**",
+        *_design(results),
+        f"**{n} distinct claims: " + ", ".join(f"{k} {name}" for name, k in found.items()) + ".** "
+        "A claim about the same comparison as another figure's, marked ↑, is counted only there.",
     ]
     for result in results:
         meta = result.meta
@@ -129,25 +139,29 @@ def claims_markdown(results: Sequence[Results]) -> str:
             "|---|---|---|---|---|",
         ]
         for claim in result.claims:
-            cells = (claim.claim, claim.paper, finding(claim), claim.test, verdict(claim))
+            text = claim.claim + " ↑" * bool(claim.repeats)
+            cells = (text, claim.paper, finding(claim), claim.test, verdict(claim))
             # A bare bar would end the cell.
             lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
         why = [
             f"- *{claim.claim}*: {REASONS[claim.id]}"
             for claim in result.claims
-            if claim.verdict != "shown" and claim.id in REASONS and meta.preset in _TESTBED
+            if claim.verdict != "supported" and claim.id in REASONS and meta.preset in _TESTBED
         ]
         if why:
             lines += ["", "Why not:", "", *why]
     return "\n".join(lines) + "\n"
 
 
-def _pilots(results: Sequence[Results]) -> list[str]:
-    """Say what was known when the testbed's runs were planned."""
+def _design(results: Sequence[Results]) -> list[str]:
+    """Say what was known when the testbed's runs were planned, and what is held fixed."""
     if not any(result.meta.preset in _TESTBED for result in results):
         return []
     return [
-        "The testbed, the lengths of its runs and their learning rates were chosen on pilots with "
-        "seed 0, which is one of the seeds here; [the notebook](lab-notebook.md) says how.",
+        "The lengths of the runs, their learning rates, the statistics and the limits were chosen "
+        "on runs with the seeds 0 to 4, of earlier versions; [the notebook](lab-notebook.md) says "
+        "how. Intervals are for other seeds, prompts and problems of these kinds, given these "
+        "models; only the RL'd student (`zoo:rl-small`) is another one with each seed, from an RL "
+        "of its own.",
         "",
     ]

@@ -1,23 +1,24 @@
 """Figures 13 and 23: where in a response does instability begin (§6.1, App. D.1)?"""
 
+from collections.abc import Callable
+
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from analyses.evidence import FIRST, Evidence, claim, ratios
-from analyses.results import Claim, Results
+from analyses.evidence import FIRST, LAST, Evidence, claim, ratios
+from analyses.results import Results
 from analyses.sums import window
 from opdprobe.probes import heat_map
 from opdprobe.probes.bootstrap import Estimate, ratio
 from opdprobe.probes.quantities import axis_label
-from opdprobe.report.estimate import exact, spearman
 from opdprobe.report.panel import Heat, Panel
+
+Probe = Callable[[xr.Dataset], xr.DataArray]
 
 RUN = "length_6"
 N_ROWS = 20
 MAX_COLUMNS = 40
-# High entropy: this multiple of that at the beginning of responses before training.
-HIGH = 1.5
 
 
 def student(evidence: Evidence) -> Results:
@@ -34,7 +35,11 @@ def _analyse(evidence: Evidence, figure: str, model: str, *, section: str) -> Re
     def entropy(ds: xr.Dataset) -> xr.DataArray:
         return ds.opd.entropy(model)
 
+    def part(start: float, stop: float, steps: slice) -> list[Estimate]:
+        return _part(evidence, entropy, start, stop, steps)
+
     edges = _edges(evidence)
+    width = max(1, (edges.size - 1) // 4)
     maps = [heat_map(run, entropy, bins=edges.tolist()) for run in evidence.runs[RUN]]
     return Results(
         figure=figure,
@@ -44,72 +49,64 @@ def _analyse(evidence: Evidence, figure: str, model: str, *, section: str) -> Re
         meta=evidence.meta([RUN]),
         panels=[_panel(maps, model)],
         claims=[
-            _end_first(evidence, figure, model, edges),
+            claim(
+                f"{figure}.end_first",
+                f"early on, the {model}'s entropy is higher at the end of responses than at the "
+                "beginning",
+                paper="the end first",
+                ours=ratios(part(0.75, 1, FIRST), part(0, 0.25, FIRST)),
+                statistic="mean of the first 5 steps, last / first quarter of each finished "
+                "response",
+                above=1.2,
+            ),
+            claim(
+                f"{figure}.end_first_position",
+                f"early on, the {model}'s entropy is higher at late positions than at early ones",
+                paper="the end first",
+                ours=ratios(
+                    _positions(evidence, entropy, edges[-1 - width], edges[-1]),
+                    _positions(evidence, entropy, 0, edges[width]),
+                ),
+                statistic="mean of the first 5 steps, last / first quarter of the positions",
+                above=1.2,
+            ),
             claim(
                 f"{figure}.moves_forward",
                 f"the {model}'s high entropy moves forward as training goes on",
                 paper="from back to front",
-                ours=[exact(spearman(found["step"].values, onsets(found))) for found in maps],
-                test="rank correlation of step and first position from which on entropy exceeds "
-                "1.5 × that of the first quarter at the first step ≤ −0.3",
-                holds=lambda r: r <= -0.3,
-                opposite=lambda low, high: low > 0,
+                ours=ratios(
+                    ratios(part(0.25, 0.75, LAST), part(0.75, 1, LAST)),
+                    ratios(part(0.25, 0.75, FIRST), part(0.75, 1, FIRST)),
+                ),
+                statistic="middle half / last quarter of each finished response, last 5 steps / "
+                "first 5 steps",
+                above=1,
             ),
         ],
     )
 
 
-def _end_first(evidence: Evidence, figure: str, model: str, edges: NDArray[np.int64]) -> Claim:
-    width = _quarter(edges.size - 1)
+def _part(
+    evidence: Evidence, probe: Probe, start: float, stop: float, steps: slice
+) -> list[Estimate]:
+    """Mean over a part of each finished response, given by shares of its length, one per seed."""
 
-    def mean(start: int, stop: int) -> list[Estimate]:
-        def part(ds: xr.Dataset) -> xr.DataArray:
-            inside = (ds["position"] >= start) & (ds["position"] < stop)
-            return ds.opd.entropy(model).where(inside)
+    def inside(ds: xr.Dataset) -> xr.DataArray:
+        rollout = ds["rollout"].values
+        share = ds["position"].values / ds["length"].values[rollout]
+        there = (share >= start) & (share < stop) & (ds["finished"].values[rollout] == 1)
+        return probe(ds).where(xr.DataArray(there, dims="state"))
 
-        return [window(run, part, run.steps[FIRST]) for run in evidence.runs[RUN]]
-
-    return claim(
-        f"{figure}.end_first",
-        f"early on, the {model}'s entropy is higher at the end of responses than at the beginning",
-        paper="the end first",
-        ours=ratios(mean(edges[-1 - width], edges[-1]), mean(0, edges[width])),
-        test="mean of the first 5 steps, last / first quarter of the positions ≥ 1.2",
-        holds=lambda r: r >= 1.2,
-        opposite=lambda low, high: high < 1,
-    )
+    return [window(run, inside, run.steps[steps]) for run in evidence.runs[RUN]]
 
 
-def onsets(found: xr.Dataset) -> NDArray[np.float64]:
-    """Return the position from which entropy is high, for each step.
+def _positions(evidence: Evidence, probe: Probe, start: int, stop: int) -> list[Estimate]:
+    """Mean over a range of positions in the first steps, one per seed."""
 
-    Parameters
-    ----------
-    found
-        A heat map of the entropy, positions in order, from `opdprobe.heat_map`.
+    def inside(ds: xr.Dataset) -> xr.DataArray:
+        return probe(ds).where((ds["position"] >= start) & (ds["position"] < stop))
 
-    Returns
-    -------
-    (step,) ndarray of float64
-        Start of the first range from which on every range with a state exceeds 1.5 times the mean
-        of the first quarter of the ranges at the first step; the end of the last range if there is
-        no such range.
-    """
-    value, n = found["value"].values, found["n"].values
-    start = slice(_quarter(len(value)))
-    reference = ratio(np.nansum(value[start, 0] * n[start, 0]), n[start, 0].sum())
-    bounds = [*found["position_start"].values, found["position_stop"].values[-1]]
-    result = []
-    for column in value.T:
-        seen = np.flatnonzero(~np.isnan(column))
-        low = seen[~(column[seen] > HIGH * reference)]
-        later = seen[seen > low[-1]] if low.size else seen
-        result.append(bounds[later[0]] if later.size else bounds[-1])
-    return np.array(result, np.float64)
-
-
-def _quarter(n: int) -> int:
-    return max(1, n // 4)
+    return [window(run, inside, run.steps[FIRST]) for run in evidence.runs[RUN]]
 
 
 def _edges(evidence: Evidence) -> NDArray[np.int64]:

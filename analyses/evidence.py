@@ -1,26 +1,31 @@
 """The input of every analysis, and the pieces that figures share: curves, accuracies, claims."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from analyses.experiments import EXPERIMENTS
-from analyses.results import Claim, Meta
+from analyses.experiments import CROSSED, EXPERIMENTS
+from analyses.results import Claim, Meta, Verdict
 from analyses.sums import add_up
 from opdprobe import __version__
-from opdprobe.probes.bootstrap import LEVEL, Estimate, ratio, resample
+from opdprobe.probes.bootstrap import LEVEL, Estimate, ratio, resample, unit_keys
 from opdprobe.probes.quantities import scalar
 from opdprobe.probes.rollout_sums import RolloutSums
 from opdprobe.report.course import EDGE
-from opdprobe.report.estimate import MIN_SEEDS, combine, interval_name
+from opdprobe.report.estimate import MIN_SEEDS, combine, exact, interval_name
 from opdprobe.report.panel import Panel, Reference, Series
 from opdprobe.store import Run
+
+When = Literal["start", "end", "whole"]
+
+TOST = 0.90
+"""Level of the interval that two one-sided tests at 5 % amount to."""
 
 FIRST, LAST, EVERY = slice(EDGE), slice(-EDGE, None), slice(None)
 
@@ -34,12 +39,12 @@ class Evidence:
     preset
         Name of the preset.
     models
-        Role to the name of its model.
+        Role to the name of its model, or to the names of one model per seed.
     runs
         Experiment to its runs, one per seed.
     scores
-        Role and benchmark to the mean score of every problem, ndarray (problems,), in the order of
-        the runs' evaluations.
+        Role to the mean score of every problem by benchmark, ndarray (problems,), in the order of
+        the runs' evaluations; one dict per seed.
     continuations
         Experiment to the teacher's continuations of its rollouts' prefixes, one Dataset per seed
         from `opdprobe.rollout.continuation.continuation_gain`.
@@ -48,9 +53,9 @@ class Evidence:
     """
 
     preset: str
-    models: dict[str, str]
+    models: Mapping[str, str | tuple[str, ...]]
     runs: dict[str, list[Run]]
-    scores: dict[str, dict[str, NDArray[np.float64]]]
+    scores: dict[str, list[dict[str, NDArray[np.float64]]]]
     continuations: dict[str, list[xr.Dataset]] = field(default_factory=dict)
     sums: dict[Path, RolloutSums] = field(default_factory=dict)
 
@@ -63,31 +68,66 @@ class Evidence:
     @property
     def benchmarks(self) -> list[str]:
         """Names of the benchmarks, in the preset's order."""
-        return list(next(iter(self.scores.values())))
+        return list(next(iter(self.scores.values()))[0])
 
     def evaluations(self, run: Run, benchmark: str | None = None) -> tuple[list[int], NDArray]:
         """Return the steps of a run's evaluations, and scores (steps, problems).
 
-        By default the problems of all its benchmarks; their mean is the accuracy of figures that
-        name no benchmark.
+        By default the problems of all its benchmarks but those of other prompt roles; their mean is
+        the accuracy of figures that name no benchmark.
         """
-        names = run.benchmarks if benchmark is None else [benchmark]
-        found = [run.evaluation(name)["score"] for name in names]
+        found = [run.evaluation(name)["score"] for name in _names(run, benchmark)]
         return found[0]["step"].values.tolist(), np.concatenate([s.values for s in found], axis=1)
 
     def accuracy(
-        self, experiment: str, *, end: int = -1, benchmark: str | None = None
+        self, experiment: str, when: When = "whole", *, benchmark: str | None = None
     ) -> list[Estimate]:
-        """Accuracy of the student at the first (0) or last (-1) evaluation, one per seed."""
-        return [
-            resample(self.evaluations(run, benchmark)[1][end], bounds=(0, 1))
-            for run in self.runs[experiment]
-        ]
+        """Accuracy of the student, one per seed; NaN if a run lacks the benchmark.
 
-    def role(self, role: str, *, benchmark: str | None = None) -> Estimate:
-        """Accuracy of an untrained model."""
-        names = self.benchmarks if benchmark is None else [benchmark]
-        return resample(np.concatenate([self.scores[role][name] for name in names]), bounds=(0, 1))
+        Parameters
+        ----------
+        when
+            ``"start"``: before training. ``"end"``: mean of the evaluations in the last quarter of
+            the steps. ``"whole"``: mean over all of training, by the trapezoidal rule: the area
+            under the curve, for which no step has to be chosen.
+        """
+        found = []
+        for run in self.runs[experiment]:
+            if benchmark is not None and benchmark not in run.benchmarks:
+                found.append(exact(np.nan))
+                continue
+            steps, scores = self.evaluations(run, benchmark)
+            keys = _problem_keys(
+                {n: run.evaluation(n).sizes["problem"] for n in _names(run, benchmark)}
+            )
+            found.append(resample(_weights(steps, when) @ scores, keys=keys, bounds=(0, 1)))
+        return found
+
+    def start(self, experiment: str, *, benchmark: str | None = None) -> list[Estimate]:
+        """Accuracy before training, one per seed.
+
+        An untrained student is the same model with every seed, but is evaluated anew with each:
+        then each seed has the mean of all.
+        """
+        found = self.accuracy(experiment, "start", benchmark=benchmark)
+        if not isinstance(self.models[EXPERIMENTS[experiment].student], str):
+            return found
+        first, *others = found
+        return [first.map(*others, by=lambda *values: np.mean(values, axis=0))] * len(found)
+
+    def gain(self, experiment: str) -> list[Estimate]:
+        """Accuracy at the end of training minus that before it, one per seed."""
+        return differences(self.accuracy(experiment, "end"), self.start(experiment))
+
+    def role(self, role: str, *, benchmark: str | None = None) -> list[Estimate]:
+        """Accuracy of an untrained model, one per seed: equal ones unless the models differ."""
+        found = []
+        for scores in self.scores[role]:
+            names = self.benchmarks if benchmark is None else [benchmark]
+            keys = _problem_keys({name: len(scores[name]) for name in names})
+            values = np.concatenate([scores[name] for name in names])
+            found.append(resample(values, keys=keys, bounds=(0, 1)))
+        return found
 
     def recovery(self, experiment: str, *, benchmark: str | None = None) -> list[Estimate]:
         """Gap recovery rate (§3.2), one per seed; all three accuracies on the same problems.
@@ -96,12 +136,12 @@ class Evidence:
         but a comparison of two arms is about the arm whose gap is large. `analyses.reasons` names
         the figures whose gap is not clearly above `opdprobe.probes.recovery.MIN_GAP`.
         """
-        teacher = self.role(EXPERIMENTS[experiment].teacher, benchmark=benchmark)
         return [
             before.map(after, teacher, by=_recovered)
-            for before, after in zip(
-                self.accuracy(experiment, end=0, benchmark=benchmark),
-                self.accuracy(experiment, benchmark=benchmark),
+            for before, after, teacher in zip(
+                self.start(experiment, benchmark=benchmark),
+                self.accuracy(experiment, "end", benchmark=benchmark),
+                self.role(EXPERIMENTS[experiment].teacher, benchmark=benchmark),
                 strict=True,
             )
         ]
@@ -127,6 +167,30 @@ class Evidence:
         first, last = (self.mean(experiment, probe, end) for end in (FIRST, LAST))
         return ratios(last, first)
 
+    def unrest(self, experiment: str, probe: str) -> list[Estimate]:
+        """Mean squared change of a probe from step to step, beyond what drawing prompts explains.
+
+        Two steps draw prompts independently, so that their means differ by chance alone: by both
+        squared standard errors on average, which are subtracted. A trend adds little, since it
+        moves little in one step. 0 for a curve without unrest; negative by chance.
+        """
+        found = []
+        for run in self.runs[experiment]:
+            sums = self.sums_of(run)
+            value, error = sums.means(probe), sums.errors(probe)
+            found.append(exact(np.mean(np.diff(value) ** 2 - error[1:] ** 2 - error[:-1] ** 2)))
+        return found
+
+    def crossed_panels(
+        self, experiments: Mapping[str, str], titles: Mapping[str, str]
+    ) -> list[Panel]:
+        """Panels of accuracy on problems like those of other prompt roles, as far as tested."""
+        return [
+            accuracy_panel(self, experiments, {}, title=title, benchmark=role)
+            for role, title in titles.items()
+            if all(role in run.benchmarks for name in experiments for run in self.runs[name])
+        ]
+
     def meta(self, experiments: Sequence[str]) -> Meta:
         """Provenance of a results file."""
         runs = [run for name in experiments for run in self.runs[name]]
@@ -144,8 +208,8 @@ class Evidence:
             interval=interval_name(len(self.runs[experiments[0]])),
             runs={
                 name: {
-                    "student": self.models[EXPERIMENTS[name].student],
-                    "teacher": self.models[EXPERIMENTS[name].teacher],
+                    "student": _model_names(self.models[EXPERIMENTS[name].student]),
+                    "teacher": _model_names(self.models[EXPERIMENTS[name].teacher]),
                     "steps": len(self.runs[name][0].steps),
                     "states": sum(int(length.sum()) for length in lengths[name]),
                     "settings": ", ".join(
@@ -160,6 +224,37 @@ class Evidence:
             version=__version__,
             config=common,
         )
+
+
+def _names(run: Run, benchmark: str | None) -> list[str]:
+    return (
+        [name for name in run.benchmarks if name not in CROSSED]
+        if benchmark is None
+        else [benchmark]
+    )
+
+
+def _problem_keys(sizes: Mapping[str, int]) -> NDArray[np.uint64]:
+    """Return keys of problems by benchmark and place: the same in runs and in models' scores."""
+    return unit_keys(f"{name}/{i}" for name, size in sizes.items() for i in range(size))
+
+
+def _weights(steps: Sequence[int], when: When) -> NDArray[np.float64]:
+    """Return the weight of each evaluation in an accuracy; they add up to 1."""
+    at = np.array(steps, np.float64)
+    weights = np.zeros(at.size)
+    if when == "start" or at.size == 1:
+        weights[0] = 1
+    elif when == "end":
+        weights[at >= at[0] + 0.75 * (at[-1] - at[0])] = 1
+    else:
+        weights[:-1] += np.diff(at)
+        weights[1:] += np.diff(at)
+    return weights / weights.sum()
+
+
+def _model_names(names: str | tuple[str, ...]) -> str:
+    return names if isinstance(names, str) else ", ".join(names)
 
 
 def _recovered(before: NDArray, after: NDArray, teacher: NDArray) -> NDArray:
@@ -216,7 +311,7 @@ def accuracy_panel(
         value, low, high = zip(*points, strict=True)
         series.append(Series(name, label, x=x, y=list(value), low=list(low), high=list(high)))
     lines = [
-        Reference(role, label, evidence.role(role, benchmark=benchmark).value)
+        Reference(role, label, combine(evidence.role(role, benchmark=benchmark))[0])
         for role, label in references.items()
     ]
     n = evidence.runs[next(iter(experiments))][0].config["eval_n"]
@@ -285,13 +380,12 @@ def claim(
     *,
     paper: str,
     ours: Sequence[Estimate],
-    test: str,
-    holds: Callable[[float], bool],
-    opposite: Callable[[float, float], bool] = lambda low, high: False,
-    whole_interval: bool = False,
-    unit: str = "",
+    statistic: str,
+    above: float = -np.inf,
+    below: float = np.inf,
+    repeats: str = "",
 ) -> Claim:
-    """Judge a claim by a test that the code fixes, including its threshold.
+    """Judge a claim: where does the interval of a statistic lie, against limits set beforehand?
 
     Parameters
     ----------
@@ -301,19 +395,27 @@ def claim(
         The claim, and the paper's number for it.
     ours
         The statistic, one estimate per seed.
-    test
-        The test in words.
-    holds
-        The test; takes the mean over seeds.
-    opposite
-        Takes both ends of the interval; whether all of it supports the opposite.
-    whole_interval
-        Whether the test must also hold at both ends of the interval. For a claim that names a
-        direction but no size: an estimate alone is on one side or the other by chance.
+    statistic
+        What it is, in words.
+    above, below
+        The claim says that the statistic is above the first and below the second. With both it
+        claims an equivalence, judged by two one-sided tests at 5 %: by the 90 % interval.
+    repeats
+        Name of a claim of another figure about the same comparison; counted only there.
+
+    Returns
+    -------
+    Claim
+        Supported if the whole interval is between the limits, refuted if none of it is, and
+        inconclusive otherwise, or without an interval.
     """
-    value, low, high = combine(ours)
-    shown = holds(value) and (not whole_interval or (holds(low) and holds(high)))
-    verdict = "shown" if shown else "opposite" if opposite(low, high) else "not shown"
+    level = TOST if np.isfinite(above) and np.isfinite(below) else LEVEL
+    value, low, high = combine(ours, level)
+    verdict: Verdict = "inconclusive"
+    if low > above and high < below:
+        verdict = "supported"
+    elif high <= above or low >= below:
+        verdict = "refuted"
     return Claim(
         id=name,
         claim=text,
@@ -321,57 +423,23 @@ def claim(
         ours=value,
         low=low,
         high=high,
-        unit=unit,
-        test=test,
+        level=level,
+        seeds=[e.value for e in ours],
+        test=_test(statistic, above, below),
         verdict=verdict,
+        repeats=repeats,
     )
 
 
-def at_least(
-    name: str, text: str, *, paper: str, ours: Sequence[Estimate], statistic: str, limit: float
-) -> Claim:
-    """Judge a claim that a difference is at least `limit`; `statistic` says what `ours` is.
-
-    The opposite holds if the whole interval is below 0.
-    """
-    return claim(
-        name,
-        text,
-        paper=paper,
-        ours=ours,
-        test=f"{statistic} ≥ {limit:.2f}",
-        holds=lambda value: value >= limit,
-        opposite=lambda low, high: high < 0,
-    )
+def _test(statistic: str, above: float, below: float) -> str:
+    if np.isinf(below):
+        return f"{statistic} > {_limit(above)}"
+    if np.isinf(above):
+        return f"{statistic} < {_limit(below)}"
+    if above == -below:
+        return f"|{statistic}| < {_limit(below)}"
+    return f"{statistic} between {_limit(above)} and {_limit(below)}"
 
 
-def above(
-    name: str, text: str, *, paper: str, ours: Sequence[Estimate], statistic: str, limit: float = 0
-) -> Claim:
-    """Judge a claim that names a direction but no size: a difference > 0, a ratio > 1."""
-    return claim(
-        name,
-        text,
-        paper=paper,
-        ours=ours,
-        test=f"{statistic} > {limit:g}, whole interval",
-        holds=lambda value: value > limit,
-        opposite=lambda low, high: high < limit,
-        whole_interval=True,
-    )
-
-
-def below(
-    name: str, text: str, *, paper: str, ours: Sequence[Estimate], statistic: str, limit: float = 0
-) -> Claim:
-    """Judge the other direction: a difference < 0, a ratio < 1."""
-    return claim(
-        name,
-        text,
-        paper=paper,
-        ours=ours,
-        test=f"{statistic} < {limit:g}, whole interval",
-        holds=lambda value: value < limit,
-        opposite=lambda low, high: low > limit,
-        whole_interval=True,
-    )
+def _limit(value: float) -> str:
+    return f"{value:g}".replace("-", "−")

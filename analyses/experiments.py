@@ -4,7 +4,7 @@ An experiment names *roles*; a preset assigns a model or a prompt set to each ro
 runs on the testbed (quick, full), on the paper's models (paper) and on the user's own.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 MODEL_ROLES = {
@@ -33,6 +33,10 @@ PROMPT_ROLES = {
     "long": "prompts that need long responses",
 }
 
+CROSSED = ("other", "original", "other_original")
+"""Prompt roles whose held-out problems some runs are tested on besides the preset's benchmarks,
+which are like `train`: whether prompts help may depend on what is tested."""
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -56,6 +60,11 @@ class Experiment:
         ``max_divergence`` takes those of both sets on which the two models differ most.
     max_completion_length
         Longest response as a multiple of the preset's.
+    crossed
+        Whether the run is also tested on problems like those of the other prompt roles.
+    permuted
+        Whether the teacher's output rows change places: a teacher as sharp as before, whose
+        probabilities are those of other tokens.
     """
 
     student: str
@@ -67,6 +76,8 @@ class Experiment:
     learning_rate: float = 1.0
     select: str | None = None
     max_completion_length: float = 1.0
+    crossed: bool = False
+    permuted: bool = False
 
     @property
     def prompt_roles(self) -> tuple[str, ...]:
@@ -86,6 +97,19 @@ LENGTHS = {
 
 _PG = {"estimator": "policy_gradient"}
 
+
+RATES = {"slow": 0.25, "fast": 4.0}
+"""Learning rates of the arms that fail, as multiples of the usual one."""
+
+_FAILING = {
+    # `large_same` is the failure at the usual rate.
+    "failure": Experiment("student", "large", steps=2.0),
+    "post_same": Experiment("post", "post_large", steps=2.0),
+    "base_post": Experiment("base", "post_large"),
+    "non_overlap": Experiment("student", "rl_student", overrides={"support": "non_overlap"}),
+    "k1": Experiment("student", "rl_student", overrides={"k": 1, **_PG}),
+}
+
 EXPERIMENTS = {
     # Figures 1, 5, 6, 14, 18, 19: long enough for the curves to level off.
     "success": Experiment("student", "rl_student", steps=4.0),
@@ -95,28 +119,29 @@ EXPERIMENTS = {
     "probe_success": Experiment("student", "rl_student", train=False),
     "probe_failure": Experiment("student", "large", train=False),
     # The first quarter of the success, to compare its variants with at equal steps.
-    "baseline": Experiment("student", "rl_student"),
+    "baseline": Experiment("student", "rl_student", crossed=True),
     # Figure 7.
     "support_overlap": Experiment("student", "rl_student", overrides={"support": "overlap"}),
     "support_non_overlap": Experiment(
         "student", "rl_student", overrides={"support": "non_overlap"}
     ),
     # Figures 2, 3, 17: a base student and two teachers.
-    "base_rl": Experiment("base", "rl_base_large"),
+    "base_rl": Experiment("base", "rl_base_large", crossed=True),
     "base_post": Experiment("base", "post_large"),
     # Figure 4: before and after RL, two families.
     "large_same": Experiment("student", "large", steps=2.0),
     "large_rl": Experiment("student", "rl_large", steps=2.0),
     "post_same": Experiment("post", "post_large", steps=2.0),
     "post_rl": Experiment("post", "rl_post_large", steps=2.0),
-    # Figures 8, 21.
+    # Figures 8, 21. The cold start was trained on 16,384 rollouts; the long run has as many more.
     "cold_start": Experiment("cold_start", "cold_teacher"),
     "no_cold_start": Experiment("base", "cold_teacher"),
+    "no_cold_start_long": Experiment("base", "cold_teacher", steps=1 + 16 / 3),
     # Figures 9, 22.
-    "template_original": Experiment("student", "rl_student", prompts="original"),
+    "template_original": Experiment("student", "rl_student", prompts="original", crossed=True),
     # Figure 10: against `base_rl`.
     "content_other": Experiment(
-        "base", "rl_base_large", prompts="other", max_completion_length=1.5
+        "base", "rl_base_large", prompts="other", max_completion_length=1.5, crossed=True
     ),
     # Figures 11, 12, 13, 23.
     **{
@@ -137,13 +162,27 @@ EXPERIMENTS = {
     "large_failure": Experiment("large", "extra_large", steps=2.0),
     # Data selection (§5.2): `template_original` has only the content, `baseline` both.
     "select_none": Experiment(
-        "student", "rl_student", prompts="other_original", max_completion_length=1.5
+        "student", "rl_student", prompts="other_original", max_completion_length=1.5, crossed=True
     ),
     "select_template": Experiment(
-        "student", "rl_student", prompts="other", max_completion_length=1.5
+        "student", "rl_student", prompts="other", max_completion_length=1.5, crossed=True
     ),
-    "select_mixed": Experiment("student", "rl_student", select="mixed", max_completion_length=1.5),
+    "select_mixed": Experiment(
+        "student", "rl_student", select="mixed", max_completion_length=1.5, crossed=True
+    ),
     "select_divergence": Experiment(
-        "student", "rl_student", select="max_divergence", max_completion_length=1.5
+        "student", "rl_student", select="max_divergence", max_completion_length=1.5, crossed=True
     ),
+    # Does an arm that fails do so at other learning rates, too?
+    **{
+        f"{arm}_{speed}": replace(experiment, learning_rate=rate)
+        for arm, experiment in _FAILING.items()
+        for speed, rate in RATES.items()
+    },
+    # Negative controls: nothing to learn, nothing learnt (a rate far below what float32 can add to
+    # a weight), and nothing right to learn.
+    "control_self": Experiment("student", "student"),
+    "control_base_self": Experiment("base", "base"),
+    "control_still": Experiment("student", "rl_student", learning_rate=1e-9),
+    "control_permuted": Experiment("student", "rl_student", permuted=True),
 }

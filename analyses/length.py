@@ -2,32 +2,31 @@
 
 import numpy as np
 import xarray as xr
+from numpy.typing import NDArray
 
 from analyses.dynamics import dynamics_panels, last_quarter, late_fall, logged, points
-from analyses.evidence import LAST, Evidence, above, at_least, claim, differences, ratios
+from analyses.evidence import LAST, Evidence, claim, differences, ratios
 from analyses.experiments import LENGTHS
 from analyses.registry import FIGURES
 from analyses.results import Results
 from opdprobe.probes.bootstrap import Estimate, resample, sum_by_unit, unit_keys
-from opdprobe.report.estimate import combine, exact, ranked
+from opdprobe.report.estimate import combine, exact
 from opdprobe.report.panel import Panel, Reference
 
 SHORTEST, *_, LONGEST = LENGTHS
-MIDDLE = ("length_3", "length_4", "length_5")
 # The run at the preset's own length, in the middle of the sweep.
 USUAL = "length_4"
-# A mean over fewer rollouts depends more on which are left than on the depth.
+# A mean over fewer rollouts depends more on which they are than on the depth.
 MIN_ROLLOUTS = 20
 
 
 def analyse(evidence: Evidence) -> Results:
     """Accuracy by maximum response length, and continuation gain by depth of the prefix."""
-    final = {name: evidence.accuracy(name) for name in LENGTHS}
-    best = ranked({name: final[name] for name in MIDDLE})[-1]
+    final = {name: evidence.accuracy(name, "end") for name in LENGTHS}
+    values = np.array([[e.value for e in final[name]] for name in LENGTHS])
     gains = _gains(evidence.continuations["probe_success"])
     unknown = [exact(np.nan)]
-    first = gains[min(gains)] if gains else unknown
-    last = gains[max(gains)] if gains else unknown
+    first, *_, last = list(gains.values()) or [unknown, unknown]
     return Results(
         figure="fig11",
         title="Response length",
@@ -37,39 +36,57 @@ def analyse(evidence: Evidence) -> Results:
         meta=evidence.meta(FIGURES["fig11"].experiments),
         panels=[_accuracy_panel(evidence, final), _gain_panel(gains)],
         claims=[
-            at_least(
+            claim(
                 "fig11.sweet_spot",
-                "responses of a middle length end better than the longest",
+                "accuracy is best at a length between the shortest and the longest",
                 paper="best at 3K to 7K of 15K",
-                ours=differences(final[best], final[LONGEST]),
-                statistic="final accuracy, best of lengths 3 to 5 − the longest",
-                limit=0.02,
+                ours=[exact(float(place)) for place in 1 + values.argmax(axis=0)],
+                statistic="place of the best of the six lengths",
+                above=1,
+                below=len(LENGTHS),
             ),
-            at_least(
+            claim(
+                "fig11.long",
+                "responses of the fourth length end better than the longest",
+                paper="best at 3K to 7K of 15K",
+                ours=differences(final[USUAL], final[LONGEST]),
+                statistic="difference of the accuracies at the end",
+                above=0.02,
+            ),
+            claim(
                 "fig11.short",
-                "responses of a middle length end better than the shortest",
+                "responses of the fourth length end better than the shortest",
                 paper="best at 3K to 7K, from 0.5K",
-                ours=differences(final[best], final[SHORTEST]),
-                statistic="final accuracy, best of lengths 3 to 5 − the shortest",
-                limit=0.05,
+                ours=differences(final[USUAL], final[SHORTEST]),
+                statistic="difference of the accuracies at the end",
+                above=0.05,
             ),
-            at_least(
+            claim(
                 "fig11.gain_start",
                 "from a short prefix the teacher goes on better than the student",
                 paper="0.366 at 1K",
                 ours=first,
-                statistic="continuation gain at the smallest depth",
-                limit=0.10,
+                statistic="continuation gain at the smallest depth, of rollouts that reach the "
+                "deepest",
+                above=0.1,
             ),
             claim(
                 "fig11.gain_falls",
                 "the continuation gain falls as the prefix grows",
                 paper="0.366 → 0.024 from 1K to 16K",
+                ours=_slopes(gains) or unknown,
+                statistic="slope of the continuation gain by the logarithm (base 2) of the depth, "
+                "of the same rollouts",
+                below=0,
+            ),
+            claim(
+                "fig11.gain_ends",
+                "and is much smaller at the end",
+                paper="0.366 → 0.024 from 1K to 16K",
                 ours=differences(last, first),
-                test=f"gain at the deepest depth that {MIN_ROLLOUTS} rollouts reach − at the "
-                "smallest ≤ −0.10",
-                holds=lambda d: d <= -0.10,
-                opposite=lambda low, high: low > 0,
+                statistic="continuation gain at the deepest depth − at the smallest, of the same "
+                "rollouts",
+                below=-0.1,
             ),
         ],
     )
@@ -96,25 +113,25 @@ def dynamics(evidence: Evidence) -> Results:
                 "with the longest responses the overlap ratio falls late in the run",
                 paper="collapses",
                 ours=logged(evidence, LONGEST, "overlap_ratio", late_fall),
-                test="mean of the last 5 steps − highest 5-step mean ≤ −0.02",
-                holds=lambda d: d <= -0.02,
+                statistic="mean of the last 5 steps − highest 5-step mean",
+                below=-0.02,
             ),
-            above(
+            claim(
                 "fig12.entropy",
                 "with the longest responses the student's entropy ends higher",
                 paper="rises",
                 ours=ratios(entropy[LONGEST], entropy[USUAL]),
                 statistic="mean of the last 5 steps, longest / length 4",
-                limit=1,
+                above=1,
             ),
-            above(
+            claim(
                 "fig12.gradient",
                 "with the longest responses the gradients end larger",
                 paper="rises",
                 ours=ratios(gradient[LONGEST], gradient[USUAL]),
                 statistic="gradient norm, mean of the last quarter of the steps, "
                 "longest / length 4",
-                limit=1,
+                above=1,
             ),
         ],
     )
@@ -126,7 +143,7 @@ def _limit(evidence: Evidence, name: str) -> int:
 
 
 def _accuracy_panel(evidence: Evidence, final: dict[str, list[Estimate]]) -> Panel:
-    start, _, _ = combine(evidence.accuracy(USUAL, end=0))
+    start, _, _ = combine(evidence.start(USUAL))
     return Panel(
         name="accuracy",
         title="Final accuracy",
@@ -152,17 +169,37 @@ def _gain_panel(gains: dict[int, list[Estimate]]) -> Panel:
 
 
 def _gains(continuations: list[xr.Dataset]) -> dict[int, list[Estimate]]:
-    """Mean gain by depth, one per seed; without depths that too few rollouts of a seed reach."""
-    found = {}
-    for depth in sorted(continuations[0]["depth"].values.tolist()):
-        gains = [ds["gain"].sel(depth=depth).values for ds in continuations]
-        going = [~np.isnan(gain) for gain in gains]
-        if min(map(np.count_nonzero, going)) >= MIN_ROLLOUTS:
-            found[depth] = []
-            for ds, gain, n in zip(continuations, gains, going, strict=True):
-                # All rollouts at every depth, so that depths are resampled together.
-                keys, (total, count) = sum_by_unit(
-                    unit_keys(ds["prompt_id"].values), np.nan_to_num(gain), n
-                )
-                found[depth].append(resample(total, count, keys=keys))
+    """Mean gain by depth, one per seed, of the rollouts that reach the deepest depth.
+
+    One cohort for all depths: a mean over those that are left at each depth would change with who
+    is left. Deepest is the depth that at least `MIN_ROLLOUTS` rollouts of every seed reach; depth 0
+    is no prefix.
+    """
+    depths = [d for d in sorted(continuations[0]["depth"].values.tolist()) if d > 0]
+    gains = [ds["gain"].sel(depth=depths).values for ds in continuations]  # (depth, rollout)
+    reached = [
+        d
+        for i, d in enumerate(depths)
+        if min(np.count_nonzero(~np.isnan(gain[i])) for gain in gains) >= MIN_ROLLOUTS
+    ]
+    found: dict[int, list[Estimate]] = {depth: [] for depth in reached}
+    for ds, gain in zip(continuations, gains, strict=True) if reached else ():
+        cohort = ~np.isnan(gain[len(reached) - 1])
+        keys = unit_keys(ds["prompt_id"].values[cohort])
+        for depth, values in zip(reached, gain[:, cohort], strict=False):
+            units, (total, n) = sum_by_unit(keys, values, np.ones(values.size))
+            found[depth].append(resample(total, n, keys=units))
     return found
+
+
+def _slopes(gains: dict[int, list[Estimate]]) -> list[Estimate]:
+    """Least-squares slope of the gain by the logarithm of the depth, one per seed."""
+    if len(gains) < 2:
+        return []
+    x = np.log2(list(gains))
+    weights = (x - x.mean()) / ((x - x.mean()) ** 2).sum()
+
+    def slope(*values: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.einsum("d,d...->...", weights, np.array(values))
+
+    return [first.map(*rest, by=slope) for first, *rest in zip(*gains.values(), strict=True)]

@@ -37,9 +37,8 @@ def analyse(evidence: Evidence) -> Results:
                 f"the {model}'s mass on the overlap stays near one in the success",
                 paper="97 to 99 %",
                 ours=evidence.mean("success", f"{model}_overlap_mass", EVERY),
-                test="mean over all steps ≥ 0.95",
-                holds=lambda m: m >= 0.95,
-                opposite=lambda low, high: high < 0.9,
+                statistic="mean over all steps",
+                above=0.95,
             )
             for model in MODELS
         ],

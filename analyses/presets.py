@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from analyses.experiments import MODEL_ROLES, PROMPT_ROLES
+from analyses.experiments import CROSSED, MODEL_ROLES, PROMPT_ROLES
 from analyses.registry import roles_of
 from opdprobe.errors import ConfigError, shown
 from opdprobe.store.safe_text import parse_yaml
@@ -18,13 +18,16 @@ class Preset:
     Parameters
     ----------
     models
-        Role to a name that `opdprobe.cli.names.resolve_model` takes.
+        Role to a name that `opdprobe.cli.names.resolve_model` takes; or to several, one per seed,
+        so that results do not hang on one of them.
     prompts
         Role to a name that `opdprobe.cli.names.resolve_prompts` takes.
     benchmarks
         Benchmark to a name that `opdprobe.cli.names.resolve_prompts` takes.
     long_benchmarks
         More benchmarks, with long answers, for the runs that vary the response length.
+    crossed
+        Role of `analyses.experiments.CROSSED` to held-out problems like that role's prompts.
     n_prompts, n_problems
         Number of prompts per role, and of problems per benchmark; None takes all.
     config
@@ -39,10 +42,11 @@ class Preset:
         Where models go and how they compute; see `opdprobe.rollout.pair.Pair.load`.
     """
 
-    models: dict[str, str]
+    models: dict[str, str | tuple[str, ...]]
     prompts: dict[str, str]
     benchmarks: dict[str, str]
     long_benchmarks: dict[str, str]
+    crossed: dict[str, str]
     n_prompts: int | None
     n_problems: int | None
     config: OPDConfig
@@ -53,6 +57,11 @@ class Preset:
     dtype: str | None = None
     teacher_dtype: str | None = None
     attn_implementation: str | None = None
+
+    def model(self, role: str, seed: int) -> str:
+        """Name of the model that stands for a role in the run with a seed."""
+        names = self.models[role]
+        return names if isinstance(names, str) else names[self.seeds.index(seed)]
 
     @property
     def loading(self) -> dict[str, Any]:
@@ -88,6 +97,11 @@ _QUICK = Preset(
     },
     benchmarks={"easy": "zoo:easy", "medium": "zoo:medium", "hard": "zoo:hard"},
     long_benchmarks={"deep": "zoo:deep"},
+    crossed={
+        "other": "zoo:deep",
+        "original": "zoo:medium/unseen",
+        "other_original": "zoo:deep/unseen",
+    },
     n_prompts=2048,
     n_problems=80,
     config=OPDConfig(
@@ -111,7 +125,16 @@ _QUICK = Preset(
 
 PRESETS = {
     "quick": _QUICK,
-    "full": replace(_QUICK, seeds=(0, 1, 2, 3, 4)),
+    # Seed 0 was used to plan the runs, and 0 to 4 in earlier versions of them. The RL'd student of
+    # each seed has had an RL of its own; the first one served the plans, too.
+    "full": replace(
+        _QUICK,
+        seeds=(5, 6, 7, 8, 9),
+        models={
+            **_QUICK.models,
+            "rl_student": ("zoo:rl-small", *(f"zoo:rl-small-s{i}" for i in range(1, 5))),
+        },
+    ),
     # The paper's models, prompts and hyper-parameters. Paths stand for those without a public
     # repository; replace them with --models.
     "paper": Preset(
@@ -141,6 +164,7 @@ PRESETS = {
             "AMC23": "AMC23.parquet",
         },
         long_benchmarks={},
+        crossed={},
         n_prompts=None,
         n_problems=None,
         config=OPDConfig(eval_every=20, record_fraction=0.1, save_steps=24),
@@ -164,7 +188,8 @@ def own_preset(path: Path, base: Preset) -> Preset:
     ----------
     path
         File with fields of `Preset`. ``models``, ``prompts`` and ``benchmarks`` are required;
-        ``long_benchmarks`` is empty by default; ``seeds``, ``n_prompts``, ``n_problems``,
+        a model may be a list, one per seed. ``long_benchmarks`` and ``crossed`` are empty by
+        default; ``seeds``, ``n_prompts``, ``n_problems``,
         ``n_probe``, ``depths`` replace those of `base`; ``device``, ``dtype``, ``teacher_dtype``
         and ``attn_implementation`` say how models are loaded (by default, on the machine's
         accelerator); ``config`` holds the settings of
@@ -188,16 +213,18 @@ def own_preset(path: Path, base: Preset) -> Preset:
         raise ConfigError(f"{path} holds a {type(given).__name__}; expected name: value lines.")
     known = {f.name for f in fields(Preset)}
     _refuse_unknown(path, "field", set(given) - known, known)
-    changes: dict[str, Any] = {"long_benchmarks": {}, "device": "auto", **given}
+    changes: dict[str, Any] = {"long_benchmarks": {}, "crossed": {}, "device": "auto", **given}
     for name, roles in (
         ("models", MODEL_ROLES),
         ("prompts", PROMPT_ROLES),
         ("benchmarks", None),
         ("long_benchmarks", None),
+        ("crossed", CROSSED),
     ):
         value = changes.get(name)
-        empty = value == {} and name != "long_benchmarks"
-        if empty or not (isinstance(value, dict) and all(map(_is_name, value.values()))):
+        empty = value == {} and name in ("models", "prompts", "benchmarks")
+        is_name = _are_models if name == "models" else _is_name
+        if empty or not (isinstance(value, dict) and all(map(is_name, value.values()))):
             raise ConfigError(
                 f"{path}: {name} = {shown(value)}; expected a mapping of roles to names."
             )
@@ -224,7 +251,25 @@ def own_preset(path: Path, base: Preset) -> Preset:
     for name in ("n_prompts", "n_problems", "n_probe"):
         if given.get(name) is not None and not _are_numbers([given[name]]):
             raise ConfigError(f"{path}: {name} = {shown(given[name])}; expected a whole number.")
-    return replace(base, **changes)
+    preset = replace(base, **changes)
+    preset.models.update(_by_seed(path, preset))
+    return preset
+
+
+def _by_seed(path: Path, preset: Preset) -> dict[str, tuple[str, ...]]:
+    """Return the models that differ from seed to seed."""
+    lists = {role: tuple(name) for role, name in preset.models.items() if isinstance(name, list)}
+    for role, names in lists.items():
+        if len(names) != len(preset.seeds):
+            raise ConfigError(
+                f"{path}: {role} names {len(names)} models; expected one, or one for each of the "
+                f"{len(preset.seeds)} seeds."
+            )
+    return lists
+
+
+def _are_models(value: Any) -> bool:
+    return _is_name(value) or (isinstance(value, list) and all(map(_is_name, value)))
 
 
 def _is_name(value: Any) -> bool:

@@ -17,11 +17,18 @@ from opdprobe.report.panel import Heat, Panel, PanelError, Reference, Series
 from opdprobe.store.files import write_text
 
 FORMAT = "opdprobe-results"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
-Verdict = Literal["shown", "not shown", "opposite"]
+Verdict = Literal["supported", "inconclusive", "refuted"]
 
-VERDICTS: tuple[Verdict, ...] = ("shown", "not shown", "opposite")
+VERDICTS: tuple[Verdict, ...] = ("supported", "inconclusive", "refuted")
+
+
+_OWN = {
+    "selection": "Data selection",
+    "rates": "Learning rates",
+    "controls": "Negative controls",
+}
 
 
 class ResultsError(OPDProbeError):
@@ -41,13 +48,18 @@ class Claim:
     paper
         The paper's number for it, as text.
     ours, low, high
-        The number found and its interval, in `unit`; NaN if there is none.
-    unit
-        Unit of these three; empty for a ratio.
+        The number found and its interval; NaN if there is none.
+    level
+        Level of the interval: 0.95, or 0.9 for an equivalence.
+    seeds
+        The number for each seed.
     test
-        The test that decides, in words.
+        What the claim says of the number.
     verdict
-        ``"shown"``, ``"not shown"`` or ``"opposite"``.
+        ``"supported"`` if that holds on the whole interval, ``"refuted"`` if it holds nowhere on
+        it, ``"inconclusive"`` otherwise.
+    repeats
+        Name of another figure's claim about the same comparison; empty if there is none.
 
     Raises
     ------
@@ -56,8 +68,8 @@ class Claim:
 
     Examples
     --------
-    >>> claim = Claim("fig06.recovery", "the teacher closes the gap", "> 80 %", 0.9, 0.8,
-    ...               float("nan"), "", "gap recovery ≥ 0.80", "shown")
+    >>> claim = Claim("fig06.recovery", "the teacher closes the gap", "> 80 %", 0.9, 0.85,
+    ...               float("nan"), 0.95, [0.9], "gap recovery > 0.8", "inconclusive")
     >>> claim.to_dict()["ours"], claim.to_dict()["high"]
     (0.9, None)
     """
@@ -68,9 +80,11 @@ class Claim:
     ours: float
     low: float
     high: float
-    unit: str
+    level: float
+    seeds: Sequence[float]
     test: str
     verdict: Verdict
+    repeats: str = ""
 
     def __post_init__(self):
         if self.verdict not in VERDICTS:
@@ -129,8 +143,8 @@ class Results:
     Parameters
     ----------
     figure
-        ``figNN`` with the paper's number; or ``selection``, the comparison of ways to select data,
-        which has no figure in the paper.
+        ``figNN`` with the paper's number; or one that the paper does not have: ``selection``, ways
+        to select data; ``rates``, learning rates of what fails; ``controls``, negative controls.
     title
         Heading.
     section
@@ -147,7 +161,7 @@ class Results:
     Raises
     ------
     ResultsError
-        The figure's name is neither ``figNN`` nor ``selection``.
+        The figure has no such name.
 
     Examples
     --------
@@ -171,15 +185,16 @@ class Results:
     claims: Sequence[Claim]
 
     def __post_init__(self):
-        if not re.fullmatch(r"fig\d\d|selection", self.figure):
+        if not re.fullmatch(r"fig\d\d|selection|rates|controls", self.figure):
             raise ResultsError(
-                f"figure = {self.figure!r}; expected figNN, such as fig06, or selection."
+                f"figure = {self.figure!r}; expected figNN, such as fig06, selection, rates or "
+                "controls."
             )
 
     @property
     def heading(self) -> str:
         """Name and section in the paper, such as ``"Figure 6 (§4.1)"``."""
-        name = "Data selection" if self.figure == "selection" else f"Figure {int(self.figure[3:])}"
+        name = _OWN.get(self.figure) or f"Figure {int(self.figure[3:])}"
         appendix = self.section[:1].isalpha()
         return f"{name} ({'App. ' if appendix else '§'}{self.section})"
 
@@ -262,7 +277,13 @@ def _decode(content: dict[str, Any]) -> Results:
     runs = {run.pop("name"): run for run in meta.pop("runs")}
     panels = [_panel(**panel) for panel in content.pop("panels")]
     claims = [
-        Claim(**{**claim, **{name: _float(claim[name]) for name in ("ours", "low", "high")}})
+        Claim(
+            **{
+                **claim,
+                **{name: _float(claim[name]) for name in ("ours", "low", "high")},
+                "seeds": [_float(value) for value in claim["seeds"]],
+            }
+        )
         for claim in content.pop("claims")
     ]
     return Results(**content, meta=Meta(**meta, runs=runs), panels=panels, claims=claims)

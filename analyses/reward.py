@@ -1,11 +1,13 @@
 """Figure 14: does the teacher's reward separate right rollouts from wrong ones (§6.2)?"""
 
+from operator import itemgetter
+
 import numpy as np
 
 from analyses.evidence import Evidence, claim
 from analyses.results import Results
-from opdprobe.probes import reward_auroc
-from opdprobe.probes.bootstrap import Estimate, resample_statistic
+from opdprobe.probes.bootstrap import Estimate
+from opdprobe.probes.signal import signal_estimates
 from opdprobe.report.panel import Panel, Series
 from opdprobe.store import Run
 
@@ -14,7 +16,7 @@ RUNS = {"probe_success": "RL'd same-size teacher", "probe_failure": "larger same
 
 def analyse(evidence: Evidence) -> Results:
     """Sequence mean reward of correct and incorrect rollouts, under both teachers."""
-    auroc = {name: [_auroc(run) for run in evidence.runs[name]] for name in RUNS}
+    signal = {name: [_signal(run) for run in evidence.runs[name]] for name in RUNS}
     return Results(
         figure="fig14",
         title="Sequence mean reward",
@@ -25,40 +27,65 @@ def analyse(evidence: Evidence) -> Results:
         panels=[_panel(evidence.runs[name], name, label) for name, label in RUNS.items()],
         claims=[
             claim(
-                f"fig14.{name.removeprefix('probe_')}",
-                f"the reward of the {label} separates correct from incorrect rollouts",
-                paper=paper,
-                ours=auroc[name],
-                test="AUROC ≥ 0.60",
-                holds=lambda a: a >= 0.6,
-                opposite=lambda low, high: high < 0.5,
+                f"fig14.{name.removeprefix('probe_')}{suffix}",
+                f"the reward of the {label} {text}",
+                paper=paper if not suffix else "not in the paper",
+                ours=[of(one) for one in signal[name]],
+                statistic=statistic,
+                above=limit,
             )
+            for suffix, text, statistic, of, limit in _TESTS
             for (name, label), paper in zip(RUNS.items(), ("0.73", "0.75"), strict=True)
         ],
     )
 
 
-def _rewards(run: Run) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return reward, correctness and prompt of every rollout."""
-    reward, correct, prompt = [], [], []
-    for step in run.steps:
-        ds = run.load(step)
-        reward.append(ds.opd.sequence_mean_reward().values)
-        correct.append(ds["correct"].values)
-        prompt.append(ds["prompt_id"].values)
-    return np.concatenate(reward), np.concatenate(correct), np.concatenate(prompt)
+def _beyond_length(signal: dict[str, Estimate]) -> Estimate:
+    return signal["reward_within"].map(
+        signal["length_within"], by=lambda reward, length: reward - np.maximum(length, 1 - length)
+    )
 
 
-def _auroc(run: Run) -> Estimate:
-    reward, correct, prompt = _rewards(run)
-    return resample_statistic(
-        lambda rows: reward_auroc(reward[rows], correct[rows]),
-        np.unique(prompt, return_inverse=True)[1],
+_TESTS = (
+    ("", "separates correct from incorrect rollouts", "AUROC", itemgetter("reward"), 0.6),
+    (
+        "_within",
+        "separates correct from incorrect rollouts of one prompt",
+        "AUROC, pairs within a prompt",
+        itemgetter("reward_within"),
+        0.6,
+    ),
+    (
+        "_length",
+        "tells more than the length of the response does",
+        "AUROC, pairs within a prompt, of the reward − of the length (or of its opposite)",
+        _beyond_length,
+        0.0,
+    ),
+)
+"""Suffix of the claim's name, what it says, its statistic in words and as a function, its limit."""
+
+
+def _signal(run: Run) -> dict[str, Estimate]:
+    reward, correct, length, prompt = _rewards(run)
+    return signal_estimates(reward, correct, length, prompt)
+
+
+def _rewards(run: Run) -> tuple[np.ndarray, ...]:
+    """Return reward, correctness, length and prompt of every rollout of an untrained student."""
+    ds = run.load(*run.steps)
+    return (
+        ds.opd.sequence_mean_reward().values,
+        ds["correct"].values,
+        ds["length"].values,
+        ds["prompt_id"].values,
     )
 
 
 def _panel(runs: list[Run], name: str, label: str) -> Panel:
-    reward, correct, _ = (np.concatenate(parts) for parts in zip(*map(_rewards, runs), strict=True))
+    reward, correct, *_ = (
+        np.concatenate(parts) for parts in zip(*map(_rewards, runs), strict=True)
+    )
     return Panel(
         name=name,
         title=label[0].upper() + label[1:],

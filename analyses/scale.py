@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from analyses.bars import recovery_panel
-from analyses.evidence import Evidence, accuracy_panel, at_least, differences
+from analyses.evidence import Evidence, accuracy_panel, claim, differences
 from analyses.experiments import EXPERIMENTS
 from analyses.results import Results
 from opdprobe.report.panel import Panel
@@ -31,13 +31,13 @@ def analyse(evidence: Evidence) -> Results:
             recovery_panel(evidence, bars, list(FAMILIES)),
         ],
         claims=[
-            at_least(
+            claim(
                 f"fig04.family{i}",
                 f"after RL the larger teacher closes more of its gap, family {i}",
                 paper=paper,
                 ours=differences(evidence.recovery(after), evidence.recovery(before)),
                 statistic="difference of the gap recoveries",
-                limit=0.10,
+                above=0.1,
             )
             for i, ((before, after), paper) in enumerate(
                 zip(FAMILIES.values(), PAPER, strict=True), start=1

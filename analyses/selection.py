@@ -1,10 +1,12 @@
 """Data selection: which way of choosing prompts helps, and at what cost in entropy (§5.2)?"""
 
+import numpy as np
+
 from analyses.evidence import (
     LAST,
     Evidence,
-    above,
     accuracy_panel,
+    claim,
     curve_panel,
     differences,
     ratios,
@@ -34,12 +36,25 @@ GAINS = {
 }
 
 
+# The preset's benchmarks, of the teacher's kind in the teacher's template, and the others.
+TESTS = (None, "other", "original", "other_original")
+
+
 def analyse(evidence: Evidence) -> Results:
     """Accuracy and overlap ratio for every way of choosing prompts."""
-    none = evidence.accuracy("select_none")
     entropy = [
         evidence.mean(name, "student_entropy", LAST) for name in ("select_mixed", "baseline")
     ]
+    gains = {
+        test: {
+            run: differences(
+                evidence.accuracy(run, benchmark=test),
+                evidence.accuracy("select_none", benchmark=test),
+            )
+            for run, _, _ in GAINS.values()
+        }
+        for test in TESTS
+    }
     return Results(
         figure="selection",
         title="Ways of choosing prompts",
@@ -48,27 +63,62 @@ def analyse(evidence: Evidence) -> Results:
         "to the higher accuracy; mixing in other prompts keeps the student's entropy up.",
         meta=evidence.meta(list(RUNS)),
         panels=[
-            accuracy_panel(evidence, RUNS, {"rl_student": "teacher"}),
+            accuracy_panel(
+                evidence, RUNS, {"rl_student": "teacher"}, title="Tested on the teacher's kind"
+            ),
+            *evidence.crossed_panels(RUNS, {"other": "Tested on the other kind"}),
             curve_panel(evidence, "overlap_ratio", RUNS),
         ],
         claims=[
             *(
-                above(
+                claim(
                     f"selection.{name}",
                     text,
                     paper=paper,
-                    ours=differences(evidence.accuracy(run), none),
-                    statistic="difference to the final accuracy without selection",
+                    ours=[
+                        first.map(*rest, by=lambda *values: np.mean(values, axis=0))
+                        for first, *rest in zip(*(gains[test][run] for test in TESTS), strict=True)
+                    ],
+                    statistic="difference to no selection of the mean accuracy over training, "
+                    "averaged over tests in both templates and of both contents",
+                    above=0,
                 )
                 for name, (run, text, paper) in GAINS.items()
             ),
-            above(
+            *(
+                claim(
+                    f"selection.{name}_own",
+                    f"{name} helps more where it is tested than where it is not",
+                    paper="not tested",
+                    ours=differences(gains[matched][run], gains[unmatched][run]),
+                    statistic=f"that difference, {tested}",
+                    above=0,
+                )
+                for name, run, matched, unmatched, tested in (
+                    # Both templates with other problems; both contents in the other template.
+                    (
+                        "template",
+                        "select_template",
+                        "other",
+                        "other_original",
+                        "on other problems in the teacher's − in the other template",
+                    ),
+                    (
+                        "content",
+                        "template_original",
+                        "original",
+                        "other_original",
+                        "in the other template on the teacher's − on other problems",
+                    ),
+                )
+            ),
+            claim(
                 "selection.entropy",
                 "mixing in other prompts keeps the student's entropy up",
                 paper="higher",
                 ours=ratios(*entropy),
                 statistic="entropy over the last 5 steps, mixed / template and content",
-                limit=1,
+                above=1,
             ),
         ],
     )

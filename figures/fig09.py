@@ -13,7 +13,7 @@ from figures import panels
 
 READING = (
     "The same questions in the template of the teacher's RL and in another one. By training step: "
-    "(a) accuracy, dotted: of the teacher; (b) overlap ratio."
+    "accuracy, tested in either template, dotted: of the teacher; and overlap ratio."
 )
 
 

@@ -90,12 +90,12 @@ def summary(results: "Results", findings: "dict[str, list[Finding]]") -> list[st
     lines.append("")
     for name, (first, *_) in findings.items():
         lines += _wrapped(f"{name}: {first.sign} {first.title}. {first.text}")
-    shown = [claim for claim in results.claims if claim.verdict == "shown"]
+    supported = [claim for claim in results.claims if claim.verdict == "supported"]
     lines += _wrapped(
-        f"Figure 6: {len(shown)} of the paper's {len(results.claims)} claims shown, with one seed."
+        f"Figure 6: one seed supports {len(supported)} of the paper's {len(results.claims)} claims."
     )
     for claim in results.claims:
-        if claim.verdict != "shown":
+        if claim.verdict != "supported":
             lines += _wrapped(f"{claim.verdict}: {claim.claim}")
     return [*lines, ""]
 

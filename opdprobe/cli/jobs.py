@@ -43,10 +43,13 @@ def train(name: str, seed: int, preset: Preset, folder: Path, report: Report) ->
     benchmarks = preset.benchmarks
     if experiment.prompts == "long":
         benchmarks = benchmarks | preset.long_benchmarks
+    if experiment.crossed:
+        benchmarks = benchmarks | preset.crossed
     prompts, grader = _prompts(experiment, seed, preset)
+    teacher = resolve_model(preset.model(experiment.teacher, seed))
     OPDTrainer(
-        resolve_model(preset.models[experiment.student]),
-        resolve_model(preset.models[experiment.teacher]),
+        resolve_model(preset.model(experiment.student, seed)),
+        _permuted(teacher, preset) if experiment.permuted else teacher,
         prompts=prompts,
         config=replace(config, seed=seed, **changes),
         run_dir=run_dir(folder, name, seed),
@@ -58,6 +61,20 @@ def train(name: str, seed: int, preset: Preset, folder: Path, report: Report) ->
         **preset.loading,
     ).train(resume=True, on_progress=report)
     _add_up(name, seed, folder)
+
+
+def _permuted(name: str, preset: Preset):
+    """Load a model and let the rows of its output layer change places."""
+    import torch
+
+    from opdprobe.models.load import load_model
+
+    model = load_model(name, device=preset.device, dtype=preset.teacher_dtype or preset.dtype)
+    head = model.get_output_embeddings()
+    order = np.random.default_rng(0).permutation(len(head.weight))
+    # A new parameter: one that is shared with the input embeddings must not change those.
+    head.weight = torch.nn.Parameter(head.weight.detach()[torch.from_numpy(order)].clone())
+    return model
 
 
 def _evaluated(preset: Preset) -> int:
@@ -89,8 +106,8 @@ def _prompts(experiment: Experiment, seed: int, preset: Preset):
     if experiment.select == "mixed":
         return mixed(prompts, other, n_prompts=n, share=0.3, seed=seed), grader
     pair = Pair.load(
-        resolve_model(preset.models[experiment.student]),
-        resolve_model(preset.models[experiment.teacher]),
+        resolve_model(preset.model(experiment.student, seed)),
+        resolve_model(preset.model(experiment.teacher, seed)),
         **preset.loading,
     )
     chosen, _ = max_divergence(
@@ -118,8 +135,8 @@ def probe(name: str, seed: int, preset: Preset, folder: Path, report: Report) ->
 
     experiment, config = EXPERIMENTS[name], preset.config
     pair = Pair.load(
-        resolve_model(preset.models[experiment.student]),
-        resolve_model(preset.models[experiment.teacher]),
+        resolve_model(preset.model(experiment.student, seed)),
+        resolve_model(preset.model(experiment.teacher, seed)),
         **preset.loading,
     )
     path = run_dir(folder, name, seed)
@@ -175,14 +192,14 @@ def probe(name: str, seed: int, preset: Preset, folder: Path, report: Report) ->
     write_whole(gains, lambda file: np.savez(file, **arrays))
 
 
-def score(role: str, preset: Preset, folder: Path, report: Report) -> None:
-    """Measure a model's accuracy, problem by problem."""
+def score(role: str, seed: int, preset: Preset, folder: Path, report: Report) -> None:
+    """Measure the accuracy of a role's model, problem by problem."""
     from opdprobe.cli.names import resolve_model, resolve_prompts
     from opdprobe.models.load import load_model, load_tokenizer, weight_hash
     from opdprobe.rollout.prompts import encode_prompts
     from opdprobe.train.evaluate import evaluate
 
-    name, config = resolve_model(preset.models[role]), preset.config
+    name, config = resolve_model(preset.model(role, seed)), preset.config
     tokenizer = load_tokenizer(name)
     model = load_model(
         name,
@@ -206,7 +223,7 @@ def score(role: str, preset: Preset, folder: Path, report: Report) -> None:
             if (value := getattr(config, name)) is not None
         },
     }
-    path = folder / "scores" / f"{role}.json"
+    path = scores_path(folder, role, seed, preset)
     if path.exists() and json.loads(path.read_text())["settings"] == settings:
         return
     scores = {}
@@ -275,11 +292,8 @@ def evidence(preset: Preset, folder: Path, names: Sequence[str]) -> Evidence:
             for seed, run in zip(preset.seeds, runs[name], strict=True)
         },
         scores={
-            path.stem: {
-                benchmark: np.array(values)
-                for benchmark, values in json.loads(path.read_text())["scores"].items()
-            }
-            for path in sorted((folder / "scores").glob("*.json"))
+            role: [_read_scores(scores_path(folder, role, seed, preset)) for seed in preset.seeds]
+            for role in sorted({r for n in names for r in trained_roles(n)})
         },
         continuations={
             name: [_read_gain(path) for path in paths]
@@ -287,6 +301,17 @@ def evidence(preset: Preset, folder: Path, names: Sequence[str]) -> Evidence:
             if all(path.exists() for path in paths)
         },
     )
+
+
+def trained_roles(name: str) -> tuple[str, ...]:
+    """Roles of the models whose accuracy an experiment needs; a probe grades its own rollouts."""
+    experiment = EXPERIMENTS[name]
+    return (experiment.student, experiment.teacher) if experiment.train else ()
+
+
+def _read_scores(path: Path) -> dict[str, np.ndarray]:
+    found = json.loads(path.read_text())["scores"]
+    return {benchmark: np.array(values) for benchmark, values in found.items()}
 
 
 def _read_gain(path: Path) -> xr.Dataset:
@@ -316,6 +341,12 @@ def run_dir(folder: Path, name: str, seed: int) -> Path:
 def continuation_path(folder: Path, name: str, seed: int) -> Path:
     """Where the continuations of a probe's rollouts are kept: in the run, to be deleted with it."""
     return run_dir(folder, name, seed) / "continuation.npz"
+
+
+def scores_path(folder: Path, role: str, seed: int, preset: Preset) -> Path:
+    """Where the accuracies of a role's model are kept; of each seed's, if they differ."""
+    name = role if isinstance(preset.models[role], str) else run_name(role, seed)
+    return folder / "scores" / f"{name}.json"
 
 
 def sums_path(folder: Path, name: str, seed: int) -> Path:

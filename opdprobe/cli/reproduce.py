@@ -34,10 +34,14 @@ def plan(preset: Preset, folder: Path, figure_names: Sequence[str]) -> list[Task
     analysis waits for all its runs.
     """
     names = sorted(needed(figure_names), key=_cost, reverse=True)
-    # Only runs that train need accuracies: a probe grades its own rollouts.
-    trained = [EXPERIMENTS[name] for name in names if EXPERIMENTS[name].train]
-    roles = sorted({role for e in trained for role in (e.student, e.teacher)})
-    scores = [Task(f"accuracy of {r}", jobs.score, (r, preset, folder)) for r in roles]
+    roles = sorted({role for name in names for role in jobs.trained_roles(name)})
+    # A role with one model is measured once.
+    paths = {
+        jobs.scores_path(folder, role, seed, preset).stem: (role, seed, preset, folder)
+        for role in roles
+        for seed in reversed(preset.seeds)
+    }
+    scores = [Task(f"accuracy of {name}", jobs.score, args) for name, args in paths.items()]
     runs = [
         Task(
             jobs.run_name(name, seed),

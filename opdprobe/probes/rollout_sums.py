@@ -292,6 +292,17 @@ class RolloutSums:
         )
         return np.atleast_1d(ratio(total, n))
 
+    def errors(self, name: str) -> NDArray[np.float64]:
+        """Return the standard error of each step's mean, for other prompts; NaN for one."""
+        found = np.full(len(self.steps), np.nan)
+        for i in range(len(self.steps)):
+            _, total, n = self._units(name, slice(i, i + 1))
+            total, n = total[n > 0], n[n > 0]
+            if n.size > 1:
+                residual = total - n * (total.sum() / n.sum())
+                found[i] = np.sqrt((residual**2).sum() * n.size / (n.size - 1)) / n.sum()
+        return found
+
     def band(self, name: str) -> NDArray[np.float64]:
         """Return the ends of the interval at each step, as `opdprobe.curve` does; (2, steps)."""
         return self._bands[name]

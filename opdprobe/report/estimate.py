@@ -47,30 +47,42 @@ def spearman(x: NDArray, y: NDArray) -> float:
     return float(ratio(centred[0] @ centred[1], size))
 
 
-def combine(estimates: Sequence[Estimate]) -> tuple[float, float, float]:
+def combine(estimates: Sequence[Estimate], level: float = LEVEL) -> tuple[float, float, float]:
     """Average over seeds.
 
     Returns
     -------
     value, low, high
-        Mean and 95 % interval: Student's t over seeds if there are three or more, otherwise the
-        bootstrap's within the runs. NaN bounds where a run gives none.
+        Mean and interval. With three or more seeds, for other seeds and other prompts or problems
+        of the same kind: the half-widths of Student's t over seeds and of the bootstrap over what
+        the seeds share, added in squares. Otherwise the bootstrap's within the runs. NaN bounds
+        where a run gives none.
+
+    Notes
+    -----
+    All seeds have the same problems, which the spread over seeds does not show; the bootstrap draws
+    them together. It also sees the sampling within each run, which the spread over seeds contains
+    already, so that the interval is a little too wide.
     """
     values = np.array([e.value for e in estimates])
     mean = float(values.mean())
     if len(values) >= MIN_SEEDS:
-        half = stdtrit(len(values) - 1, (1 + LEVEL) / 2) * values.std(ddof=1) / len(values) ** 0.5
-        return mean, float(mean - half), float(mean + half)
+        seeds = stdtrit(len(values) - 1, (1 + level) / 2) * values.std(ddof=1) / len(values) ** 0.5
+        drawn = np.mean([e.samples for e in estimates], axis=0)
+        drawn = drawn[np.isfinite(drawn)]
+        ends = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2]) if drawn.size else (0, 0)
+        half = float(np.hypot(seeds, (ends[1] - ends[0]) / 2))
+        return mean, mean - half, mean + half
     first, *others = estimates
     if not others:
-        return mean, *first.interval()
-    return mean, *first.map(*others, by=lambda *values: np.mean(values, axis=0)).interval()
+        return mean, *first.interval(level)
+    return mean, *first.map(*others, by=lambda *values: np.mean(values, axis=0)).interval(level)
 
 
 def interval_name(n_seeds: int) -> str:
     """Describe the intervals, for captions."""
     if n_seeds >= MIN_SEEDS:
-        return f"95 % t-interval over {n_seeds} seeds"
+        return f"95 % over {n_seeds} seeds (Student's t) and over prompts or problems (bootstrap)"
     return "95 % bootstrap over prompts (curves) or problems (accuracy)"
 
 

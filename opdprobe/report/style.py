@@ -109,6 +109,7 @@ ROLES = {
     "reverse_large": Role(VERMILION, "v", DASHED),
     "cold_start": Role(ORANGE, "o", SOLID),  # to the same teacher as `no_cold_start`
     # bars: a teacher's results before and after its own RL
+    "no_cold_start_long": Role(GREY, "p", DOTTED),
     "before": TO_LARGER,
     "after": TO_RL,
     # prompts; `baseline` and `base_rl` have the teacher's own, in its own template
@@ -136,6 +137,12 @@ ROLES = {
     "direct": Role(DARK, "o", SOLID),
     "policy_gradient": Role(DARK, "v", DASHED),
     # token sets, and the runs whose loss is on them
+    "family_2": Role(BROWN, "^", DASHED),
+    "other_pattern": Role(INDIGO, "s", DASH_DOTTED),
+    "control_self": Role(BLUE, "h", SOLID),
+    "control_base_self": Role(SKY, "D", DASHED),
+    "control_still": Role(GREY, "p", DOTTED),
+    "control_permuted": Role(PINK, "X", DASH_DOTTED),
     "overlap": Role(SKY, "D", DASHED),
     "non_overlap": Role(PINK, "X", DASH_DOTTED),
     "support_overlap": Role(SKY, "D", DASHED),

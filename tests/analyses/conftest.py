@@ -1,13 +1,13 @@
 """Hand-made evidence: runs in which the success aligns and the failure does not."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from analyses.evidence import Evidence
-from analyses.experiments import EXPERIMENTS
+from analyses.experiments import CROSSED, EXPERIMENTS
 from analyses.presets import PRESETS
 from opdprobe import open_run
 from opdprobe.probes.bootstrap import draw_units, numbered_keys
@@ -62,6 +62,24 @@ ACCURACIES = {
     "select_template": (0.35, 0.55, 0.7),
     "select_mixed": (0.35, 0.65, 0.8),
     "select_divergence": (0.35, 0.5, 0.65),
+    "no_cold_start_long": (0.2, 0.45, 0.55),
+    "k16_pg": (0.35, 0.7, 0.88),
+    "k1_pg": (0.35, 0.4, 0.5),
+    **dict.fromkeys(("failure_slow", "failure_fast"), (0.35, 0.36, 0.38)),
+    **dict.fromkeys(("post_same_slow", "post_same_fast"), (0.4, 0.41, 0.42)),
+    **dict.fromkeys(("base_post_slow", "base_post_fast"), (0.2, 0.3, 0.4)),
+    **dict.fromkeys(("non_overlap_slow", "non_overlap_fast"), (0.35, 0.4, 0.45)),
+    **dict.fromkeys(("k1_slow", "k1_fast"), (0.35, 0.38, 0.4)),
+    **dict.fromkeys(("control_self", "control_still", "control_permuted"), (0.35, 0.35, 0.35)),
+    "control_base_self": (0.2, 0.2, 0.2),
+}
+# What is added to the scores on problems like those of the other prompt roles, in that order.
+TESTED = {
+    "baseline": (0.0, -0.2, -0.3),
+    "template_original": (0.0, 0.2, 0.1),
+    "base_rl": (-0.2, 0.0, 0.0),
+    "content_other": (0.3, 0.0, 0.0),
+    "select_template": (0.1, -0.1, -0.2),
 }
 # Correlation of both models' logits in the first and in the second half of a run.
 AGREEMENT = {
@@ -110,6 +128,11 @@ def write_run(path: Path, name: str, seed: int, n_recorded: int) -> Run:
         writer.log_metrics(step, metrics)
     for step, accuracy in zip(EVALUATED, ACCURACIES.get(name, ()), strict=False):
         scores = problem_scores(accuracy, 10 * seed + step)
+        if EXPERIMENTS[name].crossed:
+            shift = dict(zip(CROSSED, TESTED.get(name, (0.0, 0.0, 0.0)), strict=True))
+            scores |= {
+                role: np.clip(scores["easy"] + more, 0, 1) for role, more in shift.items()
+            }
         for benchmark, values in scores.items():
             ids = [f"{benchmark}-{i}" for i in range(len(values))]
             writer.log_evaluation(step, benchmark, ids, values.tolist())
@@ -122,7 +145,7 @@ def write_run(path: Path, name: str, seed: int, n_recorded: int) -> Run:
 def make_evidence(tmp_path_factory) -> Callable[..., Evidence]:
     """Make the evidence of some experiments, one run a seed, with so many recorded steps."""
 
-    def make(recorded: dict[str, int], seeds: Iterable[int] = (0,)) -> Evidence:
+    def make(recorded: dict[str, int], seeds: Sequence[int] = (0,)) -> Evidence:
         folder = tmp_path_factory.mktemp("runs")
         return Evidence(
             preset="quick",
@@ -131,7 +154,7 @@ def make_evidence(tmp_path_factory) -> Callable[..., Evidence]:
                 name: [write_run(folder / f"{name}-{seed}", name, seed, n) for seed in seeds]
                 for name, n in recorded.items()
             },
-            scores={role: problem_scores(a, 100) for role, a in ACCURACY.items()},
+            scores={role: [problem_scores(a, 100)] * len(seeds) for role, a in ACCURACY.items()},
         )
 
     return make

@@ -31,8 +31,9 @@ def _sft(max_steps: int, learning_rate: float, muon_learning_rate: float) -> SFT
     )
 
 
-def _grpo(max_steps: int, learning_rate: float) -> GRPOConfig:
+def _grpo(max_steps: int, learning_rate: float, seed: int = 0) -> GRPOConfig:
     return GRPOConfig(
+        seed=seed,
         learning_rate=learning_rate,
         batch_size=32,
         num_generations=8,
@@ -77,6 +78,13 @@ class Member:
 MEMBERS = {
     "sft-small": Member("DeepSeek-R1-Distill-Qwen-1.5B", _SFT_SMALL, size=_SMALL),
     "rl-small": Member("JustRL-DeepSeek-1.5B", _grpo(2000, 3e-4), parent="sft-small"),
+    # The same RL with other prompts and rollouts: how much of a result is this one teacher's?
+    **{
+        f"rl-small-s{seed}": Member(
+            f"JustRL-DeepSeek-1.5B, seed {seed}", _grpo(2000, 3e-4, seed), parent="sft-small"
+        )
+        for seed in range(1, 5)
+    },
     # Stopped early, so that RL has something to gain.
     "sft-large": Member("DeepSeek-R1-Distill-Qwen-7B", _sft(800, 2e-3, 7e-3), size=_LARGE),
     "rl-large": Member("Skywork-OR1-Math-7B", _grpo(1500, 2e-4), parent="sft-large"),
