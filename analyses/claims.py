@@ -127,13 +127,13 @@ def claims_markdown(results: Sequence[Results]) -> str:
     ]
     for result in results:
         meta = result.meta
-        n = len(meta.seeds)
+        seeds = ", ".join(map(str, meta.seeds))
         lines += [
             "",
             f"## {result.heading}: {result.title}",
             "",
-            f"{result.claim} Preset {meta.preset}, {n} seed{'s' * (n != 1)}; {meta.n_rollouts:,} "
-            f"rollouts; intervals: {meta.interval}.",
+            f"{result.claim} Preset {meta.preset}, seed{'s' * (len(meta.seeds) != 1)} {seeds}"
+            f"{_earlier(result)}; {meta.n_rollouts:,} rollouts; intervals: {meta.interval}.",
             "",
             "| claim | paper | ours | test | verdict |",
             "|---|---|---|---|---|",
@@ -153,15 +153,33 @@ def claims_markdown(results: Sequence[Results]) -> str:
     return "\n".join(lines) + "\n"
 
 
+# Seeds of runs whose lengths, rates and tests were chosen on runs with the same seeds.
+_PILOTS = frozenset(range(5))
+
+
+def _earlier(result: Results) -> str:
+    made = set(result.meta.seeds) <= _PILOTS and result.meta.preset == "full"
+    return " **(of the earlier design)**" * made
+
+
 def _design(results: Sequence[Results]) -> list[str]:
     """Say what was known when the testbed's runs were planned, and what is held fixed."""
     if not any(result.meta.preset in _TESTBED for result in results):
         return []
-    return [
+    lines = [
         "The lengths of the runs, their learning rates, the statistics and the limits were chosen "
-        "on runs with the seeds 0 to 4, of earlier versions; [the notebook](lab-notebook.md) says "
-        "how. Intervals are for other seeds, prompts and problems of these kinds, given these "
-        "models; only the RL'd student (`zoo:rl-small`) is another one with each seed, from an RL "
-        "of its own.",
+        "on runs with the seeds 0 to 4, and frozen before any run with another seed; [the "
+        "notebook](lab-notebook.md) says how. Intervals are for other seeds, prompts and problems "
+        "of these kinds, given these models; only the RL'd student (`zoo:rl-small`) is another one "
+        "with each seed, from an RL of its own.",
         "",
     ]
+    if any(map(_earlier, results)):
+        lines += [
+            "**Figures of the earlier design** have the seeds 0 to 4, one RL teacher, accuracies "
+            "at one chosen step, and tests on the teacher's own kind of prompts alone. Their "
+            "numbers are judged here by the rule above, and are yet to be measured anew: [what a "
+            "statistician found](statistics.md) says which of them to distrust.",
+            "",
+        ]
+    return lines

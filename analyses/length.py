@@ -159,7 +159,7 @@ def _accuracy_panel(evidence: Evidence, final: dict[str, list[Estimate]]) -> Pan
 def _gain_panel(gains: dict[int, list[Estimate]]) -> Panel:
     return Panel(
         name="continuation_gain",
-        title="Continuation gain",
+        title="Continuation gain, same rollouts",
         x_label="prefix length [tokens]",
         y_label="continuation gain",
         kind="line",

@@ -14,8 +14,7 @@ from figures import panels
 
 READING = (
     "The same teacher, with and without fine-tuning the student on the teacher's rollouts first. "
-    "By training step: (a) accuracy, dotted: of the teacher, also for a run on as many rollouts as "
-    "the cold start and OPD together; (b) overlap ratio; (c) entropy gap."
+    "By training step: (a) accuracy, dotted: of the teacher; (b) overlap ratio; (c) entropy gap."
 )
 
 

@@ -13,7 +13,7 @@ from figures import panels
 
 READING = (
     "The same questions in the template of the teacher's RL and in another one. By training step: "
-    "accuracy, tested in either template, dotted: of the teacher; and overlap ratio."
+    "accuracy, dotted: of the teacher; and overlap ratio."
 )
 
 

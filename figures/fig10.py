@@ -14,8 +14,8 @@ from figures import panels
 
 READING = (
     "Questions of the teacher's RL, and others of their domain without duplicates of those. By "
-    "training step: accuracy, tested on problems like either, dotted: of the teacher; overlap "
-    "ratio; student's probability on the overlap, not renormalised; student's entropy."
+    "training step: accuracy, dotted: of the teacher; overlap ratio; student's probability on the "
+    "overlap, not renormalised; student's entropy."
 )
 
 

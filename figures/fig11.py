@@ -15,7 +15,7 @@ from figures import panels
 READING = (
     "(a) Accuracy after training, by maximum response length in tokens, dotted: before training; "
     "(b) accuracy when the teacher continues a student's response from some depth, minus that of "
-    "the student's own continuation, of the same rollouts at every depth."
+    "the student's own continuation."
 )
 
 

@@ -13,10 +13,7 @@ from matplotlib.figure import Figure
 from analyses.results import Results
 from figures import panels
 
-READING = (
-    "By training step: accuracy, tested on problems of either kind, dotted: of the teacher; and "
-    "overlap ratio."
-)
+READING = "By training step: accuracy, dotted: of the teacher; and overlap ratio."
 
 
 def draw(results: Results, axes: Sequence[Axes] | None = None) -> Figure:
