@@ -12,6 +12,15 @@ from opdprobe.probes.logits import from_logits
 from opdprobe.probes.maps import heat_map
 from opdprobe.probes.mass import overlap_mass, topk_mass
 from opdprobe.probes.mix import standardised
+from opdprobe.probes.ranks import (
+    argmax_disagreement,
+    drawn_rank,
+    jaccard,
+    kendall_tau,
+    nucleus_overlap,
+    rank_biased_overlap,
+    top1_acceptance,
+)
 from opdprobe.probes.recovery import GapRecovery, gap_recovery, gap_recovery_rate
 from opdprobe.probes.reward import reward_auroc, sequence_mean_reward
 from opdprobe.probes.sampler import (
@@ -24,33 +33,68 @@ from opdprobe.probes.set_sizes import mass_set_summary
 from opdprobe.probes.sets import mass_set_size, overlap_mask, overlap_ratio
 from opdprobe.probes.signal import reward_signal
 from opdprobe.probes.thinning import thinned
+from opdprobe.probes.token_scores import (
+    absorption,
+    early_weights,
+    forking_share,
+    informativeness,
+    reward_quantiles,
+    teachability,
+    tip_score,
+    variance_ratio,
+)
+from opdprobe.probes.union import (
+    bhattacharyya,
+    forward_kl,
+    information_to_error,
+    jensen_shannon,
+)
 
 __all__ = [
     "GapRecovery",
     "SamplerComparison",
+    "absorption",
+    "argmax_disagreement",
+    "bhattacharyya",
     "compare_sampler",
     "curve",
     "curves",
+    "drawn_rank",
+    "early_weights",
     "entropy_gap",
     "entropy_gap_of_means",
     "extreme_advantage_gap",
+    "forking_share",
+    "forward_kl",
     "from_logits",
     "gap_recovery",
     "gap_recovery_rate",
     "heat_map",
+    "information_to_error",
+    "informativeness",
+    "jaccard",
+    "jensen_shannon",
+    "kendall_tau",
     "mass_set_size",
     "mass_set_summary",
+    "nucleus_overlap",
     "overlap_mask",
     "overlap_mass",
     "overlap_ratio",
     "overlap_token_advantage",
+    "rank_biased_overlap",
     "reward_auroc",
+    "reward_quantiles",
     "reward_signal",
     "sampler_gap",
     "sampler_kl",
     "sequence_mean_reward",
     "standardised",
+    "teachability",
     "thinned",
+    "tip_score",
+    "top1_acceptance",
     "topk_entropy",
     "topk_mass",
+    "variance_ratio",
 ]

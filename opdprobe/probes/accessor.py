@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 
 from opdprobe import probes
 from opdprobe.errors import ConfigError, StoreError
+from opdprobe.probes import ranks
+from opdprobe.probes import union as unions
 from opdprobe.probes.divergence import overlap_statistics
-from opdprobe.probes.quantities import LIKELY, QUANTITIES
+from opdprobe.probes.quantities import LIKELY, PER_STATE
 from opdprobe.probes.sets import mask_of_match, ratio_of_match
 from opdprobe.probes.thinning import thinned
-from opdprobe.store.schema import MODELS, TOP_K
+from opdprobe.store.schema import MODELS, TOP_K, match_tokens
 
 _BLOCK = 4096  # states: 16 ranks in float64 take 512 KiB
 
@@ -197,6 +199,95 @@ class OPDAccessor:
             named.attrs["long_name"] += f" (of the {of}'s stop tokens)"
         return named
 
+    def jaccard(self) -> xr.DataArray:
+        """Shared tokens over all tokens of both lists."""
+        return _named(_apply(ranks.jaccard, self._match(), core=True), "jaccard")
+
+    def argmax_disagreement(self) -> xr.DataArray:
+        """1 where the models' most probable tokens differ, else 0."""
+        found = _apply(ranks.argmax_disagreement, self._match(), core=True)
+        return _named(found, "argmax_disagreement")
+
+    def top1_acceptance(self, *, n: int = 5) -> xr.DataArray:
+        """1 where the student's most probable token is among the teacher's first n, else 0."""
+        found = _apply(ranks.top1_acceptance, self._match(), core=True, kwargs={"n": n})
+        return _label(
+            found, "top1_acceptance", "1", f"student's first choice in the teacher's top {n}"
+        )
+
+    def kendall_tau(self) -> xr.DataArray:
+        """Kendall's τ of the order in which both models rank the shared tokens."""
+        return _named(_apply(ranks.kendall_tau, self._match(), core=True), "kendall_tau")
+
+    def rank_biased_overlap(self, *, persistence: float = 0.9) -> xr.DataArray:
+        """Overlap of the lists' beginnings, the first ranks with the most weight."""
+        settings = {"persistence": persistence}
+        found = _apply(ranks.rank_biased_overlap, self._match(), core=True, kwargs=settings)
+        return _named(found, "rank_biased_overlap")
+
+    def nucleus_overlap(self, *, mass: float = 0.9) -> xr.DataArray:
+        """Jaccard index of the smallest sets that hold a mass; NaN where a list holds less."""
+        logps = (self._logp(model, model) for model in MODELS)
+        settings = {"mass": mass}
+        found = _apply(ranks.nucleus_overlap, *logps, self._match(), core=True, kwargs=settings)
+        return _named(found, "nucleus_overlap")
+
+    def drawn_rank(self, model: str = "student") -> xr.DataArray:
+        """Place of the drawn token in `model`'s list, from 0; k stands for *not in it*."""
+        ids = self._ids(model)
+        found = _apply(ranks.drawn_rank, ids, self._get("sampled_id"), cores=[["rank"], []])
+        return _named(found, f"{model}_drawn_rank").rename("drawn_rank")
+
+    def effective_support(self, model: str = "student") -> xr.DataArray:
+        """exp(entropy): the number of equally likely tokens with the same entropy."""
+        found = _apply(np.exp, self._entropy(model).astype(float))
+        return _named(found, f"{model}_effective_support").rename("effective_support")
+
+    def teacher_unsure(self, *, nats: float = 0.8) -> xr.DataArray:
+        """1 where the teacher's entropy is at least `nats`, else 0: EOPD's gate (2603.07079)."""
+        unsure = (self._entropy("teacher") >= nats).astype(float)
+        return _label(unsure, "teacher_unsure", "1", f"teacher's entropy of {nats:g} nats or more")
+
+    def forward_kl(self) -> xr.DataArray:
+        """KL(q‖p) on the tokens of either list and a bucket for the rest: a lower bound."""
+        return _named(self._on_union(unions.forward_kl), "forward_kl")
+
+    def jensen_shannon(self, *, upper: bool = False) -> xr.DataArray:
+        """Jensen–Shannon divergence on the tokens of either list: a lower or an upper bound."""
+        found = _named(self._on_union(unions.jensen_shannon, upper=upper), "jensen_shannon")
+        return _bound(found, upper)
+
+    def bhattacharyya(self, *, upper: bool = False) -> xr.DataArray:
+        """Sum of √(p q) over the tokens of either list: a lower or an upper bound."""
+        found = _named(self._on_union(unions.bhattacharyya, upper=upper), "bhattacharyya")
+        return _bound(found, upper)
+
+    def information_to_error(self) -> xr.DataArray:
+        """IER: how much of a state's sampled gradient is signal rather than noise (2609.24432)."""
+        drawn = self._get("sampled_id")
+        alone = (self._get("token_id") != drawn).all(("support", "rank"))
+        sampled = self._get("sampled_logp")
+        found = self._on_union(unions.information_to_error, sampled, alone)
+        return _named(found, "information_to_error")
+
+    def positive_reward(self) -> xr.DataArray:
+        """1 where the teacher gives the drawn token more probability than the student, else 0."""
+        reward = self.sampled_reward()
+        return _named((reward > 0).astype(float).where(reward.notnull()), "positive_reward")
+
+    def _match(self) -> xr.DataArray:
+        if "match" in self._ds:
+            return self._ds["match"]
+        ids = (self._ids(support) for support in MODELS)
+        return _apply(match_tokens, *ids, core=True, output_core=("rank",), dtype=np.int8)
+
+    def _on_union(self, function: Callable[..., Any], *more: xr.DataArray, **kw: Any):
+        """Apply a function of both models' log-probabilities on both lists, and of `more`."""
+        logps = (self._select("logp", model=model) for model in MODELS)
+        cores = [["support", "rank"], ["support", "rank"], ["rank"]]
+        cores += [["model"] if "model" in array.dims else [] for array in more]
+        return _apply(function, *logps, self._match(), *more, cores=cores, kwargs=kw)
+
     def sampler_gap(self) -> xr.DataArray:
         """Difference of the drawn token's log-probability: the student's minus the sampler's."""
         pair = self._sampled("student"), self._get("sampler_logp")
@@ -252,16 +343,21 @@ def _apply(
     function: Callable[..., Any],
     *arrays: xr.DataArray,
     core: bool = False,
+    cores: list[list[str]] | None = None,
     output_core: tuple[str, ...] = (),
     dtype: type = float,
     sizes: dict[str, int] | None = None,
     kwargs: dict[str, Any] | None = None,
 ) -> xr.DataArray:
-    """Run a probe over states, in blocks; `core` puts rank on the last axis."""
+    """Run a probe over states, in blocks.
+
+    `core` puts rank on the last axis of every array; `cores` names the last axes of each.
+    """
+    inner = cores or [["rank"] if core else []] * len(arrays)
     return xr.apply_ufunc(
-        partial(_in_blocks, function) if core else function,
+        partial(_in_blocks, function, len(inner[0])) if core or cores else function,
         *arrays,
-        input_core_dims=[["rank"] if core else []] * len(arrays),
+        input_core_dims=inner,
         output_core_dims=[list(output_core)],
         dask="parallelized",
         output_dtypes=[dtype],
@@ -270,14 +366,24 @@ def _apply(
     )
 
 
-def _in_blocks(function: Callable[..., Any], *arrays: NDArray[Any], **kwargs: Any) -> NDArray[Any]:
-    """Run a probe in blocks whose temporaries fit in the cache, which is twice as fast."""
-    shapes = {array.shape[:-1] for array in arrays}
-    shape = shapes.pop()
-    if shapes or not shape or shape[0] <= _BLOCK:
+def _in_blocks(
+    function: Callable[..., Any], n_core: int, *arrays: NDArray[Any], **kwargs: Any
+) -> NDArray[Any]:
+    """Run a probe in blocks whose temporaries fit in the cache, which is twice as fast.
+
+    `n_core` is the number of axes after the states' in the first array.
+    """
+    shape = arrays[0].shape[: arrays[0].ndim - n_core]
+    if not shape or shape[0] <= _BLOCK or any(a.shape[:1] != shape[:1] for a in arrays):
         return function(*arrays, **kwargs)
     blocks = (slice(start, start + _BLOCK) for start in range(0, shape[0], _BLOCK))
     return np.concatenate([function(*(a[block] for a in arrays), **kwargs) for block in blocks])
+
+
+def _bound(array: xr.DataArray, upper: bool) -> xr.DataArray:
+    if upper:
+        array.attrs["long_name"] = array.attrs["long_name"].replace("lower", "upper")
+    return array
 
 
 def _label(array: xr.DataArray, name: str, units: str, long_name: str) -> xr.DataArray:
@@ -288,4 +394,5 @@ def _label(array: xr.DataArray, name: str, units: str, long_name: str) -> xr.Dat
 
 def _named(array: xr.DataArray, name: str) -> xr.DataArray:
     """Label an array as the table of quantities does."""
-    return _label(array, name, QUANTITIES[name].name.units, QUANTITIES[name].name.long_name)
+    about = PER_STATE[name].name
+    return _label(array, name, about.units, about.long_name)

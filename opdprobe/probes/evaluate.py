@@ -10,7 +10,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from opdprobe.errors import ConfigError
-from opdprobe.probes.quantities import QUANTITIES
+from opdprobe.probes.quantities import PER_STATE
 from opdprobe.store.schema import MODELS
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ Probe = str | Callable[[xr.Dataset], xr.DataArray]
 _BY_MODEL = (
     *("overlap_mass", "topk_mass", "mass_set_size", "entropy", "topk_entropy"),
     "stop_token_mass",
+    "drawn_rank",
+    "effective_support",
 )
 
 _TOGETHER = ("overlap_token_advantage", "student_overlap_mass", "teacher_overlap_mass")
@@ -107,7 +109,7 @@ def evaluate_all(probes: Sequence[Probe], part: xr.Dataset) -> list[xr.DataArray
     absent = {
         probe
         for probe in probes
-        if isinstance(probe, str) and probe in QUANTITIES and QUANTITIES[probe].needs not in part
+        if isinstance(probe, str) and probe in PER_STATE and PER_STATE[probe].needs not in part
     }
     if absent and len(absent) < len(set(probes)):
         _say(tuple(sorted(absent)))
@@ -124,17 +126,17 @@ def evaluate_all(probes: Sequence[Probe], part: xr.Dataset) -> list[xr.DataArray
 
 
 def _nothing(name: str, part: xr.Dataset) -> xr.DataArray:
-    about = QUANTITIES[name].name._asdict()
+    about = PER_STATE[name].name._asdict()
     return xr.DataArray(np.full(part.sizes["state"], np.nan), dims="state", attrs=about)
 
 
 @lru_cache(16)  # once, not for every step
 def _say(absent: Sequence[str]) -> None:
-    needs = dict.fromkeys(QUANTITIES[name].needs for name in absent)
+    needs = dict.fromkeys(PER_STATE[name].needs for name in absent)
     logger.warning(
         "The run does not hold %s, so %s cannot be computed: NaN.",
         " and ".join(needs),
-        ", ".join(QUANTITIES[name].name.long_name for name in absent),
+        ", ".join(PER_STATE[name].name.long_name for name in absent),
     )
 
 

@@ -166,6 +166,77 @@ QUANTITIES: Mapping[str, Quantity] = {
 }
 """Every quantity that a recorded step gives, by its name in ``Run.metrics``."""
 
+DIAGNOSTICS: Mapping[str, Quantity] = {
+    "jaccard": _state("Jaccard index of the lists", "1", "match", lambda ds: ds.opd.jaccard()),
+    "rank_biased_overlap": _state(
+        "rank-biased overlap", "1", "match", lambda ds: ds.opd.rank_biased_overlap()
+    ),
+    "kendall_tau": _state(
+        "Kendall's tau of the shared tokens", "1", "match", lambda ds: ds.opd.kendall_tau()
+    ),
+    "nucleus_overlap": _state(
+        "overlap of the top-p sets", "1", "logp", lambda ds: ds.opd.nucleus_overlap()
+    ),
+    "argmax_disagreement": _state(
+        "different first choice", "1", "match", lambda ds: ds.opd.argmax_disagreement()
+    ),
+    "top1_acceptance": _state(
+        "student's first choice in the teacher's top 5",
+        "1",
+        "match",
+        lambda ds: ds.opd.top1_acceptance(),
+    ),
+    "student_drawn_rank": _state(
+        "student's rank of the drawn token",
+        "1",
+        "token_id",
+        lambda ds: ds.opd.drawn_rank("student"),
+    ),
+    "teacher_drawn_rank": _state(
+        "teacher's rank of the drawn token",
+        "1",
+        "token_id",
+        lambda ds: ds.opd.drawn_rank("teacher"),
+    ),
+    "student_effective_support": _state(
+        "student's effective number of tokens",
+        "tokens",
+        "entropy",
+        lambda ds: ds.opd.effective_support("student"),
+    ),
+    "teacher_effective_support": _state(
+        "teacher's effective number of tokens",
+        "tokens",
+        "entropy",
+        lambda ds: ds.opd.effective_support("teacher"),
+    ),
+    "teacher_unsure": _state(
+        "teacher's entropy of 0.8 nats or more", "1", "entropy", lambda ds: ds.opd.teacher_unsure()
+    ),
+    "forward_kl": _state("forward KL, lower bound", "nats", "logp", lambda ds: ds.opd.forward_kl()),
+    "jensen_shannon": _state(
+        "Jensen–Shannon divergence, lower bound", "nats", "logp", lambda ds: ds.opd.jensen_shannon()
+    ),
+    "bhattacharyya": _state(
+        "Bhattacharyya coefficient, lower bound", "1", "logp", lambda ds: ds.opd.bhattacharyya()
+    ),
+    "information_to_error": _state(
+        "information-to-error ratio", "1", "logp", lambda ds: ds.opd.information_to_error()
+    ),
+    "positive_reward": _state(
+        "positive sampled reward", "1", "sampled_logp", lambda ds: ds.opd.positive_reward()
+    ),
+}
+"""Diagnostics of other papers and of practitioners, one value per state; in no report by itself.
+
+`opdprobe.curve` and ``ds.opd`` take their names like those of `QUANTITIES`."""
+
+PER_STATE: Mapping[str, Quantity] = {
+    **{name: quantity for name, quantity in QUANTITIES.items() if quantity.per == "state"},
+    **DIAGNOSTICS,
+}
+"""Every quantity with a value per state."""
+
 SHARES = frozenset(
     {
         "overlap_ratio",
@@ -176,6 +247,14 @@ SHARES = frozenset(
         "teacher_stop_token_mass",
         "finished",
         "correct",
+        "jaccard",
+        "rank_biased_overlap",
+        "nucleus_overlap",
+        "argmax_disagreement",
+        "top1_acceptance",
+        "teacher_unsure",
+        "bhattacharyya",
+        "positive_reward",
     }
 )
 """Quantities in [0, 1]."""
@@ -222,4 +301,5 @@ def fewest_prompts(probe: object) -> int:
 
 def scalar(name: str) -> Scalar:
     """Look up the name and unit of a quantity or a logged scalar."""
-    return QUANTITIES[name].name if name in QUANTITIES else LOGGED[name]
+    known = {**QUANTITIES, **DIAGNOSTICS}
+    return known[name].name if name in known else LOGGED[name]

@@ -67,6 +67,53 @@ METHODS = {
         lambda ids, logp, mask, ds: probes.sampler_kl(ds.sampled_logp[:, 0], ds.sampler_logp),
         "nats",
     ),
+    "jaccard": (lambda ids, logp, mask, ds: probes.jaccard(ds.match), "1"),
+    "argmax_disagreement": (
+        lambda ids, logp, mask, ds: probes.argmax_disagreement(ds.match),
+        "1",
+    ),
+    "top1_acceptance": (lambda ids, logp, mask, ds: probes.top1_acceptance(ds.match), "1"),
+    "kendall_tau": (lambda ids, logp, mask, ds: probes.kendall_tau(ds.match), "1"),
+    "rank_biased_overlap": (
+        lambda ids, logp, mask, ds: probes.rank_biased_overlap(ds.match),
+        "1",
+    ),
+    "nucleus_overlap": (
+        lambda ids, logp, mask, ds: probes.nucleus_overlap(logp[:, 0, 0], logp[:, 1, 1], ds.match),
+        "1",
+    ),
+    "drawn_rank": (lambda ids, logp, mask, ds: probes.drawn_rank(ids[:, 0], ds.sampled_id), "1"),
+    "effective_support": (
+        lambda ids, logp, mask, ds: np.exp(ds.entropy.values[:, 0].astype(float)),
+        "tokens",
+    ),
+    "teacher_unsure": (lambda ids, logp, mask, ds: ds.entropy.values[:, 1] >= 0.8, "1"),
+    "forward_kl": (
+        lambda ids, logp, mask, ds: probes.forward_kl(logp[:, 0], logp[:, 1], ds.match),
+        "nats",
+    ),
+    "jensen_shannon": (
+        lambda ids, logp, mask, ds: probes.jensen_shannon(logp[:, 0], logp[:, 1], ds.match),
+        "nats",
+    ),
+    "bhattacharyya": (
+        lambda ids, logp, mask, ds: probes.bhattacharyya(logp[:, 0], logp[:, 1], ds.match),
+        "1",
+    ),
+    "information_to_error": (
+        lambda ids, logp, mask, ds: probes.information_to_error(
+            logp[:, 0],
+            logp[:, 1],
+            ds.match,
+            ds.sampled_logp,
+            ~(ids == ds.sampled_id.values[:, None, None]).any((1, 2)),
+        ),
+        "1",
+    ),
+    "positive_reward": (
+        lambda ids, logp, mask, ds: ds.sampled_logp.values[:, 1] > ds.sampled_logp.values[:, 0],
+        "1",
+    ),
 }
 
 
@@ -141,6 +188,31 @@ def test_models_supports_and_parameters(ds):
         np.testing.assert_allclose(got, expected)
         assert got.attrs["long_name"] == f"overlap-token advantage ({definition})"
     assert opd.overlap_mass("teacher").attrs["long_name"] == "teacher overlap mass"
+
+
+def test_parameters_of_diagnostics(ds):
+    ids, logp, _ = parts(ds)
+    opd = ds.opd
+    lists = logp[:, 0], logp[:, 1], ds.match.values
+    for name in ("jensen_shannon", "bhattacharyya"):
+        found = getattr(opd, name)(upper=True)
+        np.testing.assert_allclose(found, getattr(probes, name)(*lists, upper=True))
+        assert found.attrs["long_name"].endswith("upper bound")
+    np.testing.assert_array_equal(
+        opd.drawn_rank("teacher"), probes.drawn_rank(ids[:, 1], ds.sampled_id)
+    )
+    found = opd.top1_acceptance(n=2)
+    np.testing.assert_array_equal(found, probes.top1_acceptance(ds.match, n=2))
+    assert found.attrs["long_name"] == "student's first choice in the teacher's top 2"
+    np.testing.assert_allclose(
+        opd.rank_biased_overlap(persistence=0.5),
+        probes.rank_biased_overlap(ds.match, persistence=0.5),
+    )
+    np.testing.assert_allclose(
+        opd.nucleus_overlap(mass=0.5),
+        probes.nucleus_overlap(logp[:, 0, 0], logp[:, 1, 1], ds.match, mass=0.5),
+    )
+    np.testing.assert_array_equal(opd.teacher_unsure(nats=0), np.ones(ds.sizes["state"]))
 
 
 def test_overlap_mask(ds):

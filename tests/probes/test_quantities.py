@@ -1,32 +1,42 @@
 """The table of quantities: what accessor, metrics and curves give is what its rows say."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from opdprobe import curves
-from opdprobe.probes.quantities import LOGGED, MAIN, QUANTITIES, scalar
+from opdprobe.probes.quantities import (
+    DIAGNOSTICS,
+    LOGGED,
+    MAIN,
+    PER_STATE,
+    QUANTITIES,
+    SHARES,
+    scalar,
+)
 from opdprobe.rollout.rows import step_metrics
 from opdprobe.store.schema import VARIABLES
 from opdprobe.testing import synthetic_step
 
-STATE = [name for name, quantity in QUANTITIES.items() if quantity.per == "state"]
+STATE = list(PER_STATE)
 
 
 @pytest.fixture(scope="module")
 def step():
-    return synthetic_step(n_rollouts=5, length=[3, 8, 1, 4, 2], k=4, agreement=0.3, given=True)
+    return synthetic_step(n_rollouts=5, length=[3, 8, 1, 4, 2], k=6, agreement=0.3, given=True)
 
 
-@pytest.mark.parametrize("name", QUANTITIES)
+@pytest.mark.parametrize("name", [*QUANTITIES, *DIAGNOSTICS])
 def test_a_quantity_has_one_value_per_state_or_rollout(step, name):
-    quantity = QUANTITIES[name]
+    quantity = {**QUANTITIES, **DIAGNOSTICS}[name]
     assert quantity.compute(step).dims == (quantity.per,)
     assert quantity.needs in VARIABLES
 
 
 @pytest.mark.parametrize("name", STATE)
 def test_the_accessor_names_it_as_the_table_does(step, name):
-    attrs = QUANTITIES[name].compute(step).attrs
+    attrs = PER_STATE[name].compute(step).attrs
     assert attrs == {"units": scalar(name).units, "long_name": scalar(name).long_name}
 
 
@@ -49,3 +59,22 @@ def test_a_heading_begins_with_a_capital_and_keeps_the_others():
     assert scalar("reverse_kl").title == "Reverse KL"
     assert scalar("grad_norm").label == "gradient norm"
     assert scalar("student_entropy").label == "student entropy [nats]"
+
+
+@pytest.mark.parametrize("name", sorted(SHARES & set(PER_STATE)))
+def test_shares_are_between_0_and_1(step, name):
+    values = PER_STATE[name].compute(step)
+    assert ((values >= 0) & (values <= 1 + 1e-6) | values.isnull()).all()
+
+
+def test_diagnostics_go_through_the_one_pass_stream(step):
+    found = curves(step, list(DIAGNOSTICS))
+    for name, quantity in DIAGNOSTICS.items():
+        values = quantity.compute(step)
+        want = float(values.mean()) if values.notnull().any() else np.nan
+        assert float(found["value"].sel(probe=name)[0]) == pytest.approx(want, nan_ok=True), name
+
+
+def test_the_page_of_diagnostics_has_them_all():
+    page = (Path(__file__).parents[2] / "docs/diagnostics.md").read_text(encoding="utf-8")
+    assert [name for name in DIAGNOSTICS if f"`{name}`" not in page] == []
