@@ -265,7 +265,6 @@ _LIGHT = frozenset(
         "entropy_gap",
         "student_entropy",
         "teacher_entropy",
-        "extreme_advantage_gap",
         "completion_length",
         "finished",
         "correct",
