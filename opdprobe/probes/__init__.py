@@ -29,6 +29,7 @@ from opdprobe.probes.sampler import (
     sampler_gap,
     sampler_kl,
 )
+from opdprobe.probes.selectors import compare_selectors, select_states
 from opdprobe.probes.set_sizes import mass_set_summary
 from opdprobe.probes.sets import mass_set_size, overlap_mask, overlap_ratio
 from opdprobe.probes.signal import reward_signal
@@ -57,6 +58,7 @@ __all__ = [
     "argmax_disagreement",
     "bhattacharyya",
     "compare_sampler",
+    "compare_selectors",
     "curve",
     "curves",
     "drawn_rank",
@@ -88,6 +90,7 @@ __all__ = [
     "reward_signal",
     "sampler_gap",
     "sampler_kl",
+    "select_states",
     "sequence_mean_reward",
     "standardised",
     "teachability",
