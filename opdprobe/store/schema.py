@@ -435,18 +435,37 @@ def validate(ds: xr.Dataset) -> None:
 
 
 def to_step(ds: xr.Dataset) -> Step:
-    """Check and load a Dataset as `validate` does, and return it as a `Step`."""
+    """Check and load a Dataset as `validate` does, and return it as a `Step` of the store's types.
+
+    Numbers of other widths, such as NumPy's int64 and float64, become the store's.
+    """
     check_version(ds.attrs.get("schema_version"), "step")
     for name in COORDS:
         if name in ds.variables and name not in ds.coords:
             raise StoreError(f"{name} is a data variable; expected a coordinate: ds.set_coords.")
-    step = Step(ds.compute().variables, ds.attrs)
+    loaded = ds.compute().variables
+    step = Step({name: _narrow(str(name), v) for name, v in loaded.items()}, ds.attrs)
     values = _check_given(step)
     if "match" in values:
         ids, match = values["token_id"], values["match"]
         expected = match_tokens(ids[:, 0], ids[:, 1])
         _check("match", match, match != expected, "match_tokens(student ids, teacher ids)")
     return step
+
+
+def _narrow(name: str, variable: xr.Variable) -> xr.Variable:
+    """Give numbers of the right kind the store's width; refuse integers that do not fit."""
+    if name not in VARIABLES or variable.dtype.kind not in "if":
+        return variable
+    wanted = np.dtype("float32" if variable.dtype.kind == "f" else "int32")
+    if VARIABLES[name].dtype not in (wanted.name, "bool") or variable.dtype == wanted:
+        return variable  # match has a type of its own; a wrong kind is refused later
+    values = variable.values
+    if wanted.kind == "i":
+        low, high = np.iinfo(wanted).min, np.iinfo(wanted).max
+        _check(name, values, (values < low) | (values > high), f"{low} to {high}")
+    with np.errstate(over="ignore"):  # a float beyond float32 is infinite there
+        return variable.copy(data=values.astype(wanted))
 
 
 def _check_given(step: Step) -> dict[str, NDArray[Any]]:

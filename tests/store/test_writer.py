@@ -304,3 +304,35 @@ def test_the_form_of_the_prompts_is_compared_once_it_is_recorded(tmp_path):
     RunWriter(tmp_path, attrs=template(1) | {"max_prompt_length": 9}, config={}, resume=True)
     with pytest.raises(StoreError, match=r"chat_template\.variables\.x: 1 before, 2 now"):
         RunWriter(tmp_path, attrs=template(2), config={}, resume=True)
+
+
+WIDE = [
+    name
+    for name, variable in synthetic_step(given=True).variables.items()
+    if variable.dtype in (np.int32, np.float32)
+]
+
+
+@pytest.mark.parametrize("name", WIDE)
+def test_numbers_of_another_width_are_stored_in_the_stores(name, tmp_path):
+    """NumPy's own int64 and float64, as most code makes them, do not give an unreadable step."""
+    ds = synthetic_step(3, given=True)
+    wide = "int64" if ds[name].dtype.kind == "i" else "float64"
+    given = ds.assign_coords if name in ds.coords else ds.assign
+    back = []
+    for folder, step in (("plain", ds), ("wide", given({name: ds[name].astype(wide)}))):
+        writing = RunWriter(tmp_path / folder, attrs={"k": 4}, config={}, resume=False)
+        writing.write_step(3, step)
+        back.append(open_run(tmp_path / folder).load(3))
+    assert back[1][name].dtype == ds[name].dtype
+    xr.testing.assert_identical(*back)
+
+
+def test_an_integer_that_does_not_fit_is_refused(tmp_path):
+    ds = synthetic_step(3)
+    ids = ds["sampled_id"].astype("int64")
+    ids[2] = 2**31
+    writing = RunWriter(tmp_path, attrs={"k": 4}, config={}, resume=False)
+    with pytest.raises(StoreError, match=r"sampled_id = 2147483648 at index \(2,\) \(1 of "):
+        writing.write_step(3, ds.assign(sampled_id=ids))
+    assert open_run(tmp_path).steps == []
