@@ -14,11 +14,13 @@ torch.set_num_threads(1)
 
 # Fixtures that take seconds: whatever needs one is slow.
 SLOW_FIXTURES = {"cluster", "killed_and_resumed", "launches", "site"}
+SLOW_EXAMPLES = {"opdprobe.preflight.procedure.preflight"}
 
 
 def pytest_collection_modifyitems(items):
     for item in items:
-        if SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ())):
+        slow = SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ()))
+        if slow or item.name in SLOW_EXAMPLES:
             item.add_marker(pytest.mark.slow)
 
 

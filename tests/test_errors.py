@@ -312,6 +312,7 @@ AFTER = [
 
 
 @pytest.mark.parametrize("row", AFTER, ids=lambda row: row.name)
+@pytest.mark.slow
 def test_what_is_there_is_checked_and_kept(row, run):
     before = (run.path / "steps/000000.zarr.zip").read_bytes()
     with pytest.raises(row.error, match=row.message):

@@ -33,6 +33,7 @@ validate(opdprobe.from_logits(logits, logits, k=4))
 from opdprobe.cli.parser import main
 
 assert main(["watch", sys.argv[1], "--once"]) == 0
+assert main(["inspect", sys.argv[1]]) == 0
 """
 
 

@@ -9,6 +9,7 @@ for sampling, three for scoring.
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import cycle, islice
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -39,6 +40,7 @@ _SHORT, _LONG, _FED = 3, 8, 2
 # still has a companion. The last of the short text and the first of the long one are compared.
 _ROWS = 3
 _COMPARED = (_ROWS - 1, _ROWS)
+_TOKENS = 40  # more than the texts and what is fed take
 
 _COSTS = {
     Decoding.UNPADDED: "sampled without padding: prompts of each length are a batch of their own, "
@@ -119,7 +121,8 @@ def check_scoring(model: PreTrainedModel, body: Body, head: Head) -> None:
 def _fastest(model: PreTrainedModel, changes: bool) -> Decoding:
     name, reasons = type(model).__name__, []
     texts = _texts(model)
-    fed = [[_token(model, 20 + 3 * row + step) for step in range(_FED)] for row in range(2 * _ROWS)]
+    tokens = _tokens(model)
+    fed = [[tokens[20 + 3 * row + step] for step in range(_FED)] for row in range(2 * _ROWS)]
     wanted = {row: _alone(model, texts[row // _ROWS] + fed[row]) for row in _COMPARED}
     if not all(logits.isfinite().all() for logits in wanted.values()):
         return Decoding.PADDED  # sampling names the place where the logits are not finite
@@ -232,14 +235,12 @@ def _texts(model: PreTrainedModel) -> list[list[int]]:
     room = position_limit(model) or _LONG + _FED
     long = max(1, min(_LONG, room - _FED))
     short = max(1, min(_SHORT, long - 1))
-    return [
-        [_token(model, i) for i in range(short)],
-        [_token(model, _SHORT + i) for i in range(long)],
-    ]
+    tokens = _tokens(model)
+    return [tokens[:short], tokens[_SHORT : _SHORT + long]]
 
 
-def _token(model: PreTrainedModel, index: int) -> int:
-    """Token id that stands for no image, padding or the like."""
+def _tokens(model: PreTrainedModel) -> list[int]:
+    """Token ids that stand for no image, padding or the like; again from the first if few do."""
     config: Any = model.config.get_text_config()
     special = {
         value
@@ -247,8 +248,8 @@ def _token(model: PreTrainedModel, index: int) -> int:
         for name, value in one.to_dict().items()
         if name.endswith(("_token_id", "_token_index"))
     }
-    ids = [i for i in range(config.vocab_size) if i not in special]
-    return ids[index % len(ids)]
+    ids = islice((i for i in range(config.vocab_size) if i not in special), _TOKENS)
+    return list(islice(cycle(ids), _TOKENS))
 
 
 def _ids(model: PreTrainedModel, rows: list[list[int]]) -> Tensor:

@@ -6,6 +6,7 @@ import os
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -388,6 +389,7 @@ def _put_on_disk(path: Path) -> None:
         put_on_disk(path)
 
 
+@cache
 def _versions() -> dict[str, str]:
     found = {}
     for library in _LIBRARIES:
@@ -398,6 +400,7 @@ def _versions() -> dict[str, str]:
     return found
 
 
+@cache  # the code stays what it was when it was loaded
 def _commit() -> str | None:
     """Commit of the checkout that this code runs from; None if it runs from an installed copy."""
     root = Path(__file__).parents[2]

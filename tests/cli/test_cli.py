@@ -304,6 +304,7 @@ def results(level):
     return Results("fig05", "Title", "3.3", "It falls.", meta, [panel], [claim])
 
 
+@pytest.mark.slow
 def test_figures_are_drawn_beside_the_results_and_checked(tmp_path, capsys):
     folder = tmp_path / "results"
     save(results(0.5), folder / "fig05.json")
@@ -457,18 +458,3 @@ def test_failures_as_a_process_have_no_traceback(tmp_path):
     assert done.stdout == ""
     reason = f"{tmp_path / 'absent'} does not exist; expected the directory of a run."
     assert done.stderr == f"error: StoreError: {reason}\n"
-
-
-@pytest.mark.slow
-def test_inspect_and_figures_need_no_torch(tmp_path, run_dir):
-    save(results(0.5), tmp_path / "fig05.json")
-    code = f"""
-import sys
-for name in ("torch", "transformers", "tokenizers", "accelerate"):
-    sys.modules[name] = None  # importing it now fails
-from opdprobe.cli.parser import main
-assert main(["inspect", {str(run_dir)!r}]) == 0
-assert main(["figures", "fig05", "--results", {str(tmp_path)!r}, "--out", {str(tmp_path)!r}]) == 0
-"""
-    done = process("-c", code)
-    assert (done.returncode, done.stderr) == (0, "")

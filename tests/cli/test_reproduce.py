@@ -41,7 +41,7 @@ TINY = replace(
         max_completion_length=24,
         eval_max_completion_length=24,
         max_steps=STEPS,
-        eval_every=2,
+        eval_every=4,
         eval_n=1,
         save_steps=2,
     ),
@@ -68,9 +68,18 @@ def times(folder, *patterns):
     return {path: path.stat().st_mtime_ns for p in patterns for path in folder.glob(p)}
 
 
+def rough(figure, save, file, *, format, metadata):
+    """Save the PNG of a figure at a low resolution, and leave its PDF empty."""
+    if format == "png":
+        save(figure, file, format=format, metadata=metadata, dpi=30)
+
+
 @pytest.fixture(scope="module")
 def killed_and_resumed(tmp_path_factory):
-    """A reproduction whose process was killed, and which this one then finished."""
+    """A reproduction whose process was killed, and which this one then finished.
+
+    Its figures are drawn roughly: how they look is tested with the figures.
+    """
     out, recorded, seen = tmp_path_factory.mktemp("out"), {}, []
 
     def kill(name, done, total):
@@ -85,7 +94,7 @@ def killed_and_resumed(tmp_path_factory):
     assert not (out / "quick/report.html").exists()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reproduce, "work", here)
-        patch.setattr(Figure, "savefig", partialmethod(Figure.savefig, dpi=30))  # quicker
+        patch.setattr(Figure, "savefig", partialmethod(rough, Figure.savefig))
         results = reproduce.reproduce(
             TINY, out / "quick", on_progress=lambda *state: seen.append(state)
         )
@@ -125,17 +134,21 @@ def test_a_killed_reproduction_went_on_where_it_was(killed_and_resumed):
 def test_a_second_time_nothing_is_trained_or_measured(
     killed_and_resumed, inline, capsys, monkeypatch
 ):
+    """Of each kind of job: chosen prompts, roles on either side, a student that is not trained."""
     monkeypatch.setattr(figures, "make", lambda *_: [])  # drawn already
+    again = ["selection", "fig02", "fig05", "fig14"]
     folder, results, *_ = killed_and_resumed
     kept = ("runs/*/steps/*", "runs/*/checkpoints/*/*", "scores/*", "runs/*/*.npz")
     before = times(folder, *kept)
     bytes_before = {p: p.read_bytes() for p in folder.rglob("*.json")}
-    assert main(["reproduce", "--out", str(folder.parent), "--json"]) == 0
+    only = [argument for name in again for argument in ("--only", name)]
+    assert main(["reproduce", "--out", str(folder.parent), "--json", *only]) == 0
     assert times(folder, *kept) == before
     assert {p: p.read_bytes() for p in folder.rglob("*.json")} == bytes_before
     printed = json.loads(capsys.readouterr().out)
     assert printed["report"] == str(folder / "report.html")
-    assert printed["claims"] == [claim.to_dict() for r in results for claim in r.claims]
+    claims = {r.figure: [claim.to_dict() for claim in r.claims] for r in results}
+    assert printed["claims"] == [claim for name in again for claim in claims[name]]
     assert printed["left_out"] == {}
 
 
@@ -155,6 +168,7 @@ def test_one_line_for_each_figure(killed_and_resumed, inline, capsys, monkeypatc
     assert f"claims   {folder / 'report.html'}\n" in out
 
 
+@pytest.mark.slow
 def test_one_figure_does_only_what_it_needs(inline, tmp_path):
     folder = tmp_path / "quick"
     (result,) = reproduce.reproduce(TINY, folder, figure_names=["fig14"])
@@ -195,6 +209,7 @@ def silent(done, total):
     pass
 
 
+@pytest.mark.slow
 def test_other_evaluation_settings_and_other_weights_are_measured_anew(tmp_path):
     path = tmp_path / "scores/student.json"
 
@@ -226,7 +241,7 @@ def test_training_that_is_cut_short_is_evaluated_at_full_length(killed_and_resum
     folder, *_ = killed_and_resumed
     for name, share in (("length_1", 0.03125), ("length_6", 2.5), ("success", 1)):
         config = open_run(folder / "runs" / f"{name}-s0").config
-        assert config["max_completion_length"] == round(share * 24)
+        assert config["max_completion_length"] == round(share * TINY.config.max_completion_length)
         assert config["eval_max_completion_length"] == TINY.config.eval_max_completion_length
 
 

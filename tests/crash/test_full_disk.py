@@ -124,14 +124,17 @@ class _File(io.FileIO):
         return super().write(data)
 
 
+STEPS = [synthetic_step(step, n_rollouts=1, length=2, k=2) for step in range(2)]
+
+
 def write_run(run_dir):
     """Write a run, or go on with it, as a trainer does."""
     writer = RunWriter(run_dir, attrs={"seed": 0}, config={"k": 16}, resume=True)
     writer.truncate_after(-1)
     try:
-        for step in range(2):
+        for step, dataset in enumerate(STEPS):
             writer.log_evaluation(step, "test", ["a", "b"], [0.0, 1.0])
-            writer.submit_step(step, synthetic_step(step, n_rollouts=1, length=2, k=2))
+            writer.submit_step(step, dataset)
             writer.log_metrics(step, {"loss": 0.5})
     finally:
         writer.flush()

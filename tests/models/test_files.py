@@ -152,6 +152,7 @@ def adapter(base, path, **options):
         {"target_modules": ["q_proj", "lm_head"]},
     ],
 )
+@pytest.mark.slow
 def test_an_adapter_is_merged_into_its_base(tmp_path, saved, tied, options):
     if tied:
         configured(saved, tie_word_embeddings=True)

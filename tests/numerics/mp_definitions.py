@@ -5,6 +5,7 @@ differences with a step of 1e-25, whose own error is about 1e-35.
 """
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 from mpmath import mp, mpf
 
@@ -14,6 +15,9 @@ _STEP = mpf(10) ** -25
 LEAST_BUCKET = 1 - mp.exp(mpf(-1e-7))
 Row = Sequence[mpf]
 
+# Many definitions take the same logarithms, of the same logits.
+_exp = cache(mp.exp)
+
 
 def exact(values) -> list[mpf]:
     """Take floats of any type as they are."""
@@ -21,8 +25,13 @@ def exact(values) -> list[mpf]:
 
 
 def log_softmax(logits: Row, temperature: float = 1.0) -> list[mpf]:
+    return list(_log_softmax(tuple(logits), temperature))
+
+
+@cache
+def _log_softmax(logits: tuple[mpf, ...], temperature: float) -> list[mpf]:
     x = [value / mpf(temperature) for value in logits]
-    log_total = max(x) + mp.log(mp.fsum(mp.exp(value - max(x)) for value in x))
+    log_total = max(x) + mp.log(mp.fsum(_exp(value - max(x)) for value in x))
     return [value - log_total for value in x]
 
 
@@ -32,12 +41,12 @@ def top_k(logits: Row, k: int) -> list[int]:
 
 
 def entropy(log_p: Row) -> mpf:
-    return -mp.fsum(mp.exp(x) * x for x in log_p if x != -mp.inf)
+    return -mp.fsum(_exp(x) * x for x in log_p if x != -mp.inf)
 
 
 def kl(log_p: Row, log_q: Row) -> mpf:
     """Sum p (log p - log q); 0 where p is 0, infinite where q alone is. Need not be normalised."""
-    return mp.fsum(mp.exp(p) * (p - q) for p, q in zip(log_p, log_q, strict=True) if p != -mp.inf)
+    return mp.fsum(_exp(p) * (p - q) for p, q in zip(log_p, log_q, strict=True) if p != -mp.inf)
 
 
 def divergence(log_p: Row, log_q: Row, kind: str) -> mpf:
@@ -46,12 +55,12 @@ def divergence(log_p: Row, log_q: Row, kind: str) -> mpf:
     if kind == "forward_kl":
         return kl(log_q, log_p)
     pairs = zip(log_p, log_q, strict=True)
-    log_mixture = [mp.log((mp.exp(p) + mp.exp(q)) / 2) for p, q in pairs]
+    log_mixture = [mp.log((_exp(p) + _exp(q)) / 2) for p, q in pairs]
     return (kl(log_p, log_mixture) + kl(log_q, log_mixture)) / 2
 
 
 def mass(log_p: Row) -> mpf:
-    return mp.fsum(mp.exp(x) for x in log_p)
+    return mp.fsum(_exp(x) for x in log_p)
 
 
 def renormalised(log_p: Row) -> list[mpf]:
@@ -73,7 +82,7 @@ def advantage_terms(log_p: Row, log_q: Row, shared: Sequence[int], definition: s
 
 def _times(log_weight: mpf, above: mpf, below: mpf) -> mpf:
     """A log-ratio times a weight; 0 where the weight is."""
-    return mpf(0) if log_weight == -mp.inf else mp.exp(log_weight) * (above - below)
+    return mpf(0) if log_weight == -mp.inf else _exp(log_weight) * (above - below)
 
 
 def advantage(log_p: Row, log_q: Row, shared: Sequence[int], definition: str) -> mpf:
@@ -87,7 +96,7 @@ def mass_set_size(log_p: Row, share: float) -> int:
     """Tokens that hold `share`; one more than there are where all of them hold less."""
     held = mpf(0)
     for count, x in enumerate(sorted(log_p, reverse=True), 1):
-        held += mp.exp(x)
+        held += _exp(x)
         if held >= mpf(share):
             return count
     return len(log_p) + 1
@@ -146,7 +155,7 @@ def objective(
             masses["forward_kl"] = -masses["reverse_kl"]
             dropped = masses[divergence_kind] if tail == "drop" else 0
             return divergence(p_bar, q_bar, divergence_kind) + dropped
-        weight = [mp.exp(x) for x in restricted(now, tokens, tail)]
+        weight = [_exp(x) for x in restricted(now, tokens, tail)]
         return -mp.fsum(
             w * (log_q[token] - now[token]) * (1 + log_p[token] - now[token])
             for w, token in zip(weight[: len(tokens)], tokens, strict=True)

@@ -41,6 +41,7 @@ def advantage_by_definition(logp, logq, mask, definition):
 
 @pytest.mark.parametrize("definition", DEFINITIONS)
 @given(case=two_models())
+@pytest.mark.slow
 def test_advantage_follows_its_definition(definition, case):
     logp, logq, mask = case
     expected = [

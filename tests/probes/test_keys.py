@@ -136,6 +136,7 @@ def test_no_overlap_anywhere():
 
 
 @given(seed=st.integers(0, 10_000), agreement=st.floats(0, 1))
+@pytest.mark.slow
 def test_where_the_quantity_is_the_same_so_is_the_number(seed, agreement):
     step = synthetic_step(agreement=agreement, seed=seed, k=8, n_rollouts=2, length=[3, 5])
     ours = step_metrics(step)

@@ -134,6 +134,7 @@ def test_missing_file_binary_file_and_unknown_source(write, tmp_path):
         read_log(write("step:1 - a:1"), "nemo")
 
 
+@pytest.mark.slow
 def test_torch_is_not_needed():
     script = "import sys; sys.modules['torch'] = None; import opdprobe.keys, opdprobe.probes.logs"
     command = [sys.executable, "-c", script]

@@ -61,6 +61,7 @@ def test_a_function_sees_the_rollouts_of_its_step(run):
 
 
 @pytest.mark.parametrize("chunk", [131_072, 4])
+@pytest.mark.slow
 def test_a_step_in_parts_gives_what_it_gives_whole(run, tmp_path, monkeypatch, chunk):
     whole = curves(run), curves(run, by="position", bins=3)
     monkeypatch.setattr("opdprobe.store.step_encode._CHUNK", chunk)

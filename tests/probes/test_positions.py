@@ -66,6 +66,7 @@ def test_a_cell_is_the_mean_over_its_states(bins):
     bins=st.one_of(st.none(), st.integers(1, 8)),
 )
 @settings(max_examples=40, deadline=None)
+@pytest.mark.slow
 def test_rows_and_columns_are_those_of_curves(lengths, bins):
     parts = [
         synthetic_step(i, n_rollouts=len(row), length=row, k=2, vocab_size=4)

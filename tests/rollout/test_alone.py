@@ -189,6 +189,7 @@ def case(request):
     n=st.integers(1, len(TEXTS)),
     tokens=st.integers(1, 400),
 )
+@pytest.mark.slow
 def test_scores_are_those_of_each_text_alone(case, order, n, tokens):
     body, head, want = case[2:]
     chosen = order[:n]

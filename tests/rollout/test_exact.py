@@ -266,6 +266,7 @@ def test_a_model_whose_rows_are_not_independent_is_scored_row_by_row_and_not_sam
     check_scoring(model, body, head)
 
 
+@pytest.mark.slow
 def test_sampling_beyond_a_length_at_which_the_model_changes(caplog):
     """Each token is drawn after a pass over its text alone, at the text's own length."""
     rope = {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10_000.0}

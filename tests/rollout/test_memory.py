@@ -63,6 +63,7 @@ def model():
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 4, 6, 11, 12])
+@pytest.mark.slow
 def test_draws_do_not_depend_on_how_many_are_sampled_together(model, rows, caplog):
     want_source, source = (step_generator(0, 0, "cpu") for _ in range(2))
     want = sample(model, PROMPTS, generator=want_source, part=(1, 6), **SETTINGS)

@@ -1,6 +1,7 @@
 """A step in parts, one from each process, reads like the same step in one file."""
 
 import itertools
+from functools import cache
 
 import numpy as np
 import pytest
@@ -48,15 +49,20 @@ def write(path, cuts):
     return open_run(path)
 
 
-@pytest.fixture
-def one(tmp_path):
-    return write(tmp_path / "one" / "run", [])
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    return write(tmp_path_factory.mktemp("one") / "run", [])
 
 
-@pytest.fixture(params=[[2], [0], [5], [1, 2, 4]], ids=str)
-def parted(request, tmp_path):
+@pytest.fixture(scope="module", params=[[2], [0], [5], [1, 2, 4]], ids=str)
+def parted(request, tmp_path_factory):
     """Parts with some rollouts, with none, or with one that has no token."""
-    return write(tmp_path / "parted" / "run", request.param)
+    return write(tmp_path_factory.mktemp("parted") / "run", request.param)
+
+
+@pytest.fixture(scope="module")
+def curve_of_one(one):
+    return cache(lambda probe, by: opdprobe.curve(one, probe, by=by))
 
 
 def test_a_step_is_its_parts_one_after_the_other(one, parted):
@@ -73,11 +79,10 @@ def test_many_steps_line_up(one, parted):
 
 
 @pytest.mark.parametrize("probe", ["overlap_ratio", lambda ds: ds.opd.entropy_gap()])
-def test_curves_are_the_same(one, parted, monkeypatch, probe):
+def test_curves_are_the_same(curve_of_one, parted, monkeypatch, probe):
     monkeypatch.setattr(pieces, "PIECE", 8)  # so that a piece ends within a part
     for by in ("step", "position"):
-        got = opdprobe.curve(parted, probe, by=by)
-        assert got.identical(opdprobe.curve(one, probe, by=by))
+        assert opdprobe.curve(parted, probe, by=by).identical(curve_of_one(probe, by))
 
 
 def test_pieces_hold_the_tables_of_the_whole_step(one, parted):

@@ -109,6 +109,7 @@ print(float(logp.sum()), ds.rollout.dims, ds.entropy.units)
 """
 
 
+@pytest.mark.slow
 def test_plain_xarray_reads_a_step_without_warnings(tmp_path):
     line = next(x for x in PLAIN_XARRAY.splitlines() if "open_dataset" in x)
     assert line.removeprefix("ds = ") in str(store.__doc__)  # the documented line is tested

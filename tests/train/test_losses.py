@@ -167,12 +167,20 @@ def test_the_states_cover_all_kinds_of_overlap():
     assert {0, 1, 2} <= sizes
 
 
+@pytest.fixture(scope="module")
+def trio():
+    """A student, its copy and a teacher, whose checks at the first use all configs share."""
+    student, teacher = models()
+    return student, copy.deepcopy(student), teacher
+
+
 @pytest.mark.parametrize("settings", CONFIGS, ids=lambda s: "-".join(s.values()))
-def test_value_and_gradient_of_the_full_model(settings, monkeypatch):
+def test_value_and_gradient_of_the_full_model(settings, trio, monkeypatch):
     monkeypatch.setattr(tiles, "_CHUNK_ELEMENTS", 64 * 3)  # three rows at a time
     cfg = config(**settings)
-    student, teacher = models()
-    reference = copy.deepcopy(student)
+    for model in trio:
+        model.zero_grad()
+    student, reference, teacher = trio
     total = production(student, teacher, cfg, micro_batch_tokens=8)
     want = oracle(reference, teacher, cfg)
     want.backward()
@@ -317,6 +325,7 @@ def test_a_student_that_equals_its_teacher_has_no_loss_and_no_gradient(seed, set
     assert grad.abs().max() <= 1e-12
 
 
+@pytest.mark.slow
 def test_a_student_that_equals_its_teacher_stays_when_the_tail_is_dropped():
     """Many steps from equality: without the masses in the divergence, mass left the support."""
     teacher = random_logits()[1]

@@ -50,6 +50,7 @@ def fitted(caplog):
     return int(caplog.messages[-1].partition("micro_batch_tokens is ")[2].split()[0])
 
 
+@pytest.mark.slow
 def test_a_run_is_that_of_smaller_micro_batches(
     tmp_path, trainer_in, sharpened, assert_same_runs, caplog
 ):
@@ -68,6 +69,7 @@ def test_a_run_is_that_of_smaller_micro_batches(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.slow
 def test_a_backward_pass_that_fails_halfway_counts_nothing_twice(
     tmp_path, trainer_in, sharpened, assert_same_runs, caplog, dtype
 ):

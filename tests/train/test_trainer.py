@@ -380,6 +380,7 @@ def test_a_callback_sees_all_states_whatever_is_recorded(tmp_path, trainer_in):
     assert sizes == [4, 4, 4, 4]
 
 
+@pytest.mark.slow
 def test_dropout_is_off(tmp_path, trainer_in, sharpened, assert_same_runs):
     student = sharpened(0).train()
     for layer in student.model.layers:

@@ -241,6 +241,7 @@ def test_a_text_longer_than_the_server_holds(serve):
     assert len(model.sample([[7]], num_generations=1, max_completion_length=99, seed=[0])) == 1
 
 
+@pytest.mark.slow
 def test_a_response_that_the_server_cuts_unasked(serve, models):
     """As vLLM does; this server does not report the length of its context."""
     models["student"].lm_head.weight.data[EOS] *= 0  # makes responses long

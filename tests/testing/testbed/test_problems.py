@@ -29,6 +29,7 @@ def operands(prompt):
 
 
 @pytest.mark.parametrize("split", [name for name in SPLITS if name not in TESTS])
+@pytest.mark.slow
 def test_no_split_contains_a_problem_of_a_benchmark(split):
     drawn = problems(4096, split=split)
     assert not {operands(p) for p in drawn} & held_out()
