@@ -15,12 +15,13 @@ from opdprobe.errors import ConfigError, NonFiniteError
 from opdprobe.hooks.served.model import ServedModel
 from opdprobe.hooks.served.run import check_served, describe
 from opdprobe.hooks.served.scores import score_served, vocabulary_width
-from opdprobe.hooks.shared import encode, keep_tokenizer, make_pair, run_attrs, undisturbed
+from opdprobe.hooks.shared import encode, make_pair, run_attrs, undisturbed
 from opdprobe.models.adapters import causal_lm
 from opdprobe.models.devices import precision, resolve_device, teacher_default
 from opdprobe.models.head import logit_width
 from opdprobe.models.load import identity, load_model, load_tokenizer
 from opdprobe.models.processes import Processes
+from opdprobe.models.save import keep_tokenizer
 from opdprobe.models.vocabulary import (
     eos_ids,
     padding_id,

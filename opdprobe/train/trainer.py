@@ -51,6 +51,7 @@ from opdprobe.models.devices import (
 from opdprobe.models.load import identity, weight_hash
 from opdprobe.models.positions import check_prompts
 from opdprobe.models.processes import Processes
+from opdprobe.models.save import keep_tokenizer
 from opdprobe.models.sharding import rest, whole
 from opdprobe.models.vocabulary import eos_ids, tokenizer_hash
 from opdprobe.rollout.grade import Grader, counted, grade_rollouts
@@ -360,6 +361,8 @@ class OPDTrainer:
                 part=(self.processes.rank, self.processes.size),
             )
         )
+        if self.processes.is_main:
+            keep_tokenizer(self.run_dir, self.tokenizer)
         self.processes.wait()
         for model in (self.student, self.teacher):
             rest(model)  # a failed step may leave layers gathered
