@@ -54,7 +54,7 @@ Model = nn.Module | ServedModel | str | Path
 def score_rollouts(
     student: Model | None,
     teacher: Model | None,
-    rollouts: Iterable[Rollout],
+    rollouts: Iterable[Rollout | None],
     run_dir: str | Path,
     *,
     k: int = 16,
@@ -83,7 +83,8 @@ def score_rollouts(
         sampled the rollouts. None for both: the rollouts themselves hold both models' top lists, or
         log-probabilities of both for the drawn tokens.
     rollouts : iterable of Rollout
-        With token ids, all rollouts of a step one after another. States are the tokens that the
+        With token ids, all rollouts of a step one after another. A step is scored when a rollout of
+        the next one comes, or None, which says that it is complete. States are the tokens that the
         student drew (`Rollout.mask`). As with `opdprobe.capture`, a response begins with the first
         of them and ends with the last: tokens before belong to the prompt, those after are left
         out. A rollout without any is recorded and graded, but has no state.

@@ -103,13 +103,13 @@ def write_view(
     found = [_token_texts(run, tokenizer) for run in runs]
     labels = run_labels(runs)
     notices = [f"{label}: {what}" for label, (_, what) in zip(labels, found, strict=True) if what]
+    wanted = [_steps(run, runs, steps) for run in runs]
     notices += [
         f"{label}: {text}."
-        for run, label in zip(runs, labels, strict=True)
-        if (text := thinned(run))
+        for run, label, some in zip(runs, labels, wanted, strict=True)
+        if (text := thinned(run, steps=some))
     ]
     linked = [sorted(set(some)) for some in keep] or [[] for _ in runs]
-    wanted = [_steps(run, runs, steps) for run in runs]
     if len(runs) == 2 and steps is None and wanted != [run.steps for run in runs]:
         also = ", and those linked to," if any(linked) else ""
         notices.append(

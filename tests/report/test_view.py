@@ -771,16 +771,16 @@ only.dispatchEvent(new Event("change"));
 await wait(() => el("title-a").textContent.includes("step 0"));
 seen.title = el("title-a").textContent;
 seen.rollouts = [...el("rollout").options].map((option) => option.value);
-el("rollout-on").click();
-await wait(() => el("title-a").textContent.endsWith("rollout 2"));
+el("rollout-back").click();
+await wait(() => el("title-a").textContent.endsWith("rollout 0"));
 seen.ends = [el("rollout-back").disabled, el("rollout-on").disabled];
-await wait(() => location.hash.includes("rollout=2") && location.hash.includes("only="));
+await wait(() => location.hash.includes("rollout=0") && location.hash.includes("only="));
 return seen;""")
     )  # fmt: skip
     assert {"all", "domain: a", "domain: b"} <= set(result["offered"])
-    assert result["title"].endswith("step 0, rollout 0")
+    assert result["title"].endswith("step 0, rollout 2")  # as before, since it has that label
     assert result["rollouts"] == ["0", "2"]
-    assert result["ends"] == [False, True]
+    assert result["ends"] == [True, False]
 
 
 @needs_browser
