@@ -82,22 +82,30 @@ def _followed(arguments: argparse.Namespace) -> Iterator[Callable[[str], bool] |
         if what != said:
             errors.print(what, markup=False, highlight=False, soft_wrap=True)
         said = what
-        return not ended.wait(arguments.interval)
+        if not ended.wait(arguments.interval):
+            return True
+        errors.print("importing what is left; Ctrl-C again ends at once", soft_wrap=True)
+        return False
 
+    if threading.current_thread() is not threading.main_thread():
+        yield wait  # signals are not for other threads
+        return
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
 
     def end(number: int, frame: object) -> None:
         ended.set()
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        restore()
 
     try:
         for number in before:
             signal.signal(number, end)
         yield wait
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        restore()
 
 
 def _summary(found: "Imported") -> list[str]:

@@ -191,6 +191,7 @@ def test_a_dump_is_imported_as_it_grows(tmp_path, monkeypatch, capsys):
     assert open_run(run).steps == [first, second]
     assert "of 2 steps, from slime-train" in out
     assert "waiting for a step to be complete" in err
+    assert err.count("importing what is left; Ctrl-C again ends at once") == 1
     assert f"read up to step {first}: waiting for more" in err
     assert acts == []
     assert signal.getsignal(signal.SIGINT) is before

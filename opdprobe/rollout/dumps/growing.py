@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from opdprobe.errors import RolloutError
-from opdprobe.rollout.dumps.files import kind_of
+from opdprobe.rollout.dumps.files import PICKLES, kind_of
 from opdprobe.rollout.dumps.format import step_in
-from opdprobe.rollout.dumps.read import DumpReader, NoDump, fits, order
+from opdprobe.rollout.dumps.read import DumpReader, NoDump, first_row, fits, order
 from opdprobe.rollout.prompt import OnError
 from opdprobe.rollout.rollout import Rollout
 
@@ -14,9 +14,10 @@ from opdprobe.rollout.rollout import Rollout
 class GrowingDump(DumpReader):
     """Dumps that are still being written.
 
-    A step is complete when a later one has begun: a file that names its step is read once there is
-    a file of a later step. A file of JSON lines that names none is read line by line as it grows,
-    until there is a file that follows it; any other file is read once there is one.
+    A step is complete when a later one has begun: a file that names its step is read once a file of
+    a later step has its first row (or, being a pickle, exists). A file of JSON lines that names
+    none is read line by line as it grows, until such a file follows it; any other file is read
+    once one follows it.
 
     Parameters
     ----------
@@ -78,15 +79,20 @@ class GrowingDump(DumpReader):
         return self._in_order(path for path in new if path not in read)
 
     def _is_one(self, path: Path) -> bool:
-        """Whether a file is of the format, as far as can be said of it now."""
+        """Whether a file is of the format; before its first row is there, only at the end."""
         if path not in self._fits:
             if kind_of(path) not in self.format.kinds:
                 self._fits[path] = False
+            elif self.format.kinds == PICKLES:  # they are not loaded to be looked at
+                self._fits[path] = fits(self.format, path)
             else:
                 try:
-                    self._fits[path] = fits(self.format, path)
-                except RolloutError:  # half-written; reading it later names a fault that stays
-                    return True
+                    row = first_row(path)
+                except RolloutError:  # half-written; reading it at the end names a fault that stays
+                    row = None
+                if row is None:
+                    return self._ended
+                self._fits[path] = self.format.fits(row.data, path)
         return self._fits[path]
 
     def _found(self, named: Sequence[str | Path]) -> dict[Path, bool]:
@@ -115,6 +121,8 @@ class GrowingDump(DumpReader):
         if self._ended:
             return files
         inside = self._in_order(files)
+        if not inside:
+            return {}
         last = inside[-1]
         latest = self._step_in(last)
         return {

@@ -246,7 +246,7 @@ class DumpReader:
         seen: Counter[str] = Counter()
         first: dict[str, Path] = {}
         for path in files:
-            if path not in pickles and (row := _first_row(path)) is not None:
+            if path not in pickles and (row := first_row(path)) is not None:
                 for found in FORMATS.values():
                     if kind_of(path) in found.kinds and found.fits(row.data, path):
                         seen[found.name] += 1
@@ -262,7 +262,7 @@ class DumpReader:
             )
         if not seen:
             path = next(path for path in files if path not in pickles)
-            row = _first_row(path)
+            row = first_row(path)
             has = "no row that can be read" if row is None else f"the columns {_columns(row)}"
             raise RolloutError(
                 f"{path}: {has}, as no known format has; expected a dump of {', '.join(FORMATS)}: "
@@ -298,12 +298,12 @@ def fits(format: Format, path: Path) -> bool:
         # They are not loaded to be looked at. slime keeps both in folders of their own.
         other = "rollout_data" if format is SLIME_TRAIN else "train_data"
         return other not in path.parts
-    row = _first_row(path)
+    row = first_row(path)
     # A file without a row that can be read is not left out in silence: reading names the fault.
     return row is None or format.fits(row.data, path)
 
 
-def _first_row(path: Path) -> Row | None:
+def first_row(path: Path) -> Row | None:
     """The first row that can be read, of the first few."""
     rows = islice(rows_of(path, None), _LOOKED_AT)
     return next((row for row in rows if isinstance(row, Row)), None)
