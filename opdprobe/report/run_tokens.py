@@ -4,7 +4,7 @@ from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass, replace
 from heapq import nlargest
 from itertools import groupby
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -137,18 +137,18 @@ class RunTokens:
         StoreError
             A step cannot be read.
         """
-        versions = dict.fromkeys(run.steps) if versions is None else dict(versions)
+        now: dict[int, Hashable] = dict.fromkeys(run.steps, 0) if versions is None else {**versions}
         counted = self._versions
-        if any(versions.get(step, counted) != version for step, version in counted.items()):
+        if any(step not in now or now[step] != version for step, version in counted.items()):
             counted = {}
             self._begin("reverse_kl")
-        self._add(run, versions.keys() - counted.keys())
+        self._add(run, now.keys() - counted.keys())
         if not self.n and self.by != _BY[1]:
             self._begin(_BY[1])
-            self._add(run, versions.keys())
+            self._add(run, now.keys())
             if not self.n:
                 self._begin(_BY[0])  # it may come with a later step
-        self._versions = versions
+        self._versions = now
 
     def _add(self, run: Run, steps: Collection[int]) -> None:
         for batch in batches(run, steps=steps):
@@ -183,7 +183,7 @@ class RunTokens:
         )
         self._worst = nlargest(WORST, [*self._worst, *new], key=self._order)
 
-    def _worse(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _worse(self, values: NDArray[Any]) -> NDArray[Any]:
         return values if self.by == _BY[0] else -values
 
     def _order(self, one: WorstToken) -> tuple[float, int, int, int]:
