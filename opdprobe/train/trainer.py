@@ -361,8 +361,6 @@ class OPDTrainer:
                 part=(self.processes.rank, self.processes.size),
             )
         )
-        if self.processes.is_main:
-            keep_tokenizer(self.run_dir, self.tokenizer)
         self.processes.wait()
         for model in (self.student, self.teacher):
             rest(model)  # a failed step may leave layers gathered
@@ -379,6 +377,8 @@ class OPDTrainer:
         self.optimization.zero_grad()  # an interrupted step leaves a partial gradient
         if first < self.n_steps or checkpoint is None:
             writer.truncate_after(first - 1)
+            if self.processes.is_main:
+                keep_tokenizer(self.run_dir, self.tokenizer)
             self.processes.wait()
             try:
                 with sigterm_noted() as stopping:
