@@ -2,6 +2,10 @@
 
 import argparse
 import json
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -34,7 +38,7 @@ def import_dumps(arguments: argparse.Namespace) -> None:
         for name in (arguments.student, arguments.teacher)
     ]
     tokenizer = arguments.tokenizer
-    with progress() as show:
+    with progress() as show, _followed(arguments) as wait:
         found = import_rollouts(
             arguments.dump,
             arguments.run_dir,
@@ -48,6 +52,7 @@ def import_dumps(arguments: argparse.Namespace) -> None:
             k=arguments.k,
             temperature=arguments.temperature,
             on_progress=lambda done, total: show("file", done, total),
+            wait=wait,
             **loading(arguments),
         )
     if arguments.json:
@@ -58,6 +63,49 @@ def import_dumps(arguments: argparse.Namespace) -> None:
         console.print(line, soft_wrap=True)
     for reason in found.files_left_out:
         errors.print(f"left out: {reason}", style="yellow", markup=False, soft_wrap=True)
+
+
+@contextmanager
+def _followed(arguments: argparse.Namespace) -> Iterator[Callable[[str], bool] | None]:
+    """Yield what waits for more of the dumps until Ctrl-C or SIGTERM; None without --follow.
+
+    The first signal lets the command import the rest and end; the second one ends it at once.
+    """
+    if not arguments.follow:
+        yield None
+        return
+    ended = threading.Event()
+    said = ""
+
+    def wait(what: str) -> bool:
+        nonlocal said
+        if what != said:
+            errors.print(what, markup=False, highlight=False, soft_wrap=True)
+        said = what
+        if not ended.wait(arguments.interval):
+            return True
+        errors.print("importing what is left; Ctrl-C again ends at once", soft_wrap=True)
+        return False
+
+    if threading.current_thread() is not threading.main_thread():
+        yield wait  # signals are not for other threads
+        return
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+    def end(number: int, frame: object) -> None:
+        ended.set()
+        restore()
+
+    try:
+        for number in before:
+            signal.signal(number, end)
+        yield wait
+    finally:
+        restore()
 
 
 def _summary(found: "Imported") -> list[str]:

@@ -19,6 +19,7 @@ from opdprobe.cli import recipes as recipe_commands
 from opdprobe.cli import reports as report_command
 from opdprobe.cli import runs as run_commands
 from opdprobe.cli import trackers as log_command
+from opdprobe.cli import viewing as view_command
 from opdprobe.cli import watch as watch_command
 from opdprobe.cli.recipes import DIVERGENCE_GENERATIONS, DIVERGENCE_LENGTH
 from opdprobe.cli.runs import errors
@@ -373,6 +374,23 @@ def _import(commands: Any) -> None:
         help="stop at a row that cannot be used, or leave it out with a note in the log (default: "
         "%(default)s)",
     )
+    sub.add_argument(
+        "--follow",
+        action="store_true",
+        help="import steps of dumps that grow, each when a later one has begun; Ctrl-C imports the "
+        "rest and ends it",
+    )
+    _interval(sub)
+
+
+def _interval(sub: Any) -> None:
+    sub.add_argument(
+        "--interval",
+        type=options.seconds,
+        default=5.0,
+        metavar="S",
+        help="seconds from one look to the next (default: 5)",
+    )
 
 
 def _preflight(commands: Any) -> None:
@@ -536,13 +554,7 @@ def _watch(commands: Any) -> None:
         "show a run's curves and first finding while it grows",
         options.run_to_read(),
     )
-    sub.add_argument(
-        "--interval",
-        type=options.seconds,
-        default=5.0,
-        metavar="S",
-        help="seconds from one look to the next (default: 5)",
-    )
+    _interval(sub)
     sub.add_argument("--once", action="store_true", help="print once and end")
 
 
@@ -637,7 +649,7 @@ def _view(commands: Any) -> None:
     sub = _command(
         commands,
         "view",
-        run_commands.view,
+        view_command.view,
         "write an HTML page with every token of one or two runs",
         options.run_to_read(),
         options.run_to_compare(),
@@ -670,6 +682,12 @@ def _view(commands: Any) -> None:
         metavar="MB",
         help="largest page; steps and rollouts beyond it are left out (default: %(default)s)",
     )
+    sub.add_argument(
+        "--follow",
+        action="store_true",
+        help="write the page anew as steps come, until the run ends or Ctrl-C",
+    )
+    _interval(sub)
 
 
 def _report(commands: Any) -> None:

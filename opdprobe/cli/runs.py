@@ -486,25 +486,6 @@ def _last(run: Run) -> dict[str, float]:
     return {name: float(v[-1]) for name, v in known.items() if v.size}
 
 
-def view(arguments: argparse.Namespace) -> None:
-    """Write the page that shows a run's tokens."""
-    from opdprobe.report.view import write_view
-
-    paths = [path for path in (arguments.run_dir, arguments.other) if path]
-    out = arguments.out or arguments.run_dir / "view.html"
-    notices = write_view(
-        out,
-        open_runs(paths),
-        steps=arguments.steps,
-        rollouts=arguments.rollouts,
-        tokenizer=arguments.tokenizer,
-        max_mb=arguments.max_mb,
-    )
-    for notice in notices:
-        errors.print(notice, style="yellow", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"{out}: {file_size(out.stat().st_size)}; open it in a browser.", soft_wrap=True)
-
-
 def zoo(arguments: argparse.Namespace) -> None:
     """List, build or check the testbed's models."""
     from opdprobe.testing.testbed import members

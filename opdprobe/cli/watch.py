@@ -54,9 +54,9 @@ def _follow(path: Path, interval: float, live: Live | None) -> None:
 
     body: RenderableType = ""
     while True:
-        if missing := _missing(path):
+        if reason := missing(path):
             follower, body = None, ""
-            say(f"waiting for {path}: {missing}")
+            say(f"waiting for {path}: {reason}")
         else:
             follower = follower or Follower(path)
             new = follower.look(
@@ -77,7 +77,7 @@ def _follow(path: Path, interval: float, live: Live | None) -> None:
         time.sleep(interval)
 
 
-def _missing(path: Path) -> str | None:
+def missing(path: Path) -> str | None:
     """Say what is missing before there is a run to watch."""
     if not path.exists():
         return "it does not exist yet"

@@ -15,7 +15,6 @@ from opdprobe.errors import ConfigError, ModelError, NonFiniteError, StoreError
 from opdprobe.hooks.shared import (
     ProbeConfig,
     encode,
-    keep_tokenizer,
     make_pair,
     run_attrs,
     undisturbed,
@@ -24,6 +23,7 @@ from opdprobe.models.devices import resolve_device
 from opdprobe.models.files import model_directory
 from opdprobe.models.load import identity, load_tokenizer, weight_hash
 from opdprobe.models.processes import Processes
+from opdprobe.models.save import keep_tokenizer
 from opdprobe.rollout.grade import Grader
 from opdprobe.rollout.once import probe
 from opdprobe.rollout.prompts import EncodedPrompt, OnError, Prompt

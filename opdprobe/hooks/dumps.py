@@ -17,7 +17,9 @@ from opdprobe.errors import ConfigError, RolloutError
 from opdprobe.hooks.given import score_rollouts
 from opdprobe.models.chat_template import turn_end
 from opdprobe.models.load import load_tokenizer
+from opdprobe.models.processes import Processes
 from opdprobe.models.vocabulary import eos_ids
+from opdprobe.rollout.dumps.growing import GrowingDump
 from opdprobe.rollout.dumps.read import DumpReader
 from opdprobe.rollout.dumps.text import TextCounts, TextEncoder
 from opdprobe.rollout.prompt import OnError
@@ -96,6 +98,7 @@ def import_rollouts(
     teacher_dtype: str | torch.dtype | None = None,
     attn_implementation: str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
+    wait: Callable[[str], bool] | None = None,
 ) -> Imported:
     """Make a run from rollouts that exist already.
 
@@ -125,6 +128,11 @@ def import_rollouts(
         As for `opdprobe.score_rollouts`.
     on_progress : callable, optional
         Called with (files done, files in total).
+    wait : callable, optional
+        For dumps that are still being written: called with what is waited for, after all complete
+        steps were imported; returns True after a while, or False to import the rest and end. A step
+        is complete when a later one has begun; a half-written last line is waited for. By default,
+        the dumps are taken as complete.
 
     Returns
     -------
@@ -144,9 +152,16 @@ def import_rollouts(
     """
     if (student is None) != (teacher is None):
         raise ConfigError("only one of student and teacher is given; expected both, or neither.")
-    reader = DumpReader(dumps, format, step=step, on_error=on_error, on_progress=on_progress)
+    if wait is None:
+        reader = DumpReader(dumps, format, step=step, on_error=on_error, on_progress=on_progress)
+    elif Processes.launched().size > 1:
+        raise ConfigError(
+            "dumps that grow are imported by one process: start it without a launcher."
+        )
+    else:
+        reader = GrowingDump(dumps, format, wait=wait, step=step, on_error=on_error)
     rollouts = iter(reader)
-    first = next(rollouts, None)
+    first = next((rollout for rollout in rollouts if rollout is not None), None)
     if first is None:
         raise RolloutError(f"{reader.files[0]}: no rollout; expected {reader.format.files}.")
     _check_models(first, student is not None)
@@ -201,8 +216,11 @@ class _Tally:
         self.rows = 0
         self.untold: Counter[str] = Counter()
 
-    def counted(self, rollouts: Iterable[Rollout]) -> Iterator[Rollout]:
+    def counted(self, rollouts: Iterable[Rollout | None]) -> Iterator[Rollout | None]:
         for rollout in rollouts:
+            if rollout is None:
+                yield None
+                continue
             self.rows += 1
             self.steps.add(rollout.step)
             self.untold["correct"] += math.isnan(rollout.correct)

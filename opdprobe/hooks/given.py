@@ -15,12 +15,13 @@ from opdprobe.errors import ConfigError, NonFiniteError
 from opdprobe.hooks.served.model import ServedModel
 from opdprobe.hooks.served.run import check_served, describe
 from opdprobe.hooks.served.scores import score_served, vocabulary_width
-from opdprobe.hooks.shared import encode, keep_tokenizer, make_pair, run_attrs, undisturbed
+from opdprobe.hooks.shared import encode, make_pair, run_attrs, undisturbed
 from opdprobe.models.adapters import causal_lm
 from opdprobe.models.devices import precision, resolve_device, teacher_default
 from opdprobe.models.head import logit_width
 from opdprobe.models.load import identity, load_model, load_tokenizer
 from opdprobe.models.processes import Processes
+from opdprobe.models.save import keep_tokenizer
 from opdprobe.models.vocabulary import (
     eos_ids,
     padding_id,
@@ -53,7 +54,7 @@ Model = nn.Module | ServedModel | str | Path
 def score_rollouts(
     student: Model | None,
     teacher: Model | None,
-    rollouts: Iterable[Rollout],
+    rollouts: Iterable[Rollout | None],
     run_dir: str | Path,
     *,
     k: int = 16,
@@ -82,7 +83,8 @@ def score_rollouts(
         sampled the rollouts. None for both: the rollouts themselves hold both models' top lists, or
         log-probabilities of both for the drawn tokens.
     rollouts : iterable of Rollout
-        With token ids, all rollouts of a step one after another. States are the tokens that the
+        With token ids, all rollouts of a step one after another. A step is scored when a rollout of
+        the next one comes, or None, which says that it is complete. States are the tokens that the
         student drew (`Rollout.mask`). As with `opdprobe.capture`, a response begins with the first
         of them and ends with the last: tokens before belong to the prompt, those after are left
         out. A rollout without any is recorded and graded, but has no state.

@@ -19,7 +19,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opdprobe.errors import ConfigError, NonFiniteError
 from opdprobe.hooks.shared import (
-    keep_tokenizer,
     make_pair,
     recorded_attrs,
     run_attrs,
@@ -29,6 +28,7 @@ from opdprobe.hooks.shared import (
 from opdprobe.models.head import Body
 from opdprobe.models.lengths import ApartBody
 from opdprobe.models.load import identity
+from opdprobe.models.save import keep_tokenizer
 from opdprobe.models.vocabulary import eos_ids
 from opdprobe.rollout.pair import Pair
 from opdprobe.rollout.prompts import Prompt

@@ -18,13 +18,11 @@ from opdprobe.errors import ConfigError
 from opdprobe.models.adapters import causal_lm
 from opdprobe.models.devices import precision, same_randomness
 from opdprobe.models.head import evaluating
-from opdprobe.models.save import saving
 from opdprobe.models.vocabulary import tokenizer_hash
 from opdprobe.rollout.pair import Pair
 from opdprobe.rollout.prompt_attrs import prompt_set, template_attrs
 from opdprobe.rollout.prompts import EncodedPrompt, OnError, Prompt, encode_prompts
 from opdprobe.store import open_run
-from opdprobe.store.files import write_directory
 from opdprobe.train.config import Config
 
 logger = logging.getLogger("opdprobe")
@@ -184,17 +182,6 @@ def encode(
 def recorded_attrs(run_dir: Path) -> dict[str, Any]:
     """Attributes of the run in a directory; none where there is no run."""
     return open_run(run_dir).attrs if (run_dir / "run.json").exists() else {}
-
-
-def keep_tokenizer(run_dir: str | Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Keep the tokenizer in the run, so that its tokens can be shown as text later.
-
-    The student's name may be a hub id, or name nothing that was saved.
-    """
-    folder = Path(run_dir) / "tokenizer"
-    if not folder.exists():
-        with write_directory(folder) as directory, saving():
-            tokenizer.save_pretrained(directory)
 
 
 def run_attrs(

@@ -22,7 +22,6 @@ from opdprobe.errors import ConfigError, NonFiniteError
 from opdprobe.hooks.shared import (
     ProbeConfig,
     encode,
-    keep_tokenizer,
     make_pair,
     recorded_attrs,
     run_attrs,
@@ -30,6 +29,7 @@ from opdprobe.hooks.shared import (
     unwrap,
 )
 from opdprobe.models.load import identity
+from opdprobe.models.save import keep_tokenizer
 from opdprobe.rollout.grade import Grader
 from opdprobe.rollout.once import probe
 from opdprobe.rollout.pair import Pair

@@ -56,7 +56,7 @@ class Quantity(NamedTuple):
     per : str
         ``"state"`` or ``"rollout"``.
     worse : int
-        For the viewer: +1 if high values are bad, -1 if low ones are, 0 if it is not offered there.
+        For the viewer: +1 if high values are bad, -1 if low ones are, 0 if neither, or both alike.
     two_sided : bool
         Whether the viewer colours values of both signs.
     """
@@ -153,6 +153,7 @@ QUANTITIES: Mapping[str, Quantity] = {
         "nats",
         "sampler_logp",
         lambda ds: ds.opd.sampler_gap(),
+        two_sided=True,
     ),
     "sampler_kl": _state(
         "KL of sampler from student (k3)",

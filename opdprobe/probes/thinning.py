@@ -13,7 +13,9 @@ if TYPE_CHECKING:
     from opdprobe.store import Run
 
 
-def thinned(run_or_dataset: "Run | xr.Dataset") -> str | None:
+def thinned(
+    run_or_dataset: "Run | xr.Dataset", *, steps: Sequence[int] | None = None
+) -> str | None:
     """Say whether states of responses were left out when they were recorded, and which.
 
     Leaving out whole rollouts (``record_fraction``) does not bias an average; leaving out the later
@@ -47,7 +49,10 @@ def thinned(run_or_dataset: "Run | xr.Dataset") -> str | None:
         position = ds["position"].values if "position" in ds.variables else None
         return _sentence([ds["length"].values], ds.sizes["state"], _last(position))
     run = run_or_dataset
-    steps, limited = run.steps, bool(run.config.get("record_max_positions"))
+    steps, limited = (
+        run.steps if steps is None else steps,
+        bool(run.config.get("record_max_positions")),
+    )
     lengths: list[NDArray[np.integer]] = []
     n_state, last = 0, 0
     for step in steps if limited else sorted({*steps[:1], *steps[-1:]}):

@@ -24,9 +24,9 @@ Direction = Literal["toward", "away", "flat", "unclear"]
 
 TUNED = (
     "Rules and limits were chosen with the paper's numbers and the testbed's runs (five seeds "
-    "each) in view; no run was held out to test them, and none uses a real language model. Late "
-    "collapse and entropy collapse occur in none of these runs, so their rules were tested on "
-    "synthetic runs only."
+    "each) in view; no run was held out to test them, and none uses a real language model. The "
+    "rules for late collapse, entropy collapse and length explosion were tested on synthetic runs "
+    "only; the first two occur in none of these runs."
 )
 """How far the rules are validated; part of every diagnosis."""
 
@@ -87,7 +87,9 @@ def diagnose(found: Course) -> list[Finding]:
           start, and the student's entropy is 1.1 times its value there (§6.1);
         - ``entropy_collapse``: student entropy at most half of its start and 0.8 of the teacher's
           at the same states (§5.2);
-        - ``truncated``: more than 0.1 of the last responses reached the limit (§6.1);
+        - ``length_explosion``: responses are at least 1.25 times as long as at the start (interval
+          above 1.1), and the share that ends fell by 0.1 or more (interval beyond 0.05); otherwise
+          ``truncated``: more than 0.1 of the last responses reached the limit (§6.1);
         - ``heavy_tail``: 1 % of the last states hold half of the reverse KL or more;
         - ``gradient_spikes``: a gradient norm 5 times the median of the 20 steps around it, and
           above those of the first steps (§6.3);
@@ -112,12 +114,13 @@ def diagnose(found: Course) -> list[Finding]:
     ['stagnating', 'accuracy_unclear']
     """
     alignment = _alignment(found)
+    explosion = signs.length_explosion(found)
     others = (
         _accuracy(found, alignment.name),
         signs.low_overlap(found),
         signs.late_collapse(found),
         signs.entropy_collapse(found),
-        signs.truncated(found),
+        explosion or signs.truncated(found),
         signs.heavy_tail(found),
         signs.gradient_spikes(found),
         signs.blind_loss(found),

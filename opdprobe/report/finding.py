@@ -160,6 +160,26 @@ def accuracy_change(found: Course) -> Evidence | None:
     return None
 
 
+def stops_change(found: Course) -> Evidence | None:
+    """Measure how the student's stop-token mass, summed over a response, differs between the ends.
+
+    At each state the mass is the chance that the response ends there, so the mean of the sums is
+    the share of responses that end by themselves, if they were drawn from the recorded
+    distributions and every token has a state. None if the mass was not recorded.
+    """
+    name = "student_stop_token_mass"
+    if not found.has(name):
+        return None
+    stretches = (found.first, found.last)
+    earlier, last = (
+        found.mean(name, where).map(found.mean("completion_length", where), by=np.multiply)
+        for where in stretches
+    )
+    return _compared(
+        name, earlier, last, [_steps(found.steps, where) for where in stretches], unit=" a response"
+    )
+
+
 def student_to_teacher(found: Course) -> Evidence:
     """Measure the ratio of the two entropies over the last steps, at the same states."""
     student, teacher = (found.mean(f"{m}_entropy", found.last) for m in MODELS)
@@ -195,6 +215,7 @@ def _compared(
     *,
     relative: bool = False,
     difference: Estimate | None = None,
+    unit: str = "",
 ) -> Evidence:
     if difference is None:
         difference = last.map(earlier, by=ratio if relative else np.subtract)
@@ -207,7 +228,7 @@ def _compared(
         low, high = last_low - earlier_high, last_high - earlier_low
     sign = "× " if relative else "+" if value >= 0 else ""
     text = (
-        f"{lower(name)} {number(earlier.value)} → {number(last.value)}, "
+        f"{lower(name)}{unit} {number(earlier.value)} → {number(last.value)}, "
         f"{sign}{shown(value, low, high)}; {_said(*steps)}"
     )
     return Evidence(name, text, value, low, high, tuple(steps))

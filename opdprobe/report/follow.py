@@ -173,6 +173,10 @@ class Follower:
         last = max(self._sums, default=-1)
         return {step: why for step, (_, why) in sorted(self._unreadable.items()) if step < last}
 
+    def readable(self) -> dict[int, _Version]:
+        """Return the steps that could be read, each with what identifies its files' content."""
+        return {step: version for step, (version, _) in sorted(self._sums.items())}
+
     def course(self) -> Course:
         """Return the course so far, which may have no step yet.
 

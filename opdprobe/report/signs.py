@@ -12,6 +12,7 @@ from opdprobe.report.finding import (
     level,
     look,
     shown,
+    stops_change,
     student_to_teacher,
 )
 from opdprobe.report.tail import CAP
@@ -26,6 +27,13 @@ _ENTROPY_ROSE = 1.1
 _ENTROPY_HALVED = 0.5
 _ENTROPY_BELOW = 0.8
 _TRUNCATED = 0.1
+# A length explosion. No limits are published, only what to look at: the share of truncated
+# responses and their repetition (StableOPD, 2604.08527), the share that is cut and the stop mass
+# (2609.20511). So: length grows by a quarter, and the interval excludes a tenth, which other
+# prompts may bring; the share that ends falls by as much as `truncated` needs, and the interval
+# excludes half of that.
+_LONGER, _NOT_LONGER = 1.25, 1.1
+_FEWER_END, _AS_MANY_END = 0.1, 0.05
 # In medians of the surrounding steps. On the testbed the maximum is 1.5 to 3 in most runs. It is 5
 # to 17, and above the first steps' norms, in 24 of 180 runs: those that undo RL, those with very
 # short responses, and a few others. Except where they undo RL, they end about as well as similar
@@ -134,6 +142,44 @@ def truncated(found: Course) -> Finding | None:
         "If this is not intended, raise max_completion_length, or check whether the responses "
         "repeat themselves.",
         **look(found, "finished", found.last, -1, "student_entropy"),
+    )
+
+
+def length_explosion(found: Course) -> Finding | None:
+    """Find a length explosion: responses grow while fewer of them end.
+
+    The mean length is at least 1.25 times that of the first steps, and its interval excludes 1.1;
+    the share of responses that end falls by 0.1 or more, and its interval excludes 0.05. Responses
+    that grow longer and still end do not count. Where it is not known whether responses ended, the
+    student's stop-token mass, summed over a response, stands for it: its mean is the share that
+    ends of responses drawn from the recorded distributions.
+    """
+    if len(found.steps) < 2 or not found.has("completion_length"):
+        return None
+    longer = change(found, "completion_length", relative=True)
+    if not (longer.value >= _LONGER and longer.low > _NOT_LONGER):
+        return None
+    fewer = change(found, "finished") if found.has("finished") else stops_change(found)
+    if fewer is None or not (fewer.value <= -_FEWER_END and fewer.high < -_AS_MANY_END):
+        return None
+    evidence = [longer, fewer]
+    evidence += [
+        level(found, name, found.last)
+        for name in ("student_stop_token_mass", "teacher_stop_token_mass")
+        if found.has(name)
+    ]
+    return Finding(
+        "length_explosion",
+        "bad",
+        "Length explosion",
+        "Responses grow and fewer of them end: they rarely contain an answer, and instability "
+        "begins at the ends of long responses (§6.1). A student that only learns to think longer "
+        "still ends its responses.",
+        tuple(evidence),
+        "Read some of the last responses. If they repeat themselves, take the student from before "
+        "the rise, and check that both models end a response with the same tokens (chat template, "
+        "generation_config). If they are sensible and only cut, raise max_completion_length.",
+        **look(found, "completion_length", found.last, 1, "student_entropy"),
     )
 
 

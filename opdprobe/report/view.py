@@ -10,13 +10,16 @@ import hashlib
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from opdprobe.errors import ConfigError, StoreError
+from opdprobe.probes.quantities import QUANTITIES
 from opdprobe.probes.thinning import thinned
+from opdprobe.report.run_tokens import RunTokens
 from opdprobe.report.token_text import TokenTexts
 from opdprobe.report.view_data import VIEWED, level_bounds, pack_json, pack_step
 from opdprobe.store import Run
@@ -24,7 +27,7 @@ from opdprobe.store.files import refuse_links, write_text
 from opdprobe.store.prompt_form import prompt_form
 from opdprobe.store.step import read_counts
 
-_SCRIPTS = ("view_data.js", "view_draw.js", "view.js")
+_SCRIPTS = ("view_data.js", "view_draw.js", "view_find.js", "view.js")
 _FEWEST_STEPS = 12  # a page that is too large drops steps first, down to this number; then rollouts
 
 
@@ -37,8 +40,11 @@ def write_view(
     tokenizer: str | Path | None = None,
     max_mb: float = 20,
     keep: Sequence[Sequence[int]] = (),
+    tokens: Sequence[RunTokens] | None = None,
 ) -> list[str]:
     """Write the viewer's page, which is self-contained; the file appears only when complete.
+
+    Its tables of the whole run count every recorded step, shown or not, one at a time.
 
     Parameters
     ----------
@@ -52,14 +58,16 @@ def write_view(
     rollouts : int, optional
         Show only the first `rollouts` rollouts of each step. Default: all.
     tokenizer : path-like, optional
-        A ``tokenizer.json`` or a directory that has one. Default: the tokenizer of the run's last
-        checkpoint, or the one that a hook saved in the run, or that of the student if it is a
-        directory.
+        A ``tokenizer.json`` or a directory that has one. Default: the tokenizer kept in the run,
+        or in its last checkpoint, or that of the student if it is a directory.
     max_mb : float
         Largest size of the page in MB (10⁶ bytes). If the runs need more, steps are left out
         evenly, down to 12, then rollouts from the end.
     keep : sequence of sequence of int, optional
         Per run, steps to show even if others are left out, for example those that a page links to.
+    tokens : sequence of RunTokens, optional
+        Per run, its tokens as counted already, for a page that is written again. Default: counted
+        here.
 
     Returns
     -------
@@ -95,13 +103,13 @@ def write_view(
     found = [_token_texts(run, tokenizer) for run in runs]
     labels = run_labels(runs)
     notices = [f"{label}: {what}" for label, (_, what) in zip(labels, found, strict=True) if what]
+    wanted = [_steps(run, runs, steps) for run in runs]
     notices += [
         f"{label}: {text}."
-        for run, label in zip(runs, labels, strict=True)
-        if (text := thinned(run))
+        for run, label, some in zip(runs, labels, wanted, strict=True)
+        if (text := thinned(run, steps=some))
     ]
     linked = [sorted(set(some)) for some in keep] or [[] for _ in runs]
-    wanted = [_steps(run, runs, steps) for run in runs]
     if len(runs) == 2 and steps is None and wanted != [run.steps for run in runs]:
         also = ", and those linked to," if any(linked) else ""
         notices.append(
@@ -118,12 +126,17 @@ def write_view(
     sample = pack_step(middle, min(rows, 8))
     per_state = len(sample.block) / max(sample.columns["n"], 1)
 
+    tables = [
+        _tables(run, texts, counted)
+        for run, (texts, _), counted in zip(runs, found, tokens or _counted(runs), strict=True)
+    ]
     budget = limit = max_mb * 1e6
     while True:
         kept, kept_rows = _thin(counts, linked, rows, per_state, budget)
         left_out = _left_out(offered, kept, any(linked), rows, kept_rows, max_mb)
         page = _page(
-            runs, labels, [texts for texts, _ in found], kept, kept_rows, left_out + notices
+            *(runs, labels, [texts for texts, _ in found]),
+            *(tables, kept, kept_rows, left_out + notices),
         )
         size = len(page.encode())
         if size <= limit:
@@ -150,8 +163,9 @@ def _token_texts(run: Run, given: str | Path | None) -> tuple[TokenTexts, str | 
     student = model_name(run, "student")
     if given is None:
         # The run's own copy is the tokenizer it used; the student's directory may have changed.
-        folders = sorted(run.path.glob("checkpoints/*"), reverse=True)
-        folders += [run.path / "tokenizer", *([Path(student)] if student else [])]
+        # An older trainer's run has it in its checkpoints alone.
+        folders = [run.path / "tokenizer", *sorted(run.path.glob("checkpoints/*"), reverse=True)]
+        folders += [Path(student)] if student else []
         given = next((f for f in folders if (f / "tokenizer.json").is_file()), None)
     if given is None:
         return TokenTexts(), (
@@ -254,18 +268,58 @@ def _left_out(
     ]
 
 
+def _counted(runs: Sequence[Run]) -> list[RunTokens]:
+    every = [RunTokens() for _ in runs]
+    for run, tokens in zip(runs, every, strict=True):
+        tokens.update(run)
+    return every
+
+
+def _tables(run: Run, texts: TokenTexts, tokens: RunTokens) -> dict[str, Any] | None:
+    """Lay out a run's tokens for the page's index; None if the run does not know them."""
+    if not tokens.n:
+        return None
+    return {
+        "by": tokens.by,
+        "long_name": QUANTITIES[tokens.by].name.long_name,
+        "n": tokens.n,
+        "infinite": tokens.infinite,
+        "n_tokens": tokens.n_tokens,
+        "rows": [
+            [row.token.kind, row.token.text, row.n, _plain(row.mean), _plain(row.share)]
+            for row in tokens.rows(texts)
+        ],
+        "worst": [
+            [
+                *(_plain(one.value), one.step, one.rollout, one.position),
+                [*one.before, one.token_id, *one.after],
+                len(one.before),
+            ]
+            for one in tokens.worst(run)
+        ],
+    }
+
+
+def _plain(value: float) -> float | str:
+    """Return a number as JSON can hold it, to the digits that are shown."""
+    return float(f"{value:.6g}") if np.isfinite(value) else str(value)
+
+
 def _page(
     runs: Sequence[Run],
     labels: list[str],
     texts: list[TokenTexts],
+    tables: list[dict[str, Any] | None],
     kept: list[list[int]],
     rows: int,
     notices: list[str],
 ) -> str:
     described, blocks, values = [], [], []
     recorded: set[str] = set()
-    for run, label, text, steps in zip(runs, labels, texts, kept, strict=True):
-        packed, used = [], set()
+    for run, label, text, table, steps in zip(runs, labels, texts, tables, kept, strict=True):
+        packed, used = [], set[int]()
+        if table:
+            used.update(*(ids for *_, ids, _ in table["worst"]))
         for step in steps:
             ds = run.load(step)
             one = pack_step(ds, rows)
@@ -282,6 +336,7 @@ def _page(
                 "teacher": short_name(model_name(run, "teacher")),
                 "prompts": prompt_form(run.attrs),
                 "gap": text.gap,
+                "tokens": table,
                 "token_id": list(shown),
                 "token_kind": [token.kind for token in shown.values()],
                 "token_text": [token.text for token in shown.values()],

@@ -14,7 +14,8 @@ from opdprobe.probes.quantities import QUANTITIES, Quantity
 from opdprobe.report.token_text import visible
 
 LOGP_UNIT = 1e-3  # nats per unit of the 16-bit log-probabilities: probabilities are exact to 0.05 %
-_LOWEST = 65_534  # any log-probability below -65.5 nats, shown as probability 0
+_LOWEST = 65_533  # any lower log-probability that is no probability 0
+_ZERO = 65_534  # probability 0
 _UNKNOWN = 65_535  # NaN
 # Half of the tokens stay plain; each further colour marks rarer ones.
 _LEVELS = (0.5, 0.75, 0.9, 0.97, 0.99)
@@ -29,6 +30,7 @@ VIEWED: dict[str, Quantity] = {
         "student_entropy",
         "teacher_entropy",
         "sampled_reward",
+        "sampler_gap",
     )
 }
 """Quantities that can colour the tokens, in the order of the page."""
@@ -40,12 +42,14 @@ class PackedStep(NamedTuple):
     Attributes
     ----------
     columns : dict
-        For the page's index: the number of states ``n``, ``k``, and lists over rollouts.
+        For the page's index: the number of states ``n``, ``k``, and lists over rollouts; of the
+        labels, one such list by name.
     block : str
         The arrays, concatenated, little-endian, compressed (`pack`): values (quantity,
         state) float32; positions (state) int32; token ids (state, support, rank) int32; the
         prompts' and the responses' ids, int32; log-probabilities (state, model, support, rank)
-        and those of the sampled token (state, model), uint16 in multiples of -`LOGP_UNIT` nats.
+        and those of the sampled token (state, model), uint16 in multiples of -`LOGP_UNIT` nats:
+        65533 stands for that and all that is lower, 65534 for probability 0, 65535 for unknown.
     values : ndarray of float32, shape (quantity, state)
         The same values as in the block; NaN where a quantity is undefined or not recorded.
     ids : ndarray of int
@@ -117,6 +121,7 @@ def pack_step(ds: xr.Dataset, rollouts: int) -> PackedStep:
         "n_prompt": n_prompt.tolist(),
         "n_response": n_response.tolist(),
         **{name: _column(ds, name, n_rollout) for name in ("prompt_id", "finished", "correct")},
+        "labels": _labels(ds, n_rollout),
     }
     block = pack(b"".join(array.tobytes() for array in arrays))
     ids = np.unique(np.concatenate([token_id.ravel(), prompt, response]))
@@ -130,8 +135,20 @@ def _column(ds: xr.Dataset, name: str, n: int) -> list[Any]:
     return [visible(value) if isinstance(value, str) else value for value in known]
 
 
+def _labels(ds: xr.Dataset, n: int) -> dict[str, list[str]]:
+    """Values of each label, one per rollout."""
+    if "label" not in ds:
+        return {}
+    table = ds["label"].values[:n].T.tolist()
+    return {
+        visible(str(name)): [visible(str(value)) for value in values]
+        for name, values in zip(ds["label_name"].values.tolist(), table, strict=True)
+    }
+
+
 def _fixed_point(logp: NDArray[np.floating]) -> NDArray[np.uint16]:
     steps = np.clip(-logp / LOGP_UNIT, 0, _LOWEST).round()
+    steps = np.where(np.isneginf(logp), _ZERO, steps)
     return np.where(np.isnan(steps), _UNKNOWN, steps).astype("<u2")
 
 
@@ -153,7 +170,7 @@ def level_bounds(quantity: Quantity, values: NDArray[np.floating]) -> list[float
 
     Examples
     --------
-    >>> kl, _, overlap, *_, reward = VIEWED.values()
+    >>> kl, _, overlap, *_, reward, _ = VIEWED.values()
     >>> level_bounds(kl, np.arange(1001.0))
     [500.0, 750.0, 900.0, 970.0, 990.0]
     >>> level_bounds(overlap, np.full(8, 0.875)), level_bounds(kl, np.array([np.nan]))

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -111,8 +111,10 @@ class Columns:
             )
 
 
-def by_step(rollouts: Iterable[Rollout]) -> Iterator[tuple[int, list[Rollout]]]:
+def by_step(rollouts: Iterable[Rollout | None]) -> Iterator[tuple[int, list[Rollout]]]:
     """Put rollouts together by step, one step in memory at a time.
+
+    A step is complete when a rollout of another one comes, or None.
 
     Raises
     ------
@@ -120,15 +122,20 @@ def by_step(rollouts: Iterable[Rollout]) -> Iterator[tuple[int, list[Rollout]]]:
         A rollout cannot be used, or a step comes again after another one.
     """
     done: set[int] = set()
-    for step, rows in groupby((check(row) for row in rollouts), key=lambda row: int(row.step)):
-        some = list(rows)
-        if step in done:
+    some: list[Rollout] = []
+    for row in chain((row if row is None else check(row) for row in rollouts), [None]):
+        if some and (row is None or row.step != some[0].step):
+            done.add(int(some[0].step))
+            yield int(some[0].step), some
+            some = []
+        if row is None:
+            continue
+        if int(row.step) in done:
             raise RolloutError(
-                f"{named(some[0])}: step {step} comes again after another step; expected all "
+                f"{named(row)}: step {row.step} comes again after another step; expected all "
                 "rollouts of a step one after another: sort them by step."
             )
-        done.add(step)
-        yield step, some
+        some.append(row)
 
 
 def named(row: Rollout) -> str:

@@ -114,8 +114,19 @@ class _Limited(io.RawIOBase):
         return len(data)
 
 
-def open_text(path: Path, suffix: str, stack: ExitStack) -> io.BufferedReader[Any]:
+def open_text(
+    path: Path, suffix: str, stack: ExitStack, raw: io.RawIOBase | None = None
+) -> io.BufferedReader[Any]:
     """Open the text of a file, unpacked, after its byte order mark.
+
+    Parameters
+    ----------
+    path, suffix
+        The file and how it is compressed, if it is.
+    stack
+        Closes it.
+    raw
+        Read in place of the file.
 
     Raises
     ------
@@ -132,7 +143,9 @@ def open_text(path: Path, suffix: str, stack: ExitStack) -> io.BufferedReader[An
     else:
         unpacked = None
     lines: io.BufferedReader[Any]
-    if unpacked is None:
+    if raw is not None:
+        lines = stack.enter_context(io.BufferedReader(raw, 2**16))
+    elif unpacked is None:
         lines = stack.enter_context(path.open("rb"))
     else:
         most = _MOST_BYTES + _MOST_TIMES * path.stat().st_size

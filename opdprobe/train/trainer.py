@@ -51,6 +51,7 @@ from opdprobe.models.devices import (
 from opdprobe.models.load import identity, weight_hash
 from opdprobe.models.positions import check_prompts
 from opdprobe.models.processes import Processes
+from opdprobe.models.save import keep_tokenizer
 from opdprobe.models.sharding import rest, whole
 from opdprobe.models.vocabulary import eos_ids, tokenizer_hash
 from opdprobe.rollout.grade import Grader, counted, grade_rollouts
@@ -376,6 +377,8 @@ class OPDTrainer:
         self.optimization.zero_grad()  # an interrupted step leaves a partial gradient
         if first < self.n_steps or checkpoint is None:
             writer.truncate_after(first - 1)
+            if self.processes.is_main:
+                keep_tokenizer(self.run_dir, self.tokenizer)
             self.processes.wait()
             try:
                 with sigterm_noted() as stopping:

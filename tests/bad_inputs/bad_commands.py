@@ -91,6 +91,11 @@ CASES = [
         "opdprobe watch: error: argument --interval: '0'; expected a number of seconds above 0",
         *("watch", "run", "--interval", "0"),
     ),
+    _failed(
+        "two runs for a page that is to grow",
+        "ConfigError: --follow with two runs; expected one: leave out the second, or --follow.",
+        *("view", "FOLDER/a", "FOLDER/b", "--follow"),
+    ),
     _usage(
         "a negative seed",
         "opdprobe preflight: error: argument --seed: '-1'; expected a whole number, 0 or above",

@@ -10,6 +10,7 @@ from case import Case
 from opdprobe.errors import ConfigError, RolloutError
 from opdprobe.hooks.dumps import import_rollouts
 from opdprobe.rollout.dumps import FORMATS, read_dumps
+from opdprobe.rollout.dumps.growing import GrowingDump
 
 _VERL = {"input": "2+2=", "output": "4", "gts": "4", "score": 1.0, "step": 1}
 _TRACE = {
@@ -43,6 +44,17 @@ def _row(fed: str, message: str, **changed: Any) -> Case:
     """A row of token ids."""
     feed = _read(_lines({**_TRACE, **changed}), "run_rollouts_000000.jsonl")
     return _case(fed, feed, f"FOLDER/run_rollouts_000000.jsonl:1: {message} {_SKIP}")
+
+
+def _shortened(folder: Path) -> object:
+    path = folder / "dump.jsonl"
+    path.write_text(_lines(_TRACE, _TRACE))
+
+    def wait(what: str) -> bool:
+        path.write_text(_lines(_TRACE))
+        return True
+
+    return list(GrowingDump(path, "open-instruct", wait=wait))
 
 
 def _several(folder: Path) -> object:
@@ -143,6 +155,11 @@ CASES = [
         _read(_lines(*({**_TRACE, "step": step} for step in (1, 2, 1)))),
         "FOLDER/1.jsonl:3: step 1 again, after step 2; expected each step's rollouts together: "
         "sort the rows by step, or leave out those of a run that was resumed.",
+    ),
+    _case(
+        "a growing file that is shortened while it is followed",
+        _shortened,
+        "FOLDER/dump.jsonl: was shortened while it was read: import it again from its start.",
     ),
     _case(
         "text, and no models that score it",

@@ -16,6 +16,7 @@ from analyses.results import Claim, Meta, Results, save
 from opdprobe import open_run
 from opdprobe.cli import recipes as recipe_commands
 from opdprobe.cli import runs as commands
+from opdprobe.cli import viewing
 from opdprobe.cli.parser import main
 from opdprobe.models.load import load_model, load_tokenizer, weight_hash
 from opdprobe.report.panel import Panel, Series
@@ -130,7 +131,8 @@ def test_only_what_goes_on_says_so(monkeypatch, capsys, arguments, goes_on):
         raise KeyboardInterrupt
 
     name = arguments[0].replace("-", "_")
-    monkeypatch.setattr(recipe_commands if name == "cold_start" else commands, name, interrupted)
+    module = {"cold_start": recipe_commands, "view": viewing}.get(name, commands)
+    monkeypatch.setattr(module, name, interrupted)
     assert main(arguments) == 130
     end = "; the same command resumes from the last checkpoint" if goes_on else ""
     assert " ".join(capsys.readouterr().err.split()) == f"interrupted{end}."

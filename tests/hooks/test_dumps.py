@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+import signal
 
 import made_dumps as made
 import numpy as np
@@ -9,6 +11,7 @@ import pytest
 
 import opdprobe
 from opdprobe import ConfigError, RolloutError, import_rollouts, open_run
+from opdprobe.cli import importing
 from opdprobe.cli.parser import main
 from opdprobe.testing import tiny_model, tiny_tokenizer
 
@@ -144,6 +147,54 @@ def test_the_same_command_adds_what_was_dumped_since(models, tmp_path, capsys):
     assert "1 of the steps were in the run already, and stay." in capsys.readouterr().out
     assert open_run(run).steps == [1, 2]
     assert (run / "steps" / "000001.zarr.zip").read_bytes() == first
+
+
+def test_a_dump_is_imported_as_it_grows(tmp_path, monkeypatch, capsys):
+    source = made.slime_train(tmp_path / "made")
+    files = sorted(source.rglob("*.pt"))
+    dump, run = tmp_path / "dump" / files[0].parent.name, tmp_path / "run"
+    words = ["import", str(tmp_path / "dump"), "--format", "slime-train", "--run-dir", str(run)]
+    seen = []
+
+    def copy(number):
+        def act():
+            dump.mkdir(parents=True, exist_ok=True)
+            (dump / files[number].name).write_bytes(files[number].read_bytes())
+
+        return act
+
+    acts = [
+        copy(0),
+        lambda: (seen.append((run / "run.json").exists()), copy(1)()),
+        lambda: (seen.append(open_run(run).steps), signal.raise_signal(signal.SIGINT)),
+    ]
+
+    class Pauses:
+        """An event that is set by the signal alone."""
+
+        def __init__(self):
+            self.came = False
+
+        def set(self):
+            self.came = True
+
+        def wait(self, seconds):
+            acts.pop(0)()
+            return self.came
+
+    monkeypatch.setattr(importing.threading, "Event", Pauses)
+    before = signal.getsignal(signal.SIGINT)
+    assert main([*words, "--follow", "--interval", "1"]) == 0
+    out, err = capsys.readouterr()
+    first, second = (int(re.findall(r"\d+", file.stem)[0]) for file in files[:2])
+    assert seen == [False, [first]]
+    assert open_run(run).steps == [first, second]
+    assert "of 2 steps, from slime-train" in out
+    assert "waiting for a step to be complete" in err
+    assert err.count("importing what is left; Ctrl-C again ends at once") == 1
+    assert f"read up to step {first}: waiting for more" in err
+    assert acts == []
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_bad_row_stops_the_command_or_is_left_out(models, tmp_path, capsys):

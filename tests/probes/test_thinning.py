@@ -66,6 +66,16 @@ def test_other_gaps_and_unknown_lengths():
     assert thinned(ds.isel(state=slice(0))).endswith("0.0% of 8 tokens")
 
 
+def test_some_steps_of_a_run_are_looked_at_alone(tmp_path):
+    writer = RunWriter(tmp_path, attrs={}, config={}, resume=False)
+    whole, other = (synthetic_step(step, n_rollouts=2, length=4) for step in (0, 1))
+    writer.write_step(0, whole)
+    writer.write_step(1, other.isel(state=other.position.values < 3))
+    run = open_run(tmp_path)
+    assert thinned(run, steps=[0]) is None
+    assert "3 positions of each response are recorded: 75.0% of 8" in thinned(run, steps=[1])
+
+
 def test_averages_and_pages_name_it(tmp_path, capsys):
     run = record(tmp_path / "run", max_positions=5)
     text = thinned(run)

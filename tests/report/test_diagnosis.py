@@ -366,6 +366,76 @@ def test_truncated_responses():
     assert "truncated" not in found(course_of([step(i, 0.9, ended=0.95) for i in range(6)]))
 
 
+def longer(lengths, ended, **kwargs):
+    """Give the course of a run by mean length and share that ends, lengths differing by prompt."""
+    spread = np.linspace(0.5, 1.5, 64)
+    return course_of(
+        [
+            step(i, 0.9, ended=share, length=np.round(spread * mean).astype(int), **kwargs)
+            for i, (mean, share) in enumerate(zip(lengths, ended, strict=True))
+        ]
+    )
+
+
+def test_a_length_explosion():
+    finding = found(longer([8, 8, 8, 14, 20, 20], [1, 1, 0.95, 0.7, 0.5, 0.5]))["length_explosion"]
+    grown, fewer = finding.evidence[:2]
+    assert (grown.quantity, grown.value) == ("completion_length", pytest.approx(2.5, abs=0.02))
+    assert 1.1 < grown.low < grown.high
+    assert (fewer.quantity, fewer.value) == ("finished", pytest.approx(-0.5, abs=0.02))
+    assert fewer.high < -0.05
+    assert finding.step >= 4
+    assert "truncated" not in found(longer([8] * 3 + [20] * 3, [1] * 3 + [0.5] * 3))
+
+
+@pytest.mark.parametrize(
+    ("lengths", "ended"),
+    [
+        ([10] * 6, [0.9] * 6),  # steady
+        ([8, 8, 12, 16, 20, 20], [1.0] * 6),  # it thinks longer, and ends
+        ([8, 8, 12, 16, 20, 20], [0.8] * 6),  # as many were cut before
+        ([20, 20, 16, 12, 8, 8], [1, 1, 0.9, 0.7, 0.5, 0.5]),  # shorter: another limit, not this
+        ([20, 20, 20, 21, 22, 22], [1, 1, 0.9, 0.7, 0.5, 0.5]),  # a tenth longer
+        ([8, 8, 12, 16, 20, 20], [1, 1, 1, 0.97, 0.95, 0.95]),  # a few more are cut
+        ([8, 20, 20, 20, 20, 8], [1, 0.5, 0.5, 0.5, 0.5, 1]),  # it has passed
+    ],
+)
+def test_no_length_explosion(lengths, ended):
+    assert "length_explosion" not in found(longer(lengths, ended))
+
+
+def test_few_prompts_are_no_evidence_of_an_explosion():
+    lengths, ended = [8, 8, 8, 20, 20, 20], [1, 1, 1, 0.5, 0.5, 0.5]
+    few = course_of(
+        [
+            step(i, 0.9, ended=share, length=mean, n_rollouts=4)
+            for i, (mean, share) in enumerate(zip(lengths, ended, strict=True))
+        ]
+    )
+    assert "length_explosion" not in found(few)
+
+
+@pytest.mark.parametrize(("chance", "explodes"), [(0.025, True), (0.05, False)])
+def test_where_nobody_says_what_ended_the_stop_mass_tells(chance, explodes):
+    """Responses of 8, then 20 tokens that end with a given chance at each token."""
+
+    def made(number, mean, chance):
+        ds = step(number, 0.9, length=np.round(np.linspace(0.5, 1.5, 64) * mean).astype(int))
+        stop = np.full((ds.sizes["state"], 2, 2), np.log(chance), np.float32)
+        unknown = np.full(64, np.nan, np.float32)
+        dims = ("state", "model", "support")
+        return ds.assign(stop_logp=(dims, stop), finished=("rollout", unknown))
+
+    steps = [made(i, 8, 0.125) for i in range(3)] + [made(i, 20, chance) for i in range(3, 6)]
+    finding = found(course_of(steps)).get("length_explosion")
+    assert (finding is not None) == explodes
+    if finding:
+        fewer = finding.evidence[1]
+        assert fewer.quantity == "student_stop_token_mass"
+        assert fewer.value == pytest.approx(20 * chance - 8 * 0.125, abs=0.02)
+        assert "student stop-token mass a response" in fewer.text
+
+
 def test_gradient_spikes(steady):
     norms = np.full(30, 1.0)
     norms[17] = 8.0

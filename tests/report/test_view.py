@@ -10,6 +10,7 @@ import shutil
 import subprocess
 import sys
 from html.parser import HTMLParser
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 
 from opdprobe.cli.parser import main
 from opdprobe.errors import ConfigError, ModelError, StoreError
+from opdprobe.probes.sets import overlap_mask
 from opdprobe.report.token_text import TokenText, TokenTexts, visible
 from opdprobe.report.view import write_view
 from opdprobe.report.view_data import VIEWED, level_bounds, pack_step
@@ -94,6 +96,7 @@ def test_a_block_holds_the_step(tmp_path):
         ds.entropy.sel(model="student"),
         ds.entropy.sel(model="teacher"),
         ds.sampled_logp.sel(model="teacher") - ds.sampled_logp.sel(model="student"),
+        np.full(7, np.nan),  # no log-probabilities of a sampler
     ]
     for row, values in zip(found["values"], expected, strict=True):
         np.testing.assert_allclose(row, values, rtol=1e-5, atol=1e-6)
@@ -114,6 +117,23 @@ def test_an_impossible_token_is_the_lowest_number():
     found = arrays(gzip.decompress(base64.b64decode(packed.block)), packed.columns)
     assert found["logp"][0, 1, 0, 1] == found["sampled"][0, 1] == 65534
     assert found["values"][5, 0] == -np.inf
+
+
+def test_a_token_that_is_only_unlikely_is_not_an_impossible_one():
+    ds = synthetic_step(n_rollouts=1, length=1, k=2)
+    ds["logp"][0, 1, 0] = [-99.0, -np.inf]
+    packed = pack_step(ds, 1)
+    found = arrays(gzip.decompress(base64.b64decode(packed.block)), packed.columns)
+    assert found["logp"][0, 1, 0].tolist() == [65533, 65534]
+
+
+def test_labels_and_the_samplers_log_probabilities_come_with_the_step():
+    ds = synthetic_step(n_rollouts=3, length=2, given=True)
+    ds["label"] = ds.label.dims, np.array([["a\u202e"], [""], ["b"]])
+    packed = pack_step(ds, 2)
+    assert packed.columns["labels"] == {"domain": ["a‹U+202E›", ""]}
+    gap = ds.sampled_logp.values[:4, 0] - ds.sampler_logp.values[:4]
+    np.testing.assert_allclose(packed.values[[*VIEWED].index("sampler_gap")], gap, atol=1e-6)
 
 
 def test_what_is_not_known_is_no_zero():
@@ -338,6 +358,44 @@ def test_a_tokenizer_of_another_size_is_pointed_out(tmp_path):
     assert "has 2 tokens and the run's had 64" in notice
 
 
+def test_the_tokenizer_kept_in_the_run_is_the_one(tmp_path):
+    run = synthetic_run(tmp_path / "run", steps=[0])
+    for name in ("checkpoints/000009", "tokenizer"):
+        save_tokenizer(run.path / name, [f"{name}{i}" for i in range(64)])
+    write_view(tmp_path / "view.html", [run])
+    texts = index_of(tmp_path / "view.html")["runs"][0]["token_text"]
+    assert all(text.startswith("tokenizer") for text in texts)
+
+
+def test_the_tables_count_the_whole_run_and_have_the_texts_of_their_tokens(tmp_path):
+    run = hostile_run(tmp_path)
+    write_view(tmp_path / "view.html", [run], steps=[0], rollouts=1)
+    described = index_of(tmp_path / "view.html")["runs"][0]
+    tables, texts = (
+        described["tokens"],
+        dict(zip(described["token_id"], described["token_text"], strict=True)),
+    )
+    states = [run.load(step) for step in run.steps]
+    assert (tables["by"], tables["n"]) == ("reverse_kl", 64)
+    assert sum(n for _, _, n, _, _ in tables["rows"]) == 64
+    assert {text for _, text, *_ in tables["rows"]} <= {visible(word) for word in WORDS}
+    assert {step for _, step, *_ in tables["worst"]} == {0, 5}  # also of a step that is not shown
+    largest = max(float(ds.reverse_kl.max()) for ds in states)
+    assert tables["worst"][0][0] == pytest.approx(largest, rel=1e-5)
+    for _, step, rollout, position, ids, at in tables["worst"]:
+        assert ids[at] == run.response_ids(step)[rollout][position]
+        assert all(texts[i] == visible(WORDS[i]) for i in ids)
+
+
+def test_infinite_values_reach_the_tables(tmp_path):
+    ds = synthetic_step(n_rollouts=1, length=4)
+    ds["reverse_kl"][2] = np.inf
+    RunWriter(tmp_path / "run", attrs={}, config={}, resume=False).write_step(0, ds)
+    write_view(tmp_path / "view.html", [open_run(tmp_path / "run")])
+    tables = index_of(tmp_path / "view.html")["runs"][0]["tokens"]
+    assert (tables["infinite"], tables["worst"][0][0], tables["rows"][0][3]) == (1, "inf", "inf")
+
+
 def test_two_runs_share_steps_and_keep_their_names(tmp_path):
     one = synthetic_run(tmp_path / "a" / "run", steps=[0, 5, 7])
     two = synthetic_run(tmp_path / "b" / "run", steps=[0, 7, 9], seed=1)
@@ -415,6 +473,92 @@ sys.exit(main(["view", {str(run.path)!r}, "--out", {str(tmp_path / "view.html")!
 """
     subprocess.run([sys.executable, "-W", "error", "-c", script], check=True, timeout=120)
     assert index_of(tmp_path / "view.html")["runs"][0]["token_kind"][0] == "text"
+
+
+# ---- the script's rules, without a page
+
+NODE = shutil.which("node")
+needs_node = pytest.mark.skipif(NODE is None, reason="needs node on the PATH")
+
+
+def evaluated(expression):
+    """Give the value of an expression that uses the page's functions."""
+    folder = files("opdprobe.report") / "templates"
+    scripts = [(folder / name).read_text("utf-8") for name in ("view_data.js", "view_draw.js")]
+    code = "".join(scripts) + f"console.log(JSON.stringify({expression}))"
+    assert NODE is not None
+    done = subprocess.run([NODE, "-"], input=code, capture_output=True, text=True, check=True)
+    return json.loads(done.stdout)
+
+
+@needs_node
+def test_the_page_marks_the_shared_tokens_that_the_probes_count():
+    rng = np.random.default_rng(0)
+    ids = np.array([[rng.permutation(8)[:5] for _ in range(2)] for _ in range(40)])
+    logp = -np.sort(rng.exponential(5, (40, 2, 5)))
+    logp[rng.random((40, 2, 5)) < 0.3] = -np.inf
+    logp[0, 0, 0] = -90.0  # very unlikely, not impossible
+    fixed = np.where(np.isinf(logp), 65534, np.minimum(-logp * 1000, 65533).astype(int))
+    cases = [
+        {"lists": lists.tolist(), "own": own.tolist()}
+        for lists, own in zip(ids, fixed, strict=True)
+    ]
+    found = evaluated(
+        f"{json.dumps(cases)}.map(({{lists, own}}) => "
+        "[...sharedTokens(lists.map((one) => Int32Array.from(one)), own)])"
+    )
+    for one, lists, own in zip(found, ids, logp, strict=True):
+        mask = overlap_mask(lists[0], lists[1], own[0], own[1])
+        assert sorted(one) == sorted(lists[0][mask].tolist())
+
+
+@needs_node
+def test_what_the_student_did_not_draw():
+    states = "Int32Array.from([4, -1, -1, 5, 6, -1])"
+    want = ["drawn", "given", "given", "drawn", "drawn", "none"]
+    assert evaluated(f"origins({states})") == want
+    assert evaluated("origins(Int32Array.from([-1, -1]))") == ["none", "none"]
+
+
+@needs_node
+@pytest.mark.parametrize(
+    ("prompt", "starts"),
+    [
+        # ChatML, Llama 3's headers, a template whose marks come once, plain text, nothing.
+        (["<s>", "user", "2+2", "<e>", "↵", "<s>", "assistant"], [0, 5]),
+        (["<b>", "<h>", "user", "<h/>", "2", "<e>", "<h>", "assistant", "<h/>"], [0, 1, 6]),
+        (["<u>", "2+2", "<a>"], [0]),
+        (["2", "+", "2"], [0]),
+        ([], [0]),
+    ],
+)
+def test_the_turns_of_a_prompt(prompt, starts):
+    ids = [sorted(set(prompt)).index(text) for text in prompt]
+    kinds = [{"kind": "special" if "<" in text else "text"} for text in prompt]
+    assert evaluated(f"turnStarts({ids}, {json.dumps(kinds)})") == starts
+
+
+@needs_node
+def test_a_text_is_searched_across_tokens_and_halves_of_a_character():
+    tokens = [("text", "So"), ("text", " İs"), ("bytes", "E2 82"), ("bytes", "AC"), ("text", " 5")]
+    given = json.dumps([{"kind": kind, "text": text} for kind, text in tokens])
+    found = evaluated(
+        f"(({{text, starts}}) => [text, starts, [...text].map((_, i) => tokenAt(starts, i))])"
+        f"(searchable({given}, ''))"
+    )
+    # The capital I with a dot is longer in lower case.
+    assert found[0] == "So i̇s€ 5"
+    assert found[1] == [0, 2, 6, 6, 7]
+    assert found[2] == [0, 0, 1, 1, 1, 1, 2, 4, 4]
+    assert evaluated(f"searchable({given}, ' ').text") == "So  i̇s � �  5"
+
+
+@needs_node
+def test_both_sides_of_a_quantity_have_their_colours():
+    quantity = {"worse": 0, "two_sided": True, "bounds": [0.1, 0.2, 0.3, 0.4, 0.5]}
+    values = [0, 0.1, -0.15, 0.15, -9, 9]
+    found = evaluated(f"{values}.map((value) => level({json.dumps(quantity)}, value))")
+    assert found == ["", "", "bad1", "good1", "bad5", "good5"]
 
 
 # ---- in a browser
@@ -597,6 +741,117 @@ return {offered, beside, prompt, follows: el("title-b").textContent};""")
     assert result["beside"] == "two, step 5, rollout 1"
     assert result["prompt"].startswith("prompt prompt-1 · ")
     assert result["follows"].startswith("two, step")
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    """A page of two steps of three rollouts; the second has text that is not the student's."""
+    folder = tmp_path_factory.mktemp("labelled")
+    words = [f"w{i}." for i in range(64)]
+    save_tokenizer(folder / "tokenizer", words, decoder={"type": "ByteLevel"})
+    writer = RunWriter(folder / "run", attrs={}, config={}, resume=False)
+    for number, labels in ((0, ["a", "b", "a"]), (5, ["b", "b", "b"])):
+        ds = synthetic_step(number, n_rollouts=3, length=6, k=4, given=True)
+        ds["label"] = ds.label.dims, np.array(labels)[:, None]
+        masked = (ds.rollout == 1) & ds.position.isin([2, 3])
+        writer.write_step(number, ds.isel(state=np.flatnonzero(~masked)))
+    run = open_run(folder / "run")
+    write_view(folder / "view.html", [run], tokenizer=folder / "tokenizer")
+    return folder / "view.html", run
+
+
+@needs_browser
+def test_rollouts_are_chosen_by_their_labels(labelled, tmp_path):
+    result = played(
+        browse(labelled[0], "step=5&rollout=2", tmp_path, play="""
+const only = el("only"), seen = {};
+seen.offered = [...only.options].map((option) => option.textContent);
+only.value = JSON.stringify(["domain", "a"]);
+only.dispatchEvent(new Event("change"));
+await wait(() => el("title-a").textContent.includes("step 0"));
+seen.title = el("title-a").textContent;
+seen.rollouts = [...el("rollout").options].map((option) => option.value);
+el("rollout-back").click();
+await wait(() => el("title-a").textContent.endsWith("rollout 0"));
+seen.ends = [el("rollout-back").disabled, el("rollout-on").disabled];
+await wait(() => location.hash.includes("rollout=0") && location.hash.includes("only="));
+return seen;""")
+    )  # fmt: skip
+    assert {"all", "domain: a", "domain: b"} <= set(result["offered"])
+    assert result["title"].endswith("step 0, rollout 2")  # as before, since it has that label
+    assert result["rollouts"] == ["0", "2"]
+    assert result["ends"] == [True, False]
+
+
+@needs_browser
+def test_the_text_is_searched(labelled, tmp_path):
+    path, run = labelled
+    ids = run.response_ids(5)[1].tolist()
+    query = f"W{ids[3]}.w{ids[4]}"
+    result = played(
+        browse(path, "step=0", tmp_path, play="""
+el("query").value = QUERY;
+el("ask").click();
+await wait(() => el("found-note").textContent.includes("rollouts"));
+const found = [...document.querySelectorAll("#found li")].map((item) => item.textContent);
+document.querySelector("#found button").click();
+await wait(() => el("title-a").textContent.includes("step 5"));
+await wait(() => document.querySelector("#pane-a [aria-selected=true]")?.dataset.token === "3");
+return [found, el("title-a").textContent, el("found-note").textContent];
+""".replace("QUERY", json.dumps(query)))
+    )  # fmt: skip
+    ((item,), title, note) = result
+    assert item.startswith("step 5, rollout 1 ")
+    assert query.lower() in item
+    assert title.endswith("step 5, rollout 1")
+    assert note == "1 times in 1 rollouts of the steps on this page."
+
+
+@needs_browser
+def test_what_the_student_did_not_write_is_shaded(labelled, tmp_path):
+    result = played(
+        browse(labelled[0], "step=0&rollout=1", tmp_path, play="""
+const given = [...document.querySelectorAll("#pane-a .given")].map((one) => one.dataset.token);
+return [given, document.querySelector("#pane-a .facts").textContent,
+        document.querySelector("#legend .given").textContent];""")
+    )  # fmt: skip
+    assert result[0] == ["2", "3"]
+    assert "2 turns of the student" in result[1]
+    assert result[2].startswith("not drawn by the student")
+
+
+@needs_browser
+def test_the_tables_of_the_run_lead_to_its_tokens(labelled, tmp_path):
+    path, run = labelled
+    result = played(
+        browse(path, "step=0", tmp_path, play="""
+el("whole").open = true;
+const rows = () => [...document.querySelectorAll("#divergent tbody tr")];
+await wait(() => rows().length);
+const strings = [...document.querySelectorAll("#strings tbody tr")];
+const seen = {n: rows().length, mark: rows()[0].querySelector("mark").textContent};
+seen.first = [...strings[0].children].map((cell) => cell.textContent);
+const there = rows()[0].querySelector("button");
+there.click();
+const [step, rollout, token] = there.textContent.match(/\\d+/g);
+await wait(() => el("title-a").textContent.endsWith(`step ${step}, rollout ${rollout}`));
+await wait(() => document.querySelector("#pane-a [aria-selected=true]")?.dataset.token === token);
+seen.place = [step, rollout, token].map(Number);
+return seen;""")
+    )  # fmt: skip
+    states = [(step, run.load(step)) for step in run.steps]
+    kl = np.concatenate([ds.reverse_kl.values for _, ds in states])
+    ids = np.concatenate([ds.sampled_id.values for _, ds in states])
+    assert result["n"] == kl.size == 32
+    step, ds = max(states, key=lambda one: float(one[1].reverse_kl.max()))
+    at = int(ds.reverse_kl.values.argmax())
+    assert result["place"] == [step, int(ds.rollout[at]), int(ds.position[at])]
+    assert result["mark"] == f"w{int(ds.sampled_id[at])}."
+    top = max(set(ids.tolist()), key=lambda i: kl[ids == i].sum())
+    name, n, mean, share = result["first"]
+    assert (name, n) == (f"w{top}.", str((ids == top).sum()))
+    assert float(mean) == pytest.approx(kl[ids == top].mean(), rel=5e-3)
+    assert float(share.split()[0]) == pytest.approx(100 * kl[ids == top].sum() / kl.sum(), rel=5e-3)
 
 
 @needs_browser

@@ -63,6 +63,25 @@ def test_a_run_holds_every_step_and_its_settings(tmp_path, trainer_in):
     assert run.metrics.learning_rate.values.tolist() == [1e-3] * 4
 
 
+def test_a_run_keeps_its_tokenizer_and_template_from_its_start(tmp_path, trainer_in):
+    class Look(Callback):
+        def on_train_begin(self, trainer):
+            kept = load_tokenizer(tmp_path / "tokenizer")
+            assert kept.get_vocab() == trainer.tokenizer.get_vocab()
+            assert kept.chat_template == template
+            assert not (tmp_path / "checkpoints").exists()
+            self.looked = True
+
+    look = Look()
+    trainer = trainer_in(tmp_path, settings={"max_steps": 1}, callbacks=[look])
+    trainer.tokenizer.chat_template = template = "{{ messages[0].content }}"
+    trainer.train()
+    assert look.looked
+    first = (tmp_path / "tokenizer" / "tokenizer.json").stat().st_ino
+    trainer.train(resume=True)
+    assert (tmp_path / "tokenizer" / "tokenizer.json").stat().st_ino == first
+
+
 def test_unfinished_responses_are_graded_where_the_settings_say_so(tmp_path, trainer_in):
     settings = {"unfinished": "graded", "max_steps": 1, "eval_n": 2}
     options = {"grader": lambda text, prompt: 1.0, "eval_prompts": {"some": PROBLEMS}}

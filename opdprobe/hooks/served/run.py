@@ -14,10 +14,11 @@ from opdprobe.errors import ConfigError, VocabularyError
 from opdprobe.hooks.checkpoints import find_checkpoints
 from opdprobe.hooks.served.model import ServedModel
 from opdprobe.hooks.served.scores import score_served, vocabulary_width
-from opdprobe.hooks.shared import ProbeConfig, encode, keep_tokenizer, undisturbed
+from opdprobe.hooks.shared import ProbeConfig, encode, undisturbed
 from opdprobe.models.devices import precision, resolve_device, resolve_dtype, teacher_default
 from opdprobe.models.load import identity, load_model, load_tokenizer, weight_hash
 from opdprobe.models.positions import check_prompts
+from opdprobe.models.save import keep_tokenizer
 from opdprobe.models.vocabulary import eos_ids, padding_id, shared_vocabulary, tokenizer_hash
 from opdprobe.rollout.grade import Grader, grade_rollouts
 from opdprobe.rollout.memory import sample_in_parts

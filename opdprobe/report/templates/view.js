@@ -34,7 +34,7 @@ function foldDetail(folded) {
 
 function spoken(pane, position) {
   const name = inList(token(pane.run, pane.response[position])), state = pane.states[position];
-  if (state < 0) return `${name}, token ${position}, not recorded`;
+  if (state < 0) return `${name}, token ${position}, ${pane.origins[position] === "given" ? "not drawn by the student" : "not recorded"}`;
   const [p, q] = [0, 1].map((model) => chance(probability(pane.data.sampled[state * 2 + model])));
   const out = level(quantity(), value(pane, position)).replace(/bad|good/, "level ");
   return `${name}, token ${position}, ${quantity().long_name} ${withUnit(value(pane, position), quantity())}${out ? ", " + out : ""}, student ${p}, teacher ${q}`;
@@ -58,7 +58,8 @@ function detail(pane, position) {
   if (!known) return;
   const { k } = head, drawn = pane.response[position];
   const lists = [0, 1].map((support) => data.ids.subarray((state * 2 + support) * k, (state * 2 + support + 1) * k));
-  const both = new Set(lists[0].filter((id) => lists[1].includes(id)));
+  const own = [0, 1].map((model) => data.logp.subarray((state * 4 + model * 3) * k, (state * 4 + model * 3 + 1) * k));
+  const both = sharedTokens(lists, own);
   ["student", "teacher"].forEach((owner, support) => {
     const table = byId(`list-${owner}`), sums = [0, 0];
     table.caption.textContent = `${owner}'s top ${k}`;
@@ -94,6 +95,7 @@ function remember() {
   const parts = { run: view.run, step: stepNumber(view), rollout: view.rollout, token: view.token, by: quantity().name };
   if (view.with) parts.with = key(view.with);
   if (view.scope === "step") parts.scope = "step";
+  if (view.only) parts.only = view.only;
   // Browsers refuse more than about three changes per second, which a held arrow key would exceed.
   clearTimeout(remembering);
   remembering = setTimeout(() => history.replaceState(null, "", "#" + new URLSearchParams(parts)), 400);
@@ -110,7 +112,7 @@ function read() {
   byId("astray").textContent = astray ? `The link leads to step ${whole("step") ?? steps[step].step}, rollout ${whole("rollout") ?? 0}, which this page does not have; the nearest is shown.` : "";
   byId("astray").hidden = !astray;
   const by = index.quantities.findIndex((one) => one.name === wish.get("by") && one.units);
-  view = { run, step, rollout, token: whole("token"), by: by >= 0 ? by : Math.max(index.quantities.findIndex((one) => one.units), 0), scope: wish.get("scope") === "step" ? "step" : "rollout", with: null };
+  view = { run, step, rollout, token: whole("token"), by: by >= 0 ? by : Math.max(index.quantities.findIndex((one) => one.units), 0), scope: wish.get("scope") === "step" ? "step" : "rollout", only: filters.find(({ value }) => value === wish.get("only"))?.value ?? "", with: null };
   const other = wish.get("with") ? place(wish.get("with")) : null;
   if (other && companions(view).some((one) => same(one, other))) view.with = other;
   return draw();
@@ -122,6 +124,7 @@ function go(change) {
   byId("astray").hidden = true;
   view = { ...view, token: null, ...change };
   view.rollout = Math.min(view.rollout, header(view).n_states.length - 1);
+  if (!("rollout" in change)) view.rollout = nearestMatch(view);
   if (before && !("with" in change)) {
     const others = companions(view);
     view.with = others.find((one) => same(one, before)) ?? others.find((one) => one.run === before.run && one.rollout === view.rollout) ?? others.find((one) => one.run === before.run) ?? null;
@@ -130,8 +133,8 @@ function go(change) {
 }
 
 const turn = (what, by) => {
-  const to = view[what] + by, end = what === "step" ? index.runs[view.run].steps.length : header(view).n_states.length;
-  if (to >= 0 && to < end) return go({ [what]: to });
+  const to = what === "rollout" ? nextMatch(view, by) : view.step + by;
+  if (to >= 0 && to < (what === "step" ? index.runs[view.run].steps : header(view).n_states).length) return go({ [what]: to });
 };
 
 // ---- input
@@ -174,6 +177,7 @@ function listen() {
       panes[name].spans[to].scrollIntoView({ block: "nearest" });
     });
   }
+  listenFind();
   byId("fold").addEventListener("click", () => foldDetail(!byId("detail").classList.contains("folded")));
   byId("worst").addEventListener("click", (event) => {
     const button = event.target.closest("button");
@@ -201,7 +205,7 @@ function listen() {
   }
   document.addEventListener("keydown", (event) => {
     if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("select, input")) return;
-    const action = { n: () => jump(markWorst() + 1), p: () => jump(Math.max(markWorst() - 1, 0)), "[": () => turn("rollout", -1),
+    const action = { "/": () => byId("query").focus(), n: () => jump(markWorst() + 1), p: () => jump(Math.max(markWorst() - 1, 0)), "[": () => turn("rollout", -1),
       "]": () => turn("rollout", 1), "{": () => turn("step", -1), "}": () => turn("step", 1) }[event.key];
     if (!action) return;
     event.preventDefault();
@@ -215,6 +219,7 @@ async function start() {
   for (const run of index.runs) {
     run.texts = new Map(run.token_id.map((id, i) => [id, { kind: run.token_kind[i], text: run.token_text[i] }]));
   }
+  filters = allFilters();
   byId("models").textContent = index.runs.map(({ label, student, teacher, prompts }) => `${index.runs.length > 1 ? label + ": " : ""}student ${student ?? "unknown"}, teacher ${teacher ?? "unknown"}${prompts ? `, prompts: ${prompts}` : ""}`).join(" · ");
   byId("notices").replaceChildren(...index.notices.map((notice) => make("li", "", notice)));
   byId("notices").hidden = index.notices.length === 0;

@@ -4,7 +4,7 @@
 // each gzipped, in base64. Also the formats of numbers and tokens.
 
 const byId = (id) => document.getElementById(id);
-const LOGP_UNIT = 1e-3, LOWEST = 65534, UNKNOWN = 65535;
+const LOGP_UNIT = 1e-3, ZERO = 65534, UNKNOWN = 65535;
 
 let index; // runs with their steps, quantities, notices
 
@@ -45,7 +45,53 @@ async function load(run, step) {
   return header.data;
 }
 
-const probability = (fixed) => (fixed === UNKNOWN ? NaN : fixed === LOWEST ? 0 : Math.exp(-fixed * LOGP_UNIT));
+const probability = (fixed) => (fixed === UNKNOWN ? NaN : fixed === ZERO ? 0 : Math.exp(-fixed * LOGP_UNIT));
+
+// Tokens in both models' lists. One of probability 0 only fills a list up: it is no candidate.
+function sharedTokens(lists, own) {
+  const [student, teacher] = lists.map((ids, model) => new Set(ids.filter((_, rank) => own[model][rank] !== ZERO)));
+  return new Set([...student].filter((id) => teacher.has(id)));
+}
+
+// For each response token, from its state (-1: none): "given" where one has no state although a
+// later one has: as a rule, a tool or a user wrote it. The last ones may just not be recorded.
+function origins(states) {
+  const last = states.findLastIndex((state) => state >= 0);
+  return Array.from(states, (state, i) => (state >= 0 ? "drawn" : i < last ? "given" : "none"));
+}
+
+// Where the turns of a prompt begin. No template is known here: a turn is taken to begin with the
+// first special token that occurs again.
+function turnStarts(ids, tokens) {
+  const special = ids.filter((_, i) => tokens[i].kind === "special");
+  const mark = special.find((id) => special.indexOf(id) !== special.lastIndexOf(id));
+  const found = ids.flatMap((id, i) => (id === mark ? [i] : []));
+  return found[0] === 0 ? found : [0, ...found];
+}
+
+// The text of tokens, and where each begins in it; parts of a character are put together. A token
+// that is longer in lower case is in lower case: places in the text and in its lower case agree.
+function searchable(tokens, gap) {
+  let text = "", bytes = [];
+  const add = (piece) => { text += piece.toLowerCase().length === piece.length ? piece : piece.toLowerCase(); };
+  const join = () => {
+    if (bytes.length) add(new TextDecoder().decode(new Uint8Array(bytes)));
+    bytes = [];
+  };
+  const starts = tokens.map((one, i) => {
+    if (one.kind !== "bytes" || gap) join();
+    if (i) add(gap);
+    const start = text.length;
+    if (one.kind === "bytes") bytes.push(...one.text.split(" ").map((byte) => parseInt(byte, 16)));
+    else add(one.text);
+    return start;
+  });
+  join();
+  return { text, starts };
+}
+
+// The place of the token that a place in the text belongs to.
+const tokenAt = (starts, at) => starts.indexOf(starts.findLast((start) => start <= at));
 
 function token(run, id) {
   const { texts } = index.runs[run];
@@ -68,13 +114,14 @@ const chance = (p) => (Number.isNaN(p) ? "–" : p >= 0.001 ? p.toFixed(3) : p =
 const withUnit = (value, { units }) => number(value) + (units === "nats" && Number.isFinite(value) ? " nats" : "");
 
 // How far out a value is: 0 common … 5 rare; bounds may be fewer than five, so count from the top.
+// Of a quantity with two sides, values above 0 have the other colour.
 function level(quantity, value) {
   if (Number.isNaN(value)) return "undefined";
   const { worse, two_sided, bounds } = quantity;
   const out = two_sided ? Math.abs(value) : worse * value;
   const passed = bounds.filter((bound) => out > (two_sided ? bound : worse * bound)).length;
   if (passed === 0) return "";
-  return (two_sided && worse * value < 0 ? "good" : "bad") + (5 - bounds.length + passed);
+  return (two_sided && value > 0 ? "good" : "bad") + (5 - bounds.length + passed);
 }
 
 function make(tag, className, text) {

@@ -4,13 +4,14 @@
 
 const WORST = 24; // number of buttons in the list of the worst tokens
 
-let view = {}; // what is shown: run, step (index), rollout, token, by, with {run, step, rollout}, scope
+let view = {}; // what is shown: run, step (index), rollout, token, by, with {run, step, rollout}, scope, only
 const panes = {}; // a, b: {run, step, rollout, data, spans, states} as drawn
 let remembering; // the timer that writes the view to the address
 let worst = []; // the worst tokens of the scope, worst first: {rollout, token, value}
 
 const quantity = () => index.quantities[view.by];
 const header = (place) => index.runs[place.run].steps[place.step];
+const ended = (finished) => (finished === null ? null : finished ? "finished" : "cut off");
 const grade = (correct) => (correct === null ? null : correct === 1 ? "correct" : correct === 0 ? "wrong" : `score ${number(correct)}`);
 
 function rolloutLabel(place) {
@@ -49,12 +50,13 @@ async function draw() {
   if (view.drawing !== drawing) return; // another choice was made meanwhile
   const reading = document.activeElement.closest(".response") !== null;
   drawControls();
-  drawLegend();
   drawPane("a", view, a);
   byId("pane-b").hidden = !view.with;
   byId("panes").classList.toggle("two", Boolean(view.with));
   if (view.with) drawPane("b", view.with, b);
+  drawLegend();
   rank();
+  drawTables();
   if (view.token === null || view.token >= panes.a.spans.length) view.token = worst.find((one) => one.rollout === view.rollout)?.token ?? 0;
   choose("a", view.token, reading);
 }
@@ -64,12 +66,14 @@ function drawControls() {
   byId("run-field").hidden = index.runs.length < 2;
   fill(byId("run"), index.runs.map(({ label }, value) => ({ value, label })), view.run);
   fill(byId("step"), steps.map(({ step }, value) => ({ value, label: step })), view.step);
-  fill(byId("rollout"), Array.from({ length: rows }, (_, rollout) => ({ value: rollout, label: rolloutLabel({ ...view, rollout }) })), view.rollout);
+  const shown = Array.from({ length: rows }, (_, rollout) => rollout).filter((rollout) => rollout === view.rollout || matches({ ...view, rollout }));
+  fill(byId("rollout"), shown.map((rollout) => ({ value: rollout, label: rolloutLabel({ ...view, rollout }) + (matches({ ...view, rollout }) ? "" : " (not among those chosen)") })), view.rollout);
+  drawFilter();
   fill(byId("by"), index.quantities.flatMap(({ long_name, name, units }, value) => units ? [{ value, label: long_name ?? name }] : []), view.by);
   byId("step-back").disabled = view.step === 0;
   byId("step-on").disabled = view.step === steps.length - 1;
-  byId("rollout-back").disabled = view.rollout === 0;
-  byId("rollout-on").disabled = view.rollout === rows - 1;
+  byId("rollout-back").disabled = nextMatch(view, -1) < 0;
+  byId("rollout-on").disabled = nextMatch(view, 1) < 0;
   const others = companions(view);
   const label = (other) => `${index.runs.length > 1 ? index.runs[other.run].label + " · " : ""}step ${stepNumber(other)} · ${rolloutLabel(other)}`;
   const none = { value: "", label: others.length ? "nothing" : "nothing: no other rollout of this prompt" };
@@ -92,6 +96,7 @@ function drawLegend() {
   const plain = bounds.length ? (two_sided ? `±${number(bounds[0])}` : `${worse > 0 ? "≤" : "≥"} ${number(bounds[0])}`) : "all";
   items.unshift(make("li", "", plain));
   if (two_sided) bounds.forEach((_, i) => items.unshift(make("li", `good${top(i)}`, range(i, 1))));
+  if (Object.values(panes).some(({ origins }) => origins.includes("given"))) items.push(make("li", "given", "not drawn by the student, as of a tool or a user"));
   list.replaceChildren(...items);
 }
 
@@ -111,7 +116,7 @@ function drawPane(name, { run, step, rollout }, data) {
   const n_states = head.n_states[rollout], first = data.states[rollout];
   byId(`title-${name}`).textContent = `${index.runs.length > 1 ? index.runs[run].label + ", " : ""}step ${head.step}, rollout ${rollout}`;
   pane.querySelector(".prompt").hidden = prompt.length === 0;
-  pane.querySelector(".prompt .text").textContent = Array.from(prompt, (id) => inText(token(run, id))).join(gap);
+  pane.querySelector(".prompt .text").replaceChildren(...promptTurns(run, Array.from(prompt), gap));
 
   // The index of each token's state in the block; -1 if none was recorded.
   const states = new Int32Array(response.length).fill(-1);
@@ -130,13 +135,25 @@ function drawPane(name, { run, step, rollout }, data) {
   box.setAttribute("aria-label", `Response, ${response.length} tokens`);
   if (spans.length) spans[0].tabIndex = 0;
   else box.textContent = "(no tokens)";
-  panes[name] = { run, step, rollout, data, head, response, spans, states, selected: -1 };
+  panes[name] = { run, step, rollout, data, head, response, spans, states, origins: origins(states), selected: -1 };
   colour(name);
   const facts = [head.prompt_id[rollout] === null ? null : `prompt ${head.prompt_id[rollout]}`, grade(head.correct[rollout]),
-    head.finished[rollout] === null ? null : head.finished[rollout] ? "finished" : "cut off",
-    `${response.length} tokens${n_states < response.length ? `, ${n_states} recorded` : ""}`, mean(name)];
+    ended(head.finished[rollout]), `${response.length} tokens${n_states < response.length ? `, ${n_states} recorded` : ""}`, turns(name),
+    ...Object.entries(head.labels).map(([label, values]) => (values[rollout] ? `${label}: ${values[rollout]}` : null)), mean(name)];
   if (name === "b" && shared() > 0) facts.push(`the first ${shared()} tokens are the same`);
   pane.querySelector(".facts").textContent = facts.filter(Boolean).join(" · ");
+}
+
+// Each turn in a box of its own, so that neighbours can have different shades.
+function promptTurns(run, ids, gap) {
+  const tokens = ids.map((id) => token(run, id)), starts = turnStarts(ids, tokens);
+  return starts.map((start, i) => make("span", "turn", (i ? gap : "") + tokens.slice(start, starts[i + 1]).map(inText).join(gap)));
+}
+
+// How many turns of the student a response has, if a tool or a user has one in between.
+function turns(name) {
+  const { origins } = panes[name], n = origins.filter((one, i) => one === "drawn" && origins[i - 1] !== "drawn").length;
+  return origins.includes("given") ? `${n} turns of the student` : null;
 }
 
 // A token's leading space is before its box: inside, it would hang at the end of a line.
@@ -158,21 +175,22 @@ function mean(name) {
 function colour(name) {
   const pane = panes[name];
   pane.spans.forEach((span, i) => {
-    span.className = `t ${span.dataset.kind} ${pane.states[i] < 0 ? "none" : level(quantity(), value(pane, i))}`;
+    span.className = `t ${span.dataset.kind} ${pane.states[i] < 0 ? pane.origins[i] : level(quantity(), value(pane, i))}`;
   });
 }
 
 function rank() {
   const { data, head } = panes.a, { worse, two_sided } = quantity(), found = [];
-  const rows = view.scope === "step" ? head.n_states.keys() : [view.rollout];
+  const rows = view.scope === "step" ? [...head.n_states.keys()].filter((rollout) => matches({ ...view, rollout })) : [view.rollout];
   for (const rollout of rows) {
     for (let i = data.states[rollout], end = i + head.n_states[rollout]; i < end; i++) {
       const value = data.values[view.by * head.n + i];
       if (!Number.isNaN(value)) found.push({ rollout, token: data.position[i], value, id: data.response[data.responses[rollout] + data.position[i]] });
     }
   }
-  worst = found.sort((x, y) => (x.value === y.value ? 0 : worse * (y.value - x.value)));
-  byId("worst-title").textContent = `${two_sided || worse < 0 ? "Lowest" : "Highest"} ${quantity().long_name}`;
+  const badness = ({ value }) => (worse ? worse * value : Math.abs(value));
+  worst = found.sort((x, y) => (badness(x) === badness(y) ? 0 : badness(y) - badness(x)));
+  byId("worst-title").textContent = worse ? `${worse < 0 ? "Lowest" : "Highest"} ${quantity().long_name}` : `Furthest from 0: ${quantity().long_name}`;
   byId("worst").querySelector("ol").replaceChildren(...worst.slice(0, WORST).map((one, i) => {
     const item = make("li"), button = make("button");
     button.type = "button";

@@ -6,12 +6,13 @@ import csv
 import io
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from opdprobe.errors import RolloutError, needs_train_extra, shown
+from opdprobe.rollout.dumps.growing_lines import GrowingLines
 from opdprobe.rollout.dumps.row import Row
 from opdprobe.rollout.row_files import NotRows, open_text
 from opdprobe.store.safe_text import parse_json
@@ -33,7 +34,9 @@ def kind_of(path: Path) -> str | None:
     return suffix if suffix in KINDS else None
 
 
-def rows_of(path: Path, step: int | None) -> Iterator[Row | RolloutError]:
+def rows_of(
+    path: Path, step: int | None, at_end: Callable[[], bool] | None = None
+) -> Iterator[Row | RolloutError]:
     """Yield a file's rows; in place of a row that cannot be read, the error that says why.
 
     Parameters
@@ -42,6 +45,8 @@ def rows_of(path: Path, step: int | None) -> Iterator[Row | RolloutError]:
         A file of a kind in `KINDS`.
     step
         The step of rows that do not say theirs.
+    at_end
+        For a file of lines that is still being written (`grows`): as for `GrowingLines`.
 
     Raises
     ------
@@ -57,6 +62,8 @@ def rows_of(path: Path, step: int | None) -> Iterator[Row | RolloutError]:
         found = _zipped(path)
     elif kind in PICKLES:
         found = _pickled(path)
+    elif at_end is not None:
+        found = _lines(path, at_end)
     else:
         found = {".csv": _csv, ".json": _json}.get(kind or "", _lines)(path)
     for data, where in found:
@@ -86,10 +93,11 @@ def _readable(path: Path) -> Iterator[ExitStack]:
         ) from error
 
 
-def _lines(path: Path) -> _Found:
+def _lines(path: Path, at_end: Callable[[], bool] | None = None) -> _Found:
     """JSON lines. Most trainers write one object a line, ms-swift also one list of objects."""
     with _readable(path) as stack:
-        stream = open_text(path, path.suffix.lower(), stack)
+        raw = None if at_end is None else GrowingLines(path, at_end, MOST_BYTES)
+        stream = open_text(path, path.suffix.lower(), stack, raw)
         number = 0
         while line := stream.readline(MOST_BYTES + 1):
             number += 1

@@ -1,5 +1,6 @@
 """What a format of dumps is: how to know it, and how its rows become rollouts."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,28 @@ Rows = Iterator[Row | RolloutError]
 def same(rows: Rows) -> Rows:
     """Leave rows as they are."""
     return rows
+
+
+_STEP = re.compile(r"(?:^|[_-])(?:step|rollout|completions)[_-]?(\d{1,9})(?=$|[_.-])|^(\d{1,9})$")
+
+
+def step_in(path: Path) -> int | None:
+    """Return the step that a path names: in the file's name, else in that of a folder above it.
+
+    Examples
+    --------
+    >>> [step_in(Path(p)) for p in ("dump/12.jsonl", "completions_00012.parquet", "step_3/r.jsonl")]
+    [12, 12, 3]
+    >>> step_in(Path("Qwen3-4B/predictions.jsonl")) is None
+    True
+    """
+    name = path.name.partition(".")[0]
+    for part in (name, *reversed(path.parent.parts[-4:])):
+        if found := _STEP.search(part):
+            if found[2] and part is not name:
+                continue  # a folder called 12 may be anything
+            return int(found[1] or found[2])
+    return None
 
 
 @dataclass(frozen=True)
@@ -41,6 +64,8 @@ class Format:
         What the format does not hold.
     grouped
         Joins rows that make one rollout.
+    step_in
+        Finds the step that a file's path names.
     """
 
     name: str
@@ -51,6 +76,7 @@ class Format:
     rollouts: Callable[[Row], Iterable[Rollout]]
     loss: str
     grouped: Callable[[Rows], Rows] = same
+    step_in: Callable[[Path], int | None] = step_in
 
     def read(self, path: Path, step: int | None = None) -> Iterator[Rollout]:
         """Yield a file's rollouts, one by one.
@@ -72,9 +98,14 @@ class Format:
                 raise found
             yield found
 
-    def read_each(self, path: Path, step: int | None = None) -> Iterator[Rollout | RolloutError]:
+    def read_each(
+        self,
+        path: Path,
+        step: int | None = None,
+        at_end: Callable[[], bool] | None = None,
+    ) -> Iterator[Rollout | RolloutError]:
         """Yield a file's rollouts; in place of a row that cannot be read, the error."""
-        for row in self.grouped(rows_of(path, step)):
+        for row in self.grouped(rows_of(path, step, at_end)):
             if isinstance(row, RolloutError):
                 yield row
                 continue

@@ -64,29 +64,13 @@ FORMATS: dict[str, Format] = {
 }
 """The formats by name. A file is of the first one that its first row fits."""
 
-_STEP = re.compile(r"(?:^|[_-])(?:step|rollout|completions)[_-]?(\d{1,9})(?=$|[_.-])|^(\d{1,9})$")
 _DIGITS = re.compile(r"(\d+)")
 # Rows that are looked at until one of them can be read.
 _LOOKED_AT = 20
 
 
-def step_in(path: Path) -> int | None:
-    """Return the step that a path names: in the file's name, else in that of a folder above it.
-
-    Examples
-    --------
-    >>> [step_in(Path(p)) for p in ("dump/12.jsonl", "completions_00012.parquet", "step_3/r.jsonl")]
-    [12, 12, 3]
-    >>> step_in(Path("Qwen3-4B/predictions.jsonl")) is None
-    True
-    """
-    name = path.name.partition(".")[0]
-    for part in (name, *reversed(path.parent.parts[-4:])):
-        if found := _STEP.search(part):
-            if found[2] and part is not name:
-                continue  # a folder called 12 may be anything
-            return int(found[1] or found[2])
-    return None
+class NoDump(RolloutError):
+    """There is no file yet."""
 
 
 class DumpReader:
@@ -138,39 +122,49 @@ class DumpReader:
         self.left_out: list[str] = []
         self.rows_left_out = 0
         self._step, self._on_error, self._on_progress = step, on_error, on_progress
-        files = self._found(named)
+        self._done: set[int] = set()
+        self._before: int | None = None
+        self._named = named
+        files = self._first_files()
         self.format = self._known(files, format)
-        self.files = sorted(self._fitting(files), key=_order)
+        self.files = sorted(self._fitting(files), key=self._order)
 
-    def __iter__(self) -> Iterator[Rollout]:
-        done: set[int] = set()
-        before: int | None = None
+    def _first_files(self) -> dict[Path, bool]:
+        return self._found(self._named)
+
+    def __iter__(self) -> Iterator[Rollout | None]:
         for number, path in enumerate(self.files):
             self._tell(number)
-            own = step_in(path)
-            for found in self.format.read_each(path, self._step if own is None else own):
-                if isinstance(found, RolloutError):
-                    self._skip(found)
-                    continue
-                if found.step != before:
-                    if found.step in done:
-                        raise RolloutError(
-                            f"{found.source}: step {found.step} again, after step {before}; "
-                            "expected each step's rollouts together: sort the rows by step, or "
-                            "leave out those of a run that was resumed."
-                        )
-                    done.add(found.step)
-                    before = found.step
-                yield found
+            yield from self._rollouts(path)
         self._tell(len(self.files))
 
+    def _order(self, path: Path) -> tuple[int, list[int | str]]:
+        return order(path, self.format.step_in(path))
+
+    def _rollouts(self, path: Path, at_end: Callable[[], bool] | None = None) -> Iterator[Rollout]:
+        own = self.format.step_in(path)
+        for found in self.format.read_each(path, self._step if own is None else own, at_end):
+            if isinstance(found, RolloutError):
+                self._skip(found)
+                continue
+            if found.step != self._before:
+                if found.step in self._done:
+                    raise RolloutError(
+                        f"{found.source}: step {found.step} again, after step {self._before}; "
+                        "expected each step's rollouts together: sort the rows by step, or "
+                        "leave out those of a run that was resumed."
+                    )
+                self._done.add(found.step)
+                self._before = found.step
+            yield found
+
     def each(
-        self, rollouts: Iterable[Rollout], change: Callable[[Rollout], Rollout] | None
-    ) -> Iterator[Rollout]:
+        self, rollouts: Iterable[Rollout | None], change: Callable[[Rollout], Rollout] | None
+    ) -> Iterator[Rollout | None]:
         """Yield changed rollouts; treat one that cannot be changed as one that cannot be read."""
         for rollout in rollouts:
             try:
-                yield rollout if change is None else change(rollout)
+                yield rollout if change is None or rollout is None else change(rollout)
             except RolloutError as error:
                 self._skip(error)
 
@@ -201,7 +195,7 @@ class DumpReader:
             elif path.is_dir():
                 inside = self._inside(path)
                 if not inside:
-                    raise RolloutError(
+                    raise NoDump(
                         f"{path}: a directory without dumps; expected .jsonl, .json, .csv, "
                         ".parquet, .eval or .pt files."
                     )
@@ -210,7 +204,7 @@ class DumpReader:
                 matched = sorted(map(Path, glob.glob(os.path.expanduser(name), recursive=True)))
                 kept = [file for file in matched if file.is_file() and kind_of(file)]
                 if not kept:
-                    raise RolloutError(
+                    raise NoDump(
                         f"{path}: no such file or directory, and no dump fits it as a pattern; "
                         "expected files, directories or patterns such as 'dump/*.jsonl'."
                     )
@@ -252,7 +246,7 @@ class DumpReader:
         seen: Counter[str] = Counter()
         first: dict[str, Path] = {}
         for path in files:
-            if path not in pickles and (row := _first_row(path)) is not None:
+            if path not in pickles and (row := first_row(path)) is not None:
                 for found in FORMATS.values():
                     if kind_of(path) in found.kinds and found.fits(row.data, path):
                         seen[found.name] += 1
@@ -268,7 +262,7 @@ class DumpReader:
             )
         if not seen:
             path = next(path for path in files if path not in pickles)
-            row = _first_row(path)
+            row = first_row(path)
             has = "no row that can be read" if row is None else f"the columns {_columns(row)}"
             raise RolloutError(
                 f"{path}: {has}, as no known format has; expected a dump of {', '.join(FORMATS)}: "
@@ -282,7 +276,7 @@ class DumpReader:
         for path, is_named in files.items():
             if kind_of(path) not in self.format.kinds:
                 reason = f"not of the kinds of {self.format.name}, {', '.join(self.format.kinds)}"
-            elif is_named or _fits(self.format, path):
+            elif is_named or fits(self.format, path):
                 kept.append(path)
                 continue
             else:
@@ -298,17 +292,18 @@ class DumpReader:
         return kept
 
 
-def _fits(format: Format, path: Path) -> bool:
+def fits(format: Format, path: Path) -> bool:
+    """Whether a file, of a kind that the format comes in, is of the format."""
     if format.kinds == PICKLES:
         # They are not loaded to be looked at. slime keeps both in folders of their own.
         other = "rollout_data" if format is SLIME_TRAIN else "train_data"
         return other not in path.parts
-    row = _first_row(path)
+    row = first_row(path)
     # A file without a row that can be read is not left out in silence: reading names the fault.
     return row is None or format.fits(row.data, path)
 
 
-def _first_row(path: Path) -> Row | None:
+def first_row(path: Path) -> Row | None:
     """The first row that can be read, of the first few."""
     rows = islice(rows_of(path, None), _LOOKED_AT)
     return next((row for row in rows if isinstance(row, Row)), None)
@@ -318,11 +313,10 @@ def _columns(row: Row) -> str:
     return shown(sorted(map(str, row.data)))
 
 
-def _order(path: Path) -> tuple[int, list[int | str]]:
-    """By step, then by name, in which numbers count as numbers."""
-    own = step_in(path)
+def order(path: Path, step: int | None) -> tuple[int, list[int | str]]:
+    """Sort files by step, then by name, in which numbers count as numbers."""
     parts = [int(p) if p.isdecimal() else p for p in _DIGITS.split(str(path))]
-    return (-1 if own is None else own), parts
+    return (-1 if step is None else step), parts
 
 
 def read_dumps(
@@ -372,4 +366,5 @@ def read_dumps(
     >>> rollout.step, rollout.prompt, rollout.response, rollout.correct
     (12, '2+2=', '4', 1.0)
     """
-    return iter(DumpReader(paths, format, step=step, on_error=on_error))
+    reader = DumpReader(paths, format, step=step, on_error=on_error)
+    return (rollout for rollout in reader if rollout is not None)

@@ -14,6 +14,12 @@ _ENDED = {"stop": True, "length": False}
 _LOSS = "whether a response ended; end tokens"
 
 
+def _areal_version(path: Path) -> int | None:
+    """Return the version that a file's folder is named by; the file itself is named by its task."""
+    name = path.parent.name
+    return int(name) if name.isdecimal() and len(name) < 10 else None
+
+
 def _areal(row: Row) -> Iterator[Rollout]:
     prompt = row.text("prompt")
     yield Rollout(
@@ -95,6 +101,7 @@ AREAL = Format(
     has("prompt", "completion", "prompt_len", "tail_version"),
     _areal,
     "nothing: special tokens are in the text",
+    step_in=_areal_version,
 )
 SKYRL = Format(
     "skyrl",

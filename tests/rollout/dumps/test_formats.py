@@ -238,3 +238,11 @@ def test_what_was_trained_on_is_read_once(tmp_path):
     reader = DumpReader(made.verifiers(tmp_path))
     assert [path.parent.name for path in reader.files] == ["effective"]
     assert "also in effective/" in reader.left_out[0]
+
+
+def test_files_that_are_named_by_their_task_come_by_version(tmp_path):
+    rollout = made.areal(tmp_path) / "rollout"
+    (rollout / "1" / "7.jsonl").rename(rollout / "1" / "9.jsonl")
+    again = (rollout / "1" / "9.jsonl").read_text()
+    (rollout / "1" / "3.jsonl").write_text(again)
+    assert [one.step for one in read_dumps(rollout)] == [1, 1, 1, 1, 2, 2]
