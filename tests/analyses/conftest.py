@@ -130,9 +130,7 @@ def write_run(path: Path, name: str, seed: int, n_recorded: int) -> Run:
         scores = problem_scores(accuracy, 10 * seed + step)
         if EXPERIMENTS[name].crossed:
             shift = dict(zip(CROSSED, TESTED.get(name, (0.0, 0.0, 0.0)), strict=True))
-            scores |= {
-                role: np.clip(scores["easy"] + more, 0, 1) for role, more in shift.items()
-            }
+            scores |= {role: np.clip(scores["easy"] + more, 0, 1) for role, more in shift.items()}
         for benchmark, values in scores.items():
             ids = [f"{benchmark}-{i}" for i in range(len(values))]
             writer.log_evaluation(step, benchmark, ids, values.tolist())
