@@ -12,7 +12,6 @@ from analyses.evidence import Evidence
 from analyses.experiments import CROSSED, EXPERIMENTS
 from analyses.presets import PRESETS
 from opdprobe import open_run
-from opdprobe.probes.bootstrap import draw_units, numbered_keys
 from opdprobe.store import Run, RunWriter
 from opdprobe.testing import synthetic_step
 
@@ -182,22 +181,11 @@ def make_evidence(tmp_path_factory) -> Callable[..., Evidence]:
 
 @pytest.fixture(scope="session")
 def evidence(make_evidence) -> Evidence:
-    """One seed of every experiment; whole runs of the two whose states claims look at."""
-    few = dict.fromkeys(EXPERIMENTS, 2)
-    return make_evidence(few | {"success": N_STEPS, "failure": N_STEPS})
+    """One seed; whole runs of the two whose states are looked at."""
+    whole = {"success": N_STEPS, "failure": N_STEPS}
+    return make_evidence(whole | {"baseline": 1, "reverse_small": 1})
 
 
 @pytest.fixture(scope="session")
 def five_seeds(make_evidence) -> Evidence:
     return make_evidence({"success": 3, "failure": 3}, seeds=range(5))
-
-
-@pytest.fixture(scope="session")
-def drawn_rows() -> Callable[[int, int], list[np.ndarray]]:
-    """Write out which of n units each replicate of the bootstrap draws."""
-
-    def rows(n: int, n_boot: int) -> list[np.ndarray]:
-        counts = draw_units(numbered_keys(n), 0, n_boot).astype(int)
-        return [np.repeat(np.arange(n), times) for times in counts]
-
-    return rows
