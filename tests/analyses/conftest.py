@@ -95,6 +95,8 @@ AGREEMENT = {
     "content_other": (0.95, 0.97),
     "cold_start": (0.999, 0.999),
     "template_original": (0.0, 0.3),
+    **dict.fromkeys(("control_self", "control_base_self", "control_still"), (0.9999, 0.9999)),
+    "control_permuted": (0.0, 0.0),
 }
 # Factor on both models' entropies.
 ENTROPY = {"base_rl": 0.4, "template_original": 0.5, "select_mixed": 1.5}

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 import figures
 from analyses.claims import verdict
-from analyses.experiments import EXPERIMENTS, MODEL_ROLES
+from analyses.experiments import CROSSED, EXPERIMENTS, MODEL_ROLES
 from analyses.presets import PRESETS
 from analyses.registry import FIGURES, needed
 from analyses.results import VERDICTS, load
@@ -148,9 +148,9 @@ def test_one_line_for_each_figure(killed_and_resumed, inline, capsys, monkeypatc
     assert "6 runs, measurements and analyses in 2 processes" in out
     (fig05,) = (result for result in results if result.figure == "fig05")
     (line,) = (line for line in out.splitlines() if line.startswith("fig05"))
-    shown = [claim.verdict for claim in fig05.claims].count("shown")
+    supported = [claim.verdict for claim in fig05.claims].count("supported")
     main_claim = verdict(fig05.claims[0])
-    assert line.split() == f"fig05 Reverse distillation {main_claim} {shown} of 4".split()
+    assert line.split() == f"fig05 Reverse distillation {main_claim} {supported} of 4".split()
     assert not any(claim.claim in out for claim in fig05.claims)
     assert f"claims   {folder / 'report.html'}\n" in out
 
@@ -181,6 +181,8 @@ def test_continuations_are_read_back_as_they_were_found(killed_and_resumed):
     assert gain["depth"].values.tolist() == list(TINY.depths)
     # At depth 0 every rollout is continued, and the student's own continuation is the rollout.
     np.testing.assert_array_equal(gain["student"].sel(depth=0), correct)
+    rollouts = open_run(jobs.run_dir(folder, "probe_success", 0)).rollouts()
+    assert gain["prompt_id"].values.tolist() == rollouts["prompt_id"].values.tolist()
     np.testing.assert_array_equal(gain["gain"], gain["teacher"] - gain["student"])
 
 
@@ -199,7 +201,7 @@ def test_other_evaluation_settings_and_other_weights_are_measured_anew(tmp_path)
     path = tmp_path / "scores/student.json"
 
     def scores(preset):
-        jobs.score("student", preset, tmp_path, silent)
+        jobs.score("student", 0, preset, tmp_path, silent)
         return path.read_bytes()
 
     first = scores(TINY)
@@ -218,7 +220,7 @@ def test_a_benchmark_without_answers_cannot_be_scored(tmp_path):
     (tmp_path / "p.jsonl").write_text('{"prompt": "add 1 2 3 4 5"}\n')
     preset = replace(TINY, benchmarks={"mine": str(tmp_path / "p.jsonl")})
     with pytest.raises(OPDProbeError, match=r"p\.jsonl: some prompts have no answer"):
-        jobs.score("student", preset, tmp_path, silent)
+        jobs.score("student", 0, preset, tmp_path, silent)
     assert not (tmp_path / "scores").exists()
 
 
@@ -241,6 +243,18 @@ def test_prompts_are_selected_as_the_experiment_says(killed_and_resumed):
     assert kinds("select_template") == {"other"}
     assert kinds("select_mixed") == {"train", "other"}
     assert kinds("select_divergence") <= {"train", "other"}
+
+
+def test_other_kinds_of_problems_are_tested_where_an_experiment_says_so(killed_and_resumed):
+    folder, *_ = killed_and_resumed
+    own = {"easy", "hard"}
+    for name, benchmarks in (
+        ("baseline", own | set(CROSSED)),
+        ("success", own),
+        ("length_6", own | {"deep"}),
+        ("control_permuted", own),
+    ):
+        assert set(open_run(folder / "runs" / f"{name}-s0").benchmarks) == benchmarks
 
 
 # The plan
