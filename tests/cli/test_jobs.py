@@ -1,6 +1,7 @@
 """Jobs of a reproduction: models by seed, measured once each, and a teacher of permuted tokens."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ SEVERAL = replace(
 
 def measured(preset, *figures):
     """Name, role and seed of each measurement of a plan."""
-    tasks = plan(preset, None, list(figures))
+    tasks = plan(preset, Path("out"), list(figures))
     return {task.label: task.arguments[:2] for task in tasks if task.function == jobs.score}
 
 
@@ -43,7 +44,7 @@ def test_the_models_of_a_role_are_measured_once_per_seed():
 
 
 def test_an_analysis_waits_for_every_measurement():
-    *before, last = plan(SEVERAL, None, ["fig07"])
+    *before, last = plan(SEVERAL, Path("out"), ["fig07"])
     assert last.after == {task.label for task in before}
     assert "accuracy of rl_student-s8" in last.after
 

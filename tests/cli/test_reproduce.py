@@ -6,6 +6,7 @@ import os
 import signal
 from dataclasses import replace
 from functools import partialmethod
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -262,7 +263,7 @@ def test_other_kinds_of_problems_are_tested_where_an_experiment_says_so(killed_a
 
 def test_the_plan_has_every_run_once_seed_by_seed_and_the_longest_first():
     seeds = (0, 1, 2)
-    tasks = plan(replace(TINY, seeds=seeds), None, list(FIGURES))
+    tasks = plan(replace(TINY, seeds=seeds), Path("out"), list(FIGURES))
     assert len({task.label for task in tasks}) == len(tasks)
     runs = [t.arguments[:2] for t in tasks if t.function in (jobs.train, jobs.probe)]
     assert sorted(runs) == sorted((name, seed) for name in EXPERIMENTS for seed in seeds)
@@ -281,7 +282,7 @@ def test_the_plan_has_every_run_once_seed_by_seed_and_the_longest_first():
     ],
 )
 def test_the_plan_does_what_a_figure_needs_and_analyses_it_last(figure, roles):
-    *before, last = plan(TINY, None, [figure])
+    *before, last = plan(TINY, Path("out"), [figure])
     assert {t.label for t in before} == {f"{n}-s0" for n in FIGURES[figure].experiments} | {
         f"accuracy of {role}" for role in roles
     }
