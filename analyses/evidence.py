@@ -172,13 +172,15 @@ class Evidence:
 
         Two steps draw prompts independently, so that their means differ by chance alone: by both
         squared standard errors on average, which are subtracted. A trend adds little, since it
-        moves little in one step. 0 for a curve without unrest; negative by chance.
+        moves little in one step. 0 for a curve without unrest; negative by chance. NaN for fewer
+        than two steps.
         """
         found = []
         for run in self.runs[experiment]:
             sums = self.sums_of(run)
             value, error = sums.means(probe), sums.errors(probe)
-            found.append(exact(np.mean(np.diff(value) ** 2 - error[1:] ** 2 - error[:-1] ** 2)))
+            beyond = np.diff(value) ** 2 - error[1:] ** 2 - error[:-1] ** 2
+            found.append(exact(float(beyond.mean()) if beyond.size else np.nan))
         return found
 
     def crossed_panels(

@@ -24,9 +24,10 @@ def analyse(evidence: Evidence) -> Results:
     """Accuracy by maximum response length, and continuation gain by depth of the prefix."""
     final = {name: evidence.accuracy(name, "end") for name in LENGTHS}
     values = np.array([[e.value for e in final[name]] for name in LENGTHS])
-    gains = _gains(evidence.continuations["probe_success"])
-    unknown = [exact(np.nan)]
-    first, *_, last = list(gains.values()) or [unknown, unknown]
+    gains = _gains(evidence.continuations.get("probe_success", []))
+    unknown = [exact(np.nan)] * len(evidence.runs["probe_success"])
+    first, *deeper = list(gains.values()) or [unknown]
+    last = deeper[-1] if deeper else unknown
     return Results(
         figure="fig11",
         title="Response length",
@@ -175,6 +176,8 @@ def _gains(continuations: list[xr.Dataset]) -> dict[int, list[Estimate]]:
     is left. Deepest is the depth that at least `MIN_ROLLOUTS` rollouts of every seed reach; depth 0
     is no prefix.
     """
+    if not continuations:
+        return {}
     depths = [d for d in sorted(continuations[0]["depth"].values.tolist()) if d > 0]
     gains = [ds["gain"].sel(depth=depths).values for ds in continuations]  # (depth, rollout)
     reached = [

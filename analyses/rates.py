@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from analyses.dynamics import points
 from analyses.evidence import Evidence, claim, differences
 from analyses.registry import FIGURES
-from analyses.results import Results
+from analyses.results import Claim, Results
 from opdprobe.probes.bootstrap import Estimate
 from opdprobe.report.estimate import ranked
 from opdprobe.report.panel import Panel
@@ -49,10 +51,18 @@ def analyse(evidence: Evidence) -> Results:
         text: str,
         ours: Sequence[Estimate],
         statistic: str,
-        **limit: float,
-    ):
+        *,
+        above: float = -np.inf,
+        below: float = np.inf,
+    ) -> Claim:
         return claim(
-            f"rates.{arm}", text, paper="not tested", ours=ours, statistic=statistic, **limit
+            f"rates.{arm}",
+            text,
+            paper="not tested",
+            ours=ours,
+            statistic=statistic,
+            above=above,
+            below=below,
         )
 
     return Results(

@@ -20,7 +20,7 @@ from analyses.presets import Preset
 from analyses.registry import FIGURES
 from analyses.results import save
 from opdprobe.errors import OPDProbeError
-from opdprobe.store import RunWriter, open_run
+from opdprobe.store import Run, RunWriter, open_run
 from opdprobe.store.files import write_text, write_whole
 from opdprobe.train.config import OPDConfig
 from opdprobe.train.pool import Report
@@ -63,17 +63,24 @@ def train(name: str, seed: int, preset: Preset, folder: Path, report: Report) ->
     _add_up(name, seed, folder)
 
 
-def _permuted(name: str, preset: Preset):
+def _permuted(name: str | Path, preset: Preset) -> Any:
     """Load a model and let the rows of its output layer change places."""
     import torch
 
     from opdprobe.models.load import load_model
 
-    model = load_model(name, device=preset.device, dtype=preset.teacher_dtype or preset.dtype)
-    head = model.get_output_embeddings()
-    order = np.random.default_rng(0).permutation(len(head.weight))
+    model = load_model(
+        name,
+        device=preset.device,
+        dtype=preset.teacher_dtype or preset.dtype,
+        attn_implementation=preset.attn_implementation,
+    )
+    head: Any = model.get_output_embeddings()
+    order = torch.from_numpy(np.random.default_rng(0).permutation(len(head.weight)))
     # A new parameter: one that is shared with the input embeddings must not change those.
-    head.weight = torch.nn.Parameter(head.weight.detach()[torch.from_numpy(order)].clone())
+    head.weight = torch.nn.Parameter(head.weight.detach()[order])
+    if getattr(head, "bias", None) is not None:
+        head.bias = torch.nn.Parameter(head.bias.detach()[order])
     return model
 
 
@@ -296,7 +303,7 @@ def evidence(preset: Preset, folder: Path, names: Sequence[str]) -> Evidence:
             for role in sorted({r for n in names for r in trained_roles(n)})
         },
         continuations={
-            name: [_read_gain(path) for path in paths]
+            name: [_read_gain(path, run) for path, run in zip(paths, runs[name], strict=True)]
             for name, paths in gains.items()
             if all(path.exists() for path in paths)
         },
@@ -314,9 +321,10 @@ def _read_scores(path: Path) -> dict[str, np.ndarray]:
     return {benchmark: np.array(values) for benchmark, values in found.items()}
 
 
-def _read_gain(path: Path) -> xr.Dataset:
+def _read_gain(path: Path, run: Run) -> xr.Dataset:
     with np.load(path) as found:
         depth, teacher, student = found["depth"], found["teacher"], found["student"]
+    prompts = run.load(*run.steps)["prompt_id"].values
     dims = ("depth", "rollout")
     return xr.Dataset(
         {
@@ -324,7 +332,7 @@ def _read_gain(path: Path) -> xr.Dataset:
             "student": (dims, student),
             "gain": (dims, teacher - student),
         },
-        {"depth": depth},
+        {"depth": depth, "prompt_id": ("rollout", prompts)},
     )
 
 

@@ -1,21 +1,24 @@
 """Hand-made evidence: runs in which the success aligns and the failure does not."""
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
+import xarray as xr
 
 from analyses.evidence import Evidence
 from analyses.experiments import CROSSED, EXPERIMENTS
 from analyses.presets import PRESETS
 from opdprobe import open_run
-from opdprobe.probes.bootstrap import draw_units, numbered_keys
 from opdprobe.store import Run, RunWriter
 from opdprobe.testing import synthetic_step
 
+sys.path.insert(0, str(Path(__file__).parent))  # where tests find the oracle
+
 N_STEPS, K = 12, 8
-EVALUATED = (0, 6, 12)
+EVALUATED = (0, 4, 9, 12)  # the last two are in the last quarter
 LENGTHS = 4 * [7, 3, 0, 9, 5, 6]  # a rollout without a state is left out of every mean
 
 # Problems of each benchmark.
@@ -27,8 +30,8 @@ ACCURACY = {
     "student": 0.35,
     "rl_student": 0.9,
     "large": 0.7,
-    "rl_large": 0.92,
-    "extra_large": 0.9,
+    "rl_large": 0.95,
+    "extra_large": 0.97,
     "base": 0.2,
     "rl_base_large": 0.8,
     "post": 0.4,
@@ -37,14 +40,14 @@ ACCURACY = {
     "cold_teacher": 0.8,
     "cold_start": 0.45,
 }
-# Accuracy at the evaluated steps.
+# Accuracy at the evaluated steps, the last two of which have the same.
 ACCURACIES = {
     "success": (0.35, 0.7, 0.88),
     "baseline": (0.35, 0.7, 0.88),
     "failure": (0.35, 0.37, 0.4),
     "reverse_small": (0.9, 0.5, 0.38),
-    "reverse_large": (0.9, 0.6, 0.42),
-    "support_overlap": (0.35, 0.65, 0.87),
+    "reverse_large": (0.9, 0.6, 0.38),
+    "support_overlap": (0.35, 0.69, 0.88),
     "support_non_overlap": (0.35, 0.4, 0.5),
     "base_rl": (0.2, 0.6, 0.75),
     "base_post": (0.2, 0.35, 0.5),
@@ -56,7 +59,7 @@ ACCURACIES = {
     "cold_start": (0.45, 0.6, 0.7),
     "template_original": (0.35, 0.6, 0.75),
     "content_other": (0.2, 0.5, 0.6),
-    "large_success": (0.7, 0.8, 0.9),
+    "large_success": (0.7, 0.85, 0.95),
     "large_failure": (0.7, 0.7, 0.72),
     "select_none": (0.35, 0.4, 0.45),
     "select_template": (0.35, 0.55, 0.7),
@@ -83,15 +86,17 @@ TESTED = {
 }
 # Correlation of both models' logits in the first and in the second half of a run.
 AGREEMENT = {
-    "success": (0.3, 0.999),
-    "baseline": (0.3, 0.999),
-    "large_success": (0.3, 0.999),
+    "success": (0.3, 0.9999),
+    "baseline": (0.3, 0.9999),
+    "large_success": (0.3, 0.9999),
     "base_rl": (0.9, 0.95),
     "base_post": (0.2, 0.7),
     "no_cold_start": (0.2, 0.7),
     "content_other": (0.95, 0.97),
     "cold_start": (0.999, 0.999),
     "template_original": (0.0, 0.3),
+    **dict.fromkeys(("control_self", "control_base_self", "control_still"), (0.9999, 0.9999)),
+    "control_permuted": (0.0, 0.0),
 }
 # Factor on both models' entropies.
 ENTROPY = {"base_rl": 0.4, "template_original": 0.5, "select_mixed": 1.5}
@@ -108,7 +113,17 @@ def problem_scores(accuracy: float, seed: int) -> dict[str, np.ndarray]:
     return dict(zip(BENCHMARKS, parts, strict=True))
 
 
-def write_run(path: Path, name: str, seed: int, n_recorded: int) -> Run:
+def grade(ds: xr.Dataset) -> None:
+    """Make four rollouts of each prompt; in most, the two of the higher reward are correct."""
+    rows = np.arange(ds.sizes["rollout"])
+    ds["prompt_id"].values[:] = [f"prompt-{row // 4}" for row in rows]
+    reward = np.nan_to_num(ds.opd.sequence_mean_reward().values, nan=-np.inf).reshape(-1, 4)
+    higher = reward > np.sort(reward, axis=1)[:, [1]]
+    higher[1::8] ^= True
+    ds["correct"].values[:] = higher.ravel()
+
+
+def write_run(path: Path, name: str, seed: int, n_recorded: int, crossed: bool) -> Run:
     attrs = {"seed": seed, "k": K, "student": {"name": "s"}, "teacher": {"name": "t"}}
     writer = RunWriter(path, attrs=attrs, config={"eval_n": 4}, resume=False)
     early, late = AGREEMENT.get(name, (0.3, 0.3))
@@ -116,19 +131,23 @@ def write_run(path: Path, name: str, seed: int, n_recorded: int) -> Run:
     for step in range(N_STEPS if EXPERIMENTS[name].train else 1):
         if step < n_recorded:
             agreement = early if step < N_STEPS / 2 else late
-            size = {"n_rollouts": len(LENGTHS), "length": LENGTHS, "k": K}
+            lengths = LENGTHS if EXPERIMENTS[name].train else 4 * LENGTHS
+            size = {"n_rollouts": len(lengths), "length": lengths, "k": K}
             ds = synthetic_step(step, agreement=agreement, seed=seed, **size)
             ds["entropy"] *= np.float32(ENTROPY.get(name, 1))
+            if not EXPERIMENTS[name].train:
+                grade(ds)
             writer.write_step(step, ds)
         metrics = {
             "loss": (3.0 if name == "success" else 1.0) + rng.random(),
-            "grad_norm": 1.0,
+            "grad_norm": 2.0 if name == "success" else 1.0,
             "overlap_ratio": OVERLAP[step] if name == "support_non_overlap" else 0.8,
         }
         writer.log_metrics(step, metrics)
-    for step, accuracy in zip(EVALUATED, ACCURACIES.get(name, ()), strict=False):
-        scores = problem_scores(accuracy, 10 * seed + step)
-        if EXPERIMENTS[name].crossed:
+    accuracies = ACCURACIES.get(name, ())
+    for step, accuracy in zip(EVALUATED, (*accuracies, *accuracies[-1:]), strict=False):
+        scores = problem_scores(accuracy, 100 * seed + step)
+        if EXPERIMENTS[name].crossed and crossed:
             shift = dict(zip(CROSSED, TESTED.get(name, (0.0, 0.0, 0.0)), strict=True))
             scores |= {role: np.clip(scores["easy"] + more, 0, 1) for role, more in shift.items()}
         for benchmark, values in scores.items():
@@ -143,16 +162,20 @@ def write_run(path: Path, name: str, seed: int, n_recorded: int) -> Run:
 def make_evidence(tmp_path_factory) -> Callable[..., Evidence]:
     """Make the evidence of some experiments, one run a seed, with so many recorded steps."""
 
-    def make(recorded: dict[str, int], seeds: Sequence[int] = (0,)) -> Evidence:
+    def make(
+        recorded: dict[str, int], seeds: Sequence[int] = (0,), *, crossed: bool = True
+    ) -> Evidence:
         folder = tmp_path_factory.mktemp("runs")
         return Evidence(
             preset="quick",
             models=PRESETS["quick"].models,
             runs={
-                name: [write_run(folder / f"{name}-{seed}", name, seed, n) for seed in seeds]
+                name: [
+                    write_run(folder / f"{name}-{seed}", name, seed, n, crossed) for seed in seeds
+                ]
                 for name, n in recorded.items()
             },
-            scores={role: [problem_scores(a, 100)] * len(seeds) for role, a in ACCURACY.items()},
+            scores={role: [problem_scores(a, 99)] * len(seeds) for role, a in ACCURACY.items()},
         )
 
     return make
@@ -160,22 +183,11 @@ def make_evidence(tmp_path_factory) -> Callable[..., Evidence]:
 
 @pytest.fixture(scope="session")
 def evidence(make_evidence) -> Evidence:
-    """One seed of every experiment; whole runs of the two whose states claims look at."""
-    few = dict.fromkeys(EXPERIMENTS, 2)
-    return make_evidence(few | {"success": N_STEPS, "failure": N_STEPS})
+    """One seed; whole runs of the two whose states are looked at."""
+    whole = {"success": N_STEPS, "failure": N_STEPS}
+    return make_evidence(whole | {"baseline": 1, "reverse_small": 1})
 
 
 @pytest.fixture(scope="session")
 def five_seeds(make_evidence) -> Evidence:
     return make_evidence({"success": 3, "failure": 3}, seeds=range(5))
-
-
-@pytest.fixture(scope="session")
-def drawn_rows() -> Callable[[int, int], list[np.ndarray]]:
-    """Write out which of n units each replicate of the bootstrap draws."""
-
-    def rows(n: int, n_boot: int) -> list[np.ndarray]:
-        counts = draw_units(numbered_keys(n), 0, n_boot).astype(int)
-        return [np.repeat(np.arange(n), times) for times in counts]
-
-    return rows

@@ -2,22 +2,41 @@
 
 import math
 from dataclasses import replace
+from statistics import mean
 
 import numpy as np
 import pytest
-from scipy import stats
+from oracle import BENCHMARKS, claims_of, drawn, interval, mean_of, seeds, weighted
 
 from analyses import alignment, gradients, mass, reverse, reward, supports
 from analyses.results import load, save
 from opdprobe import RunWriter, open_run
 
+pytestmark = pytest.mark.slow
+
 ANALYSES = [reverse, alignment, supports, reward, mass, gradients]
+USED = {
+    **dict.fromkeys(("success", "failure"), 12),
+    **dict.fromkeys(("reverse_small", "reverse_large", "baseline"), 1),
+    **dict.fromkeys(
+        ("support_overlap", "support_non_overlap", "probe_success", "probe_failure"), 1
+    ),
+}
 
 
 @pytest.fixture(scope="module")
-def swapped(evidence):
+def evidence(make_evidence):
+    return make_evidence(USED, range(3))
+
+
+@pytest.fixture(scope="module")
+def each(evidence):
+    return seeds(evidence)
+
+
+@pytest.fixture(scope="module")
+def swapped(evidence, tmp_path_factory):
     """The same evidence with success and failure exchanged, and the reverse runs unharmed."""
-    runs = evidence.runs
     names = {
         "success": "failure",
         "baseline": "failure",
@@ -27,7 +46,20 @@ def swapped(evidence):
         "reverse_small": "success",
         "reverse_large": "success",
     }
-    return replace(evidence, runs={name: runs[names.get(name, name)] for name in runs})
+    runs = {name: evidence.runs[names.get(name, name)] for name in evidence.runs}
+    folder = tmp_path_factory.mktemp("wrong")
+    for name in ("probe_success", "probe_failure"):
+        runs[name] = [wrong(run, folder / f"{name}-{i}") for i, run in enumerate(runs[name])]
+    return replace(evidence, runs=runs)
+
+
+def wrong(run, path):
+    """The same rollouts, correct where the others were incorrect."""
+    writer = RunWriter(path, attrs=run.attrs, config=run.config, resume=False)
+    ds = run.load(0)
+    ds["correct"] = 1 - ds["correct"]
+    writer.write_step(0, ds)
+    return open_run(path)
 
 
 @pytest.fixture(scope="module")
@@ -35,173 +67,101 @@ def results(evidence):
     return [module.analyse(evidence) for module in ANALYSES]
 
 
-def claims_of(results):
-    return {claim.id: claim for result in results for claim in result.claims}
+# The oracle
 
 
-# The oracle: plain loops over what a step holds
-
-
-def states_of(run, steps):
-    """Both models' probabilities at each state: {token: p}, {token: q} on the stored lists."""
-    for step in steps:
-        ds = run.load(step)
-        for state in range(ds.sizes["state"]):
-            ids = ds["token_id"].values[state]
-            logp = ds["logp"].values[state].astype(float)
-            student = {int(v): logp[:, 0, r] for r, v in enumerate(ids[0])}
-            teacher = {int(v): logp[:, 1, r] for r, v in enumerate(ids[1])}
-            entropy = ds["entropy"].values[state].astype(float)
-            yield student, teacher, entropy
-
-
-def overlap(student, teacher, entropy):
-    return len(set(student) & set(teacher)) / len(student)
-
-
-def advantage(student, teacher, entropy):
-    shared = set(student) & set(teacher)
-    if not shared:
-        return math.nan
-    p, q = (np.array([math.exp(student[v][m]) for v in shared]) for m in (0, 1))
-    p, q = p / p.sum(), q / q.sum()
-    return (p * np.log(q / p)).sum() / len(shared)
-
-
-def gap(student, teacher, entropy):
-    return abs(entropy[1] - entropy[0])
-
-
-def extreme(student, teacher, entropy):
-    """Size of p - q at the shared token of the largest |advantage|."""
-    shared = set(student) & set(teacher)
-    if not shared:
-        return math.nan
-    p, q = (np.array([math.exp(student[v][m]) for v in shared]) for m in (0, 1))
-    a, b = p / p.sum(), q / q.sum()
-    return abs((p - q)[np.argmax(abs(a * np.log(b / a)))])
-
-
-def shared_mass(model):
-    def of(student, teacher, entropy):
-        return sum(math.exp(student[v][model]) for v in set(student) & set(teacher))
-
-    return of
-
-
-def mean(evidence, name, quantity, steps):
-    (run,) = evidence.runs[name]
-    return np.nanmean([quantity(*state) for state in states_of(run, steps)])
-
-
-def accuracy(evidence, name, end):
-    (run,) = evidence.runs[name]
-    found = [run.evaluation(b)["score"].values[end] for b in ("easy", "medium", "hard")]
-    return np.concatenate(found).mean()
-
-
-def auroc(run):
+def auroc(run, *, within=False, by_length=False):
+    """Share of pairs of a correct and an incorrect rollout in which the correct one is ahead."""
     ds = run.load(0)
-    rewards = {}
+    right, wrong = [], []
     for r in range(ds.sizes["rollout"]):
         mine = ds["sampled_logp"].values[ds["rollout"].values == r].astype(float)
-        if len(mine):
-            rewards[r] = (mine[:, 1] - mine[:, 0]).mean()
-    right = [v for r, v in rewards.items() if ds["correct"].values[r] == 1]
-    wrong = [v for r, v in rewards.items() if ds["correct"].values[r] == 0]
-    return np.mean([(a > b) + (a == b) / 2 for a in right for b in wrong])
+        score = -float(ds["length"].values[r])
+        if not by_length:
+            score = (mine[:, 1] - mine[:, 0]).mean() if len(mine) else math.nan
+        if not math.isnan(score):
+            group = right if ds["correct"].values[r] == 1 else wrong
+            group.append((score, ds["prompt_id"].values[r]))
+    pairs = [(a, b) for a, p in right for b, q in wrong if p == q or not within]
+    return mean((a > b) + (a == b) / 2 for a, b in pairs)
 
 
-def oracle(evidence):
-    first, last, every = range(5), range(7, 12), range(12)
-    role = {r: np.concatenate(list(s.values())).mean() for r, s in evidence.scores.items()}
+def beyond_length(run):
+    length = auroc(run, within=True, by_length=True)
+    return auroc(run, within=True) - max(length, 1 - length)
 
-    def recovery(name, teacher):
-        before, after = accuracy(evidence, name, 0), accuracy(evidence, name, -1)
-        return (after - before) / (role[teacher] - before)
 
-    def change(name, quantity):
-        return mean(evidence, name, quantity, last) - mean(evidence, name, quantity, first)
+def logged(seed, metric, where):
+    """Mean over five of the twelve steps, failure / success."""
+    means = [
+        mean(seed.run(name).metrics[metric].values[:12].tolist()[where])
+        for name in ("failure", "success")
+    ]
+    return means[0] / means[1]
 
-    def left(name, quantity):
-        return mean(evidence, name, quantity, last) / mean(evidence, name, quantity, first)
 
-    def start(name, metric):
-        return evidence.runs[name][0].metrics[metric].values[:5].mean()
-
-    evaluated = (
-        "baseline",
-        "reverse_small",
-        "reverse_large",
-        "support_overlap",
-        "support_non_overlap",
-    )
-    end = {name: accuracy(evidence, name, -1) for name in evaluated}
+def oracle(seed):
+    begin, end = slice(0, 5), slice(7, 12)
+    probes = {name: seed.run(f"probe_{name}") for name in ("success", "failure")}
+    after = {name: seed.accuracy(name, "end") for name in ("reverse_small", "reverse_large")}
     return {
-        "fig05.small": end["reverse_small"] - role["student"],
-        "fig05.large": end["reverse_large"] - role["student"],
-        "fig05.loses": end["reverse_large"] - accuracy(evidence, "reverse_large", 0),
-        "fig05.same": end["reverse_large"] - end["reverse_small"],
-        "fig06.recovery": recovery("success", "rl_student"),
-        "fig06.stronger": role["large"] - role["student"],
-        "fig06.failure": recovery("failure", "large") / recovery("success", "rl_student"),
-        "fig06.overlap": change("success", overlap),
-        "fig06.overlap_flat": change("failure", overlap) / change("success", overlap),
-        "fig06.advantage": left("success", advantage),
-        "fig06.advantage_flat": left("failure", advantage),
-        "fig06.gap": left("success", gap),
-        "fig06.gap_flat": left("failure", gap),
-        "fig07.overlap": end["support_overlap"] - end["baseline"],
-        "fig07.non_overlap": end["support_non_overlap"] - end["baseline"],
-        "fig14.success": auroc(evidence.runs["probe_success"][0]),
-        "fig14.failure": auroc(evidence.runs["probe_failure"][0]),
-        "fig18.student": mean(evidence, "success", shared_mass(0), every),
-        "fig18.teacher": mean(evidence, "success", shared_mass(1), every),
-        "fig19.loss": start("failure", "loss") / start("success", "loss"),
-        "fig19.grad_norm": start("failure", "grad_norm") / start("success", "grad_norm"),
-        "fig19.gap": left("success", extreme),
-        "fig19.gap_stays": left("failure", extreme),
+        "fig05.small": after["reverse_small"] - seed.role("student"),
+        "fig05.large": after["reverse_large"] - seed.role("student"),
+        "fig05.loses": seed.gain("reverse_large"),
+        "fig05.same": after["reverse_large"] - after["reverse_small"],
+        "fig06.recovery": seed.recovery("success"),
+        "fig06.stronger": seed.role("large") - seed.role("student"),
+        "fig06.failure": seed.recovery("failure") / seed.recovery("success"),
+        "fig06.overlap": seed.change("success", "overlap"),
+        "fig06.overlap_flat": seed.change("failure", "overlap") / seed.change("success", "overlap"),
+        "fig06.advantage": seed.left("success", "advantage"),
+        "fig06.advantage_flat": seed.left("failure", "advantage"),
+        "fig06.gap": seed.left("success", "gap"),
+        "fig06.gap_flat": seed.left("failure", "gap"),
+        "fig07.overlap": seed.final("support_overlap", "baseline"),
+        "fig07.non_overlap": seed.final("support_non_overlap", "baseline"),
+        # The non-overlap run logs means of 0.8 that fall to 0.7 and end at 0.73.
+        "fig07.dip": 0.1,
+        "fig07.recovers": 0.3,
+        **{f"fig14.{name}": auroc(run) for name, run in probes.items()},
+        **{f"fig14.{name}_within": auroc(run, within=True) for name, run in probes.items()},
+        **{f"fig14.{name}_length": beyond_length(run) for name, run in probes.items()},
+        "fig18.student": mean_of(seed.steps("success"), "student_mass"),
+        "fig18.teacher": mean_of(seed.steps("success"), "teacher_mass"),
+        "fig19.loss": logged(seed, "loss", begin),
+        "fig19.grad_norm": logged(seed, "grad_norm", begin),
+        "fig19.loss_end": logged(seed, "loss", end),
+        "fig19.grad_norm_end": logged(seed, "grad_norm", end),
+        "fig19.gap": seed.left("success", "extreme"),
+        "fig19.gap_stays": seed.left("failure", "extreme"),
     }
 
 
-def test_every_number_is_what_its_claim_says(evidence, results):
-    found, want = claims_of(results), oracle(evidence)
-    # The non-overlap run logs means of 0.8 that fall to 0.7 and end at 0.73.
-    want |= {"fig07.dip": 0.1, "fig07.recovers": 0.3}
-    assert {name: claim.ours for name, claim in found.items()} == pytest.approx(want, rel=1e-6)
+def test_every_number_of_every_seed_is_what_its_claim_says(each, results):
+    want = [oracle(seed) for seed in each]
+    found = claims_of(*results)
+    assert set(found) == set(want[0])
     for name, claim in found.items():
-        if claim.low == claim.low:
-            assert claim.low <= claim.ours <= claim.high, name
+        values = [seed[name] for seed in want]
+        assert list(claim.seeds) == pytest.approx(values, rel=1e-6), name
+        assert claim.ours == pytest.approx(mean(values), rel=1e-6), name
+        assert claim.low <= claim.ours <= claim.high, name
 
 
-AUROC = {"fig14.success", "fig14.failure"}
-
-
-def test_runs_like_the_papers_show_its_claims(results):
-    verdicts = {name: claim.verdict for name, claim in claims_of(results).items()}
-    # Random logits say nothing about who is right: fig14 is chance.
-    assert {name for name, verdict in verdicts.items() if verdict != "shown"} - AUROC == {
-        "fig18.student",  # and they overlap little in the first half
-        "fig18.teacher",
-        "fig19.grad_norm",  # equal in both runs
-        "fig19.loss",  # five steps of one seed have no interval
+def test_runs_like_the_papers_support_its_claims(results):
+    verdicts = {name: claim.verdict for name, claim in claims_of(*results).items()}
+    assert {name: v for name, v in verdicts.items() if v != "supported"} == {
+        "fig18.student": "refuted",  # they overlap little in the first half
+        "fig18.teacher": "refuted",
     }
 
 
-def test_runs_unlike_the_papers_show_none_of_it(swapped):
-    found = claims_of(module.analyse(swapped) for module in ANALYSES)
+def test_runs_unlike_the_papers_support_none(swapped):
+    found = claims_of(*(module.analyse(swapped) for module in ANALYSES))
     verdicts = {name: claim.verdict for name, claim in found.items()}
-    assert {name for name, verdict in verdicts.items() if verdict == "shown"} - AUROC == {
+    assert {name for name, verdict in verdicts.items() if verdict == "supported"} == {
         "fig05.same",  # one and the same run
         "fig06.stronger",  # about models, not runs
-    }
-    assert {name for name, verdict in verdicts.items() if verdict == "opposite"} == {
-        "fig05.large",
-        "fig05.loses",
-        "fig06.gap_flat",
-        "fig07.non_overlap",
-        "fig18.student",
-        "fig18.teacher",
     }
 
 
@@ -218,25 +178,64 @@ def test_results_are_labelled_and_survive_the_file(results, tmp_path):
             assert all(len(series.x) or len(series.values) for series in panel.series)
 
 
-def test_five_seeds_are_compared_pairwise(five_seeds):
+def test_the_interval_is_over_seeds_and_over_problems(evidence, results):
+    """Problems are drawn together in both runs of every seed."""
+    names = [
+        f"{name}/{i}" for name, n in (("easy", 20), ("medium", 18), ("hard", 16)) for i in range(n)
+    ]
+    changes = []
+    for runs in zip(evidence.runs["support_overlap"], evidence.runs["baseline"], strict=True):
+        areas = []
+        for run in runs:
+            scores = np.concatenate([run.evaluation(b)["score"].values for b in BENCHMARKS], axis=1)
+            areas.append([weighted([0, 4, 9, 12], column, "whole") for column in scores.T.tolist()])
+        changes.append(np.subtract(*areas))
+    changes = np.array(changes)  # (seeds, problems)
+    times = drawn(names)
+    samples = (times @ changes.T / times.sum(axis=1, keepdims=True)).mean(axis=1)
+    claim = claims_of(*results)["fig07.overlap"]
+    want = interval(changes.mean(axis=1).tolist(), samples, 0.9)
+    assert (claim.low, claim.high) == pytest.approx(want)
+    assert claim.level == 0.9
+
+
+def test_the_interval_is_over_seeds_and_over_prompts(each, results):
+    """One prompt has several rollouts, each with many states: they are drawn together."""
+    prompts = sorted({state["prompt"] for step in each[0].steps("success") for state in step})
+    times, samples, values = drawn(prompts), [], []
+    for seed in each:
+        total, n = np.zeros(len(prompts)), np.zeros(len(prompts))
+        for step in seed.steps("success"):
+            for state in step:
+                total[prompts.index(state["prompt"])] += state["student_mass"]
+                n[prompts.index(state["prompt"])] += 1
+        samples.append((times @ total) / (times @ n))
+        values.append(total.sum() / n.sum())
+    claim = claims_of(*results)["fig18.student"]
+    want = interval(values, np.mean(samples, axis=0))
+    assert (claim.low, claim.high) == pytest.approx(want, rel=1e-6)
+    assert claim.level == 0.95
+
+
+def test_seeds_are_compared_pairwise(evidence, each, results):
     """The mean over seeds of each seed's ratio, not the ratio of the means."""
-    (claim,) = (c for c in gradients.analyse(five_seeds).claims if c.id == "fig19.loss")
-    starts = {
-        name: np.array([run.metrics["loss"].values[:5].mean() for run in five_seeds.runs[name]])
-        for name in ("success", "failure")
-    }
-    ratios = starts["failure"] / starts["success"]
-    half = stats.t.ppf(0.975, 4) * stats.sem(ratios)
-    assert claim.ours == pytest.approx(ratios.mean())
-    assert (claim.low, claim.high) == pytest.approx((ratios.mean() - half, ratios.mean() + half))
+    claim = claims_of(*results)["fig19.loss"]
+    ratios = [logged(seed, "loss", slice(0, 5)) for seed in each]
+    means = [
+        mean(mean(run.metrics["loss"].values[:5].tolist()) for run in evidence.runs[name])
+        for name in ("failure", "success")
+    ]
+    assert claim.ours == pytest.approx(mean(ratios))
+    assert claim.ours != pytest.approx(means[0] / means[1], rel=1e-4)
 
 
 def test_figure_14_shows_the_rewards_of_right_and_of_wrong_rollouts(evidence, results):
     (panel, _) = results[ANALYSES.index(reward)].panels
-    ds = evidence.runs["probe_success"][0].load(0)
-    rewards = ds.opd.sequence_mean_reward()
     for series, correct in zip(panel.series, (1, 0), strict=True):
-        want = rewards[ds.correct == correct].values
+        want = []
+        for run in evidence.runs["probe_success"]:
+            ds = run.load(0)
+            want += ds.opd.sequence_mean_reward()[ds.correct == correct].values.tolist()
         np.testing.assert_array_equal(series.values, want)
 
 

@@ -1,16 +1,16 @@
 """What figures share: recovery, changes, panels, verdicts."""
 
 from dataclasses import replace
+from statistics import mean
 
 import numpy as np
 import pytest
+from oracle import BENCHMARKS, accuracy, by_step, drawn, interval, unrest
 from scipy import stats
 
 from analyses.evidence import (
-    above,
+    _weights,
     accuracy_panel,
-    at_least,
-    below,
     claim,
     curve_panel,
     differences,
@@ -18,42 +18,151 @@ from analyses.evidence import (
     ratios,
 )
 from opdprobe.probes import curve
-from opdprobe.probes.bootstrap import N_BOOT, Estimate, resample
+from opdprobe.probes.bootstrap import N_BOOT, Estimate, resample, unit_keys
+from opdprobe.probes.rollout_sums import RolloutSums
+from opdprobe.report.estimate import exact
 
 NAN = float("nan")
 
 
-def scores(run, end, benchmarks=("easy", "medium", "hard")):
+@pytest.fixture(scope="module")
+def three_seeds(make_evidence):
+    return make_evidence({"success": 3, "reverse_small": 1}, range(3))
+
+
+def scores(run, end, benchmarks=BENCHMARKS):
     return np.concatenate([run.evaluation(name)["score"].values[end] for name in benchmarks])
 
 
 def role_scores(evidence, role):
-    return np.concatenate([evidence.scores[role][name] for name in ("easy", "medium", "hard")])
+    return np.concatenate([evidence.scores[role][0][name] for name in BENCHMARKS])
 
 
-def test_accuracy_is_that_of_the_first_and_of_the_last_evaluation(evidence):
-    (run,) = evidence.runs["success"]
-    for end in (0, -1):
-        (estimate,) = evidence.accuracy("success", end=end)
-        assert estimate.value == pytest.approx(scores(run, end).mean())
-    assert evidence.role("large").value == pytest.approx(role_scores(evidence, "large").mean())
+@pytest.mark.parametrize("when", ["start", "end", "whole"])
+@pytest.mark.parametrize("benchmark", [None, "hard", "other"])
+def test_accuracy_before_at_the_end_and_over_all_of_training(evidence, when, benchmark):
+    (estimate,) = evidence.accuracy("baseline", when, benchmark=benchmark)
+    (run,) = evidence.runs["baseline"]
+    # The problems of other prompt roles are no part of what has no name.
+    want = accuracy(run, when, BENCHMARKS if benchmark is None else [benchmark])
+    assert estimate.value == pytest.approx(want)
+    low, high = estimate.interval()
+    assert 0 <= low < want < high <= 1
+
+
+@pytest.mark.parametrize(
+    ("steps", "when", "weights"),
+    [
+        ([0, 12, 24, 36, 48], "end", [0, 0, 0, 0.5, 0.5]),
+        ([0, 12, 24, 36, 48], "whole", [0.125, 0.25, 0.25, 0.25, 0.125]),
+        ([0, 12, 20], "end", [0, 0, 1]),
+        ([0, 12, 20], "whole", [0.3, 0.5, 0.2]),
+        ([100, 108], "end", [0, 1]),
+        ([0, 12], "start", [1, 0]),
+        *(([0], when, [1]) for when in ("start", "end", "whole")),
+    ],
+)
+def test_the_weight_of_each_evaluation(steps, when, weights):
+    assert _weights(steps, when).tolist() == pytest.approx(weights)
+
+
+def test_seeds_share_the_accuracy_before_training_if_they_share_the_student(three_seeds):
+    each = [accuracy(run, "start") for run in three_seeds.runs["reverse_small"]]
+    assert len(set(each)) == 3  # it is measured anew with each
+    shared = three_seeds.start("reverse_small")
+    assert [e.value for e in shared] == pytest.approx([np.mean(each)] * 3)
+    own = replace(three_seeds, models={**three_seeds.models, "rl_student": ("a", "b", "c")})
+    assert [e.value for e in own.start("reverse_small")] == pytest.approx(each)
+    for evidence, starts in ((three_seeds, [np.mean(each)] * 3), (own, each)):
+        ends = [accuracy(run, "end") for run in evidence.runs["reverse_small"]]
+        gains = [e.value for e in evidence.gain("reverse_small")]
+        assert gains == pytest.approx(np.subtract(ends, starts))
+
+
+def test_each_seed_has_the_teacher_that_it_learnt_from(three_seeds):
+    """Also its own: the gap of a seed is to that model."""
+    others = [
+        {name: np.minimum(values + i / 20, 1) for name, values in one.items()}
+        for i, one in enumerate(three_seeds.scores["rl_student"])
+    ]
+    evidence = replace(three_seeds, scores=three_seeds.scores | {"rl_student": others})
+    teachers = [np.concatenate(list(one.values())).mean() for one in others]
+    assert [e.value for e in evidence.role("rl_student")] == pytest.approx(teachers)
+    runs = evidence.runs["success"]
+    start = np.mean([accuracy(run, "start") for run in runs])
+    want = [
+        (accuracy(run, "end") - start) / (teacher - start)
+        for run, teacher in zip(runs, teachers, strict=True)
+    ]
+    assert [e.value for e in evidence.recovery("success")] == pytest.approx(want)
+
+
+def test_unrest_is_what_drawing_prompts_does_not_explain(three_seeds):
+    found = three_seeds.unrest("success", "overlap_ratio")
+    want = [unrest(by_step(run), "overlap") for run in three_seeds.runs["success"]]
+    assert [e.value for e in found] == pytest.approx(want)
+    assert np.isnan([e.interval() for e in found]).all()
+
+
+@pytest.mark.parametrize(
+    ("per_step", "want"),
+    [
+        # Two prompts of one state each: the squared standard error of 1 and 3 is 1.
+        ([(1, 3), (1, 3)], -2.0),
+        ([(2, 2), (3, 3), (2, 2)], 1.0),
+        ([(2, 2)], NAN),  # a step alone does not move
+        ([(2,), (3,)], NAN),  # one prompt does not say how much prompts differ
+    ],
+)
+def test_unrest_of_known_curves(three_seeds, per_step, want):
+    (run, *_) = three_seeds.runs["success"]
+    sizes = [len(step) for step in per_step]
+    values = np.array([v for step in per_step for v in step], float)
+    sums = RolloutSums(
+        steps=np.arange(len(per_step)),
+        first=np.cumsum([0, *sizes]),
+        unit=unit_keys(i for size in sizes for i in range(size)),
+        length=np.ones(values.size, int),
+        total={"overlap_ratio": values},
+        n={"overlap_ratio": np.ones(values.size, int)},
+    )
+    evidence = replace(three_seeds, runs={"success": [run]}, sums={run.path: sums})
+    (found,) = evidence.unrest("success", "overlap_ratio")
+    assert found.value == pytest.approx(want, nan_ok=True)
+
+
+def test_runs_are_tested_on_other_kinds_of_problems_only_where_they_say_so(evidence, make_evidence):
+    titles = {"other": "Tested on the other kind"}
+    (panel,) = evidence.crossed_panels({"baseline": "B"}, titles)
+    assert (panel.name, panel.title) == ("accuracy_other", "Tested on the other kind")
+    (run,) = evidence.runs["baseline"]
+    want = run.evaluation("other")["score"].values.mean(axis=1)
+    assert list(panel.series[0].y) == pytest.approx(want.tolist())
+    assert evidence.crossed_panels({"baseline": "B", "success": "S"}, titles) == []
+    (unknown,) = evidence.accuracy("success", benchmark="other")
+    assert np.isnan(unknown.value)
+    # Without them, what names no benchmark is the same.
+    without = make_evidence({"baseline": 1}, crossed=False)
+    assert without.crossed_panels({"baseline": "B"}, titles) == []
+    (a,), (b,) = (e.accuracy("baseline") for e in (evidence, without))
+    assert (a.value, a.interval()) == (b.value, b.interval())
 
 
 @pytest.mark.parametrize("benchmark", ["easy", "medium", "hard"])
 def test_a_benchmark_has_its_own_accuracy_and_recovery(evidence, benchmark):
     (run,) = evidence.runs["success"]
-    before, after = (scores(run, end, [benchmark]).mean() for end in (0, -1))
-    best = evidence.scores["rl_student"][benchmark].mean()
-    (estimate,) = evidence.accuracy("success", benchmark=benchmark)
-    assert estimate.value == pytest.approx(after)
-    assert evidence.role("rl_student", benchmark=benchmark).value == pytest.approx(best)
+    before, last = (scores(run, end, [benchmark]).mean() for end in (0, -1))
+    after = accuracy(run, "end", [benchmark])
+    best = evidence.scores["rl_student"][0][benchmark].mean()
+    (estimate,) = evidence.role("rl_student", benchmark=benchmark)
+    assert estimate.value == pytest.approx(best)
     (estimate,) = evidence.recovery("success", benchmark=benchmark)
     assert estimate.value == pytest.approx((after - before) / (best - before))
     panel = accuracy_panel(
         evidence, {"success": "S"}, {"rl_student": "T"}, title="T", benchmark=benchmark
     )
     assert panel.name == f"accuracy_{benchmark}"
-    assert (panel.series[0].y[0], panel.series[0].y[-1]) == pytest.approx((before, after))
+    assert (panel.series[0].y[0], panel.series[0].y[-1]) == pytest.approx((before, last))
     assert panel.references[0].y == pytest.approx(best)
 
 
@@ -61,16 +170,19 @@ def test_a_benchmark_has_its_own_accuracy_and_recovery(evidence, benchmark):
     ("name", "teacher"),
     [("success", "rl_student"), ("failure", "large"), ("reverse_small", "student")],
 )
-def test_recovery_is_the_share_of_the_gap_on_the_same_problems(evidence, name, teacher, drawn_rows):
+def test_recovery_is_the_share_of_the_gap_on_the_same_problems(evidence, name, teacher):
     (run,) = evidence.runs[name]
-    before, after, best = scores(run, 0), scores(run, -1), role_scores(evidence, teacher)
+    before, best = scores(run, 0), role_scores(evidence, teacher)
+    after = (scores(run, -2) + scores(run, -1)) / 2  # the last quarter of the steps
     (estimate,) = evidence.recovery(name)
     want = (after.mean() - before.mean()) / (best.mean() - before.mean())
     assert estimate.value == pytest.approx(want)
-    rows = drawn_rows(len(best), N_BOOT)
-    samples = [
-        (after[i].mean() - before[i].mean()) / (best[i].mean() - before[i].mean()) for i in rows
-    ]
+    sizes = {"easy": 20, "medium": 18, "hard": 16}
+    samples = []
+    for times in drawn(f"{name}/{i}" for name, size in sizes.items() for i in range(size)):
+        rows = [i for i, n in enumerate(times) for _ in range(int(n))]
+        b, a, t = (mean(values[rows].tolist()) for values in (before, after, best))
+        samples.append((a - b) / (t - b))
     np.testing.assert_allclose(estimate.samples, samples)
     low, high = estimate.interval()
     assert low < want < high
@@ -79,7 +191,7 @@ def test_recovery_is_the_share_of_the_gap_on_the_same_problems(evidence, name, t
 def test_no_gap_has_no_recovery(evidence):
     (run,) = evidence.runs["success"]
     before = {name: run.evaluation(name)["score"].values[0] for name in evidence.benchmarks}
-    level = replace(evidence, scores={"rl_student": before})
+    level = replace(evidence, scores={"rl_student": [before]})
     (estimate,) = level.recovery("success")
     assert np.isnan(estimate.value)
     assert np.isnan(estimate.samples).all()
@@ -128,10 +240,14 @@ def test_meta_counts_what_is_behind_a_figure(evidence, five_seeds):
         "states": 1440,
         "settings": "",
     }
+    several = replace(evidence, models={**evidence.models, "large": ("a", "b")})
+    assert several.meta(["failure"]).runs["failure"]["teacher"] == "a, b"
     assert meta.config == {"eval_n": 4}
     assert "bootstrap" in meta.interval
     assert five_seeds.meta(["success"]).seeds == [0, 1, 2, 3, 4]
-    assert five_seeds.meta(["success"]).interval == "95 % t-interval over 5 seeds"
+    assert five_seeds.meta(["success"]).interval == (
+        "95 % over 5 seeds (Student's t) and over prompts or problems (bootstrap)"
+    )
     assert five_seeds.meta(["success"]).runs["success"]["states"] == 5 * 3 * 4 * 30
 
 
@@ -144,20 +260,21 @@ def test_accuracy_panel_shows_every_evaluation(evidence):
     assert [s.label for s in panel.series] == ["S", "F"]
     (run,) = evidence.runs["failure"]
     series = panel.series[1]
-    assert list(series.x) == [0, 6, 12]
-    np.testing.assert_allclose(series.y, [scores(run, i).mean() for i in range(3)])
+    assert list(series.x) == [0, 4, 9, 12]
+    np.testing.assert_allclose(series.y, [scores(run, i).mean() for i in range(4)])
     assert all(lo < y < hi for lo, y, hi in zip(series.low, series.y, series.high, strict=True))
     (line,) = panel.references
     assert (line.role, line.label) == ("large", "larger")
     assert line.y == pytest.approx(role_scores(evidence, "large").mean())
 
 
-def test_accuracy_panel_of_five_seeds_has_students_interval(five_seeds):
+def test_accuracy_panel_of_five_seeds_has_an_interval_over_seeds_and_problems(five_seeds):
     (series,) = accuracy_panel(five_seeds, {"success": "S"}, {}).series
-    for i in range(3):
-        values = [scores(run, i).mean() for run in five_seeds.runs["success"]]
-        want = stats.t.interval(0.95, 4, loc=np.mean(values), scale=stats.sem(values))
-        assert series.y[i] == pytest.approx(np.mean(values))
+    for i in range(4):
+        each = np.array([scores(run, i) for run in five_seeds.runs["success"]])
+        samples = resample(each.mean(axis=0)).samples
+        assert series.y[i] == pytest.approx(each.mean())
+        want = interval(each.mean(axis=1).tolist(), samples)
         assert (series.low[i], series.high[i]) == pytest.approx(want)
 
 
@@ -201,98 +318,103 @@ def test_logged_scalars_have_a_band_with_three_seeds_or_more_only(evidence, five
 
 
 class Given(Estimate):
-    """An estimate whose interval is from its smallest to its largest sample."""
+    """An estimate whose interval is from its smallest to its largest sample, at either level."""
 
     def interval(self, level=0.95):
-        return float(self.samples.min()), float(self.samples.max())
+        extra = 0.0 if level == 0.9 else self.samples[2]
+        return float(self.samples[0]) - extra, float(self.samples[1]) + extra
 
 
-def given(low, high):
-    return [Given((low + high) / 2, np.array([low, high]))]
+def given(low, high, *, wider=0.0):
+    """One seed with this interval; the 95 % one is wider at both ends by `wider`."""
+    return [Given((low + high) / 2, np.array([low, high, wider]))]
 
 
-def judged(*values, opposite=None):
-    """Judge "the mean is at least 1" over problems with these values."""
-    extra = {} if opposite is None else {"opposite": opposite}
-    return claim(
-        "fig06.x",
-        "the claim",
-        paper="1",
-        ours=[Given(float(np.mean(values)), np.array(values, float))],
-        test="≥ 1",
-        holds=lambda mean: mean >= 1,
-        **extra,
-    )
-
-
-def below_zero(low, high):
-    return high < 0
+def judged(ours, **limits):
+    return claim("fig06.x", "the claim", paper="1", ours=ours, statistic="gain", **limits)
 
 
 @pytest.mark.parametrize(
-    ("values", "verdict"),
+    ("low", "high", "above", "below"),
     [
-        ((2, 2), "shown"),
-        ((1, 1), "shown"),  # the limit itself counts
-        ((0.9, 1.0), "not shown"),
-        ((0, 0), "not shown"),  # a whole interval at 0 is not below it
-        ((-5, 4), "not shown"),  # the mean is below 0, the interval not wholly
-        ((-2, -1), "opposite"),
-        ((NAN, NAN), "not shown"),
-        ((NAN, 2), "not shown"),
+        (1.1, 1.3, "supported", "refuted"),
+        (0.9, 1.3, "inconclusive", "inconclusive"),
+        (0.7, 0.9, "refuted", "supported"),
+        # The limit itself is neither above nor below it.
+        (1.0, 1.3, "inconclusive", "refuted"),
+        (0.7, 1.0, "refuted", "inconclusive"),
+        (1.0, 1.0, "refuted", "refuted"),
+        (-np.inf, np.inf, "inconclusive", "inconclusive"),
+        (NAN, NAN, "inconclusive", "inconclusive"),
     ],
 )
-def test_a_verdict_needs_the_mean_and_its_opposite_the_whole_interval(values, verdict):
-    assert judged(*values, opposite=below_zero).verdict == verdict
-
-
-def test_without_a_stated_opposite_there_is_none():
-    assert judged(-2, -1).verdict == "not shown"
-
-
-def test_a_claim_carries_its_number_and_interval():
-    found = judged(1, 2, 3, 4)
-    assert (found.ours, found.paper, found.test) == (2.5, "1", "≥ 1")
-    assert (found.low, found.high) == (1, 4)
-    unknown = judged(NAN)
-    assert np.isnan([unknown.ours, unknown.low, unknown.high]).all()
-
-
-@pytest.mark.parametrize(("spread", "verdict"), [(0.1, "shown"), (0.5, "not shown")])
-def test_a_direction_asks_the_whole_interval(spread, verdict):
-    found = claim(
-        "fig19.x", "", paper="", ours=given(0.7 - spread, 0.7 + spread), test="< 1",
-        holds=lambda r: r < 1, whole_interval=True,
-    )  # fmt: skip
-    assert found.verdict == verdict
+def test_a_direction_is_judged_by_the_whole_interval(low, high, above, below):
+    up, down = judged(given(low, high), above=1), judged(given(low, high), below=1)
+    assert (up.verdict, down.verdict) == (above, below)
+    assert (up.test, down.test) == ("gain > 1", "gain < 1")
+    assert up.level == down.level == 0.95
 
 
 @pytest.mark.parametrize(
     ("low", "high", "verdict"),
     [
-        (0.1, 0.3, "shown"),
-        (-0.4, 0.8, "shown"),  # the size is asked of the mean alone
-        (-0.1, 0.3, "not shown"),
-        (-0.3, -0.1, "opposite"),
+        (-0.02, 0.02, "supported"),
+        (-0.03, 0.02, "inconclusive"),  # a limit is outside
+        (-0.02, 0.03, "inconclusive"),
+        (-0.05, 0.05, "inconclusive"),
+        (0.02, 0.05, "inconclusive"),
+        (0.03, 0.05, "refuted"),
+        (-0.05, -0.03, "refuted"),
+        (0.04, 0.05, "refuted"),
+        (NAN, NAN, "inconclusive"),
     ],
 )
-def test_at_least(low, high, verdict):
-    found = at_least("fig08.x", "", paper="", ours=given(low, high), statistic="gain", limit=0.15)
-    assert (found.verdict, found.test) == (verdict, "gain ≥ 0.15")
+def test_an_equivalence_needs_both_ends_within_the_limits(low, high, verdict):
+    found = judged(given(low, high), above=-0.03, below=0.03)
+    assert (found.verdict, found.test) == (verdict, "|gain| < 0.03")
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "up", "down"),
-    [
-        (1.1, 1.3, "shown", "opposite"),
-        (0.9, 1.3, "not shown", "not shown"),
-        (0.7, 0.9, "opposite", "shown"),
-        (1.0, 1.0, "not shown", "not shown"),
-        (NAN, NAN, "not shown", "not shown"),
-    ],
-)
-def test_directions(low, high, up, down):
-    rest = {"paper": "", "ours": given(low, high), "statistic": "share", "limit": 1}
-    for direction, verdict, test in ((above, up, ">"), (below, down, "<")):
-        found = direction("fig08.x", "", **rest)
-        assert (found.verdict, found.test) == (verdict, f"share {test} 1, whole interval")
+def test_an_equivalence_is_judged_at_90_percent():
+    """Two one-sided tests at 5 %; a direction that the same numbers say has two sides of 2.5 %."""
+    ours = given(-0.02, 0.02, wider=0.02)
+    both = judged(ours, above=-0.03, below=0.03)
+    assert (both.level, both.low, both.high, both.verdict) == (0.9, -0.02, 0.02, "supported")
+    one = judged(ours, below=0.03)
+    assert (one.level, one.low, one.high) == (0.95, -0.04, 0.04)
+    assert one.verdict == "inconclusive"
+    uneven = judged(given(2, 3), above=1, below=6)
+    assert (uneven.level, uneven.test) == (0.9, "gain between 1 and 6")
+
+
+@pytest.mark.parametrize("limits", [{"above": 0.5}, {"above": 0.5, "below": 0.9}])
+def test_the_interval_of_five_seeds_is_at_the_level_of_the_claim(limits):
+    values = [0.6, 0.7, 0.72, 0.8, 0.65]
+    problems = np.random.default_rng(0).normal(0, 0.1, 40)
+    problems -= problems.mean()
+    found = judged([resample(value + problems) for value in values], **limits)
+    level = 0.9 if "below" in limits else 0.95
+    want = interval(values, np.mean(values) + resample(problems).samples, level)
+    assert (found.low, found.high) == pytest.approx(want)
+    assert list(found.seeds) == pytest.approx(values)
+    assert (found.ours, found.level) == (pytest.approx(np.mean(values)), level)
+
+
+def test_one_seed_that_lacks_the_number_leaves_the_claim_open():
+    known = [exact(v) for v in (0.6, 0.7, 0.8)]
+    assert judged(known, above=0).verdict == "supported"
+    found = judged([*known, exact(NAN)], above=0)
+    assert found.verdict == "inconclusive"
+    assert np.isnan([found.ours, found.low, found.high]).all()
+    assert list(found.seeds) == pytest.approx([0.6, 0.7, 0.8, NAN], nan_ok=True)
+
+
+def test_a_number_of_a_single_run_that_has_no_interval_decides_nothing():
+    assert judged([exact(5.0)], above=1).verdict == "inconclusive"
+    assert judged([exact(5.0)], below=1).verdict == "inconclusive"
+
+
+def test_a_claim_carries_what_it_says():
+    found = judged(given(-4, 2), above=-2.5, repeats="fig05.y")
+    assert (found.id, found.claim, found.paper) == ("fig06.x", "the claim", "1")
+    assert (found.ours, found.low, found.high, found.repeats) == (-1, -4, 2, "fig05.y")
+    assert found.test == "gain > −2.5"

@@ -1,12 +1,13 @@
 """Figures 11 and 12 against loops over what runs of known numbers hold."""
 
 import math
+from dataclasses import replace
 from statistics import mean
 
 import numpy as np
 import pytest
 import xarray as xr
-from scipy import stats
+from oracle import accuracy, claims_of, drawn, interval
 
 from analyses import length
 from analyses.evidence import Evidence
@@ -14,12 +15,11 @@ from analyses.experiments import LENGTHS
 from analyses.presets import PRESETS
 from analyses.registry import FIGURES
 from analyses.results import load, save
-from opdprobe.probes.bootstrap import resample, unit_keys
 from opdprobe.store import RunWriter, open_run
 from opdprobe.testing import synthetic_step
 
-N_STEPS, N_ROLLOUTS = 12, 24
-DEPTHS = (0, 4, 2, 8)  # in no order
+N_STEPS, N_ROLLOUTS = 12, 40
+DEPTHS = (0, 4, 2, 16, 8)  # in no order
 # Final accuracy by length, as the paper has it and otherwise.
 LIKE = dict(zip(LENGTHS, (0.4, 0.5, 0.7, 0.8, 0.75, 0.6), strict=True))
 UNLIKE = dict(zip(LENGTHS, (0.9, 0.5, 0.7, 0.8, 0.75, 0.95), strict=True))
@@ -55,7 +55,9 @@ def write_run(path, name, seed, *, final, overlap, loud):
                 "grad_norm": factor * (1 + rng.random() / 10),
             },
         )
-    for step, chance in ((0, 0.3), (N_STEPS, final.get(name, 0.3))):
+    # The last two evaluations are in the last quarter of the steps.
+    after = final.get(name, 0.3)
+    for step, chance in ((0, 0.3), (6, 0.35), (9, after), (N_STEPS, after)):
         for benchmark in ("easy", "hard"):
             scores = draw(rng, chance)
             writer.log_evaluation(step, benchmark, list(map(str, range(40))), scores)
@@ -64,27 +66,28 @@ def write_run(path, name, seed, *, final, overlap, loud):
 
 
 def continuation(seed, *, gain_at):
-    """Gains by depth: a rollout's student is right or wrong, its teacher so by chance."""
+    """Gains by depth. A rollout that ends before a depth has none there."""
     rng = np.random.default_rng(seed)
-    student = np.tile(rng.integers(0, 2, N_ROLLOUTS).astype(float), (len(DEPTHS), 1))
     gain = np.array([rng.choice([gain_at[d] - 0.1, gain_at[d] + 0.1], N_ROLLOUTS) for d in DEPTHS])
-    gain[DEPTHS.index(4), :3] = math.nan  # 21 of 24 go on
-    gain[DEPTHS.index(8), :5] = math.nan  # 19: too few
-    dims = ("depth", "rollout")
-    prompts = [f"p{i}" for i in range(N_ROLLOUTS)]
+    gain[:, :6] += 0.5  # those that end first gain most
+    gain[DEPTHS.index(4), :3] = math.nan
+    gain[DEPTHS.index(8), :6] = math.nan
+    gain[DEPTHS.index(16), :21] = math.nan  # too few go on
+    prompts = [f"p{i // 2}" for i in range(N_ROLLOUTS)]
     return xr.Dataset(
-        {"gain": (dims, gain), "student": (dims, student)},
+        {"gain": (("depth", "rollout"), gain)},
         {"depth": list(DEPTHS), "prompt_id": ("rollout", prompts)},
     )
 
 
-FALLING = {0: 0.4, 2: 0.3, 4: 0.1, 8: 5.0}
-RISING = {0: -0.3, 2: 0.0, 4: 0.2, 8: -5.0}
+# Nothing is said of depth 0, before the response, and of depth 16.
+FALLING = {0: -5.0, 2: 0.4, 4: 0.25, 8: 0.05, 16: 9.0}
+RISING = {0: 5.0, 2: 0.0, 4: 0.15, 8: 0.3, 16: -9.0}
 
 
 @pytest.fixture(scope="module")
 def make(tmp_path_factory):
-    def evidence(seeds=(0,), *, final=LIKE, overlap=COLLAPSE, loud=3.0, gain_at=FALLING):
+    def evidence(seeds=range(3), *, final=LIKE, overlap=COLLAPSE, loud=3.0, gain_at=FALLING):
         folder = tmp_path_factory.mktemp("runs")
         settings = {"final": final, "overlap": overlap, "loud": loud}
         return Evidence(
@@ -94,7 +97,7 @@ def make(tmp_path_factory):
                 name: [write_run(folder / f"{name}-{s}", name, s, **settings) for s in seeds]
                 for name in FIGURES["fig11"].experiments
             },
-            scores={"student": {"easy": np.zeros(40), "hard": np.zeros(40)}},
+            scores={"student": [{"easy": np.zeros(40), "hard": np.zeros(40)}] * len(seeds)},
             continuations={"probe_success": [continuation(s, gain_at=gain_at) for s in seeds]},
         )
 
@@ -112,26 +115,18 @@ def unlike(make):
 
 
 @pytest.fixture(scope="module")
-def three_seeds(make):
-    return make(range(3))
+def results(like):
+    return length.analyse(like), length.dynamics(like)
 
 
-@pytest.fixture(scope="module")
-def results(three_seeds):
-    return length.analyse(three_seeds), length.dynamics(three_seeds)
-
-
-def claims_of(*results):
-    return {claim.id: claim for found in results for claim in found.claims}
-
-
-def accuracy(run, end):
-    scores = [run.evaluation(name)["score"].values[end].tolist() for name in ("easy", "hard")]
-    return mean(scores[0] + scores[1])
+def final(run):
+    return accuracy(run, "end", ("easy", "hard"))
 
 
 def gain(ds, depth):
-    return mean(g for g in ds["gain"].sel(depth=depth).values.tolist() if not math.isnan(g))
+    """Mean over the rollouts that reach depth 8."""
+    rows = zip(*(ds["gain"].sel(depth=d).values.tolist() for d in (depth, 8)), strict=True)
+    return mean(here for here, there in rows if not math.isnan(there))
 
 
 def last_entropy(run):
@@ -143,19 +138,17 @@ def last_entropy(run):
 
 def oracle(evidence, seed):
     run = {name: runs[seed] for name, runs in evidence.runs.items()}
-    best = max(
-        ("length_3", "length_4", "length_5"),
-        key=lambda name: mean(accuracy(r, -1) for r in evidence.runs[name]),
-    )
-    final = {name: accuracy(run[name], -1) for name in LENGTHS}
+    ends = [final(run[name]) for name in LENGTHS]
     gains = evidence.continuations["probe_success"][seed]
     overlap = run["length_6"].metrics["overlap_ratio"].values[:N_STEPS].tolist()
     norms = {name: run[name].metrics["grad_norm"].values[:N_STEPS].tolist() for name in LENGTHS}
     return {
-        "fig11.sweet_spot": final[best] - final["length_6"],
-        "fig11.short": final[best] - final["length_1"],
-        "fig11.gain_start": gain(gains, 0),
-        "fig11.gain_falls": gain(gains, 4) - gain(gains, 0),
+        "fig11.sweet_spot": 1 + ends.index(max(ends)),
+        "fig11.long": ends[3] - ends[5],
+        "fig11.short": ends[3] - ends[0],
+        "fig11.gain_start": gain(gains, 2),
+        "fig11.gain_falls": np.polyfit([1, 2, 3], [gain(gains, d) for d in (2, 4, 8)], 1)[0],
+        "fig11.gain_ends": gain(gains, 8) - gain(gains, 2),
         "fig12.collapse": mean(overlap[-5:])
         - max(mean(overlap[i : i + 5]) for i in range(N_STEPS - 4)),
         "fig12.entropy": last_entropy(run["length_6"]) / last_entropy(run["length_4"]),
@@ -164,38 +157,40 @@ def oracle(evidence, seed):
 
 
 @pytest.mark.parametrize("evidence", ["like", "unlike"])
-def test_every_number_is_what_its_claim_says(evidence, request):
-    one = request.getfixturevalue(evidence)
-    found = claims_of(length.analyse(one), length.dynamics(one))
-    ours = {name: claim.ours for name, claim in found.items()}
-    assert ours == pytest.approx(oracle(one, 0), rel=1e-6)
-
-
-def test_seeds_are_compared_one_by_one(three_seeds, results):
-    want = [oracle(three_seeds, seed) for seed in range(3)]
-    for name, claim in claims_of(*results).items():
+def test_every_number_of_every_seed_is_what_its_claim_says(evidence, request):
+    evidence = request.getfixturevalue(evidence)
+    found = claims_of(length.analyse(evidence), length.dynamics(evidence))
+    want = [oracle(evidence, seed) for seed in range(3)]
+    assert set(found) == set(want[0])
+    for name, claim in found.items():
         values = [seed[name] for seed in want]
-        half = stats.t.ppf(0.975, 2) * stats.sem(values)
-        interval = (mean(values) - half, mean(values) + half)
+        assert list(claim.seeds) == pytest.approx(values, rel=1e-6), name
         assert claim.ours == pytest.approx(mean(values), rel=1e-6), name
-        assert (claim.low, claim.high) == pytest.approx(interval, rel=1e-6), name
 
 
-def test_runs_like_the_papers_show_its_claims(results):
-    assert {claim.verdict for claim in claims_of(*results).values()} == {"shown"}
+def test_the_slope_has_an_interval_over_seeds_and_prompts(like, results):
+    """A prompt's rollouts are drawn together, at all depths and in all seeds."""
+    prompts = [f"p{i}" for i in range(3, 20)]  # of the rollouts that reach depth 8
+    times, samples = drawn(prompts), []
+    for ds in like.continuations["probe_success"]:
+        means = []
+        for depth in (2, 4, 8):
+            values = ds["gain"].sel(depth=depth).values.tolist()
+            sums = [values[2 * i] + values[2 * i + 1] for i in range(3, 20)]
+            means.append((times @ sums) / (2 * times.sum(axis=1)))
+        samples.append(np.polyfit([1, 2, 3], means, 1)[0])
+    claim = claims_of(*results)["fig11.gain_falls"]
+    want = interval([oracle(like, s)["fig11.gain_falls"] for s in range(3)], np.mean(samples, 0))
+    assert (claim.low, claim.high) == pytest.approx(want)
 
 
-def test_runs_unlike_the_papers_show_none_of_it(unlike):
+def test_runs_like_the_papers_support_its_claims(results):
+    assert {claim.verdict for claim in claims_of(*results).values()} == {"supported"}
+
+
+def test_runs_unlike_the_papers_support_none(unlike):
     found = claims_of(length.analyse(unlike), length.dynamics(unlike))
-    assert {name: claim.verdict for name, claim in found.items()} == {
-        "fig11.sweet_spot": "opposite",
-        "fig11.short": "opposite",
-        "fig11.gain_start": "opposite",
-        "fig11.gain_falls": "opposite",
-        "fig12.collapse": "not shown",
-        "fig12.entropy": "opposite",
-        "fig12.gradient": "not shown",  # one seed has no interval to be wholly below 1
-    }
+    assert {claim.verdict for claim in found.values()} == {"refuted"}
 
 
 def test_accuracy_panel(like):
@@ -203,38 +198,59 @@ def test_accuracy_panel(like):
     (series,) = panel.series
     assert list(panel.ticks) == ["2", "8", "16", "32", "64", "160"]
     assert list(series.x) == [0, 1, 2, 3, 4, 5]
-    want = [accuracy(like.runs[name][0], -1) for name in LENGTHS]
+    want = [mean(map(final, like.runs[name])) for name in LENGTHS]
     assert list(series.y) == pytest.approx(want)
     assert all(lo < y < hi for lo, y, hi in zip(series.low, series.y, series.high, strict=True))
     (line,) = panel.references
-    assert (line.role, line.y) == ("student", pytest.approx(accuracy(like.runs["length_4"][0], 0)))
+    starts = [accuracy(run, "start", ("easy", "hard")) for run in like.runs["length_4"]]
+    assert (line.role, line.y) == ("student", pytest.approx(mean(starts)))
     assert panel.y_label == "accuracy (avg@4)"
 
 
-def test_gain_panel_leaves_out_depths_that_few_rollouts_reach(like):
+def test_gain_panel_has_the_depths_that_enough_rollouts_reach(like):
     panel = length.analyse(like).panels[1]
     (series,) = panel.series
-    assert list(panel.ticks) == ["0", "2", "4"]
-    (ds,) = like.continuations["probe_success"]
-    assert list(series.y) == pytest.approx([gain(ds, depth) for depth in (0, 2, 4)])
-    there = ds.sel(depth=4).dropna("rollout")
-    want = resample(there["gain"].values, keys=unit_keys(there["prompt_id"].values)).interval()
-    assert (series.low[2], series.high[2]) == pytest.approx(want)
+    assert list(panel.ticks) == ["2", "4", "8"]
+    gains = like.continuations["probe_success"]
+    want = [mean(gain(ds, depth) for ds in gains) for depth in (2, 4, 8)]
+    assert list(series.y) == pytest.approx(want)
+
+
+def with_gains(evidence, *depths):
+    """The same evidence, of which no rollout goes on beyond some depths."""
+    gains = [ds.copy(deep=True) for ds in evidence.continuations["probe_success"]]
+    for ds in gains:
+        ds["gain"][{"depth": [d not in depths for d in DEPTHS]}] = math.nan
+    return replace(evidence, continuations={"probe_success": gains})
+
+
+@pytest.mark.parametrize(
+    ("depths", "unknown"),
+    [
+        ((0,), ["gain_start", "gain_falls", "gain_ends"]),
+        ((0, 2), ["gain_falls", "gain_ends"]),  # one depth shows no fall
+        (None, ["gain_start", "gain_falls", "gain_ends"]),  # prompts without answers
+    ],
+)
+def test_depths_that_too_few_reach_leave_claims_open(like, depths, unknown):
+    some = replace(like, continuations={}) if depths is None else with_gains(like, *depths)
+    found = length.analyse(some)
+    assert list(found.panels[1].ticks) == (["2"] if depths == (0, 2) else [])
+    for claim in found.claims:
+        if claim.id.removeprefix("fig11.") in unknown:
+            assert np.isnan([claim.ours, *claim.seeds]).all()
+            assert len(claim.seeds) == 3
+            assert claim.verdict == "inconclusive"
+        else:
+            assert claim.verdict == "supported"
 
 
 def test_a_depth_counts_if_enough_rollouts_of_every_seed_reach_it(like):
-    (whole,) = like.continuations["probe_success"]
-    some = whole.copy(deep=True)
-    some["gain"][{"rollout": slice(0, 5)}] = math.nan
-    reported = Evidence(
-        like.preset, like.models, like.runs, like.scores, {"probe_success": [whole, some]}
-    )
-    found = length.analyse(reported)
-    assert list(found.panels[1].ticks) == []
-    assert list(found.panels[1].series[0].x) == []
-    for claim in found.claims[2:]:
-        assert math.isnan(claim.ours)
-        assert claim.verdict == "not shown"
+    first, *others = like.continuations["probe_success"]
+    few = first.copy(deep=True)
+    few["gain"][{"depth": DEPTHS.index(8), "rollout": slice(0, 21)}] = math.nan  # 19 are left
+    some = replace(like, continuations={"probe_success": [few, *others]})
+    assert list(length.analyse(some).panels[1].ticks) == ["2", "4"]
 
 
 def test_dynamics_panels_hold_what_was_logged(like):
@@ -247,9 +263,10 @@ def test_dynamics_panels_hold_what_was_logged(like):
     for panel in found.panels:
         assert [series.role for series in panel.series] == list(LENGTHS)
         for series in panel.series:
-            logged = like.runs[series.role][0].metrics[panel.name].values[:N_STEPS]
+            runs = like.runs[series.role]
+            logged = [run.metrics[panel.name].values[:N_STEPS] for run in runs]
             assert list(series.x) == list(range(N_STEPS))
-            np.testing.assert_array_equal(series.y, logged)
+            np.testing.assert_allclose(series.y, np.mean(logged, axis=0))
     assert found.panels[0].series[-1].label == "160 tokens"
 
 

@@ -48,6 +48,31 @@ def test_what_is_said_replaces_it(tmp_path):
     assert preset.config.batch_size == QUICK.config.batch_size
 
 
+def test_a_role_may_have_a_model_for_each_seed(tmp_path):
+    models = {"student": "a", "rl_student": ["t/7", "t/3", "t/5"]}
+    preset = own_preset(write(tmp_path / "my.yaml", seeds=[7, 3, 5], models=models), QUICK)
+    assert preset.models == {"student": "a", "rl_student": ("t/7", "t/3", "t/5")}
+    assert [preset.model("rl_student", seed) for seed in preset.seeds] == ["t/7", "t/3", "t/5"]
+    assert [preset.model("student", seed) for seed in preset.seeds] == ["a"] * 3
+    one = own_preset(write(tmp_path / "one.yaml", models={"student": ["a"]}), QUICK)
+    assert one.model("student", QUICK.seeds[0]) == "a"
+
+
+def test_tests_of_other_kinds_are_those_that_the_file_names(tmp_path):
+    assert own_preset(write(tmp_path / "my.yaml"), QUICK).crossed == {}
+    crossed = {"other": "c.jsonl", "original": "d.jsonl"}
+    assert own_preset(write(tmp_path / "my.yaml", crossed=crossed), QUICK).crossed == crossed
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=list(PRESETS))
+def test_every_role_of_a_preset_has_a_model_for_every_seed(preset):
+    for role in preset.models:
+        assert all(isinstance(preset.model(role, seed), str) for seed in preset.seeds)
+    assert not set(preset.crossed) & {*preset.benchmarks, *preset.long_benchmarks}
+    for names in preset.models.values():
+        assert isinstance(names, str) or len(set(names)) == len(preset.seeds)
+
+
 def test_the_figures_that_two_models_allow(tmp_path):
     preset = own_preset(write(tmp_path / "my.yaml"), QUICK)
     allowed = [figure for figure in FIGURES if not lacking(preset, figure)]
@@ -64,6 +89,18 @@ def test_the_figures_that_two_models_allow(tmp_path):
         ({"prompts": {"train": "x", "trian": "y"}}, "unknown role in prompts: trian"),
         ({"models": {}}, "models = {}; expected a mapping of roles to names"),
         ({"models": {"student": 3}}, "expected a mapping of roles to names"),
+        ({"models": {"student": ["a", 3]}}, "expected a mapping of roles to names"),
+        (
+            {"models": {"student": ["a", "b"]}},
+            "my.yaml: student names 2 models; expected one, or one for each of the 1 seeds",
+        ),
+        (
+            {"seeds": [0, 1], "models": {"student": []}},
+            "student names 0 models; expected one, or one for each of the 2 seeds",
+        ),
+        ({"prompts": {"train": ["x"]}}, "expected a mapping of roles to names"),
+        ({"crossed": {"long": "x"}}, "unknown role in crossed: long; expected one of original, "),
+        ({"crossed": ["x"]}, "crossed = .*; expected a mapping of roles to names"),
         ({"benchmarks": ["x"]}, "benchmarks = .*; expected a mapping of roles to names"),
         (
             {"stepz": 3},

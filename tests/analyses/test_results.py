@@ -21,9 +21,11 @@ RUNS = {
 }
 
 
-def claim(ours=0.9, low=0.8, high=0.95, verdict: Any = "shown"):
+def claim(ours=0.9, low=0.8, high=0.95, verdict: Any = "supported", seeds=(0.85, 0.95)):
     text = ("closes the gap", "> 80 %")
-    return Claim("fig06.recovery", *text, ours, low, high, "", "gap recovery ≥ 0.80", verdict)
+    return Claim(
+        "fig06.recovery", *text, ours, low, high, 0.95, list(seeds), "gap recovery > 0.8", verdict
+    )
 
 
 def example(numbers=(0.5, nan, inf), values=(-0.1, -inf)):
@@ -44,7 +46,7 @@ def example(numbers=(0.5, nan, inf), values=(-0.1, -inf)):
             Panel("c", "C", "benchmark", "y", "bar", [bars], ticks=["AIME24", "AMC23"]),
             Panel("d", "D", "step", "position", "heatmap", [], heat=heat),
         ],
-        claims=[claim(), claim(nan, nan, -inf, "not shown")],
+        claims=[claim(), claim(nan, nan, -inf, "inconclusive", [nan, inf])],
     )
 
 
@@ -100,10 +102,11 @@ def test_the_file_is_strict_json_that_says_what_it_is(tmp_path):
 
     text = saved(example(), tmp_path).read_text(encoding="utf-8")
     content = json.loads(text, parse_constant=refuse)
-    assert (content["format"], content["format_version"]) == ("opdprobe-results", 2)
+    assert (content["format"], content["format_version"]) == ("opdprobe-results", 3)
     assert content["panels"][0]["series"][0]["y"] == [0.5, None, "inf"]
     assert content["panels"][3]["heat"]["z"] == [[0.9, None, 0.8], ["inf", "-inf", 0.0]]
     assert content["claims"][1]["ours"] is None
+    assert content["claims"][1]["seeds"] == [None, "inf"]
 
 
 def test_numpys_floats_are_written_as_numbers(tmp_path):
@@ -138,10 +141,10 @@ def test_a_foreign_file_is_refused(tmp_path, content):
         load(path)
 
 
-@pytest.mark.parametrize("version", [1, 3, "2", None])
+@pytest.mark.parametrize("version", [1, 2, 4, "3", None])
 def test_another_format_asks_for_an_update(tmp_path, version):
     path = changed(saved(example(), tmp_path), lambda c: c.update(format_version=version))
-    with pytest.raises(ResultsError, match=rf"format version {version}; .* 2: update opdprobe"):
+    with pytest.raises(ResultsError, match=rf"format version {version}; .* 3: update opdprobe"):
         load(path)
 
 
@@ -153,6 +156,8 @@ def test_another_format_asks_for_an_update(tmp_path, version):
         lambda c: c["meta"].pop("seeds"),
         lambda c: c["meta"].update(runs="none"),
         lambda c: c["claims"][0].update(ours="much"),
+        lambda c: c["claims"][0].update(seeds=["much"]),
+        lambda c: c["claims"][0].pop("seeds"),
         lambda c: c["claims"][0].update(verdict="perhaps"),
         lambda c: c["panels"][0].update(kind="heatmap"),
         lambda c: c["panels"][0]["series"][0]["y"].pop(),
@@ -176,6 +181,9 @@ def test_a_heading_tells_sections_from_appendices():
     assert replace(example(), figure="fig18", section="B.1").heading == "Figure 18 (App. B.1)"
     selection = replace(example(), figure="selection", section="5.2")
     assert selection.heading == "Data selection (§5.2)"
+    assert replace(example(), figure="rates", section="3").heading == "Learning rates (§3)"
+    controls = replace(example(), figure="controls")
+    assert controls.heading == "Negative controls (§4.1)"
 
 
 def test_contradictions_are_refused():
@@ -190,10 +198,10 @@ def test_contradictions_are_refused():
         Panel("a", "A", "x", "y", "line", [sample])
     with pytest.raises(PanelError, match="is a histogram, but has x in s"):
         Panel("a", "A", "x", "y", "histogram", [line])
-    with pytest.raises(ResultsError, match="verdict 'maybe'; choose one of shown, not shown"):
+    with pytest.raises(ResultsError, match="verdict 'maybe'; choose one of supported, inc"):
         claim(verdict="maybe")
     for name in ("6", "selections", "fig123"):
-        with pytest.raises(ResultsError, match=f"'{name}'; expected figNN.* or selection"):
+        with pytest.raises(ResultsError, match=f"'{name}'; expected figNN.*, rates or controls"):
             replace(example(), figure=name)
 
 

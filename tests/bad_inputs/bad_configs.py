@@ -118,6 +118,11 @@ CASES = [
         "prompts: {train: zoo:train}\n",
         "FOLDER/mine.yaml: models = None; expected a mapping of roles to names.",
     ),
+    _preset(
+        "a preset with two models for one seed",
+        "models: {student: [a, b]}\nprompts: {train: zoo:train}\nbenchmarks: {a: zoo:easy}\n",
+        "FOLDER/mine.yaml: student names 2 models; expected one, or one for each of the 1 seeds.",
+    ),
     _config(
         "settings that YAML cannot hold, to be recorded",
         lambda folder: RunWriter(folder / "run", attrs={}, config={"k": {1, 2}}, resume=False),

@@ -95,10 +95,10 @@ def test_the_summary_has_the_ends_of_the_curves_and_the_verdicts(first_run):
     accuracy, *_ = (line for line in printed.splitlines() if line.startswith("accuracy"))
     for series in results.panels[0].series:
         assert f"{series.y[0]:.3g} → {series.y[-1]:.3g}" in accuracy
-    shown = [claim for claim in results.claims if claim.verdict == "shown"]
-    assert f"{len(shown)} of the paper's 9 claims shown" in printed
+    supported = [claim for claim in results.claims if claim.verdict == "supported"]
+    assert f"one seed supports {len(supported)} of the paper's 9 claims" in printed
     for claim in results.claims:
-        assert (f"\n{claim.verdict}: {claim.claim}" in printed) == (claim not in shown)
+        assert (f"\n{claim.verdict}: {claim.claim}" in printed) == (claim not in supported)
 
 
 def test_where_there_is_no_terminal_each_task_says_when_it_ends(first_run):
@@ -112,7 +112,7 @@ def test_where_there_is_no_terminal_each_task_says_when_it_ends(first_run):
 
 
 def test_a_process_that_loads_models_prints_nothing(tmp_path, capfd):
-    work([Task("accuracy", jobs.score, ("student", TINY, tmp_path))], workers=1)
+    work([Task("accuracy", jobs.score, ("student", 0, TINY, tmp_path))], workers=1)
     assert (tmp_path / "scores/student.json").exists()
     assert capfd.readouterr() == ("", "")
 

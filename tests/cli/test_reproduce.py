@@ -6,6 +6,7 @@ import os
 import signal
 from dataclasses import replace
 from functools import partialmethod
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from matplotlib.figure import Figure
 
 import figures
 from analyses.claims import verdict
-from analyses.experiments import EXPERIMENTS, MODEL_ROLES
+from analyses.experiments import CROSSED, EXPERIMENTS, MODEL_ROLES
 from analyses.presets import PRESETS
 from analyses.registry import FIGURES, needed
 from analyses.results import VERDICTS, load
@@ -161,9 +162,9 @@ def test_one_line_for_each_figure(killed_and_resumed, inline, capsys, monkeypatc
     assert "6 runs, measurements and analyses in 2 processes" in out
     (fig05,) = (result for result in results if result.figure == "fig05")
     (line,) = (line for line in out.splitlines() if line.startswith("fig05"))
-    shown = [claim.verdict for claim in fig05.claims].count("shown")
+    supported = [claim.verdict for claim in fig05.claims].count("supported")
     main_claim = verdict(fig05.claims[0])
-    assert line.split() == f"fig05 Reverse distillation {main_claim} {shown} of 4".split()
+    assert line.split() == f"fig05 Reverse distillation {main_claim} {supported} of 4".split()
     assert not any(claim.claim in out for claim in fig05.claims)
     assert f"claims   {folder / 'report.html'}\n" in out
 
@@ -195,6 +196,8 @@ def test_continuations_are_read_back_as_they_were_found(killed_and_resumed):
     assert gain["depth"].values.tolist() == list(TINY.depths)
     # At depth 0 every rollout is continued, and the student's own continuation is the rollout.
     np.testing.assert_array_equal(gain["student"].sel(depth=0), correct)
+    rollouts = open_run(jobs.run_dir(folder, "probe_success", 0)).rollouts()
+    assert gain["prompt_id"].values.tolist() == rollouts["prompt_id"].values.tolist()
     np.testing.assert_array_equal(gain["gain"], gain["teacher"] - gain["student"])
 
 
@@ -214,7 +217,7 @@ def test_other_evaluation_settings_and_other_weights_are_measured_anew(tmp_path)
     path = tmp_path / "scores/student.json"
 
     def scores(preset):
-        jobs.score("student", preset, tmp_path, silent)
+        jobs.score("student", 0, preset, tmp_path, silent)
         return path.read_bytes()
 
     first = scores(TINY)
@@ -233,7 +236,7 @@ def test_a_benchmark_without_answers_cannot_be_scored(tmp_path):
     (tmp_path / "p.jsonl").write_text('{"prompt": "add 1 2 3 4 5"}\n')
     preset = replace(TINY, benchmarks={"mine": str(tmp_path / "p.jsonl")})
     with pytest.raises(OPDProbeError, match=r"p\.jsonl: some prompts have no answer"):
-        jobs.score("student", preset, tmp_path, silent)
+        jobs.score("student", 0, preset, tmp_path, silent)
     assert not (tmp_path / "scores").exists()
 
 
@@ -258,12 +261,24 @@ def test_prompts_are_selected_as_the_experiment_says(killed_and_resumed):
     assert kinds("select_divergence") <= {"train", "other"}
 
 
+def test_other_kinds_of_problems_are_tested_where_an_experiment_says_so(killed_and_resumed):
+    folder, *_ = killed_and_resumed
+    own = {"easy", "hard"}
+    for name, benchmarks in (
+        ("baseline", own | set(CROSSED)),
+        ("success", own),
+        ("length_6", own | {"deep"}),
+        ("control_permuted", own),
+    ):
+        assert set(open_run(folder / "runs" / f"{name}-s0").benchmarks) == benchmarks
+
+
 # The plan
 
 
 def test_the_plan_has_every_run_once_seed_by_seed_and_the_longest_first():
     seeds = (0, 1, 2)
-    tasks = plan(replace(TINY, seeds=seeds), None, list(FIGURES))
+    tasks = plan(replace(TINY, seeds=seeds), Path("out"), list(FIGURES))
     assert len({task.label for task in tasks}) == len(tasks)
     runs = [t.arguments[:2] for t in tasks if t.function in (jobs.train, jobs.probe)]
     assert sorted(runs) == sorted((name, seed) for name in EXPERIMENTS for seed in seeds)
@@ -282,7 +297,7 @@ def test_the_plan_has_every_run_once_seed_by_seed_and_the_longest_first():
     ],
 )
 def test_the_plan_does_what_a_figure_needs_and_analyses_it_last(figure, roles):
-    *before, last = plan(TINY, None, [figure])
+    *before, last = plan(TINY, Path("out"), [figure])
     assert {t.label for t in before} == {f"{n}-s0" for n in FIGURES[figure].experiments} | {
         f"accuracy of {role}" for role in roles
     }

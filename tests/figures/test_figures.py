@@ -66,12 +66,21 @@ LABELS = {
     "support_non_overlap": "non-overlap top-k",
     "before": "before RL",
     "after": "after RL",
+    "no_cold_start_long": "no cold start, as many rollouts",
+    "family_2": "larger teacher, family 2",
+    "other_pattern": "other-pattern teacher",
+    "non_overlap": "non-overlap support",
+    "control_self": "the student itself",
+    "control_base_self": "the base student itself",
+    "control_still": "RL'd teacher, learning rate 0",
+    "control_permuted": "RL'd teacher, tokens permuted",
 }
 LENGTHS = [f"length_{i}" for i in range(1, 7)]
 SWEEP = ["sampled", "k1_pg", "k4_pg", "k4", "k16_pg", "baseline", "k64_pg", "k64"]
 SELECTION = ["select_none", "select_template", "template_original", "select_mixed"]
 SELECTION += ["select_divergence", "baseline"]
 REVERSE = ["reverse_small", "reverse_large"]
+CONTROLS = ["baseline", "control_self", "control_base_self", "control_still", "control_permuted"]
 RL = {"failure": "before RL", "success": "after RL"}
 FAMILIES = ["R1-Distill family", "Qwen3 family"]
 BENCHMARKS = ["AIME24", "AIME25", "AMC23"]
@@ -168,16 +177,24 @@ PANELS = {
         lines("Overlap ratio", ["baseline", "support_overlap", "support_non_overlap"]),
     ],
     "fig08": [
-        accuracy(["no_cold_start", "cold_start"], ["cold_teacher"]),
+        accuracy(["cold_start", "no_cold_start", "no_cold_start_long"], ["cold_teacher"]),
         lines("Overlap ratio", ["no_cold_start", "cold_start"]),
         lines("Entropy gap", ["no_cold_start", "cold_start"], unit=" [nats]"),
     ],
     "fig09": [
-        accuracy(["baseline", "template_original"], ["rl_student"]),
+        accuracy(
+            ["baseline", "template_original"],
+            ["rl_student"],
+            title="Tested in the teacher's template",
+        ),
+        accuracy(["baseline", "template_original"], title="Tested in the original template"),
         lines("Overlap ratio", ["baseline", "template_original"]),
     ],
     "fig10": [
-        accuracy(["base_rl", "content_other"], ["rl_base_large"]),
+        accuracy(
+            ["base_rl", "content_other"], ["rl_base_large"], title="Tested on the teacher's kind"
+        ),
+        accuracy(["base_rl", "content_other"], title="Tested on the other kind"),
         lines("Overlap ratio", ["base_rl", "content_other"]),
         lines("Student overlap mass", ["base_rl", "content_other"]),
         lines("Student entropy", ["base_rl", "content_other"], unit=" [nats]"),
@@ -201,7 +218,7 @@ PANELS = {
         lines("Final accuracy", ["direct", "policy_gradient"], x=range(5),
               ticks=["sampled", "1", "4", "16", "64"]),
     ],
-    "fig16": dynamics(["sampled", "k1_pg", "k4", "success", "k64"]),
+    "fig16": dynamics(["sampled", "k1_pg", "k4", "baseline", "k64"]),
     "fig17": [accuracy(BASE, ["rl_base_large", "post_large"], title=b) for b in BENCHMARKS],
     "fig18": [
         lines(title, ["student", "teacher"], labels=["student mass", "teacher mass"], band=0.004)
@@ -218,7 +235,23 @@ PANELS = {
         accuracy(["baseline", "template_original"], ["rl_student"], title=b) for b in BENCHMARKS
     ],
     "fig23": [entropy_map("teacher")],
-    "selection": [accuracy(SELECTION, ["rl_student"]), lines("Overlap ratio", SELECTION)],
+    "selection": [
+        accuracy(SELECTION, ["rl_student"], title="Tested on the teacher's kind"),
+        accuracy(SELECTION, title="Tested on the other kind"),
+        lines("Overlap ratio", SELECTION),
+    ],
+    "rates": [
+        replace(
+            lines("Accuracy at the end",
+                  ["failure", "family_2", "other_pattern", "non_overlap", "k1_pg"],
+                  x=range(3), ticks=["0.25", "1", "4"]),
+            x_label="learning rate, as a multiple of the usual one",
+        ),
+    ],
+    "controls": [
+        accuracy(CONTROLS, ["rl_student"]),
+        lines("Overlap ratio", CONTROLS),
+    ],
 }  # fmt: skip
 
 
@@ -227,7 +260,7 @@ def example(name):
     runs = {r: {"student": "zoo:sft-small", "teacher": "zoo:rl-small", "steps": 100} for r in TWO}
     meta = Meta("quick", [0], 16, 6400, 204_800, "95 % bootstrap over rollouts", runs, "", "0.1.0")
     auroc = [
-        Claim(f"fig14.{run}", "it separates", "0.73", 0.71, 0.66, 0.76, "", "≥ 0.60", "shown")
+        Claim(f"fig14.{run}", "c", "0.73", 0.71, 0.66, 0.76, 0.95, [0.71], "> 0.6", "supported")
         for run in TWO
         if name == "fig14"
     ]
@@ -360,7 +393,10 @@ def test_benchmarks_of_any_number_are_laid_out_in_rows(n, rows, columns):
 @pytest.mark.parametrize("name", list(FIGURES))
 def test_a_caption_names_runs_seeds_sizes_and_the_interval(name):
     text = module(name).caption(example(name))
-    what = "Data selection" if name == "selection" else f"Figure {int(name[3:])}"
+    own = {
+        "selection": "Data selection", "rates": "Learning rates", "controls": "Negative controls"
+    }  # fmt: skip
+    what = own.get(name) or f"Figure {int(name[3:])}"
     assert text.startswith(f"{what} (§4.1). A title. The paper's claim: The claim.")
     for part in ("zoo:rl-small", "seed 0", "k = 16", "6,400 rollouts", "204,800 states"):
         assert part in text

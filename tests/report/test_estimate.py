@@ -1,5 +1,7 @@
 """Estimates: values as plain means, intervals over seeds, and what is drawn together."""
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -85,13 +87,67 @@ def test_two_seeds_are_averaged_problem_by_problem():
     assert (low, high) == pytest.approx(resample((a + b) / 2).interval(), abs=1e-8)
 
 
+@pytest.mark.parametrize("level", [0.95, 0.9])
 @pytest.mark.parametrize("n", [3, 5, 20])
-def test_from_three_seeds_on_the_interval_is_students(n):
+def test_from_three_seeds_on_exact_numbers_have_students_interval(n, level):
     values = RNG.normal(2, 0.3, n)
-    mean, low, high = combine([exact(v) for v in values])  # samples play no part
-    want = stats.t.interval(0.95, n - 1, loc=values.mean(), scale=stats.sem(values))
+    mean, low, high = combine([exact(v) for v in values], level)
+    want = stats.t.interval(level, n - 1, loc=values.mean(), scale=stats.sem(values))
     assert mean == pytest.approx(values.mean())
     assert (low, high) == pytest.approx(want)
+
+
+@pytest.mark.parametrize("level", [0.95, 0.9])
+def test_what_seeds_share_widens_their_interval(level):
+    """Half-widths in squares: of Student's t, and of the percentiles of the mean of the samples."""
+    scores = RNG.random((4, 30)) + RNG.normal(0, 0.1, (4, 1))  # four seeds on the same problems
+    drawn = draw_units(numbered_keys(30))
+    samples = [
+        np.mean(
+            [sum(t * s for t, s in zip(times, row, strict=True)) / sum(times) for row in scores]
+        )
+        for times in drawn
+    ]
+    over_seeds = stats.t.ppf((1 + level) / 2, 3) * stats.sem(scores.mean(axis=1))
+    low, high = np.quantile(samples, [(1 - level) / 2, (1 + level) / 2])
+    half = math.hypot(over_seeds, (high - low) / 2)
+    found = combine([resample(row) for row in scores], level)
+    assert found == pytest.approx((scores.mean(), scores.mean() - half, scores.mean() + half))
+
+
+def test_one_model_measured_once_for_all_seeds_has_the_interval_of_its_problems():
+    one = resample(RNG.random(40))
+    ends = np.quantile(one.samples, [0.025, 0.975])
+    mean, low, high = combine([one] * 5)
+    assert mean == pytest.approx(one.value)
+    assert high - low == pytest.approx(ends[1] - ends[0])
+    assert (low + high) / 2 == pytest.approx(one.value)
+
+
+def test_samples_in_which_a_ratio_has_no_value_are_left_out():
+    values, counts = np.array([1.0, 2.0, 4.0]), np.array([1.0, 1.0, 0.0])
+    found = [resample(values + i, counts) for i in range(3)]
+    drawn = draw_units(numbered_keys(3))
+    known = drawn[:, :2].sum(axis=1) > 0
+    assert not known.all()
+    samples = np.mean(
+        [(drawn @ (values + i))[known] / (drawn @ counts)[known] for i in range(3)], 0
+    )
+    over_seeds = stats.t.ppf(0.975, 2) * stats.sem([e.value for e in found])
+    low, high = np.quantile(samples, [0.025, 0.975])
+    _, got, _ = combine(found)
+    want = np.mean([e.value for e in found]) - math.hypot(over_seeds, (high - low) / 2)
+    assert got == pytest.approx(want)
+
+
+@pytest.mark.parametrize("n", [1, 2])
+def test_the_level_is_that_of_the_bootstrap_for_fewer_seeds(n):
+    estimates = [resample(RNG.normal(size=60)) for _ in range(n)]
+    first, *others = estimates
+    joined = first.map(*others, by=lambda *values: np.mean(values, axis=0))
+    assert combine(estimates, 0.9)[1:] == pytest.approx(joined.interval(0.9))
+    (_, low, high), (_, lower, higher) = combine(estimates, 0.9), combine(estimates)
+    assert lower < low < high < higher
 
 
 def test_an_exact_number_has_no_interval_with_one_seed():
@@ -110,7 +166,9 @@ def test_what_is_unknown_stays_unknown():
 def test_the_interval_is_named():
     assert "bootstrap" in interval_name(1)
     assert "bootstrap" in interval_name(2)
-    assert interval_name(3) == "95 % t-interval over 3 seeds"
+    assert interval_name(3) == (
+        "95 % over 3 seeds (Student's t) and over prompts or problems (bootstrap)"
+    )
 
 
 # Ranks
