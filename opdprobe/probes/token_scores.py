@@ -151,7 +151,7 @@ def variance_ratio(sampled_reward: ArrayLike, reverse_kl: ArrayLike) -> float:
     known = ~np.isnan(reward) & ~np.isnan(kl)
     if not known.any():
         return float("nan")
-    return float(ratio(np.var(reward[known] + kl[known]), np.var(reward[known])))
+    return float(ratio(float(np.var(reward[known] + kl[known])), float(np.var(reward[known]))))
 
 
 def informativeness(teacher_logp: ArrayLike, correct: ArrayLike) -> float:
@@ -221,7 +221,7 @@ def forking_share(student_entropy: ArrayLike, signal: ArrayLike, *, quantile: fl
         return float("nan")
     entropy, signal = entropy[known], signal[known]
     forking = entropy > np.quantile(entropy, quantile)
-    return float(ratio(signal[forking].sum(), signal.sum()))
+    return float(ratio(float(signal[forking].sum()), float(signal.sum())))
 
 
 def absorption(distances: ArrayLike) -> NDArray[np.float64]:
@@ -285,7 +285,7 @@ def reward_quantiles(
     if not reward.size:
         return dict.fromkeys(["positive", "skewness", *map(str, wanted.tolist())], float("nan"))
     centred = reward - reward.mean()
-    skewness = ratio((centred**3).mean(), (centred**2).mean() ** 1.5)
+    skewness = ratio(float((centred**3).mean()), float((centred**2).mean()) ** 1.5)
     values = np.quantile(reward, wanted).tolist()
     return {
         "positive": float((reward > 0).mean()),
