@@ -14,23 +14,23 @@ from opdprobe.report.panel import Panel
 
 # Plotting role, label and experiments of each arm, by learning rate: slow, usual, fast.
 ARMS = {
-    "failure": ("failure", "larger teacher", ("failure_slow", "large_same", "failure_fast")),
+    "failure": ("arm_larger", "larger teacher", ("failure_slow", "large_same", "failure_fast")),
     "post_same": (
-        "family_2",
+        "arm_family_2",
         "larger teacher, family 2",
         ("post_same_slow", "post_same", "post_same_fast"),
     ),
     "base_post": (
-        "other_pattern",
+        "arm_pattern",
         "other-pattern teacher",
         ("base_post_slow", "base_post", "base_post_fast"),
     ),
     "non_overlap": (
-        "non_overlap",
+        "arm_support",
         "non-overlap support",
         ("non_overlap_slow", "support_non_overlap", "non_overlap_fast"),
     ),
-    "k1": ("k1_pg", "k = 1", ("k1_slow", "k1_pg", "k1_fast")),
+    "k1": ("arm_k1", "k = 1", ("k1_slow", "k1_pg", "k1_fast")),
 }
 TICKS = ("0.25", "1", "4")
 

@@ -64,9 +64,9 @@ def analyse(evidence: Evidence) -> Results:
         meta=evidence.meta(list(RUNS)),
         panels=[
             accuracy_panel(
-                evidence, RUNS, {"rl_student": "teacher"}, title="Tested on the teacher's kind"
+                evidence, RUNS, {"rl_student": "teacher"}, title="Teacher's kind of problems"
             ),
-            *evidence.crossed_panels(RUNS, {"other": "Tested on the other kind"}),
+            *evidence.crossed_panels(RUNS, {"other": "Other kind of problems"}),
             curve_panel(evidence, "overlap_ratio", RUNS),
         ],
         claims=[

@@ -21,8 +21,8 @@ def analyse(evidence: Evidence) -> Results:
         "higher from the start.",
         meta=evidence.meta(list(RUNS)),
         panels=[
-            accuracy_panel(evidence, RUNS, REFERENCES, title="Tested in the teacher's template"),
-            *evidence.crossed_panels(RUNS, {OTHER: "Tested in the original template"}),
+            accuracy_panel(evidence, RUNS, REFERENCES, title="Teacher's template"),
+            *evidence.crossed_panels(RUNS, {OTHER: "Original template"}),
             curve_panel(evidence, "overlap_ratio", RUNS),
         ],
         claims=[

@@ -76,6 +76,8 @@ ACCURACIES = {
     **dict.fromkeys(("control_self", "control_still", "control_permuted"), (0.35, 0.35, 0.35)),
     "control_base_self": (0.2, 0.2, 0.2),
 }
+# Runs whose evaluations draw the same samples at every step.
+STILL = ("control_self", "control_base_self", "control_still", "control_permuted")
 # What is added to the scores on problems like those of the other prompt roles, in that order.
 TESTED = {
     "baseline": (0.0, -0.2, -0.3),
@@ -146,7 +148,7 @@ def write_run(path: Path, name: str, seed: int, n_recorded: int, crossed: bool) 
         writer.log_metrics(step, metrics)
     accuracies = ACCURACIES.get(name, ())
     for step, accuracy in zip(EVALUATED, (*accuracies, *accuracies[-1:]), strict=False):
-        scores = problem_scores(accuracy, 100 * seed + step)
+        scores = problem_scores(accuracy, 100 * seed + (0 if name in STILL else step))
         if EXPERIMENTS[name].crossed and crossed:
             shift = dict(zip(CROSSED, TESTED.get(name, (0.0, 0.0, 0.0)), strict=True))
             scores |= {role: np.clip(scores["easy"] + more, 0, 1) for role, more in shift.items()}

@@ -132,9 +132,9 @@ def test_unrest_of_known_curves(three_seeds, per_step, want):
 
 
 def test_runs_are_tested_on_other_kinds_of_problems_only_where_they_say_so(evidence, make_evidence):
-    titles = {"other": "Tested on the other kind"}
+    titles = {"other": "Other kind of problems"}
     (panel,) = evidence.crossed_panels({"baseline": "B"}, titles)
-    assert (panel.name, panel.title) == ("accuracy_other", "Tested on the other kind")
+    assert (panel.name, panel.title) == ("accuracy_other", "Other kind of problems")
     (run,) = evidence.runs["baseline"]
     want = run.evaluation("other")["score"].values.mean(axis=1)
     assert list(panel.series[0].y) == pytest.approx(want.tolist())

@@ -185,6 +185,7 @@ def test_runs_like_the_papers_support_its_claims(results):
         # Either prompts win where they are tested.
         "fig09.accuracy_other": "refuted",
         "fig10.accuracy_other": "refuted",
+        "selection.content_own": "inconclusive",  # tested on few problems
     }
 
 
@@ -219,8 +220,8 @@ def test_prompts_exchanged_reverse_every_comparison(evidence, results, module, f
 def test_where_no_selection_wins_all_gains_are_refuted(evidence):
     worse = {run: evidence.runs["select_none"] for run in selection.RUNS}
     runs = evidence.runs | worse | {"select_none": evidence.runs["select_mixed"]}
-    found = selection.analyse(replace(evidence, runs=runs)).claims
-    assert {claim.verdict for claim in found} == {"refuted"}
+    found = claims_of(selection.analyse(replace(evidence, runs=runs)))
+    assert {found[f"selection.{name}"].verdict for name in selection.GAINS} == {"refuted"}
 
 
 def test_without_tests_of_the_other_kinds_nothing_is_said_of_them(make_evidence):

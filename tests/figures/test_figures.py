@@ -67,9 +67,11 @@ LABELS = {
     "before": "before RL",
     "after": "after RL",
     "no_cold_start_long": "no cold start, as many rollouts",
-    "family_2": "larger teacher, family 2",
-    "other_pattern": "other-pattern teacher",
-    "non_overlap": "non-overlap support",
+    "arm_larger": "larger teacher",
+    "arm_family_2": "larger teacher, family 2",
+    "arm_pattern": "other-pattern teacher",
+    "arm_support": "non-overlap support",
+    "arm_k1": "k = 1",
     "control_self": "the student itself",
     "control_base_self": "the base student itself",
     "control_still": "RL'd teacher, learning rate 0",
@@ -185,16 +187,16 @@ PANELS = {
         accuracy(
             ["baseline", "template_original"],
             ["rl_student"],
-            title="Tested in the teacher's template",
+            title="Teacher's template",
         ),
-        accuracy(["baseline", "template_original"], title="Tested in the original template"),
+        accuracy(["baseline", "template_original"], title="Original template"),
         lines("Overlap ratio", ["baseline", "template_original"]),
     ],
     "fig10": [
         accuracy(
-            ["base_rl", "content_other"], ["rl_base_large"], title="Tested on the teacher's kind"
+            ["base_rl", "content_other"], ["rl_base_large"], title="Teacher's kind of problems"
         ),
-        accuracy(["base_rl", "content_other"], title="Tested on the other kind"),
+        accuracy(["base_rl", "content_other"], title="Other kind of problems"),
         lines("Overlap ratio", ["base_rl", "content_other"]),
         lines("Student overlap mass", ["base_rl", "content_other"]),
         lines("Student entropy", ["base_rl", "content_other"], unit=" [nats]"),
@@ -236,14 +238,14 @@ PANELS = {
     ],
     "fig23": [entropy_map("teacher")],
     "selection": [
-        accuracy(SELECTION, ["rl_student"], title="Tested on the teacher's kind"),
-        accuracy(SELECTION, title="Tested on the other kind"),
+        accuracy(SELECTION, ["rl_student"], title="Teacher's kind of problems"),
+        accuracy(SELECTION, title="Other kind of problems"),
         lines("Overlap ratio", SELECTION),
     ],
     "rates": [
         replace(
             lines("Accuracy at the end",
-                  ["failure", "family_2", "other_pattern", "non_overlap", "k1_pg"],
+                  ["arm_larger", "arm_family_2", "arm_pattern", "arm_support", "arm_k1"],
                   x=range(3), ticks=["0.25", "1", "4"]),
             x_label="learning rate, as a multiple of the usual one",
         ),
