@@ -122,7 +122,9 @@ def claims_markdown(results: Sequence[Results]) -> str:
         "figure is its main one. The results files hold each seed's number, too.",
         "",
         *_design(results),
-        f"**{n} distinct claim{'s' * (n != 1)}: " + ", ".join(f"{k} {name}" for name, k in found.items()) + ".** "
+        f"**{n} distinct claim{'s' * (n != 1)}: "
+        + ", ".join(f"{k} {name}" for name, k in found.items())
+        + ".** "
         "A claim about the same comparison as another figure's, marked ↑, is counted only there.",
     ]
     for result in results:

@@ -214,8 +214,8 @@ def _still(found: Course, directions: Mapping[Evidence, Direction]) -> Finding:
         return early
     text = (
         f"None of these moves as in a success: {_names(directions, 'flat')}. This is the failure "
-        "signature (§4.1); small losses and gradients go with it (App. B.2). The student takes "
-        "over little of what the teacher teaches."
+        "signature (§4.1); a small loss and small gradients at the beginning go with it "
+        "(App. B.2), not at the end. The student takes over little of what the teacher teaches."
     )
     advice = (
         "Run opdprobe preflight on the pair; try a cold start (§5.1), prompts in the teacher's "

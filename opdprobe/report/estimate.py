@@ -60,9 +60,9 @@ def combine(estimates: Sequence[Estimate], level: float = LEVEL) -> tuple[float,
 
     Notes
     -----
-    All seeds have the same problems, which the spread over seeds does not show; the bootstrap draws
-    them together (of a logged scalar, the steps). It also sees the sampling within each run, which the spread over seeds contains
-    already, so that the interval is a little too wide.
+    All seeds have the same problems, which the spread over seeds does not show; the bootstrap
+    draws them together (of a logged scalar, the steps). It also sees the sampling within each run,
+    which the spread over seeds contains already, so that the interval is a little too wide.
     """
     values = np.array([e.value for e in estimates])
     mean = float(values.mean())
