@@ -23,10 +23,11 @@ from opdprobe.report.reported import reported_findings
 Direction = Literal["toward", "away", "flat", "unclear"]
 
 TUNED = (
-    "Rules and limits were chosen with the paper's numbers and the testbed's runs (five seeds "
-    "each) in view; no run was held out to test them, and none uses a real language model. The "
-    "rules for late collapse, entropy collapse and length explosion were tested on synthetic runs "
-    "only; the first two occur in none of these runs."
+    "Rules and limits were chosen with the paper's numbers and the testbed's runs in view. On 22 "
+    "runs that they had not seen, 8 of 16 that learnt were called stagnating after a quarter of "
+    "their steps; the rule was changed by that, and has seen no new run since. No run uses a real "
+    "language model. The rules for late collapse, entropy collapse and length explosion were "
+    "tested on synthetic runs only; the first two occur in none of these runs."
 )
 """How far the rules are validated; part of every diagnosis."""
 
@@ -35,7 +36,8 @@ TUNED = (
 # in its failure none of them moves (Fig. 6). In the testbed's failures (20 runs of 4 pairs) the
 # overlap rises by at most 0.01, and at least 0.55 of the advantage and 0.85 of the gap are left.
 _MOVED = {"overlap_ratio": 0.02, "overlap_token_advantage": 0.5, "entropy_gap": 0.8}
-# What the intervals must exclude to say that nothing moved: the success of `analyses.alignment`.
+# What the intervals must exclude to say that nothing moved: the success of `analyses.alignment`, or
+# as much of it as a steady pace would have made by now.
 _SUCCESS = {"overlap_ratio": 0.05, "overlap_token_advantage": 0.2, "entropy_gap": 0.5}
 # Before this share of the planned steps, what has not moved may still move.
 _EARLY = 0.25
@@ -70,8 +72,9 @@ def diagnose(found: Course) -> list[Finding]:
           gap to 0.8 of what they were: the success signature (§4.1). ``partly_aligning``: some of
           them moved that way, and none the other way;
         - ``stagnating``: none moved that far, and intervals exclude a success like the paper's
-          (0.05 of overlap; 0.2 of the advantage and 0.5 of the gap left): the failure signature
-          (§4.1, App. B.2). ``too_early``: the same, but less than a quarter of the planned steps
+          (0.05 of overlap; 0.2 of the advantage and 0.5 of the gap left), or, before the planned
+          end, what a steady pace would have made of it by now: the failure signature (§4.1,
+          App. B.2). ``too_early``: the same, but less than a quarter of the planned steps
           is recorded, or reverse KL still falls, by 0.05 or more over the run's second half.
           ``aligned_from_the_start``: the same, from an overlap of at least 0.95;
         - ``drifting_apart``: some moved the other way and none that way; ``mixed``: both;
@@ -150,7 +153,7 @@ def _alignment(found: Course) -> Finding:
     moves = [change(found, name, relative=name != "overlap_ratio") for name in _MOVED]
     # At k = 1 the single shared token, renormalised, has no advantage.
     directions: dict[Evidence, Direction] = {
-        move: _direction(move) for move in moves if not np.isnan(move.value)
+        move: _direction(move, _share_done(found)) for move in moves if not np.isnan(move.value)
     }
     ways = set(directions.values())
     finding = _still(found, directions) if ways <= {"flat", "unclear"} else _moving(directions)
@@ -200,18 +203,18 @@ def _still(found: Course, directions: Mapping[Evidence, Direction]) -> Finding:
         text = "The models agree on nearly all candidates throughout: there is little to learn."
         title = "Aligned from the start"
         return Finding("aligned_from_the_start", "note", title, text, (*evidence, start))
+    if early := _too_early(found, evidence):
+        return early
     if not flat:
         text = (
-            "Too few prompts to tell whether the models align: the intervals allow both, or the "
-            "quantities have none."
+            "Too few prompts, or too few steps so far, to tell whether the models align: the "
+            "intervals allow both, or the quantities have none."
         )
         advice = (
             "Record more prompts a step (record_fraction; with a hook, more prompts), or train "
             "longer."
         )
         return Finding("no_clear_sign", "unclear", "No clear sign", text, evidence, advice)
-    if early := _too_early(found, evidence):
-        return early
     text = (
         f"None of these moves as in a success: {_names(directions, 'flat')}. This is the failure "
         "signature (§4.1); a small loss and small gradients at the beginning go with it "
@@ -229,10 +232,9 @@ def _still(found: Course, directions: Mapping[Evidence, Direction]) -> Finding:
 def _too_early(found: Course, evidence: tuple[Evidence, ...]) -> Finding | None:
     """Say why a run that has not moved yet is no failure yet; None if nothing speaks for it."""
     reasons = []
-    planned = planned_steps(found.config)
-    done = found.steps[-1] + 1
-    if planned is not None and done < _EARLY * planned:
-        reasons.append(f"only {done} of {planned} planned steps are recorded")
+    if _share_done(found) < _EARLY:
+        planned = planned_steps(found.config)
+        reasons.append(f"only {found.steps[-1] + 1} of {planned} planned steps are recorded")
     n, width = len(found.steps), found.width
     start = n // 2 - width // 2
     middle = slice(start, start + width)
@@ -255,9 +257,19 @@ def _names_of(evidence: tuple[Evidence, ...]) -> str:
     return ", ".join(lower(one.quantity) for one in evidence if one.quantity in _MOVED)
 
 
-def _direction(move: Evidence) -> Direction:
-    """Classify a change of the signature: the overlap by difference, the others by ratio."""
+def _share_done(found: Course) -> float:
+    """Return the share of the planned steps that is recorded; 1 if the plan is not known."""
+    planned = planned_steps(found.config)
+    return 1.0 if planned is None else min(1.0, (found.steps[-1] + 1) / planned)
+
+
+def _direction(move: Evidence, share: float) -> Direction:
+    """Classify a change of the signature: the overlap by difference, the others by ratio.
+
+    `share` is that of the planned steps: a part of a run shows a part of a success.
+    """
     moved, success = _MOVED[move.quantity], _SUCCESS[move.quantity]
+    success = success * share if move.quantity == "overlap_ratio" else success**share
     if move.quantity == "overlap_ratio":
         if move.value >= moved and move.low > 0:
             return "toward"

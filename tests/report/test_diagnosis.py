@@ -185,7 +185,28 @@ def test_aligning(rising):
 )
 def test_what_counts_as_a_move(quantity, value, interval, expected):
     move = Evidence(quantity, "", value, *interval, ())
-    assert _direction(move) == expected
+    assert _direction(move, 1.0) == expected
+
+
+@pytest.mark.parametrize(
+    ("quantity", "value", "interval", "expected"),
+    [
+        # a student of the testbed that learns, after 12 of 48 steps
+        ("overlap_ratio", 0.009, (0.001, 0.017), "unclear"),
+        ("overlap_token_advantage", 0.569, (0.445, 0.711), "unclear"),
+        # as much as a steady pace to 0.05, 0.2 and 0.5 makes in a quarter, and just less
+        ("overlap_ratio", 0.01, (0.0, 0.0126), "unclear"),
+        ("overlap_ratio", 0.01, (0.0, 0.0124), "flat"),
+        ("overlap_token_advantage", 0.8, (0.66, 1.0), "unclear"),
+        ("overlap_token_advantage", 0.8, (0.68, 1.0), "flat"),
+        ("entropy_gap", 0.9, (0.83, 1.0), "unclear"),
+        ("entropy_gap", 0.9, (0.85, 1.0), "flat"),
+        # a move is a move at any time
+        ("overlap_ratio", 0.03, (0.01, 0.05), "toward"),
+    ],
+)
+def test_a_quarter_of_a_run_shows_a_quarter_of_a_success(quantity, value, interval, expected):
+    assert _direction(Evidence(quantity, "", value, *interval, ()), 0.25) == expected
 
 
 def test_partly_aligning():
@@ -521,8 +542,10 @@ def test_a_still_run_is_no_failure_before_a_quarter_of_its_plan(steady):
     finding = found(early)["too_early"]
     assert finding.kind == "unclear"
     assert "only 12 of 49 planned steps" in finding.text
-    late = dataclasses.replace(steady, config=steady.config | {"max_steps": 48})
-    assert "stagnating" in found(late)
+    late = found(dataclasses.replace(steady, config=steady.config | {"max_steps": 48}))
+    assert late["stagnating"].evidence[0].high < 0.0125  # a quarter of a success
+    whole = dataclasses.replace(steady, config=steady.config | {"max_steps": 12})
+    assert "stagnating" in found(whole)
 
 
 @pytest.mark.parametrize(("rate", "name"), [(0.9, "too_early"), (1.0, "stagnating")])
