@@ -94,9 +94,9 @@ def summary(results: "Results", findings: "dict[str, list[Finding]]") -> list[st
     lines += _wrapped(
         f"Figure 6: one seed supports {len(supported)} of the paper's {len(results.claims)} claims."
     )
-    for claim in results.claims:
-        if claim.verdict != "supported":
-            lines += _wrapped(f"{claim.verdict}: {claim.claim}")
+    for verdict in ("inconclusive", "refuted"):
+        if these := [claim.claim for claim in results.claims if claim.verdict == verdict]:
+            lines += _wrapped(f"{verdict}: {'; '.join(these)}")
     return [*lines, ""]
 
 

@@ -83,7 +83,7 @@ def pack_step(ds: xr.Dataset, rollouts: int) -> PackedStep:
     >>> from opdprobe.testing import synthetic_step
     >>> packed = pack_step(synthetic_step(n_rollouts=3, length=[2, 1, 4]), 2)
     >>> packed.columns["n"], packed.columns["n_states"], packed.values.shape
-    (3, [2, 1], (6, 3))
+    (3, [2, 1], (7, 3))
     """
     rollout = ds["rollout"].values
     n_rollout = min(rollouts, ds.sizes.get("rollout", int(rollout.max(initial=-1)) + 1))

@@ -52,7 +52,7 @@ def verify_run(path: str | Path) -> Verification:
     """Read all files of a run to their ends and compare them with their checksums.
 
     No process should be writing the run meanwhile. Files derived from a run (pages, figures, sums)
-    are left out.
+    and the copy of the tokenizer beside them are left out.
 
     Parameters
     ----------

@@ -281,7 +281,7 @@ def test_the_pages_are_written_from_a_directory_and_checked(tmp_path):
         check_pages(figures, from_)
     claims, gallery = write_pages(figures, from_)
     check_pages(figures, from_)
-    assert "**1 distinct claims: 1 supported," in claims.read_text(encoding="utf-8")
+    assert "**1 distinct claim: 1 supported," in claims.read_text(encoding="utf-8")
     assert gallery.read_text(encoding="utf-8").splitlines()[4:] == [
         "## [Figure 6 (§4.1): A title](claims.md#figure-6-41-a-title)",
         "",

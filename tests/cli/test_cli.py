@@ -302,7 +302,7 @@ def results(level):
     line = Series("reverse_small", "s", [0, 1], [0.9, level], [0.8, level], [1.0, level])
     panel = Panel("accuracy", "Accuracy", "training step", "accuracy", "line", [line])
     meta = Meta("quick", [0], 16, 4, 8, "95 % bootstrap", {}, "", "0")
-    claim = Claim("fig05.x", "c", "p", level, level, level, "", "t", "shown")
+    claim = Claim("fig05.x", "c", "p", level, level, level, 0.95, [level], "t", "supported")
     return Results("fig05", "Title", "3.3", "It falls.", meta, [panel], [claim])
 
 
@@ -318,7 +318,7 @@ def test_figures_are_drawn_beside_the_results_and_checked(tmp_path, capsys):
     assert "figures/fig05.png" in gallery.read_text(encoding="utf-8")
     assert all(p.parent == tmp_path / "figures" and p.exists() for p in drawn)
     assert claims == tmp_path / "claims.md"
-    assert "Main claims: 1 of 1 shown" in claims.read_text(encoding="utf-8")
+    assert "1 distinct claim: 1 supported" in claims.read_text(encoding="utf-8")
     assert main([*command, "--check"]) == 0
     assert (
         capsys.readouterr().out
