@@ -153,10 +153,6 @@ class Evidence:
         """
         return [self.sums_of(run).mean(probe, steps) for run in self.runs[experiment]]
 
-    def by_step(self, experiment: str, probe: str) -> list[NDArray[np.float64]]:
-        """A probe's mean at each recorded step, one array per seed."""
-        return [self.sums_of(run).means(probe) for run in self.runs[experiment]]
-
     def change(self, experiment: str, probe: str) -> list[Estimate]:
         """A probe's mean over the last recorded steps minus that over the first."""
         first, last = (self.mean(experiment, probe, end) for end in (FIRST, LAST))

@@ -3,10 +3,9 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.special import stdtrit
 
-from opdprobe.probes.bootstrap import LEVEL, N_BOOT, Estimate, ratio
+from opdprobe.probes.bootstrap import LEVEL, N_BOOT, Estimate
 
 # With at least this many seeds an interval is over seeds; with fewer, over the runs' samples.
 MIN_SEEDS = 3
@@ -23,28 +22,6 @@ def ranked(candidates: Mapping[str, Sequence[Estimate]]) -> list[str]:
     Picking the largest by its mean is less biased than picking the largest in every seed.
     """
     return sorted(candidates, key=lambda name: float(np.mean([e.value for e in candidates[name]])))
-
-
-def spearman(x: NDArray, y: NDArray) -> float:
-    """Return the rank correlation of two samples; ties share their mean rank.
-
-    Returns
-    -------
-    float
-        In [-1, 1]; NaN for fewer than two pairs, or if one sample is constant.
-
-    Examples
-    --------
-    >>> spearman(np.array([1, 2, 3, 4]), np.array([10, 10, 7, -5]))
-    -0.9486832980505138
-    """
-    ranks = []
-    for values in (x, y):
-        _, place, count = np.unique(values, return_inverse=True, return_counts=True)
-        ranks.append((np.cumsum(count) - (count - 1) / 2)[place])
-    centred = np.array([r - r.mean() if r.size else r for r in ranks])
-    size = np.sqrt((centred**2).sum(axis=1).prod())
-    return float(ratio(centred[0] @ centred[1], size))
 
 
 def combine(estimates: Sequence[Estimate], level: float = LEVEL) -> tuple[float, float, float]:

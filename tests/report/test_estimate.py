@@ -16,7 +16,7 @@ from opdprobe.probes.bootstrap import (
     ratio,
     resample,
 )
-from opdprobe.report.estimate import combine, exact, interval_name, ranked, spearman
+from opdprobe.report.estimate import combine, exact, interval_name, ranked
 
 RNG = np.random.default_rng(0)
 NUMBERS = st.lists(st.floats(-10, 10), min_size=1, max_size=20)
@@ -172,20 +172,6 @@ def test_the_interval_is_named():
 
 
 # Ranks
-
-
-@given(st.lists(st.tuples(st.integers(-3, 3), st.integers(-3, 3)), min_size=2, max_size=12))
-def test_spearman_is_scipys(pairs):
-    x, y = np.array(pairs).T
-    if len(set(x)) == 1 or len(set(y)) == 1:
-        assert np.isnan(spearman(x, y))  # scipy warns besides
-    else:
-        assert spearman(x, y) == pytest.approx(stats.spearmanr(x, y)[0])
-
-
-@pytest.mark.parametrize("n", [0, 1])
-def test_fewer_than_two_pairs_have_no_rank_correlation(n):
-    assert np.isnan(spearman(np.arange(n), np.arange(n)))
 
 
 def test_ranked_looks_at_the_mean_over_seeds():
