@@ -173,7 +173,7 @@ def _design(results: Sequence[Results]) -> list[str]:
         "on runs with the seeds 0 to 4, and frozen before any run with another seed; [the "
         "notebook](lab-notebook.md) says how. Intervals are for other seeds, prompts and problems "
         "of these kinds, given these models; only the RL'd student (`zoo:rl-small`) is another one "
-        "with each seed, from an RL of its own.",
+        "with each seed, from an RL of its own. The first of the five served the plans, too.",
         "",
     ]
     if any(map(_earlier, results)):
