@@ -228,8 +228,10 @@ micro-batch, was compared with a pass over that text alone, in float32: none dif
 {tolerance:g} of the spread. A test repeats this.
 `python tests/models/all_classes.py` makes this page.
 
-A model that could not be built tiny is not known to work or not to work; the check decides when it
-is used. Models are built with `is_decoder` or `causal` set where their configuration has it.
+Not built: Gemma 4's assistants, drafters that read another model's cache; MusicGen, whose tokens
+are sound; Gemma 3n with its eyes, which need the package timm (its text model is in the table).
+Whether they work is not known; the check decides when one is used. Models are built with
+`is_decoder` or `causal` set where their configuration has it.
 
 | model type | class | sampled | scored | why |
 |---|---|---|---|---|

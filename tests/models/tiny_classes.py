@@ -27,6 +27,7 @@ _SMALL: list[tuple[str, Any]] = [
     (r"num_kv_shared_layers|num_nextn_predict_layers|num_mtp_layers", 0),
     (r"first_k_dense_replace|num_dense_layers|moe_layer_start_index", 1),
     (r"hidden_size|d_model|n_embd|emb_dim|(input_|output_)?embedding_(size|dim)|lru_width", 32),
+    (r"adapter_(in_dim|out_dim|input_size)", 32),
     (r"word_embed_proj_dim|dim_model_base|attention_hidden_size|hidden_size_global", 32),
     (r"(\w+_)?(intermediate|ffn|feed_forward)_(size|dim)(_mlp)?|dim_ff|dff", 32),
     (r"(\w+_)?ffn_hidden_size", 32),
@@ -96,7 +97,9 @@ _OWN: dict[str, dict[str, Any]] = {
         "compress_rates": {"compressed_sparse_attention": 2, "heavily_compressed_attention": 4},
     },
     "dots3_note_text": {
+        "num_key_value_heads": 4,
         "swa_num_attention_heads": 4,
+        "swa_num_key_value_heads": 4,
         "swa_q_lora_rank": 8,
         "swa_kv_lora_rank": 8,
         "swa_head_dim": 16,
