@@ -248,6 +248,8 @@ def check_readable(given: Given, models: "Mapping[str, PreTrainedModel]", width:
     RolloutError, VocabularyError
         Names the rollout.
     """
+    # Found once: looking through a model's modules costs as much as scoring some tokens.
+    limits = [(role, most_tokens(model), n_embeddings(model)) for role, model in models.items()]
     texts = zip(given.rollouts.prompt_ids, given.rollouts.response_ids, strict=True)
     for i, (row, (prompt, response)) in enumerate(zip(given.rows, texts, strict=True)):
         if not response:
@@ -263,9 +265,8 @@ def check_readable(given: Given, models: "Mapping[str, PreTrainedModel]", width:
                 f"{named(row)}: the student drew token {drawn}, but the models share {width} "
                 "tokens: give the models and the tokenizer that the rollouts were sampled with."
             )
-        for role, model in models.items():
-            most, known = most_tokens(model), n_embeddings(model)
-            length, largest = len(prompt) + len(response) - 1, max(*prompt, *response)
+        length, largest = len(prompt) + len(response) - 1, max(max(prompt), max(response))
+        for role, most, known in limits:
             if most is not None and length > most:
                 raise RolloutError(
                     f"{named(row)}: it has {length + 1} tokens, but the {role} reads texts of up "
