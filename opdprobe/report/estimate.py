@@ -68,7 +68,10 @@ def number(value: float) -> str:
 
     Examples
     --------
-    >>> number(0.91234), number(-0.25), number(float("nan"))
-    ('0.912', '−0.25', 'n/a')
+    >>> number(0.91234), number(-0.25), number(1e-17), number(float("nan"))
+    ('0.912', '−0.25', '0', 'n/a')
     """
-    return "n/a" if np.isnan(value) else f"{value:.3g}".replace("-", "−")
+    if np.isnan(value):
+        return "n/a"
+    # A difference of equal means is 0, give or take their rounding.
+    return f"{value:.3g}".replace("-", "−") if abs(value) > 1e-12 else "0"
