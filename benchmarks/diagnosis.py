@@ -3,9 +3,10 @@
     python benchmarks/diagnosis.py out/full/runs
 
 Each run is diagnosed at several shares of its planned steps. The tables count what was said of its
-alignment against two outcomes that the diagnosis does not see: what is said of the whole run, and
-the change of the accuracy from before training to the mean of the evaluations in the last quarter
-of the steps. The diagnosis' limits were chosen on runs with the seeds 0 to 4; use others.
+alignment, and of its accuracy, against two outcomes that the diagnosis does not see: what is said
+of the whole run, and the change of the accuracy from before training to the mean of the evaluations
+in the last quarter of the steps. The diagnosis' limits were chosen on runs with the seeds 0 to 4;
+use others.
 """
 
 import argparse
@@ -51,6 +52,7 @@ def main(folder: Path) -> None:
     """Print the tables."""
     end: dict[str, Counter[tuple[str, str]]] = {f"{s:.0%}": Counter() for s in SHARES}
     accuracy: dict[str, Counter[tuple[str, str]]] = {f"{s:.0%}": Counter() for s in SHARES}
+    on_accuracy: dict[str, Counter[tuple[str, str]]] = {f"{s:.0%}": Counter() for s in SHARES}
     by_experiment: dict[str, Counter[str]] = {}
     for path in sorted(folder.iterdir()):
         run = open_run(path)
@@ -58,14 +60,18 @@ def main(folder: Path) -> None:
         if planned is None or run.steps[-1] + 1 < planned:
             continue  # a probe without training, or a run that is not complete
         found = course(run)
-        said = {s: diagnose(cut(found, max(2, round(s * planned))))[0].name for s in SHARES}
+        findings = {s: diagnose(cut(found, max(2, round(s * planned)))) for s in SHARES}
+        said = {share: some[0].name for share, some in findings.items()}
         experiment, _ = path.name.rsplit("-s", 1)
         by_experiment.setdefault(experiment, Counter())[f"{said[1.0]}, {outcome(found)}"] += 1
         for share, name in said.items():
             end[f"{share:.0%}"][name, said[1.0]] += 1
             accuracy[f"{share:.0%}"][name, outcome(found)] += 1
+            names = [f.name for f in findings[share] if f.name.startswith("accuracy_")]
+            on_accuracy[f"{share:.0%}"][(names or ["nothing"])[0], outcome(found)] += 1
     _table("At the end it says", end)
     _table("Accuracy", accuracy)
+    _table("Accuracy, said of it", on_accuracy)
     print("\n| experiment | said at the end, accuracy |\n|---|---|")
     for experiment, names in sorted(by_experiment.items()):
         print(f"| {experiment} | {'; '.join(f'{n} × {name}' for name, n in names.items())} |")
