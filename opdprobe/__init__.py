@@ -58,6 +58,7 @@ if TYPE_CHECKING:
     from opdprobe.models.load import drop_layers, load_model, load_tokenizer
     from opdprobe.rollout.prompt_files import Prompt, load_prompts
     from opdprobe.rollout.rollout import Rollout, TopLists
+    from opdprobe.rollout.teacher_context import TeacherContext
     from opdprobe.train.config import OPDConfig
     from opdprobe.train.trainer import Callback, OPDTrainer
 
@@ -72,6 +73,7 @@ _LAZY = {
     "ProbeCallback": "opdprobe.hooks",
     "Prompt": "opdprobe.rollout.prompt_files",
     "Rollout": "opdprobe.rollout.rollout",
+    "TeacherContext": "opdprobe.rollout.teacher_context",
     "TopLists": "opdprobe.rollout.rollout",
     "capture": "opdprobe.hooks",
     "drop_layers": "opdprobe.models.load",
@@ -102,6 +104,7 @@ __all__ = [
     "Run",
     "RunWriter",
     "StoreError",
+    "TeacherContext",
     "TopLists",
     "VocabularyError",
     "capture",

@@ -103,7 +103,7 @@ def test_names_that_need_the_extra_say_so(tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
     assert all(line.endswith("run pip install 'opdprobe[train]' first.") for line in lines)
-    works = {"OPDConfig", "Prompt", "Rollout", "TopLists", "load_prompts"}
+    works = {"OPDConfig", "Prompt", "Rollout", "TeacherContext", "TopLists", "load_prompts"}
     hooked = {"ProbeCallback", "capture", "probe_checkpoints"}
     hooked |= {"import_rollouts", "sample", "score_rollouts"}
     hooks = ["opdprobe.hooks"] * len(hooked)

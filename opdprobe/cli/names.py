@@ -13,6 +13,7 @@ from opdprobe.errors import ConfigError
 from opdprobe.rollout.grade import Grader, grade_math
 from opdprobe.rollout.prompt_files import load_prompts
 from opdprobe.rollout.prompts import OnError, Prompt
+from opdprobe.rollout.teacher_context import TeacherContext
 from opdprobe.store.safe_text import parse_json, parse_yaml
 from opdprobe.testing.testbed.members import zoo_path
 from opdprobe.testing.testbed.problems import DATA_SOURCE, problems
@@ -38,6 +39,24 @@ def template_settings(arguments: argparse.Namespace) -> dict[str, Any]:
         "system_prompt": arguments.system_prompt,
     }
     return {name: value for name, value in found.items() if value is not None}
+
+
+def teacher_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return a command's settings of the teacher's context that were given, as in OPDConfig."""
+    variables = chat_template_kwargs(arguments.teacher_chat_template_kwargs or [])
+    found = {
+        "teacher_prompt": arguments.teacher_prompt,
+        "teacher_system_prompt": arguments.teacher_system_prompt,
+        "teacher_chat_template_kwargs": variables,
+        "teacher_template": arguments.teacher_template,
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def teacher_context(arguments: argparse.Namespace) -> TeacherContext:
+    """Return how the teacher's prompts differ, by a command's options."""
+    given = teacher_settings(arguments)
+    return TeacherContext(**{name.removeprefix("teacher_"): v for name, v in given.items()})
 
 
 def chat_template_kwargs(texts: Sequence[str]) -> dict[str, Any] | None:

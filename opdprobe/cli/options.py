@@ -82,6 +82,39 @@ def chat_template(*, group: str | None = None) -> list[argparse.ArgumentParser]:
     ]
 
 
+def teacher_context() -> list[argparse.ArgumentParser]:
+    """Declare how the teacher's prompts differ from the student's."""
+    group = "what the teacher reads, where it is not what the student reads"
+    return [
+        shared(
+            "--teacher-template",
+            choices=["student", "own"],
+            help="whose chat template forms the teacher's prompts (default: student)",
+            group=group,
+        ),
+        shared(
+            "--teacher-prompt",
+            metavar="TEXT",
+            help="the teacher's wording of the last message: {question}, {answer} and {COLUMN} "
+            "stand for the row's; a row's own column teacher_prompt precedes it",
+            group=group,
+        ),
+        shared(
+            "--teacher-system-prompt",
+            metavar="TEXT",
+            help="its first message, in place of the student's system message; '' leaves that out",
+            group=group,
+        ),
+        shared(
+            "--teacher-chat-template-kwargs",
+            action="append",
+            metavar="NAME=VALUE",
+            help="a variable for its chat template, as for --chat-template-kwargs",
+            group=group,
+        ),
+    ]
+
+
 def max_prompt_length(
     *, set_default: bool = True, group: str | None = None
 ) -> argparse.ArgumentParser:

@@ -247,6 +247,7 @@ def _train(commands: Any) -> None:
         options.limit("prompts, and the first N problems of --benchmark"),
         options.max_prompt_length(set_default=False),
         *options.chat_template(),
+        *options.teacher_context(),
         options.drop_layers(),
         options.settings("OPDConfig", "; overrides --config"),
         options.as_json("the last metrics"),
@@ -279,6 +280,7 @@ def _probe(commands: Any) -> None:
         options.k("kept"),
         options.max_prompt_length(),
         *options.chat_template(),
+        *options.teacher_context(),
         *options.responses(4, 512),
         options.as_json("the last metrics"),
     )
@@ -407,6 +409,7 @@ def _preflight(commands: Any) -> None:
         options.k("compared"),
         options.max_prompt_length(),
         *options.chat_template(),
+        *options.teacher_context(),
         *options.responses(4, 64),
         options.seed(),
         options.as_json("the verdict and the numbers"),

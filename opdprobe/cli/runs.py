@@ -144,7 +144,12 @@ def train(arguments: argparse.Namespace) -> None:
     import transformers
 
     from opdprobe.cli.models import loading, longest_prompt, models
-    from opdprobe.cli.names import reading, resolve_prompts, template_settings
+    from opdprobe.cli.names import (
+        reading,
+        resolve_prompts,
+        teacher_settings,
+        template_settings,
+    )
     from opdprobe.train.freed_memory import keep_freed_memory
     from opdprobe.train.memory import Job
     from opdprobe.train.optim import refuse_float16
@@ -158,7 +163,7 @@ def train(arguments: argparse.Namespace) -> None:
     config = replace(config, **settings(arguments.set, OPDConfig))
     if arguments.max_prompt_length is not None:
         config = replace(config, max_prompt_length=arguments.max_prompt_length)
-    config = replace(config, **template_settings(arguments))
+    config = replace(config, **template_settings(arguments), **teacher_settings(arguments))
     prompts, grader = resolve_prompts(arguments.prompts, arguments.limit, **reading(arguments))
     benchmarks = {}
     if arguments.benchmark:
@@ -210,7 +215,12 @@ def preflight(arguments: argparse.Namespace) -> None:
     import transformers
 
     from opdprobe.cli.models import loading, longest_prompt, models
-    from opdprobe.cli.names import reading, resolve_prompts, template_settings
+    from opdprobe.cli.names import (
+        reading,
+        resolve_prompts,
+        teacher_context,
+        template_settings,
+    )
     from opdprobe.preflight import preflight
     from opdprobe.preflight.procedure import planned
     from opdprobe.preflight.show import rendered
@@ -246,6 +256,7 @@ def preflight(arguments: argparse.Namespace) -> None:
             max_prompt_length=arguments.max_prompt_length,
             on_error=arguments.on_error,
             **template_settings(arguments),
+            teacher_context=teacher_context(arguments),
             seed=arguments.seed,
             on_progress=lambda done, total: show("measurement", done, total),
             **tokenizers,
@@ -289,7 +300,13 @@ def probe(arguments: argparse.Namespace) -> None:
     import transformers
 
     from opdprobe.cli.models import loading, longest_prompt, tell_memory
-    from opdprobe.cli.names import reading, resolve_model, resolve_prompts, template_settings
+    from opdprobe.cli.names import (
+        reading,
+        resolve_model,
+        resolve_prompts,
+        teacher_context,
+        template_settings,
+    )
     from opdprobe.hooks import probe_checkpoints
     from opdprobe.hooks.checkpoints import find_checkpoints
     from opdprobe.hooks.served import ServedModel, probe_served
@@ -330,6 +347,7 @@ def probe(arguments: argparse.Namespace) -> None:
             "max_prompt_length": arguments.max_prompt_length,
             "on_error": arguments.on_error,
             **template_settings(arguments),
+            "teacher_context": teacher_context(arguments),
             "grader": grader,
             "tokenizer": load_tokenizer(resolve_model(tokenizer)) if tokenizer else None,
             "on_progress": lambda done, total: show("checkpoint", done, total),

@@ -29,6 +29,7 @@ from opdprobe.rollout.once import probe
 from opdprobe.rollout.prompts import EncodedPrompt, OnError, Prompt
 from opdprobe.rollout.rescore import rescore
 from opdprobe.rollout.rows import step_metrics
+from opdprobe.rollout.teacher_context import TeacherContext
 from opdprobe.store import Run, RunWriter, open_run
 
 # checkpoint-500, global_step_500, 000500; not smollm2
@@ -131,6 +132,7 @@ def probe_checkpoints(
     on_error: OnError = "raise",
     chat_template_kwargs: Mapping[str, Any] | None = None,
     system_prompt: str | None = None,
+    teacher_context: TeacherContext | None = None,
     grader: Grader | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     teacher_tokenizer: PreTrainedTokenizerBase | None = None,
@@ -153,7 +155,7 @@ def probe_checkpoints(
     checkpoints : str, Path or sequence of them
         See `find_checkpoints`.
     teacher, prompts, run_dir, k, num_generations, max_completion_length, max_prompt_length, \
-    on_error, chat_template_kwargs, system_prompt, grader, seed, temperature
+    on_error, chat_template_kwargs, system_prompt, teacher_context, grader, seed, temperature
         As for `opdprobe.ProbeCallback`.
         `prompts` is None with `fixed_contexts`, which also leaves out what only sampling needs.
     fixed_contexts : Run, str or Path, optional
@@ -205,12 +207,21 @@ def probe_checkpoints(
     encoded: list[EncodedPrompt] = []
     contexts: xr.Dataset | None = None
     if fixed_contexts is not None:
+        if teacher_context is not None and not teacher_context.is_shared:
+            raise ConfigError(
+                "teacher_context is given beside fixed_contexts, which have what the teacher read; "
+                "expected one of the two."
+            )
         contexts, described = _contexts(fixed_contexts, prompts)
     elif prompts is None:
         raise ConfigError("prompts = None; expected prompts, or a run as fixed_contexts.")
     else:
+        if isinstance(teacher, str | Path):
+            teacher_tokenizer = teacher_tokenizer or load_tokenizer(teacher)
         encoded, described = encode(
-            tokenizer, prompts, max_prompt_length, on_error, chat_template_kwargs, system_prompt
+            *(tokenizer, prompts, max_prompt_length, on_error, chat_template_kwargs, system_prompt),
+            teacher_context=teacher_context,
+            teacher_tokenizer=teacher_tokenizer,
         )
     processes = Processes.launched()
     with processes.together():
@@ -313,7 +324,10 @@ def _contexts(
     contexts = run.load(step)
     texts = b"".join(
         contexts[name].values.astype("<i8").tobytes()
-        for name in ("prompt_ids", "response_ids", "prompt_length", "length")
+        for name in (
+            *("prompt_ids", "response_ids", "prompt_length", "length"),
+            *("teacher_prompt_ids", "teacher_prompt_length"),
+        )
         if name in contexts
     )
     described: dict[str, Any] = {

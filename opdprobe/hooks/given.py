@@ -45,6 +45,7 @@ from opdprobe.rollout.rollout import Rollout
 from opdprobe.rollout.rows import rollout_arrays, score_arrays, step_metrics
 from opdprobe.rollout.sample import Rollouts, step_generator
 from opdprobe.rollout.score import Scores
+from opdprobe.rollout.teacher_context import TeacherContext
 from opdprobe.store import Run, RunWriter, open_run
 from opdprobe.store.schema import Step, build_step
 
@@ -187,7 +188,7 @@ def score_rollouts(
                         f"step {step} has {len(rows)} rollouts for {processes.size} processes; "
                         "expected at least one per process: start fewer processes."
                     )
-                own = gather(rows[processes.share(len(rows))])
+                own = gather(rows[processes.share(len(rows))], columns)
                 made = _step(step, own, models, columns, k, grader)
                 writer.write_step(step, made.to_dataset())
                 writer.log_metrics(step, step_metrics(made, processes))
@@ -357,11 +358,12 @@ def _served(
 
     def scores(rollouts: Rollouts) -> Scores:
         nonlocal checked
-        texts = zip(rollouts.prompt_ids, rollouts.response_ids, strict=True)
-        longest = max(len(prompt) + len(response) for prompt, response in texts)
-        for model in models.values():
+        for role, model in models.items():
+            read = rollouts.read_by(role)
+            texts = zip(read.prompt_ids, read.response_ids, strict=True)
+            longest = max(len(prompt) + len(response) for prompt, response in texts)
             if isinstance(model, ServedModel) and not checked:
-                check_served(model, tokenizer, rollouts.prompt_ids, longest, k, width)
+                check_served(model, tokenizer, read.prompt_ids, longest, k, width)
             elif isinstance(model, ServedModel):
                 model.check_length(longest + 1)
         checked = True
@@ -422,6 +424,8 @@ def sample(
     on_error: OnError = "raise",
     chat_template_kwargs: Mapping[str, Any] | None = None,
     system_prompt: str | None = None,
+    teacher_context: TeacherContext | None = None,
+    teacher_tokenizer: PreTrainedTokenizerBase | None = None,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = None,
     attn_implementation: str | None = None,
@@ -443,6 +447,10 @@ def sample(
         all.
     step : int
         Number of optimiser steps that the student has had.
+    teacher_context : TeacherContext, optional
+        What a teacher is to read in place of the prompts; goes into `Rollout.teacher_prompt_ids`.
+    teacher_tokenizer : PreTrainedTokenizerBase, optional
+        That teacher's, for its own chat template.
     tokenizer : PreTrainedTokenizerBase, optional
         The student's. By default the one saved with it.
     device, dtype, attn_implementation
@@ -475,7 +483,9 @@ def sample(
         )
     tokenizer = _tokenizer(tokenizer, student)
     encoded, _ = encode(
-        tokenizer, prompts, max_prompt_length, on_error, chat_template_kwargs, system_prompt
+        *(tokenizer, prompts, max_prompt_length, on_error, chat_template_kwargs, system_prompt),
+        teacher_context=teacher_context,
+        teacher_tokenizer=teacher_tokenizer,
     )
     ids = [prompt.ids for prompt in encoded]
     numbers: dict[str, Any] = {
@@ -512,9 +522,18 @@ def sample(
             tokenizer, rollouts.response_ids, own, grader, finished=rollouts.finished
         )
     return [
-        Rollout(step, prompt.id, ids, response, finished=finished, correct=grade)
-        for prompt, ids, response, finished, grade in zip(
+        Rollout(
+            step,
+            prompt.id,
+            ids,
+            response,
+            finished=finished,
+            correct=grade,
+            teacher_prompt_ids=encoded[i].teacher_ids,
+        )
+        for prompt, i, ids, response, finished, grade in zip(
             own,
+            rollouts.prompt_index,
             rollouts.prompt_ids,
             rollouts.response_ids,
             rollouts.finished,

@@ -22,6 +22,7 @@ from opdprobe.models.vocabulary import tokenizer_hash
 from opdprobe.rollout.pair import Pair
 from opdprobe.rollout.prompt_attrs import prompt_set, template_attrs
 from opdprobe.rollout.prompts import EncodedPrompt, OnError, Prompt, encode_prompts
+from opdprobe.rollout.teacher_context import TeacherContext
 from opdprobe.store import open_run
 from opdprobe.train.config import Config
 
@@ -142,12 +143,6 @@ def make_pair(
         device=student.device if device == "auto" and isinstance(student, nn.Module) else device,
         **loading,
     )
-    template = getattr(pair.teacher_tokenizer, "chat_template", None)
-    if template is not None and template != tokenizer.chat_template:
-        logger.warning(
-            "The teacher's chat template differs from the student's; both models see the "
-            "prompts in the student's, as in on-policy distillation."
-        )
     return pair
 
 
@@ -158,6 +153,8 @@ def encode(
     on_error: OnError = "raise",
     chat_template_kwargs: Mapping[str, Any] | None = None,
     system_prompt: str | None = None,
+    teacher_context: TeacherContext | None = None,
+    teacher_tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> tuple[list[EncodedPrompt], dict[str, Any]]:
     """Encode prompts, and describe them for the run's attributes.
 
@@ -170,10 +167,22 @@ def encode(
         on_error=on_error,
         chat_template_kwargs=chat_template_kwargs,
         system_prompt=system_prompt,
+        teacher=teacher_context,
+        teacher_tokenizer=teacher_tokenizer,
     )
+    own = getattr(teacher_tokenizer, "chat_template", None)
+    asked = teacher_context or TeacherContext()
+    if asked.template == "student" and own is not None and own != tokenizer.chat_template:
+        logger.warning(
+            "The teacher's chat template differs from the student's; both models see the "
+            "prompts in the student's, as in on-policy distillation. `opdprobe preflight "
+            "--teacher-template own` measures what the teacher's own changes."
+        )
     return encoded, {
         "prompts": prompt_set(encoded),
-        "chat_template": template_attrs(tokenizer, encoded, chat_template_kwargs, system_prompt),
+        "chat_template": template_attrs(
+            tokenizer, encoded, chat_template_kwargs, system_prompt, teacher_context
+        ),
         "max_prompt_length": max_prompt_length,
         "on_error": on_error,
     }

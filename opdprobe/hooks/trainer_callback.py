@@ -35,6 +35,7 @@ from opdprobe.rollout.once import probe
 from opdprobe.rollout.pair import Pair
 from opdprobe.rollout.prompts import EncodedPrompt, OnError, Prompt
 from opdprobe.rollout.rows import step_metrics
+from opdprobe.rollout.teacher_context import TeacherContext
 from opdprobe.store import RunWriter, open_run
 
 logger = logging.getLogger("opdprobe")
@@ -73,7 +74,7 @@ class ProbeCallback(TrainerCallback):
     prompts : sequence of Prompt or str or Path
         The same prompts for every probe; or a file, directory or data set of them for
         `opdprobe.load_prompts`, which is read when training begins; or rows. Both models see them
-        in the student's chat template.
+        in the student's chat template, unless `teacher_context` or a row says otherwise.
     run_dir : str or Path
         Where the run is kept; see `opdprobe.open_run`.
     k : int
@@ -92,6 +93,8 @@ class ProbeCallback(TrainerCallback):
         Variables for the chat template, such as {"enable_thinking": True}; see `encode_prompts`.
     system_prompt : str, optional
         First message of every conversation that has no system message of its own.
+    teacher_context : TeacherContext, optional
+        How the teacher's prompts differ from the student's.
     grader : callable, optional
         ``grader(response_text, prompt)`` in [0, 1]; without one, `correct` is NaN.
     tokenizer : PreTrainedTokenizerBase, optional
@@ -157,6 +160,7 @@ class ProbeCallback(TrainerCallback):
         on_error: OnError = "raise",
         chat_template_kwargs: Mapping[str, Any] | None = None,
         system_prompt: str | None = None,
+        teacher_context: TeacherContext | None = None,
         grader: Grader | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         teacher_tokenizer: PreTrainedTokenizerBase | None = None,
@@ -184,6 +188,7 @@ class ProbeCallback(TrainerCallback):
         self.on_error: OnError = on_error
         self.chat_template_kwargs = chat_template_kwargs
         self.system_prompt = system_prompt
+        self.teacher_context = teacher_context
         self.run_dir = Path(run_dir)
         self.grader = grader
         self.tokenizer = tokenizer
@@ -243,6 +248,8 @@ class ProbeCallback(TrainerCallback):
             self.on_error,
             self.chat_template_kwargs,
             self.system_prompt,
+            self.teacher_context,
+            pair.teacher_tokenizer,
         )
         resumed = state.global_step > 0
         recorded = recorded_attrs(self.run_dir) if resumed else {}

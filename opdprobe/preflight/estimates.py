@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from opdprobe.probes import curves
 from opdprobe.probes.bootstrap import (
     LEVEL,
+    MIN_UNITS,
     MIN_UNITS_HEAVY,
     N_BOOT,
     Estimate,
@@ -50,15 +51,26 @@ def prompt_mean(
     values: NDArray[np.float64],
     prompt: NDArray[np.intp],
     bounds: tuple[float, float] = (-np.inf, np.inf),
+    least: int = MIN_UNITS,
 ) -> Number:
-    """Mean of a value per rollout, without NaN; bootstrap over prompts."""
+    """Mean of a value per rollout or state, without NaN; bootstrap over prompts.
+
+    Parameters
+    ----------
+    values, prompt : (N,) ndarray
+        The values, and the index of the prompt of each.
+    bounds
+        Between which the values lie.
+    least
+        Fewest prompts for an interval; heavy tails need more.
+    """
     known = ~np.isnan(values)
     if not known.any():
         return UNKNOWN
     n = int(prompt.max()) + 1
     total = np.bincount(prompt, np.where(known, values, 0.0), minlength=n)
     count = np.bincount(prompt, known, minlength=n)
-    return _number(resample(total, count, bounds=bounds))
+    return _number(resample(total, count, bounds=bounds, least=least))
 
 
 def prompt_signal(

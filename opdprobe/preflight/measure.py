@@ -24,6 +24,7 @@ from opdprobe.rollout.prompts import EncodedPrompt, Prompt, has_conversation
 from opdprobe.rollout.rows import record_dataset
 from opdprobe.rollout.sample import Rollouts, step_generator
 from opdprobe.rollout.score import score
+from opdprobe.rollout.teacher_context import teacher_prompts
 from opdprobe.store.step import estimate_bytes
 from opdprobe.train.recipes.repetition import REPETITIVE, compression
 
@@ -39,22 +40,30 @@ def sampled(
     prompts: Sequence[EncodedPrompt],
     sampling: Sampling,
     num_generations: int,
+    role: str = "student",
 ) -> Rollouts:
-    """Sample either model of the pair; prompts of similar length share a batch."""
-    ids = [prompt.ids for prompt in prompts]
-    for scored in (pair.student, pair.teacher):
-        check_prompts(scored, ids, sampling.max_completion_length)
-    order = sorted(range(len(prompts)), key=lambda i: -len(prompts[i].ids))
+    """Sample a model of the pair on the prompts of its role.
+
+    Prompts of similar length share a batch.
+    """
+    read = {
+        "student": [list(prompt.ids) for prompt in prompts],
+        "teacher": [list(prompt.teacher_ids or prompt.ids) for prompt in prompts],
+    }
+    check_prompts(pair.student, read["student"], sampling.max_completion_length)
+    check_prompts(pair.teacher, read["teacher"], sampling.max_completion_length)
+    asked = read[role]
+    order = sorted(range(len(prompts)), key=lambda i: -len(asked[i]))
     found: list[list[tuple[list[int], bool]]] = [[] for _ in prompts]
     start = 0
     while start < len(order):
-        longest = len(prompts[order[start]].ids) + sampling.max_completion_length
+        longest = len(asked[order[start]]) + sampling.max_completion_length
         batch = order[
             start : start + max(1, sampling.micro_batch_tokens // (longest * num_generations))
         ]
         rollouts = sample_in_parts(
             model,
-            [prompts[i].ids for i in batch],
+            [asked[i] for i in batch],
             num_generations=num_generations,
             max_completion_length=sampling.max_completion_length,
             eos_ids=eos_ids(model, pair.tokenizer, conversations=has_conversation(prompts)),
@@ -69,11 +78,13 @@ def sampled(
         ):
             found[batch[i]].append((ids, done))
         start += len(batch)
+    index = [i for i in range(len(prompts)) for _ in range(num_generations)]
     return Rollouts(
-        [list(prompt.ids) for prompt in prompts for _ in range(num_generations)],
+        [asked[i] for i in index],
         [ids for some in found for ids, _ in some],
         [done for some in found for _, done in some],
-        [i for i in range(len(prompts)) for _ in range(num_generations)],
+        index,
+        teacher_prompt_ids=teacher_prompts(prompts, index),
     )
 
 

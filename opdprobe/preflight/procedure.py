@@ -23,6 +23,7 @@ from opdprobe.models.adapters import causal_lm, is_adapted, switched_off
 from opdprobe.models.devices import precision
 from opdprobe.preflight import measure
 from opdprobe.preflight.answers import Answers, accuracies, continuation, tried
+from opdprobe.preflight.contexts import Contexts, compare_contexts
 from opdprobe.preflight.estimates import Number, prompt_mean
 from opdprobe.preflight.readout import MAX_STATES, Readout, States, readouts
 from opdprobe.preflight.verdict import WORTH, Evidence, Verdict, judge, obstacle
@@ -33,6 +34,7 @@ from opdprobe.rollout.prompt_attrs import template_attrs
 from opdprobe.rollout.prompt_files import as_prompts
 from opdprobe.rollout.prompts import EncodedPrompt, OnError, Prompt, encode_prompts
 from opdprobe.rollout.sample import Rollouts
+from opdprobe.rollout.teacher_context import TeacherContext
 from opdprobe.train.memory import Job
 
 MICRO_BATCH_TOKENS = 2048
@@ -66,6 +68,8 @@ class Preflight:
     templates
         `states`, ``accuracy`` and ``finished`` under each prompt template; ``as given`` is the
         prompts' own wording. Empty without templates.
+    contexts
+        What it changes that the teacher reads prompts of its own; None if it reads the student's.
     cost
         Tokens, bytes and seconds per step of a recorded run at the paper's batch size.
     seconds
@@ -81,6 +85,7 @@ class Preflight:
     responses: Mapping[str, float]
     teacher_responses: Mapping[str, float] | None
     templates: Mapping[str, Mapping[str, Number]]
+    contexts: Contexts | None
     cost: Mapping[str, float]
     seconds: Mapping[str, float]
 
@@ -131,6 +136,7 @@ def preflight(
     max_prompt_length: int = 1024,
     chat_template_kwargs: Mapping[str, Any] | None = None,
     system_prompt: str | None = None,
+    teacher_context: TeacherContext | None = None,
     on_error: OnError = "raise",
     micro_batch_tokens: int = MICRO_BATCH_TOKENS,
     seed: int = 0,
@@ -179,6 +185,9 @@ def preflight(
     max_prompt_length, chat_template_kwargs, system_prompt, on_error
         Longest prompt, in tokens, how prompts go through the chat template, and what to do with
         one that cannot be used; see `encode_prompts`.
+    teacher_context : TeacherContext, optional
+        How the teacher's prompts differ from the student's. All numbers are then of the teacher in
+        its own context, and what that changes is measured, too.
     micro_batch_tokens
         Most tokens in a scored micro-batch, padding included; sampling uses eight times as many.
         The default is the most that a micro-batch holds on a CPU.
@@ -258,6 +267,8 @@ def preflight(
             chat_template_kwargs=chat_template_kwargs,
             system_prompt=system_prompt,
             on_error=on_error,
+            teacher=teacher_context,
+            teacher_tokenizer=pair.teacher_tokenizer,
         )
         for template in (None, *(templates or {}).values())
     )
@@ -269,7 +280,8 @@ def preflight(
         micro_batch_tokens=_SAMPLED * micro_batch_tokens,
     )
     phases = _Phases(pair, grader, sampling, num_generations, k, micro_batch_tokens)
-    clock = _Clock(4 + (grader is not None) + len(others), on_progress)
+    own_context = encoded[0].teacher_ids is not None
+    clock = _Clock(4 + (grader is not None) + own_context + len(others), on_progress)
 
     with clock("sample"):
         rollouts = measure.sampled(pair.student, pair, encoded, sampling, num_generations)
@@ -281,7 +293,7 @@ def preflight(
     with clock("readout"):
         fitted, learnt = readouts(pair, states, len(encoded), temperature=temperature, seed=seed)
     responses, teacher_responses = measure.texts(tokenizer, step), None
-    found = Answers()
+    found, theirs = Answers(), None
     if grader is not None:
         with clock("answers"):
             theirs = phases.teacher_rollouts(encoded, own)
@@ -290,6 +302,10 @@ def preflight(
             cut_off = responses["truncated"], teacher_responses["truncated"]
             if not obstacle(found.student, found.teacher, *cut_off):
                 found = phases.gains(found, step, own, encoded, fitted, depths)
+    contexts = None
+    if own_context:
+        with clock("shared context"):
+            contexts = phases.contexts(rollouts, encoded, own, step, theirs)
     compared = {"as given": _wording(step)} if others else {}
     for name, wording in zip(templates or {}, others, strict=True):
         with clock(f"template {name}"):
@@ -308,7 +324,7 @@ def preflight(
             "seed": seed,
             "max_prompt_length": max_prompt_length,
             "chat_template": template_attrs(
-                tokenizer, encoded, chat_template_kwargs, system_prompt
+                tokenizer, encoded, chat_template_kwargs, system_prompt, teacher_context
             ),
             "states": n_tokens,
             **precision({"student": pair.student, "teacher": pair.teacher}),
@@ -321,6 +337,7 @@ def preflight(
         responses=responses,
         teacher_responses=teacher_responses,
         templates=compared,
+        contexts=contexts,
         cost=measure.run_cost(
             responses["mean_length"],
             k,
@@ -380,13 +397,36 @@ class _Phases:
     def teacher_rollouts(
         self, encoded: Sequence[EncodedPrompt], own: Sequence[Prompt]
     ) -> xr.Dataset:
-        """Sample the teacher on the student's prompts, and grade its responses."""
+        """Sample the teacher on its prompts, and grade its responses."""
         with self._as_teacher():
             rollouts = measure.sampled(
-                self.pair.teacher, self.pair, encoded, self.sampling, self.num_generations
+                self.pair.teacher,
+                self.pair,
+                encoded,
+                self.sampling,
+                self.num_generations,
+                role="teacher",
             )
         graded = measure.graded(self.pair.tokenizer, rollouts, own, self.grader)
         return measure.rollout_dataset(rollouts, own, graded)
+
+    def contexts(
+        self,
+        rollouts: Rollouts,
+        encoded: Sequence[EncodedPrompt],
+        own: Sequence[Prompt],
+        step: xr.Dataset,
+        theirs: xr.Dataset | None,
+    ) -> Contexts:
+        """Score the same rollouts, and sample the teacher, with the student's prompts for both."""
+        shared, _ = self.recorded(replace(rollouts, teacher_prompt_ids=None), own)
+        accuracy = None
+        if theirs is not None:
+            asked = [replace(prompt, teacher_ids=None) for prompt in encoded]
+            before = self.teacher_rollouts(asked, own)
+            accuracy = before["correct"].values, theirs["correct"].values
+        rows = [measure.by_position(one) for one in (shared, step)]
+        return compare_contexts(shared, step, *rows, np.asarray(rollouts.prompt_index), accuracy)
 
     def gains(
         self,

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from opdprobe.preflight import Preflight
+from opdprobe.preflight.contexts import Contexts
 from opdprobe.preflight.estimates import Number
 from opdprobe.preflight.verdict import HARMFUL, LIKELY, UNLIKELY
 from opdprobe.probes.quantities import scalar
@@ -42,6 +43,8 @@ def rendered(result: Preflight) -> RenderableType:
     tables = [_states(result), _answers(result), _positions(result)]
     if result.templates:
         tables.append(_templates(result.templates))
+    if result.contexts is not None:
+        tables += [_contexts(result.contexts), Text(result.contexts.finding)]
     parts: list[RenderableType] = [title, computed, *([Text(f"Prompts: {form}")] if form else [])]
     for table in tables:
         parts += [Text(), table]
@@ -100,6 +103,25 @@ def _templates(templates: Mapping[str, Mapping[str, Number]]) -> Table:
     table = _table("prompt template", *(_heading(name) for name in _TEMPLATES))
     for template, numbers in templates.items():
         table.add_row(template, *(_cells(numbers[name])[0] for name in _TEMPLATES))
+    return table
+
+
+def _contexts(found: Contexts) -> Table:
+    table = _table("the teacher reads", "the student's\nprompts", "its own", "change", "interval")
+    labels = {
+        "reverse_kl": "reverse KL [nats]",
+        "first_reverse_kl": "… at first tokens",
+        "teacher_accuracy": "teacher's accuracy",
+    }
+    for name, label in labels.items():
+        both = (_cells(numbers[name])[0] for numbers in (found.shared, found.own))
+        table.add_row(label, *both, *_cells(found.change[name]))
+    for row in found.by_position:
+        first, last = row["start"], row["stop"] - 1
+        shared, own = row["shared"], row["own"]
+        table.add_row(
+            f"… at {first}–{last}", f"{shared:.3g}", f"{own:.3g}", f"{own - shared:.3g}", ""
+        )
     return table
 
 

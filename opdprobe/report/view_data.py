@@ -46,8 +46,9 @@ class PackedStep(NamedTuple):
         labels, one such list by name.
     block : str
         The arrays, concatenated, little-endian, compressed (`pack`): values (quantity,
-        state) float32; positions (state) int32; token ids (state, support, rank) int32; the
-        prompts' and the responses' ids, int32; log-probabilities (state, model, support, rank)
+        state) float32; positions (state) int32; token ids (state, support, rank) int32; the ids
+        of the prompts, of the teacher's prompts where it reads others, and of the responses, int32;
+        log-probabilities (state, model, support, rank)
         and those of the sampled token (state, model), uint16 in multiples of -`LOGP_UNIT` nats:
         65533 stands for that and all that is lower, 65534 for probability 0, 65535 for unknown.
     values : ndarray of float32, shape (quantity, state)
@@ -99,10 +100,8 @@ def pack_step(ds: xr.Dataset, rollouts: int) -> PackedStep:
         n_response = n_states
         response = ds["sampled_id"].values if "sampled_id" in ds else np.full(n, -1)
         positions = np.arange(n) - np.repeat(np.cumsum(n_states) - n_states, n_states)
-    n_prompt, prompt = np.zeros(n_rollout, int), np.zeros(0, int)
-    if "prompt_ids" in ds:
-        n_prompt = ds["prompt_length"].values[:n_rollout]
-        prompt = ds["prompt_ids"].values[: n_prompt.sum()]
+    n_prompt, prompt = _texts(ds, "prompt", n_rollout)
+    n_teacher, teacher = _texts(ds, "teacher_prompt", n_rollout)
     # Without top-k lists, k is 0.
     token_id = ds["token_id"].values if "token_id" in ds else np.zeros((n, 2, 0), int)
     logp = ds["logp"].values if "logp" in ds else np.zeros((n, 2, 2, 0))
@@ -111,7 +110,7 @@ def pack_step(ds: xr.Dataset, rollouts: int) -> PackedStep:
     values = np.array([np.full(n, np.nan) if row is None else row for row in known], "<f4")
     arrays = [
         values,
-        *(ids.astype("<i4") for ids in (positions, token_id, prompt, response)),
+        *(ids.astype("<i4") for ids in (positions, token_id, prompt, teacher, response)),
         *(_fixed_point(values) for values in (logp, sampled)),
     ]
     columns = {
@@ -119,13 +118,22 @@ def pack_step(ds: xr.Dataset, rollouts: int) -> PackedStep:
         "k": token_id.shape[-1],
         "n_states": n_states.tolist(),
         "n_prompt": n_prompt.tolist(),
+        "n_teacher_prompt": n_teacher.tolist(),
         "n_response": n_response.tolist(),
         **{name: _column(ds, name, n_rollout) for name in ("prompt_id", "finished", "correct")},
         "labels": _labels(ds, n_rollout),
     }
     block = pack(b"".join(array.tobytes() for array in arrays))
-    ids = np.unique(np.concatenate([token_id.ravel(), prompt, response]))
+    ids = np.unique(np.concatenate([token_id.ravel(), prompt, teacher, response]))
     return PackedStep(columns, block, values, ids)
+
+
+def _texts(ds: xr.Dataset, part: str, n: int) -> tuple[NDArray[np.integer], NDArray[np.integer]]:
+    """Return the lengths and the ids of the first texts; none where none are recorded."""
+    if f"{part}_ids" not in ds:
+        return np.zeros(n, int), np.zeros(0, int)
+    lengths = ds[f"{part}_length"].values[:n]
+    return lengths, ds[f"{part}_ids"].values[: lengths.sum()]
 
 
 def _column(ds: xr.Dataset, name: str, n: int) -> list[Any]:

@@ -36,6 +36,9 @@ class Batch:
         The response tokens they predicted.
     state : Tensor (N,)
         Index of each state among all states of the step, rollout by rollout.
+    teacher : Batch, optional
+        The same responses behind the teacher's own prompts, if it has any: its states are the same,
+        one by one.
     """
 
     input_ids: Tensor
@@ -43,6 +46,11 @@ class Batch:
     time: Tensor
     sampled_ids: Tensor
     state: Tensor
+    teacher: "Batch | None" = None
+
+    def teacher_hidden(self, body: Body) -> Tensor:
+        """Run the teacher's body behind its own prompts; see `hidden`."""
+        return (self.teacher or self).hidden(body)
 
     def hidden(self, body: Body) -> Tensor:
         """Run a body over the batch and pick the last hidden state at each state, (N, D).
@@ -62,7 +70,7 @@ def batches(
     micro_batch_tokens: int,
     pad_id: int,
     device: torch.device | str = "cpu",
-    apart: Callable[[int], Hashable] = lambda length: None,
+    apart: Callable[[int, int], Hashable] = lambda student, teacher: None,
 ) -> Iterator[Batch]:
     """Divide rollouts into micro-batches of similar length at the least cost, longest first.
 
@@ -78,16 +86,21 @@ def batches(
     device
         Where the tensors go.
     apart
-        Class of a row by its length; rows of different classes share no micro-batch
-        (`opdprobe.rollout.pair.Pair.length_class`).
+        Class of a row by the lengths of its texts for the student and for the teacher; rows of
+        different classes share no micro-batch (`opdprobe.rollout.pair.Pair.length_class`).
 
     Yields
     ------
     Batch
         Rollouts without states, such as those with an empty response, are left out.
     """
+    prompts = [rollouts.prompt_ids]
+    if rollouts.teacher_prompt_ids is not None:
+        prompts.append(rollouts.teacher_prompt_ids)
+    # Of the longer text, if the teacher has its own: both have to fit.
     n_inputs = [
-        len(p) + len(r) - 1 for p, r in zip(rollouts.prompt_ids, rollouts.response_ids, strict=True)
+        max(map(len, both)) + len(response) - 1
+        for *both, response in zip(*prompts, rollouts.response_ids, strict=True)
     ]
     places = [rollouts.states(i) for i in range(len(rollouts))]
     first_state = torch.tensor([0, *map(len, places)]).cumsum(0).tolist()
@@ -96,28 +109,59 @@ def batches(
     cost = _PASS_CPU if torch.device(device).type == "cpu" else _PASS
     micro_batch_tokens = most_tokens(micro_batch_tokens, device)
     start = 0
-    # The rows of a class are adjacent, since a class is a range of lengths.
-    classes = groupby((n_inputs[i] for i in order), key=apart)
-    sizes = [size for _, c in classes for size in _sizes(list(c), micro_batch_tokens, cost)]
+
+    def length_class(i: int) -> Hashable:
+        n = len(rollouts.response_ids[i]) - 1
+        return apart(len(prompts[0][i]) + n, len(prompts[-1][i]) + n)
+
+    # The rows of a class are adjacent, since a class is a range of lengths; if the teacher has
+    # texts of its own, a class may come back, and has several batches.
+    classes = groupby(order, key=length_class)
+    sizes = [
+        size
+        for _, rows in classes
+        for size in _sizes([n_inputs[i] for i in rows], micro_batch_tokens, cost)
+    ]
     for size in sizes:
         chosen = order[start : start + size]
         start += size
-        width = n_inputs[chosen[0]]
-        ids, row, time, sampled, state = [], [], [], [], []
-        for b, i in enumerate(chosen):
-            prompt, response = rollouts.prompt_ids[i], rollouts.response_ids[i]
-            ids.append(prompt + response[:-1] + [pad_id] * (width - n_inputs[i]))
-            row += [b] * len(places[i])
-            time += [len(prompt) - 1 + place for place in places[i]]
-            sampled += [response[place] for place in places[i]]
-            state += range(first_state[i], first_state[i + 1])
-        yield Batch(
-            input_ids=torch.tensor(ids, device=device),
-            row=torch.tensor(row, device=device),
-            time=torch.tensor(time, device=device),
-            sampled_ids=torch.tensor(sampled, device=device),
-            state=torch.tensor(state),
-        )
+        batch = None
+        for some in reversed(prompts):  # the teacher's first
+            batch = _padded(
+                some, rollouts.response_ids, places, first_state, chosen, pad_id, device, batch
+            )
+        assert batch is not None
+        yield batch
+
+
+def _padded(
+    prompts: Sequence[list[int]],
+    responses: Sequence[list[int]],
+    places: Sequence[Sequence[int]],
+    first_state: Sequence[int],
+    chosen: Sequence[int],
+    pad_id: int,
+    device: torch.device | str,
+    teacher: Batch | None,
+) -> Batch:
+    """Put the chosen rollouts behind some prompts into one batch."""
+    width = max(len(prompts[i]) + len(responses[i]) for i in chosen) - 1
+    ids, row, time, sampled, state = [], [], [], [], []
+    for b, i in enumerate(chosen):
+        text = prompts[i] + responses[i][:-1]
+        ids.append(text + [pad_id] * (width - len(text)))
+        row += [b] * len(places[i])
+        time += [len(prompts[i]) - 1 + place for place in places[i]]
+        sampled += [responses[i][place] for place in places[i]]
+        state += range(first_state[i], first_state[i + 1])
+    return Batch(
+        input_ids=torch.tensor(ids, device=device),
+        row=torch.tensor(row, device=device),
+        time=torch.tensor(time, device=device),
+        sampled_ids=torch.tensor(sampled, device=device),
+        state=torch.tensor(state),
+        teacher=teacher,
+    )
 
 
 def most_tokens(micro_batch_tokens: int, device: torch.device | str) -> int:

@@ -120,7 +120,10 @@ def continuation_gain(
     # A rollout that is cut at its end is not continued.
     cuts = [np.where(which, depth, step["length"].values) for depth in depths]
     scores = np.array(
-        [continued(step, teacher, tokenizer, prompts, grader, sampling, cut=cut) for cut in cuts]
+        [
+            continued(step, teacher, tokenizer, prompts, grader, sampling, cut=cut, role="teacher")
+            for cut in cuts
+        ]
     ).reshape(len(depths), own.size)
     own = np.where(np.isnan(scores), np.nan, own)
     dims = ("depth", "rollout")
@@ -151,6 +154,7 @@ def continued(
     sampling: Sampling,
     *,
     cut: ArrayLike,
+    role: str = "student",
 ) -> NDArray[np.float64]:
     """Cut rollouts short, let a model continue them, and grade the results.
 
@@ -165,6 +169,8 @@ def continued(
         As for `continuation_gain`.
     cut : int or (rollout,) array_like of int
         Tokens kept of each response.
+    role : {"student", "teacher"}
+        Whose prompts the model reads, if the teacher reads others.
 
     Returns
     -------
@@ -172,7 +178,9 @@ def continued(
         Scores; NaN for a rollout that has no more than `cut` tokens.
     """
     own = _prompts_of(step, {prompt.id: prompt for prompt in prompts})
-    starts, responses = token_rows(step, "prompt"), token_rows(step, "response")
+    own_prompts = role == "teacher" and "teacher_prompt_ids" in step
+    starts = token_rows(step, "teacher_prompt" if own_prompts else "prompt")
+    responses = token_rows(step, "response")
     cuts = np.broadcast_to(np.asarray(cut), len(own)).tolist()
     prefixes = [response[:c] for response, c in zip(responses, cuts, strict=True)]
     going = [i for i, response in enumerate(responses) if len(response) > cuts[i]]
@@ -211,8 +219,8 @@ def continued(
 
 
 def token_rows(step: xr.Dataset, part: str) -> list[list[int]]:
-    """Token ids of each rollout's ``prompt`` or ``response``."""
-    lengths = step["length" if part == "response" else "prompt_length"].values
+    """Token ids of each rollout's ``prompt``, ``teacher_prompt`` or ``response``."""
+    lengths = step["length" if part == "response" else f"{part}_length"].values
     return [ids.tolist() for ids in np.split(step[f"{part}_ids"].values, np.cumsum(lengths)[:-1])]
 
 

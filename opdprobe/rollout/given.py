@@ -76,11 +76,14 @@ class Columns:
         Names of the labels.
     sampler, reported
         Whether there are log-probabilities of the sampler, and of the trainer.
+    teacher
+        Whether the teacher reads prompts of its own.
     """
 
     labels: tuple[str, ...]
     sampler: bool
     reported: bool
+    teacher: bool
 
     @classmethod
     def of_rows(cls, rows: Sequence[Rollout]) -> "Columns":
@@ -89,17 +92,35 @@ class Columns:
             tuple(dict.fromkeys(name for row in rows for name in row.labels)),
             any(row.sampler_logp is not None for row in rows),
             any(row.student_logp is not None or row.teacher_logp is not None for row in rows),
+            any(row.teacher_prompt_ids is not None for row in rows),
         )
 
     @classmethod
     def of_step(cls, step: Any) -> "Columns":
         """Columns of a recorded step."""
         labels = step["label_name"].values.tolist() if "label_name" in step else []
-        return cls(tuple(labels), "sampler_logp" in step, "reported_logp" in step)
+        return cls(
+            tuple(labels),
+            "sampler_logp" in step,
+            "reported_logp" in step,
+            "teacher_prompt_ids" in step,
+        )
 
     def warn(self, rows: Sequence[Rollout]) -> None:
-        """Say what is left out of a later step, since the run's first step has none."""
+        """Say what is left out of a later step, since the run's first step has none.
+
+        Raises
+        ------
+        RolloutError
+            The teacher's own prompts would be left out, which would change the scores.
+        """
         own = Columns.of_rows(rows)
+        if own.teacher and not self.teacher:
+            row = next(row for row in rows if row.teacher_prompt_ids is not None)
+            raise RolloutError(
+                f"{named(row)}: the teacher reads a prompt of its own (teacher_prompt_ids), and in "
+                "the run's first step it does not: record it into another run."
+            )
         more = [f"label {name!r}" for name in own.labels if name not in self.labels]
         more += ["the sampler's log-probabilities"] * (own.sampler and not self.sampler)
         more += ["the trainer's log-probabilities"] * (own.reported and not self.reported)
@@ -165,7 +186,7 @@ def _fault(row: Rollout) -> str | None:
         return f"prompt_id = {shown(row.prompt_id)}; expected a str"
     if row.response_ids is None:
         return "it has no response_ids; expected token ids: tokenise its text first"
-    for name in ("prompt_ids", "response_ids"):
+    for name in ("prompt_ids", "teacher_prompt_ids", "response_ids"):
         ids = np.asarray(getattr(row, name) if getattr(row, name) is not None else [])
         if ids.ndim != 1 or (ids.size and ids.dtype.kind not in "iu"):
             return f"{name} = {shown(getattr(row, name))}; expected a list of token ids"
@@ -198,8 +219,9 @@ def _is_whole(value: object) -> bool:
     return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
-def gather(rows: Sequence[Rollout]) -> Given:
+def gather(rows: Sequence[Rollout], columns: Columns) -> Given:
     """Cut rollouts to what has states; see `Given`."""
+    theirs: list[list[int]] = []
     prompts: list[list[int]] = []
     responses: list[list[int]] = []
     drawn: list[list[int]] = []
@@ -212,7 +234,10 @@ def gather(rows: Sequence[Rollout]) -> Given:
         mask = np.ones(len(response), bool) if row.mask is None else np.asarray(row.mask, bool)
         places = np.flatnonzero(mask)
         start, end = (places[0], places[-1] + 1) if places.size else (len(response),) * 2
+        own = row.teacher_prompt_ids
+        own = prompt if own is None else np.asarray(own, np.int64).tolist()
         prompts.append(prompt + response[:start])
+        theirs.append(own + response[:start])
         responses.append(response[start:end])
         drawn.append((places - start).tolist())
         chosen.append(places)
@@ -226,6 +251,7 @@ def gather(rows: Sequence[Rollout]) -> Given:
             finished=[bool(row.finished) for row in rows],
             prompt_index=[names[row.prompt_id] for row in rows],
             drawn=drawn if gaps else None,
+            teacher_prompt_ids=theirs if columns.teacher else None,
         ),
         chosen,
     )
@@ -250,11 +276,11 @@ def check_readable(given: Given, models: "Mapping[str, PreTrainedModel]", width:
     """
     # Found once: looking through a model's modules costs as much as scoring some tokens.
     limits = [(role, most_tokens(model), n_embeddings(model)) for role, model in models.items()]
-    texts = zip(given.rollouts.prompt_ids, given.rollouts.response_ids, strict=True)
-    for i, (row, (prompt, response)) in enumerate(zip(given.rows, texts, strict=True)):
+    read = {role: given.rollouts.read_by(role).prompt_ids for role in MODELS}
+    for i, (row, response) in enumerate(zip(given.rows, given.rollouts.response_ids, strict=True)):
         if not response:
             continue
-        if not prompt:
+        if not all(read[role][i] for role in MODELS):
             raise RolloutError(
                 f"{named(row)}: it has no prompt, so nothing predicts the first token of its "
                 "response: put that token into prompt_ids, or leave the rollout out."
@@ -265,8 +291,9 @@ def check_readable(given: Given, models: "Mapping[str, PreTrainedModel]", width:
                 f"{named(row)}: the student drew token {drawn}, but the models share {width} "
                 "tokens: give the models and the tokenizer that the rollouts were sampled with."
             )
-        length, largest = len(prompt) + len(response) - 1, max(max(prompt), max(response))
         for role, most, known in limits:
+            prompt = read[role][i]
+            length, largest = len(prompt) + len(response) - 1, max(max(prompt), max(response))
             if most is not None and length > most:
                 raise RolloutError(
                     f"{named(row)}: it has {length + 1} tokens, but the {role} reads texts of up "
@@ -343,8 +370,9 @@ def step_of_dump(step: int, given: Given, arrays: Mapping[str, ArrayLike | None]
     except StoreError as error:
         if len(given.rows) > 1:  # to name the one that is wrong
             for row in given.rows:
-                one = gather([row])
-                step_of_dump(step, one, own_arrays(one, Columns((), False, False), [np.nan]), k)
+                bare = Columns((), sampler=False, reported=False, teacher=False)
+                one = gather([row], bare)
+                step_of_dump(step, one, own_arrays(one, bare, [np.nan]), k)
         raise RolloutError(f"{named(given.rows[0])}: {error}") from error
 
 

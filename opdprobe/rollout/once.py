@@ -1,6 +1,7 @@
 """Score a student's rollouts with both models once, without training."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import xarray as xr
@@ -16,6 +17,7 @@ from opdprobe.rollout.pair import Pair
 from opdprobe.rollout.prompts import EncodedPrompt, has_conversation
 from opdprobe.rollout.rows import record_dataset
 from opdprobe.rollout.sample import step_generator
+from opdprobe.rollout.teacher_context import teacher_prompts
 
 
 @torch.no_grad()
@@ -87,7 +89,7 @@ def probe(
             "process: give more prompts, or start fewer processes."
         )
     prompts = prompts[share]
-    check_prompts(pair.teacher, [p.ids for p in prompts], max_completion_length)
+    check_prompts(pair.teacher, [p.teacher_ids or p.ids for p in prompts], max_completion_length)
     rollouts = sample_in_parts(
         pair.student,
         [p.ids for p in prompts],
@@ -100,6 +102,7 @@ def probe(
         width=pair.width,
         part=(share.start, total),
     )
+    rollouts = replace(rollouts, teacher_prompt_ids=teacher_prompts(prompts, rollouts.prompt_index))
     own = [prompts[i].prompt for i in rollouts.prompt_index]
     correct = None
     if grader is not None:

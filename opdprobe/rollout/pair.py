@@ -104,15 +104,14 @@ class Pair:
             self.teacher_body, self.teacher_head = split_head(self.teacher, width=self.width)
         check_scoring(self.student, self.student_body, self.student_head)
         check_scoring(self.teacher, self.teacher_body, self.teacher_head)
-        bodies = self.student_body, self.teacher_body
-        self._apart = [body for body in bodies if isinstance(body, ApartBody)]
 
-    def length_class(self, length: int) -> Hashable:
-        """Name what both models compute for a text of `length` tokens.
+    def length_class(self, student: int, teacher: int) -> Hashable:
+        """Name what the models compute for a text of `student` and one of `teacher` tokens.
 
         Texts of different classes must not share a pass (`opdprobe.models.lengths`).
         """
-        return tuple(body.length_class(length) for body in self._apart)
+        bodies = (self.student_body, student), (self.teacher_body, teacher)
+        return tuple(b.length_class(n) for b, n in bodies if isinstance(b, ApartBody))
 
     def stop_ids(self) -> tuple[list[int], list[int]]:
         """Return the tokens with which the student, and the teacher, ends a response.
@@ -270,7 +269,7 @@ class Pair:
             with recomputing(self.student):
                 hidden = batch.hidden(self.student_body)
             with torch.no_grad():
-                teacher_hidden = batch.hidden(self.teacher_body)
+                teacher_hidden = batch.teacher_hidden(self.teacher_body)
             scores = score(
                 hidden,
                 teacher_hidden,

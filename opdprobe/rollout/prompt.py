@@ -48,6 +48,9 @@ class Prompt:
         The reference answer, as the file has it.
     meta : mapping
         The row's other columns. `chat_template_kwargs` in it are passed to the chat template.
+    teacher : str or tuple of messages, optional
+        What the teacher reads in place of the text or the messages, such as a prompt with the
+        solution; None: the same (`opdprobe.TeacherContext`).
 
     Raises
     ------
@@ -71,6 +74,7 @@ class Prompt:
     text: str | None = None
     answer: str | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
+    teacher: str | tuple[Mapping[str, str], ...] | None = None
 
     def __post_init__(self) -> None:
         if reason := self._fault():
@@ -81,27 +85,22 @@ class Prompt:
             return f"the id is of type {type(self.id).__name__}; expected str"
         if self.answer is not None and not isinstance(self.answer, str):
             return f"the answer is of type {type(self.answer).__name__}; expected str or None"
-        texts = [self.id, self.answer or ""]
         if self.text is not None and not isinstance(self.text, str):
             return f"the text is of type {type(self.text).__name__}; expected str"
-        if self.text is not None:
-            if self.messages:
-                return "both messages and a text; give one"
-            texts.append(self.text)
-        for message in self.messages:
-            if not isinstance(message, Mapping) or not all(
-                isinstance(message.get(key), str) for key in ("role", "content")
-            ):
-                return f"a message needs a role and a content, both str; got {shown(message)}"
-            texts += message["role"], message["content"]
-        if broken := next(filter(None, map(_LONE.search, texts)), None):
-            # No tokenizer reads it, and no UTF-8 file can hold it.
-            return f"half a surrogate pair, U+{ord(broken[0]):04X}, in the text; replace it"
-        if self.messages and self.messages[-1]["role"] == "assistant":
-            return "the last message is the assistant's, which the model is to write; leave it out"
-        # The model answers the last turn: if that is blank, there is no question.
-        asked = (self.text is not None or self.messages) and texts[-1].strip()
-        return None if asked else "empty prompt"
+        if self.text is not None and self.messages:
+            return "both messages and a text; give one"
+        if reason := _broken([self.id, self.answer or ""]):
+            return reason
+        reason = _asked_wrongly(self.messages if self.text is None else self.text)
+        if reason is None and self.teacher is not None:
+            reason = _asked_wrongly(self.teacher)
+            return reason and f"the teacher's prompt: {reason}"
+        return reason
+
+    @property
+    def has_own_teacher(self) -> bool:
+        """Whether the row says itself what the teacher reads."""
+        return self.teacher is not None or "teacher_chat_template_kwargs" in self.meta
 
     @property
     def question(self) -> str:
@@ -109,12 +108,51 @@ class Prompt:
         return self.messages[-1]["content"] if self.text is None else self.text
 
 
+def _asked_wrongly(asked: Any) -> str | None:
+    """Say what is wrong with a text or a conversation that a model is to answer."""
+    if isinstance(asked, str):
+        texts = [asked]
+    elif not isinstance(asked, tuple | list):
+        return f"{shown(asked)} is of type {type(asked).__name__}; expected str or messages"
+    else:
+        texts = []
+        for message in asked:
+            if not isinstance(message, Mapping) or not all(
+                isinstance(message.get(key), str) for key in ("role", "content")
+            ):
+                return f"a message needs a role and a content, both str; got {shown(message)}"
+            texts += message["role"], message["content"]
+        if asked and asked[-1]["role"] == "assistant":
+            return "the last message is the assistant's, which the model is to write; leave it out"
+    if reason := _broken(texts):
+        return reason
+    # The model answers the last turn: if that is blank, there is no question.
+    return None if texts and texts[-1].strip() else "empty prompt"
+
+
+def _broken(texts: list[str]) -> str | None:
+    """Say which text no tokenizer reads, and no UTF-8 file can hold."""
+    if broken := next(filter(None, map(_LONE.search, texts)), None):
+        return f"half a surrogate pair, U+{ord(broken[0]):04X}, in the text; replace it"
+    return None
+
+
 @dataclass(frozen=True)
 class EncodedPrompt:
-    """A prompt and the token ids the model sees, chat template and special tokens included."""
+    """A prompt and the token ids the model sees, chat template and special tokens included.
+
+    Attributes
+    ----------
+    prompt, ids
+        The prompt, and what the student sees of it.
+    teacher_ids
+        What the teacher sees; None: the same. Of prompts that were encoded together, all have it,
+        or none.
+    """
 
     prompt: Prompt
     ids: tuple[int, ...]
+    teacher_ids: tuple[int, ...] | None = None
 
 
 def strip_instruction(text: str) -> str:

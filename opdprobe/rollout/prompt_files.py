@@ -95,7 +95,7 @@ def load_prompts(
     ...     file = Path(folder, "sums.jsonl")
     ...     _ = file.write_text('{"prompt": "2+2=", "answer": 4}\n{"prompt": "5+5="}\n')
     ...     load_prompts(file, limit=1)
-    [Prompt(id='0', messages=(), text='2+2=', answer='4', meta={})]
+    [Prompt(id='0', messages=(), text='2+2=', answer='4', meta={}, teacher=None)]
     """
     name = os.path.expanduser(path)
     if limit is not None and limit < 1:
@@ -134,7 +134,7 @@ def as_prompts(given: Any, *, on_error: OnError = "raise") -> list[Prompt]:
     Examples
     --------
     >>> as_prompts([{"prompt": "2+2="}])
-    [Prompt(id='0', messages=(), text='2+2=', answer=None, meta={})]
+    [Prompt(id='0', messages=(), text='2+2=', answer=None, meta={}, teacher=None)]
     """
     if isinstance(given, str | os.PathLike):
         return load_prompts(os.fspath(given), on_error=on_error)
@@ -151,7 +151,8 @@ def save_prompts(prompts: Iterable[Prompt], path: str | Path) -> None:
     Parameters
     ----------
     prompts : iterable of Prompt
-        At least one; ids must differ. A row has `prompt`, `id`, `answer` and the columns of `meta`.
+        At least one; ids must differ. A row has `prompt`, `id`, `answer`, `teacher_prompt` and the
+        columns of `meta`.
     path : str or Path
         The .jsonl file. An existing one is replaced atomically.
 
@@ -193,6 +194,7 @@ def _to_line(prompt: Prompt) -> str:
         "prompt": [dict(m) for m in prompt.messages] if prompt.text is None else prompt.text,
         "id": prompt.id,
         **({} if prompt.answer is None else {"answer": prompt.answer}),
+        **({} if prompt.teacher is None else {"teacher_prompt": prompt.teacher}),
         **prompt.meta,
     }
     try:

@@ -46,7 +46,8 @@ def prompts_from_rows(
         The rest is optional: `reward_model` {ground_truth} or `answer`; `extra_info` {index} or
         `id` (default: the row's number). These are verl's columns. `chat_template_kwargs`, TRL's,
         are passed to the chat template. `system_prompt` or `system` becomes the first message of
-        a conversation that has no system message. `rows` may be a DataFrame or a pyarrow.Table,
+        a conversation that has no system message. `teacher_prompt`, a text or messages, is what
+        the teacher reads in place of the prompt. `rows` may be a DataFrame or a pyarrow.Table,
         and values may be numpy's or pandas'; None, NaN, NA and NaT are gaps. An answer that ends
         in ``#### 72``, as GSM8K's do, is 72.
     source : str
@@ -75,7 +76,7 @@ def prompts_from_rows(
     Examples
     --------
     >>> prompts_from_rows([{"prompt": "2+2=", "answer": "Two and two are 4.\n#### 4"}])
-    [Prompt(id='0', messages=(), text='2+2=', answer='4', meta={})]
+    [Prompt(id='0', messages=(), text='2+2=', answer='4', meta={}, teacher=None)]
     >>> prompts_from_rows([{"prompt": "2+2="}, {"prompt": ""}, {"question": "?"}])
     Traceback (most recent call last):
     ...
@@ -226,7 +227,7 @@ def _from_row(
         if row[column] is None:
             raise PromptError(f"column {column!r} is empty.")
     prompt, notes = row[prompt_column], set[str]()
-    used = {"prompt", "answer", "id", prompt_column, answer_column}
+    used = {"prompt", "answer", "id", "teacher_prompt", prompt_column, answer_column}
     system = next((c for c in _SYSTEM_COLUMNS if isinstance(row.get(c), str) and row[c]), None)
     if isinstance(prompt, str):
         messages = [{"content": prompt}]
@@ -266,9 +267,22 @@ def _from_row(
             text=messages[0]["content"] if isinstance(prompt, str) else None,
             answer=answer,
             meta=meta,
+            teacher=_teacher(row.get("teacher_prompt")),
         ),
         notes,
     )
+
+
+def _teacher(prompt: Any) -> str | tuple[dict[str, Any], ...] | None:
+    """Read what the teacher is asked: a text or messages."""
+    if prompt is None or isinstance(prompt, str):
+        return prompt
+    if not isinstance(prompt, list) or not all(isinstance(message, dict) for message in prompt):
+        raise PromptError(
+            f"'teacher_prompt' is of type {type(prompt).__name__}; expected str or list of "
+            "messages."
+        )
+    return tuple(_with_text(_with_role(message)) for message in prompt)
 
 
 def _with_role(message: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from opdprobe.errors import ConfigError, PromptError, shown
@@ -23,6 +24,7 @@ from opdprobe.rollout.prompt import (
     report_faults,
     strip_instruction,
 )
+from opdprobe.rollout.teacher_context import TeacherContext
 from opdprobe.store.prompt_form import DEFAULTS
 
 if TYPE_CHECKING:
@@ -52,6 +54,8 @@ def encode_prompts(
     system_prompt: str | None = None,
     enable_thinking: bool = DEFAULTS["enable_thinking"],
     on_error: OnError = "raise",
+    teacher: TeacherContext | None = None,
+    teacher_tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> list[EncodedPrompt]:
     r"""Turn prompts into token ids.
 
@@ -86,11 +90,17 @@ def encode_prompts(
         have it off (paper sect. 4).
     on_error : {"raise", "skip"}
         Whether an unusable prompt raises an error, or is left out and logged.
+    teacher : TeacherContext, optional
+        How the teacher's prompts differ; by default, only in what rows have of their own. They may
+        be longer than `max_prompt_length`.
+    teacher_tokenizer : transformers.PreTrainedTokenizerBase, optional
+        The teacher's, for its own chat template.
 
     Returns
     -------
     list of EncodedPrompt
-        In the prompts' order, each with the prompt it came from.
+        In the prompts' order, each with the prompt it came from. Where the teacher sees any prompt
+        in another form, all have `teacher_ids`.
 
     Raises
     ------
@@ -99,7 +109,8 @@ def encode_prompts(
         from 0), or no prompt is usable; the latter with "skip" too.
     ConfigError
         `template` does not contain ``{question}``, `max_prompt_length` is below 1,
-        `chat_template_kwargs` holds other names than variables, or `system_prompt` is no text.
+        `chat_template_kwargs` holds other names than variables, or `system_prompt` is no text; the
+        teacher's own chat template is asked for, and `teacher_tokenizer` has none.
     """
     from opdprobe.rollout.prompt_files import as_prompts  # it imports this module
 
@@ -117,6 +128,8 @@ def encode_prompts(
     encode = _Encoder(
         tokenizer, template, {"enable_thinking": enable_thinking, **given}, system_prompt
     )
+    context = TeacherContext() if teacher is None else teacher
+    encode_own = _teacher_encoder(encode, context, teacher_tokenizer)
     encoded: list[EncodedPrompt] = []
     faults: list[str] = []
     too_long = False
@@ -130,10 +143,15 @@ def encode_prompts(
                 raise PromptError(
                     f"{len(ids)} tokens, more than max_prompt_length {max_prompt_length}."
                 )
+            own = tuple(ids)
+            if not context.is_shared or prompt.has_own_teacher:
+                own = tuple(encode_own(context.of(encode.asked(prompt))))
+                if not own:
+                    raise PromptError("no tokens in the teacher's prompt.")
         except PromptError as error:
             faults.append(f"row {number} (id {shown(prompt.id)}): {error}".rstrip("."))
         else:
-            encoded.append(EncodedPrompt(prompt, tuple(ids)))
+            encoded.append(EncodedPrompt(prompt, tuple(ids), own))
     report_faults(
         "encode_prompts",
         faults,
@@ -143,7 +161,30 @@ def encode_prompts(
         cure=", raise max_prompt_length (--max-prompt-length)" if too_long else "",
     )
     encode.report(given, [prompt.prompt for prompt in encoded])
+    if all(prompt.teacher_ids == prompt.ids for prompt in encoded):
+        encoded = [replace(prompt, teacher_ids=None) for prompt in encoded]
     return encoded
+
+
+def _teacher_encoder(
+    student: _Encoder, context: TeacherContext, tokenizer: PreTrainedTokenizerBase | None
+) -> _Encoder:
+    """Return the encoder of the teacher's prompts; their wording is already the teacher's."""
+    if context.template == "own":
+        if tokenizer is None or tokenizer.chat_template is None:
+            raise ConfigError(
+                "teacher_template = 'own', but the teacher's tokenizer "
+                f"{'is not known' if tokenizer is None else 'has no chat template'}; expected "
+                "teacher_tokenizer= with one, or teacher_template = 'student'."
+            )
+    else:
+        tokenizer = student.tokenizer
+    try:
+        _options(tokenizer, context.chat_template_kwargs)
+    except PromptError as error:
+        raise ConfigError(f"teacher_{error}") from error
+    system = student.system_prompt if context.system_prompt is None else context.system_prompt
+    return _Encoder(tokenizer, None, student.options, system or None)
 
 
 def has_conversation(prompts: Iterable[EncodedPrompt]) -> bool:
@@ -166,14 +207,21 @@ class _Encoder:
         self.appended: Counter[str] = Counter()  # texts of the tokens that were taken off
         self.without_system = 0
 
-    def __call__(self, prompt: Prompt) -> list[int]:
-        question = prompt.question
-        if self.template is not None:
-            question = self.template.replace("{question}", strip_instruction(question))
+    def asked(self, prompt: Prompt) -> Prompt:
+        """Return a prompt in the wording that replaces its own, if any does."""
+        if self.template is None:
+            return prompt
+        question = self.template.replace("{question}", strip_instruction(prompt.question))
         if prompt.text is not None:
-            return self._plain(question)
+            return replace(prompt, text=question)
+        last = {**prompt.messages[-1], "content": question}
+        return replace(prompt, messages=(*prompt.messages[:-1], last))
+
+    def __call__(self, prompt: Prompt) -> list[int]:
+        prompt = self.asked(prompt)
+        if prompt.text is not None:
+            return self._plain(prompt.text)
         messages = with_system_prompt(prompt.messages, self.system_prompt)
-        messages = [*messages[:-1], {**messages[-1], "content": question}]
         options = {**self.options, **own_options(self.tokenizer, prompt)}
         if self.tokenizer.chat_template is None:
             return self._plain("\n\n".join(message["content"] for message in messages))

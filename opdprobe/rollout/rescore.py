@@ -78,15 +78,18 @@ def rescore(
     own = processes.share(total)
     prompts = token_rows(contexts, "prompt")[own]
     responses = token_rows(contexts, "response")[own]
-    largest = max(max(ids, default=0) for ids in (*prompts, *responses))
+    theirs = None
+    if "teacher_prompt_ids" in contexts:
+        theirs = token_rows(contexts, "teacher_prompt")[own]
+    largest = max(max(ids, default=0) for ids in (*prompts, *(theirs or ()), *responses))
     if largest >= pair.width:
         raise ConfigError(
             f"the contexts have token {largest}, the models {pair.width} tokens; expected contexts "
             "that were recorded with the same tokenizer."
         )
     longest = max(map(len, responses))
-    for model in (pair.student, pair.teacher):
-        check_prompts(model, prompts, longest)
+    check_prompts(pair.student, prompts, longest)
+    check_prompts(pair.teacher, theirs or prompts, longest)
     names = contexts["prompt_id"].values[own].astype(str)
     rollouts = Rollouts(
         prompts,
@@ -94,6 +97,7 @@ def rescore(
         contexts["finished"].values[own].tolist(),
         np.unique(names, return_inverse=True)[1].tolist(),
         _drawn(contexts, range(total)[own]),
+        theirs,
     )
     with evaluating(pair.student), evaluating(pair.teacher):
         scores, _ = pair.all_scores(

@@ -59,6 +59,9 @@ class Rollout:
         sampled, of the trained student, of the teacher. NaN where a token has none.
     top
         Both models' top-k lists.
+    teacher_prompt_ids
+        Token ids that the teacher reads before the response, if they are not `prompt_ids`. The
+        first step of a run decides whether it has any.
     source
         Where it was read, for messages: ``FILE:LINE`` or ``FILE, row N``.
     """
@@ -77,4 +80,5 @@ class Rollout:
     student_logp: NDArray[np.float32] | None = None
     teacher_logp: NDArray[np.float32] | None = None
     top: TopLists | None = None
+    teacher_prompt_ids: Sequence[int] | None = None
     source: str = ""

@@ -73,6 +73,7 @@ def rollout_arrays(rollouts: Rollouts) -> dict[str, NDArray]:
     rollout = np.repeat(np.arange(len(lengths)), [len(some) for some in places])
     position = _joined(places)
     response_ids = _joined(rollouts.response_ids)
+    own = rollouts.teacher_prompt_ids
     return {
         "sampled_id": response_ids[(np.cumsum(lengths) - lengths)[rollout] + position],
         "rollout": rollout,
@@ -81,6 +82,14 @@ def rollout_arrays(rollouts: Rollouts) -> dict[str, NDArray]:
         "length": lengths,
         "prompt_ids": _joined(rollouts.prompt_ids),
         "response_ids": response_ids,
+        **(
+            {}
+            if own is None
+            else {
+                "teacher_prompt_length": np.array([len(p) for p in own], int),
+                "teacher_prompt_ids": _joined(own),
+            }
+        ),
     }
 
 
@@ -140,6 +149,9 @@ def thin(
         "prompt_token": np.repeat(keep, variables["prompt_length"].values),
         "response_token": np.repeat(keep, variables["length"].values),
     }
+    if "teacher_prompt_length" in variables:
+        lengths = variables["teacher_prompt_length"].values
+        rows["teacher_prompt_token"] = np.repeat(keep, lengths)
     # Indices rather than masks, which NumPy would convert to indices again for each variable.
     places = {dim: np.flatnonzero(mask) for dim, mask in rows.items()}
     kept: dict[str, xr.Variable] = {}

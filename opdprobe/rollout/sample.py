@@ -6,7 +6,7 @@ things `generate` does not do and on-policy distillation needs most.
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -42,6 +42,8 @@ class Rollouts:
     drawn
         Places of the response tokens that the student drew, by rollout, increasing: its states. A
         tool or a user wrote the others. None: it drew all.
+    teacher_prompt_ids
+        What the teacher reads before each response; None: the same as the student.
     """
 
     prompt_ids: list[list[int]]
@@ -49,6 +51,7 @@ class Rollouts:
     finished: list[bool]
     prompt_index: list[int]
     drawn: list[list[int]] | None = None
+    teacher_prompt_ids: list[list[int]] | None = None
 
     def __len__(self) -> int:
         return len(self.response_ids)
@@ -57,6 +60,12 @@ class Rollouts:
     def n_tokens(self) -> int:
         """Number of response tokens in all rollouts."""
         return sum(map(len, self.response_ids))
+
+    def read_by(self, role: str) -> "Rollouts":
+        """Return the rollouts behind the prompts of the ``student``, or of the ``teacher``."""
+        own = self.teacher_prompt_ids
+        prompts = own if role == "teacher" and own is not None else self.prompt_ids
+        return replace(self, prompt_ids=prompts, teacher_prompt_ids=None)
 
     def states(self, rollout: int) -> Sequence[int]:
         """Places in a rollout's response that have a state."""

@@ -6,14 +6,12 @@ import numpy as np
 import xarray as xr
 
 from opdprobe.errors import ConfigError
-from opdprobe.store.schema import MODELS
+from opdprobe.store.schema import MODELS, RAGGED
 
 if TYPE_CHECKING:
     import pandas
 
 By = Literal["token", "rollout"]
-
-_RAGGED = {"prompt_ids": "prompt_length", "response_ids": "length"}
 
 
 def step_frame(ds: xr.Dataset, by: By, step: int) -> "pandas.DataFrame":
@@ -34,7 +32,7 @@ def step_frame(ds: xr.Dataset, by: By, step: int) -> "pandas.DataFrame":
         )
     if by == "rollout":
         n = ds.sizes.get("rollout", 0)
-        for ids, lengths in _RAGGED.items():
+        for ids, lengths in RAGGED.items():
             if ids in ds:
                 ends = np.cumsum(ds[lengths].values)
                 tables[ids] = [part.tolist() for part in np.split(ds[ids].values, ends[:-1])][:n]

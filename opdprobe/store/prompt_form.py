@@ -30,6 +30,9 @@ def prompt_form(attrs: Mapping[str, Any]) -> str | None:
     "effort = the chat template's own default; system prompt 'Add.'"
     >>> prompt_form({"chat_template": {"variables": {"x": 1}, "own_variables": 2, "prompts": 64}})
     'x = 1; 2 of 64 prompts have their own values'
+    >>> prompt_form({"chat_template": {"prompts": 2, "teacher": {"prompts": 2, "template": "own"}}})
+    'no system prompt, no template variables; the teacher reads 2 of 2 prompts in another form, its
+    own chat template'
     """
     found = attrs.get("chat_template")
     if not isinstance(found, Mapping):
@@ -47,7 +50,24 @@ def prompt_form(attrs: Mapping[str, Any]) -> str | None:
         parts.append(f"system prompt {system!r}" + (f" ({some})" if some else ""))
     elif some:
         parts.append(f"{some} system prompt")
-    return "; ".join(parts) or "no system prompt, no template variables"
+    text = "; ".join(parts) or "no system prompt, no template variables"
+    teacher = found.get("teacher")
+    return f"{text}; {_teacher(teacher, total)}" if isinstance(teacher, Mapping) else text
+
+
+def _teacher(found: Mapping[str, Any], total: object) -> str:
+    """Say how the teacher's prompts differ."""
+    parts = [f"the teacher reads {found.get('prompts')} of {total} prompts in another form"]
+    if found.get("template") == "own":
+        parts.append("its own chat template")
+    if (prompt := found.get("prompt")) is not None:
+        parts.append(f"worded {prompt!r}")
+    if (system := found.get("system_prompt")) is not None:
+        parts.append(f"system prompt {system!r}" if system else "no system prompt")
+    given = found.get("chat_template_kwargs")
+    if isinstance(given, Mapping):
+        parts += [f"{name} = {value!r}" for name, value in given.items()]
+    return ", ".join(parts)
 
 
 def _value(name: str, value: object) -> str:

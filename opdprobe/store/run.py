@@ -245,7 +245,7 @@ class Run:
         -------
         xarray.Dataset
             The variables over `rollout`, with a `step` coordinate, one dask block per step; token
-            ids are left out (`prompt_ids`, `response_ids`).
+            ids are left out (`prompt_ids`, `teacher_prompt_ids`, `response_ids`).
 
         Raises
         ------
@@ -257,6 +257,12 @@ class Run:
     def prompt_ids(self, step: int) -> list[NDArray[np.int32]]:
         """Token ids of each rollout's prompt at a step."""
         return _rows(self.load(step), "prompt_ids", "prompt_length")
+
+    def teacher_prompt_ids(self, step: int) -> list[NDArray[np.int32]]:
+        """Token ids of what the teacher read before each response of a step."""
+        ds = self.load(step)
+        own = "teacher_prompt" if "teacher_prompt_ids" in ds else "prompt"
+        return _rows(ds, f"{own}_ids", f"{own}_length")
 
     def response_ids(self, step: int) -> list[NDArray[np.int32]]:
         """Token ids of each rollout's response at a step."""

@@ -79,6 +79,9 @@ VARIABLES: dict[str, Variable] = {
     # one row per rollout
     "prompt_id": Variable(("rollout",), "str", "1", "prompt"),
     "prompt_length": Variable(("rollout",), "int32", "1", "prompt length in tokens"),
+    "teacher_prompt_length": Variable(
+        ("rollout",), "int32", "1", "length of the teacher's prompt in tokens"
+    ),
     "length": Variable(("rollout",), "int32", "1", "response length in tokens"),
     # float32 instead where it is not known of some rollout, which then has NaN
     "finished": Variable(("rollout",), "bool", "1", "response ended by itself"),
@@ -87,6 +90,9 @@ VARIABLES: dict[str, Variable] = {
     "label_name": Variable(("label_name",), "str", "1", "name of the label"),
     # contiguous ragged text: row i starts at the sum of the lengths before it
     "prompt_ids": Variable(("prompt_token",), "int32", "1", "prompt token ids"),
+    "teacher_prompt_ids": Variable(
+        ("teacher_prompt_token",), "int32", "1", "token ids of the teacher's prompt"
+    ),
     "response_ids": Variable(("response_token",), "int32", "1", "response token ids"),
 }
 COORDS = ("model", "support", "rollout", "position", "step", "label_name")
@@ -97,7 +103,12 @@ TOP_K = ("token_id", "logp", "entropy", "reverse_kl", "match")
 ADDED = ("stop_logp",)
 # Log-probabilities of which some rollouts or tokens may have none.
 _MAY_BE_NAN = ("sampler_logp", "reported_logp")
-_RAGGED = {"prompt_ids": "prompt_length", "response_ids": "length"}
+RAGGED = {
+    "prompt_ids": "prompt_length",
+    "teacher_prompt_ids": "teacher_prompt_length",
+    "response_ids": "length",
+}
+"""Texts of all rollouts in one row, and where the length of each is."""
 
 
 @dataclass(frozen=True)
@@ -211,12 +222,14 @@ def step_dataset(
     stop_logp: ArrayLike | None = None,
     prompt_id: ArrayLike | None = None,
     prompt_length: ArrayLike | None = None,
+    teacher_prompt_length: ArrayLike | None = None,
     length: ArrayLike | None = None,
     finished: ArrayLike | None = None,
     correct: ArrayLike | None = None,
     label: ArrayLike | None = None,
     label_name: ArrayLike | None = None,
     prompt_ids: ArrayLike | None = None,
+    teacher_prompt_ids: ArrayLike | None = None,
     response_ids: ArrayLike | None = None,
     attrs: Mapping[str, Any] | None = None,
 ) -> xr.Dataset:
@@ -258,9 +271,9 @@ def step_dataset(
         tokens together with which model s ends a response.
     prompt_id : str, shape (R,), optional
         Prompt names.
-    prompt_length, length : int, shape (R,), optional
-        Number of tokens in the prompt and in the response; not every response token need be
-        recorded as a state.
+    prompt_length, teacher_prompt_length, length : int, shape (R,), optional
+        Number of tokens in the prompt, in what the teacher reads in its place (if that is another
+        text), and in the response; not every response token need be recorded as a state.
     finished : bool, shape (R,), optional
         Whether the response ended by itself rather than at the length limit; float, with NaN,
         where some rollouts do not tell.
@@ -270,7 +283,7 @@ def step_dataset(
         L labels of each rollout; "" where it has none of that name.
     label_name : str, shape (L,), optional
         Names of the labels.
-    prompt_ids, response_ids : int, shape (sum of lengths,), optional
+    prompt_ids, teacher_prompt_ids, response_ids : int, shape (sum of lengths,), optional
         Token ids of all rows, concatenated.
     attrs : mapping, optional
         More attributes of the step; ``missing`` lists the models that are only partly known.
@@ -589,7 +602,7 @@ def _check_rollouts(arrays: Mapping[str, NDArray[Any]], n_rollout: int | None) -
     if "length" in arrays:
         length = arrays["length"][rollout]
         _check("position", position, position >= length, "less than the response's length")
-    for ids, lengths in _RAGGED.items():
+    for ids, lengths in RAGGED.items():
         if ids not in arrays:
             continue
         if lengths not in arrays:

@@ -58,7 +58,8 @@ def synthetic_step(
         Random seed; equal arguments give equal steps.
     given : bool
         Whether the step is as one of rollouts that another trainer sampled: with the sampler's
-        and the trainer's log-probabilities, which differ from the step's by rounding, and labels.
+        and the trainer's log-probabilities, which differ from the step's by rounding, labels, and
+        a teacher that reads prompts of its own.
 
     Returns
     -------
@@ -90,12 +91,15 @@ def synthetic_step(
     if given:
         other = np.random.default_rng((seed, step, 1))
         rounded = np.minimum(sampled_logp[:, [0, 0, 1]] + other.normal(0, 0.01, (n, 3)), 0)
+        longer = _PROMPT_LENGTH + 2
         names = np.array([["mathematics", "code"][row % 2] for row in range(n_rollouts)], str)
         more = {
             "sampler_logp": rounded[:, 0],
             "reported_logp": rounded[:, 1:],
             "label": names[:, None],
             "label_name": ["domain"],
+            "teacher_prompt_length": np.full(n_rollouts, longer),
+            "teacher_prompt_ids": other.integers(0, vocab_size, n_rollouts * longer),
         }
     return step_dataset(
         token_id=ids,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from opdprobe.errors import ConfigError, shown
+from opdprobe.rollout.teacher_context import TEMPLATES, TeacherContext
 from opdprobe.store.safe_text import is_number, parse_yaml
 
 # The schedules of transformers' `get_scheduler` that need only warm-up and the number of steps.
@@ -148,6 +149,9 @@ class OPDConfig(Config):
     system_prompt
         First message of every conversation, in training and in benchmarks, that has no system
         message of its own; None: none. The paper has none.
+    teacher_prompt, teacher_system_prompt, teacher_chat_template_kwargs, teacher_template
+        What the teacher reads before a response, where it is not what the student reads: see
+        `opdprobe.TeacherContext`.
     learning_rate
         AdamW's (Table 2: 1e-6), after `warmup_steps` of linear warm-up. The paper does not state
         the schedule, weight decay, betas and clipping.
@@ -210,6 +214,10 @@ class OPDConfig(Config):
     max_prompt_length: int = 1024
     chat_template_kwargs: dict | None = None
     system_prompt: str | None = None
+    teacher_prompt: str | None = None
+    teacher_system_prompt: str | None = None
+    teacher_chat_template_kwargs: dict | None = None
+    teacher_template: str = "student"
     max_completion_length: int = 7168
     learning_rate: float = 1e-6
     warmup_steps: int = 0
@@ -238,6 +246,7 @@ class OPDConfig(Config):
         "divergence": ("reverse_kl", "forward_kl", "jsd"),
         "tail": ("renormalise", "bucket", "drop"),
         "unfinished": ("wrong", "graded"),
+        "teacher_template": TEMPLATES,
         "lr_scheduler_type": _SCHEDULES,
     }
     _positive = (
@@ -269,8 +278,19 @@ class OPDConfig(Config):
         "seed",
     )
 
+    @property
+    def teacher_context(self) -> TeacherContext:
+        """How the teacher's prompts differ from the student's."""
+        return TeacherContext(
+            self.teacher_prompt,
+            self.teacher_system_prompt,
+            self.teacher_chat_template_kwargs,
+            self.teacher_template,
+        )
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        _ = self.teacher_context  # refuses what it cannot be
         for name in ("top_p", "record_fraction", "eval_top_p"):
             if getattr(self, name) > 1:
                 raise ConfigError(f"{name} = {getattr(self, name)}; expected at most 1.")

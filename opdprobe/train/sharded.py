@@ -76,4 +76,11 @@ def _shortest(rollouts: Rollouts) -> Rollouts:
         )
         if response
     )
-    return Rollouts([rollouts.prompt_ids[i]], [rollouts.response_ids[i]], [True], [0])
+    own = rollouts.teacher_prompt_ids
+    return Rollouts(
+        [rollouts.prompt_ids[i]],
+        [rollouts.response_ids[i]],
+        [True],
+        [0],
+        teacher_prompt_ids=None if own is None else [own[i]],
+    )

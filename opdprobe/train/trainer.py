@@ -68,6 +68,7 @@ from opdprobe.rollout.prompts import (
 from opdprobe.rollout.rows import record_step, step_metrics, thin
 from opdprobe.rollout.sample import Rollouts, step_generator
 from opdprobe.rollout.score import Scores
+from opdprobe.rollout.teacher_context import TeacherContext, teacher_prompts
 from opdprobe.store import Run, RunWriter, estimate_bytes, open_run
 from opdprobe.store.schema import Step
 from opdprobe.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
@@ -246,7 +247,9 @@ class OPDTrainer:
                 "vocabulary."
             )
 
-        def encode(some: Sequence[Prompt]) -> list[EncodedPrompt]:
+        def encode(
+            some: Sequence[Prompt], teacher: TeacherContext | None = None
+        ) -> list[EncodedPrompt]:
             return encode_prompts(
                 tokenizer,
                 some,
@@ -254,9 +257,11 @@ class OPDTrainer:
                 chat_template_kwargs=config.chat_template_kwargs,
                 system_prompt=config.system_prompt,
                 on_error=on_error,
+                teacher=teacher,
+                teacher_tokenizer=self.pair.teacher_tokenizer,
             )
 
-        self.prompts = encode(prompts)
+        self.prompts = encode(prompts, config.teacher_context)
         self.eval_prompts = {name: encode(some) for name, some in (eval_prompts or {}).items()}
         if self.eval_prompts and grader is None:
             raise ConfigError(
@@ -466,7 +471,9 @@ class OPDTrainer:
         prompts = self._prompts_at(step)
         total, share = len(prompts), self.processes.share(len(prompts))
         prompts = prompts[share]
-        check_prompts(self.pair.teacher, [p.ids for p in prompts], c.max_completion_length)
+        check_prompts(
+            self.pair.teacher, [p.teacher_ids or p.ids for p in prompts], c.max_completion_length
+        )
         with self.whole_student(), self._autocast():
             rollouts = sample_in_parts(
                 self.pair.student,
@@ -483,6 +490,9 @@ class OPDTrainer:
                 width=self.pair.width,
                 part=(share.start, total),
             )
+        rollouts = replace(
+            rollouts, teacher_prompt_ids=teacher_prompts(prompts, rollouts.prompt_index)
+        )
         rollout_prompts = [prompts[i].prompt for i in rollouts.prompt_index]
         correct = None
         if self.grader is not None:
@@ -659,6 +669,7 @@ class OPDTrainer:
                 self.prompts,
                 self.config.chat_template_kwargs,
                 self.config.system_prompt,
+                self.config.teacher_context,
             ),
             **precision({"student": student, "teacher": teacher}, self.accelerator.mixed_precision),
             "device": self.device.type,  # with shards, the models are still on the CPU

@@ -43,6 +43,17 @@ _BOMB = "a0: &a0 [1]\n" + "".join(
 )
 
 CASES = [
+    _setting(
+        "a teacher's wording that names no column",
+        "teacher_prompt = 'Think.'; expected {question} or another column's name in braces in it: "
+        "the same text for all prompts asks nothing.",
+        teacher_prompt="Think.",
+    ),
+    _setting(
+        "another teacher's template",
+        "teacher_template = 'mine'; expected one of student, own.",
+        teacher_template="mine",
+    ),
     _config(
         "a missing file",
         lambda folder: OPDConfig.from_yaml(folder / "absent.yaml"),

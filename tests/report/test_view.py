@@ -58,6 +58,7 @@ def arrays(data, header):
         ("position", "<i4", (n,)),
         ("token_id", "<i4", (n, 2, k)),
         ("prompt", "<i4", (sum(header["n_prompt"]),)),
+        ("teacher_prompt", "<i4", (sum(header["n_teacher_prompt"]),)),
         ("response", "<i4", (sum(header["n_response"]),)),
         ("logp", "<u2", (n, 2, 2, k)),
         ("sampled", "<u2", (n, 2)),
@@ -134,6 +135,17 @@ def test_labels_and_the_samplers_log_probabilities_come_with_the_step():
     assert packed.columns["labels"] == {"domain": ["a‹U+202E›", ""]}
     gap = ds.sampled_logp.values[:4, 0] - ds.sampler_logp.values[:4]
     np.testing.assert_allclose(packed.values[[*VIEWED].index("sampler_gap")], gap, atol=1e-6)
+
+
+def test_what_the_teacher_read_comes_beside_what_the_student_read():
+    ds = synthetic_step(n_rollouts=3, length=2, given=True)
+    packed = pack_step(ds, 2)
+    found = arrays(gzip.decompress(base64.b64decode(packed.block)), packed.columns)
+    assert packed.columns["n_teacher_prompt"] == [5, 5]
+    np.testing.assert_array_equal(found["teacher_prompt"], ds.teacher_prompt_ids[:10])
+    np.testing.assert_array_equal(found["prompt"], ds.prompt_ids[:6])
+    assert set(ds.teacher_prompt_ids.values[:10]) <= set(packed.ids)
+    assert pack_step(synthetic_step(n_rollouts=2), 2).columns["n_teacher_prompt"] == [0, 0]
 
 
 def test_what_is_not_known_is_no_zero():

@@ -18,7 +18,7 @@ from hypothesis.extra import numpy as hnp
 from opdprobe import store
 from opdprobe.errors import ConfigError, StoreError
 from opdprobe.store import RunWriter, estimate_bytes, open_run
-from opdprobe.store.schema import SCHEMA_VERSION, VARIABLES, step_dataset, validate
+from opdprobe.store.schema import RAGGED, SCHEMA_VERSION, VARIABLES, step_dataset, validate
 from opdprobe.store.step import round_mantissa, write_step_file
 from opdprobe.testing import synthetic_run, synthetic_step
 
@@ -151,9 +151,7 @@ def test_states_and_rollouts_line_up_all_steps(tmp_path):
     for name in states.data_vars:
         assert states[name].attrs == loaded[0][name].attrs
         np.testing.assert_array_equal(states[name], np.concatenate([ds[name] for ds in loaded]))
-    assert set(states.variables) | set(rollouts.variables) | {"prompt_ids", "response_ids"} == set(
-        VARIABLES
-    )
+    assert set(states.variables) | set(rollouts.variables) | set(RAGGED) == set(VARIABLES)
     assert states["step"].values.tolist() == [0] * 3 + [7] * 6
     assert rollouts["step"].values.tolist() == [0, 0, 7, 7, 10, 10]
     # The rollout coordinate is the row of the rollouts.

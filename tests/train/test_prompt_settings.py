@@ -41,6 +41,12 @@ def train(trainer_in, folder, prompts=ASKED, **settings):
         ({}, "8", "enable_thinking = False (default)"),
         ({"chat_template_kwargs": {"enable_thinking": True}}, "7", "enable_thinking = True"),
         ({"system_prompt": "5"}, "8", "enable_thinking = False (default); system prompt '5'"),
+        (
+            {"teacher_prompt": "1 {question}", "teacher_chat_template_kwargs": {"x": 1}},
+            "8",
+            "enable_thinking = False (default); the teacher reads 4 of 4 prompts in another form, "
+            "worded '1 {question}', x = 1",
+        ),
     ],
 )
 def test_the_settings_are_obeyed_recorded_and_stated(
@@ -90,8 +96,8 @@ def test_the_trainers_argument_precedes_the_configs(tmp_path, trainer_in):
 
 def older(run):
     """Take out what an older version did not record."""
-    known = {"chat_template_kwargs", "system_prompt"}
-    config = {name: value for name, value in run.config.items() if name not in known}
+    known = ("chat_template_kwargs", "system_prompt", "teacher_")
+    config = {n: value for n, value in run.config.items() if not n.startswith(known)}
     (run.path / "config.yaml").write_text(yaml.safe_dump(config))
     attrs = {k: v for k, v in run.attrs.items() if k != "chat_template"}
     (run.path / "run.json").write_text(json.dumps(attrs))

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from opdprobe.rollout.memory import sample_in_parts
 from opdprobe.rollout.prompts import EncodedPrompt, OnError, Prompt, has_conversation
 from opdprobe.rollout.rows import record_dataset, step_metrics
 from opdprobe.rollout.sample import Rollouts, step_generator
+from opdprobe.rollout.teacher_context import TeacherContext, teacher_prompts
 from opdprobe.store import Run, RunWriter, open_run
 
 logger = logging.getLogger("opdprobe")
@@ -46,6 +48,7 @@ def probe_served(
     on_error: OnError = "raise",
     chat_template_kwargs: Mapping[str, Any] | None = None,
     system_prompt: str | None = None,
+    teacher_context: TeacherContext | None = None,
     grader: Grader | None = None,
     tokenizer: PreTrainedTokenizerBase | None = None,
     seed: int = 0,
@@ -70,7 +73,7 @@ def probe_served(
     teacher
         A served model; with a served student, it may be a local one.
     prompts, run_dir, k, num_generations, max_completion_length, max_prompt_length, on_error, \
-    chat_template_kwargs, system_prompt, grader, seed, on_progress
+    chat_template_kwargs, system_prompt, teacher_context, grader, seed, on_progress
         As for `opdprobe.probe_checkpoints`. Sampling and scores are at temperature 1: servers
         do not scale their log-probabilities.
     device, dtype, teacher_dtype, attn_implementation
@@ -114,20 +117,24 @@ def probe_served(
     place = resolve_device(device)
     loading: dict[str, Any] = {"device": place, "attn_implementation": attn_implementation}
     resolve_dtype(dtype)
+    theirs = None
     if not isinstance(teacher, ServedModel | PreTrainedModel):
-        shared_vocabulary(tokenizer, load_tokenizer(teacher))
+        theirs = load_tokenizer(teacher)
+        shared_vocabulary(tokenizer, theirs)
         teacher = load_model(teacher, dtype=teacher_default(place, dtype, teacher_dtype), **loading)
     encoded, described = encode(
-        tokenizer, prompts, max_prompt_length, on_error, chat_template_kwargs, system_prompt
+        *(tokenizer, prompts, max_prompt_length, on_error, chat_template_kwargs, system_prompt),
+        teacher_context=teacher_context,
+        teacher_tokenizer=theirs,
     )
     width = vocabulary_width(tokenizer, {"teacher": teacher})
-    for model in (first, teacher):
+    read = [p.ids for p in encoded], [p.teacher_ids or p.ids for p in encoded]
+    for model, ids in zip((first, teacher), read, strict=True):
         if isinstance(model, ServedModel):
-            ids = [prompt.ids for prompt in encoded]
             longest = max(map(len, ids)) + max_completion_length
             check_served(model, tokenizer, ids, longest, k, width)
         elif isinstance(model, PreTrainedModel):
-            check_prompts(model, [prompt.ids for prompt in encoded], max_completion_length)
+            check_prompts(model, ids, max_completion_length)
     attrs = {
         "recorded_by": "probe_served",
         # For numbered checkpoints, their folder; each step names its own.
@@ -196,6 +203,9 @@ def _step(
                 width=vocabulary_width(tokenizer, models),
                 **settings,
             )
+        rollouts = replace(
+            rollouts, teacher_prompt_ids=teacher_prompts(encoded, rollouts.prompt_index)
+        )
         own = [encoded[i].prompt for i in rollouts.prompt_index]
         correct = None
         if grader is not None:

@@ -79,7 +79,7 @@ def score_served(
         raise ConfigError(f"k = {k}; expected at most {width}, the size of the shared vocabulary.")
     sampled = torch.tensor([token for ids in rollouts.response_ids for token in ids])
     told = {
-        role: model.tell(rollouts, k=k, width=width)
+        role: model.tell(rollouts.read_by(role), k=k, width=width)
         for role, model in models.items()
         if isinstance(model, ServedModel)
     }
@@ -88,8 +88,9 @@ def score_served(
         other = MODELS[1 - MODELS.index(role)]
         if not isinstance(model, ServedModel):
             ids = torch.from_numpy(told[other].token_id)
+            read = rollouts.read_by(role)
             views[role] = _local_view(
-                model, padding_id(tokenizer), rollouts, ids, width, k, micro_batch_tokens
+                model, padding_id(tokenizer), read, ids, width, k, micro_batch_tokens
             )
     for role in told:
         other = MODELS[1 - MODELS.index(role)]

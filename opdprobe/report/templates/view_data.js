@@ -36,10 +36,11 @@ async function load(run, step) {
       position: take(Int32Array, n),
       ids: take(Int32Array, n * 2 * k), // (state, support, rank)
       prompt: take(Int32Array, total(header.n_prompt)),
+      teacherPrompt: take(Int32Array, total(header.n_teacher_prompt)),
       response: take(Int32Array, total(header.n_response)),
       logp: take(Uint16Array, n * 4 * k), // (state, model, support, rank)
       sampled: take(Uint16Array, n * 2), // (state, model)
-      states: starts(header.n_states), prompts: starts(header.n_prompt), responses: starts(header.n_response),
+      states: starts(header.n_states), prompts: starts(header.n_prompt), teacherPrompts: starts(header.n_teacher_prompt), responses: starts(header.n_response),
     };
   });
   return header.data;

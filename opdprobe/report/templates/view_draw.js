@@ -112,11 +112,16 @@ function drawPane(name, { run, step, rollout }, data) {
   const pane = byId(`pane-${name}`), head = header({ run, step }), { gap } = index.runs[run];
   const slice = (array, offsets, lengths) => array.subarray(offsets[rollout], offsets[rollout] + lengths[rollout]);
   const prompt = slice(data.prompt, data.prompts, head.n_prompt);
+  const teacherPrompt = slice(data.teacherPrompt, data.teacherPrompts, head.n_teacher_prompt);
   const response = slice(data.response, data.responses, head.n_response);
   const n_states = head.n_states[rollout], first = data.states[rollout];
   byId(`title-${name}`).textContent = `${index.runs.length > 1 ? index.runs[run].label + ", " : ""}step ${head.step}, rollout ${rollout}`;
-  pane.querySelector(".prompt").hidden = prompt.length === 0;
-  pane.querySelector(".prompt .text").replaceChildren(...promptTurns(run, Array.from(prompt), gap));
+  for (const [part, ids] of [["of-student", prompt], ["of-teacher", teacherPrompt]]) {
+    const box = pane.querySelector(`.${part}`);
+    box.hidden = ids.length === 0;
+    box.querySelector(".text").replaceChildren(...promptTurns(run, Array.from(ids), gap));
+  }
+  pane.querySelector(".of-student summary").textContent = teacherPrompt.length ? "The student's prompt" : "Prompt";
 
   // The index of each token's state in the block; -1 if none was recorded.
   const states = new Int32Array(response.length).fill(-1);

@@ -55,7 +55,7 @@ function drawFilter() {
   fill(byId("only"), [{ value: "", label: "all" }, ...filters], view.only);
 }
 
-// Look through the prompts and responses of the run's rollouts on this page, those chosen only.
+// Look through the prompts, the student's and the teacher's, and responses of the run's rollouts on this page, those chosen only.
 async function search(query) {
   const mine = (searching = {}), { run } = view, { steps, gap } = index.runs[run], list = byId("found");
   const wanted = query.toLowerCase();
@@ -69,14 +69,14 @@ async function search(query) {
     for (const rollout of head.n_states.keys()) {
       if (!matches({ run, step, rollout })) continue;
       const part = (ids, offsets, lengths) => searchable(Array.from(ids.subarray(offsets[rollout], offsets[rollout] + lengths[rollout]), (id) => token(run, id)), gap);
-      const texts = [part(data.response, data.responses, head.n_response), part(data.prompt, data.prompts, head.n_prompt)];
+      const texts = [part(data.response, data.responses, head.n_response), part(data.prompt, data.prompts, head.n_prompt), part(data.teacherPrompt, data.teacherPrompts, head.n_teacher_prompt)];
       const n = texts.map(({ text }) => text.toLowerCase().split(wanted).length - 1);
-      if (!n[0] && !n[1]) continue;
+      if (!n.some(Boolean)) continue;
       rollouts += 1;
-      times += n[0] + n[1];
+      times += n[0] + n[1] + n[2];
       if (rollouts > MOST_FOUND) continue;
-      const { text, starts } = texts[n[0] ? 0 : 1], at = text.toLowerCase().indexOf(wanted), end = at + wanted.length;
-      const item = make("li"), button = make("button", "", `step ${head.step}, rollout ${rollout}${n[0] ? "" : ", prompt"}`);
+      const where = n.findIndex(Boolean), { text, starts } = texts[where], at = text.toLowerCase().indexOf(wanted), end = at + wanted.length;
+      const item = make("li"), button = make("button", "", `step ${head.step}, rollout ${rollout}${["", ", prompt", ", the teacher's prompt"][where]}`);
       button.type = "button";
       button.addEventListener("click", () => goTo({ run, step, rollout, token: n[0] ? tokenAt(starts, at) : null }));
       item.append(button, " ", make("bdi", "excerpt", text.slice(Math.max(0, at - 40), at)), make("mark", "", text.slice(at, end)), make("bdi", "excerpt", text.slice(end, end + 40)));
