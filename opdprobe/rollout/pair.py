@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +48,21 @@ class Scored:
     hidden: Tensor
     teacher_hidden: Tensor
     scores: Scores
+
+    def select(self, rows: Tensor) -> "Scored":
+        """Keep some of the states: those that a mask (N,) marks."""
+        batch = self.batch
+        columns = {
+            name: getattr(batch, name)[rows.to(getattr(batch, name).device)]
+            for name in ("row", "time", "sampled_ids", "state")
+        }
+        rows = rows.to(self.hidden.device)
+        return Scored(
+            replace(batch, **columns, teacher=None),
+            self.hidden[rows],
+            self.teacher_hidden[rows],
+            self.scores.select(rows),
+        )
 
 
 class Pair:

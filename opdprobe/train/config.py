@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from opdprobe.errors import ConfigError, shown
+from opdprobe.probes.selectors import SELECTORS
 from opdprobe.rollout.teacher_context import TEMPLATES, TeacherContext
 from opdprobe.store.safe_text import is_number, parse_yaml
 
@@ -38,7 +39,7 @@ class Config:
         for f in fields(self):
             value = getattr(self, f.name)
             kind: Any = float | int if f.type is float else f.type
-            if not isinstance(value, kind) or isinstance(value, bool):
+            if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
                 expected = kind.__name__ if isinstance(kind, type) else kind
                 raise ConfigError(
                     f"{f.name} = {shown(value)} is of type {type(value).__name__}; "
@@ -57,6 +58,8 @@ class Config:
                 raise ConfigError(f"{name} = {shown(getattr(self, name))}; expected 0 or more.")
         for f in fields(self):
             value = getattr(self, f.name)
+            if isinstance(value, bool):
+                continue
             if isinstance(value, int | float) and not (is_number(value) and isfinite(value)):
                 raise ConfigError(f"{f.name} = {shown(value)}; expected a finite number.")
 
@@ -133,6 +136,12 @@ class OPDConfig(Config):
         ``reverse_kl`` (the paper), ``forward_kl`` or ``jsd``.
     tail
         Mass outside the support: ``renormalise`` (the paper), ``bucket`` or ``drop``.
+    token_selector, token_fraction, token_complement
+        Train on a part of the tokens: the `token_fraction` of each step's states on which a
+        selector of `opdprobe.probes.SELECTORS` puts the highest scores, or with `token_complement`
+        on all the others. The loss is the mean over the states that are trained on. None: all
+        states. All states are recorded either way. Costs one more pass of both models, and takes
+        one process.
     temperature, top_p
         Sampling of rollouts (Table 2: 1.0 and 1.0). The temperature also divides the logits that
         are scored: p and q are the distributions at that temperature.
@@ -207,6 +216,9 @@ class OPDConfig(Config):
     estimator: str = "direct"
     divergence: str = "reverse_kl"
     tail: str = "renormalise"
+    token_selector: str | None = None
+    token_fraction: float = 1.0
+    token_complement: bool = False
     temperature: float = 1.0
     top_p: float = 1.0
     batch_size: int = 64
@@ -262,6 +274,7 @@ class OPDConfig(Config):
         "num_train_epochs",
         "max_steps",
         "micro_batch_tokens",
+        "token_fraction",
         "record_fraction",
         "record_max_positions",
         "eval_n",
@@ -291,9 +304,21 @@ class OPDConfig(Config):
     def __post_init__(self) -> None:
         super().__post_init__()
         _ = self.teacher_context  # refuses what it cannot be
-        for name in ("top_p", "record_fraction", "eval_top_p"):
+        for name in ("top_p", "token_fraction", "record_fraction", "eval_top_p"):
             if getattr(self, name) > 1:
                 raise ConfigError(f"{name} = {getattr(self, name)}; expected at most 1.")
+        if self.token_selector is not None and self.token_selector not in SELECTORS:
+            raise ConfigError(
+                f"token_selector = {self.token_selector!r}; expected one of "
+                f"{', '.join(SELECTORS)}, or None."
+            )
+        if self.token_selector is None and (self.token_fraction < 1 or self.token_complement):
+            raise ConfigError(
+                "token_fraction and token_complement need a token_selector; expected one of "
+                f"{', '.join(SELECTORS)}."
+            )
+        if self.token_complement and self.token_fraction == 1:
+            raise ConfigError("token_complement leaves nothing of token_fraction = 1.")
         if self.estimator == "scalar_policy_gradient" and self.objective != "sampled":
             raise ConfigError(
                 "a top-k KL as one scalar advantage per position has zero expected gradient "

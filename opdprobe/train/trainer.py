@@ -54,6 +54,7 @@ from opdprobe.models.processes import Processes
 from opdprobe.models.save import keep_tokenizer
 from opdprobe.models.sharding import rest, whole
 from opdprobe.models.vocabulary import eos_ids, tokenizer_hash
+from opdprobe.probes.selectors import select_states
 from opdprobe.rollout.grade import Grader, counted, grade_rollouts
 from opdprobe.rollout.memory import halving, sample_in_parts
 from opdprobe.rollout.pair import Pair, in_rollout_order
@@ -277,6 +278,11 @@ class OPDTrainer:
         self.n_steps = config.max_steps or (
             config.num_train_epochs * (len(self.prompts) // self.batch_size)
         )
+        if config.token_selector is not None and self.processes.size > 1:
+            raise ConfigError(
+                f"token_selector = {config.token_selector!r} on {self.processes.size} processes; "
+                "expected one: the states of a step compete with one another."
+            )
         # The run's identity: taken before training changes the student.
         self._attrs = self._identify()
         if self.processes.sharded:
@@ -505,7 +511,8 @@ class OPDTrainer:
             )
         clock.append(time.perf_counter())
         rate = self.optimization.learning_rate
-        scores, loss = self._score_and_backward(rollouts)
+        kept = self._kept(step, rollouts, rollout_prompts)
+        scores, loss = self._score_and_backward(rollouts, kept)
         self.processes.add_gradients(self.optimization.collect())
         norm = self.optimization.step()
         clock.append(time.perf_counter())
@@ -525,6 +532,8 @@ class OPDTrainer:
             )
         clock.append(time.perf_counter())
         seconds = np.diff(clock)
+        if kept is not None:
+            metrics["trained_share"] = float(kept.float().mean())
         metrics |= {
             "loss": loss,
             "grad_norm": norm,
@@ -535,15 +544,37 @@ class OPDTrainer:
         }
         return {name: float(value) for name, value in metrics.items()}, recorded
 
-    def _score_and_backward(self, rollouts: Rollouts) -> tuple[Scores, float]:
+    def _kept(
+        self, step: int, rollouts: Rollouts, prompts: Sequence[Prompt]
+    ) -> torch.Tensor | None:
+        """Mark the states that are trained on; None: all."""
+        c = self.config
+        if c.token_selector is None:
+            return None
+        with torch.no_grad(), self._autocast():
+            scores, self._micro_batch_tokens = self.pair.all_scores(
+                rollouts,
+                k=c.k,
+                temperature=c.temperature,
+                micro_batch_tokens=self._micro_batch_tokens,
+            )
+        dataset = record_step(step, rollouts, scores, prompts).to_dataset()
+        kept = select_states(dataset, c.token_selector, c.token_fraction)
+        return torch.from_numpy(~kept if c.token_complement else kept)
+
+    def _score_and_backward(
+        self, rollouts: Rollouts, kept: torch.Tensor | None = None
+    ) -> tuple[Scores, float]:
         """Score every state and add up the gradient of the mean loss, one micro-batch at a time."""
         # The states of the full step, not of the micro-batch or the process, so that the split does
         # not change the loss.
         n_states = sum(self.processes.gather(rollouts.n_tokens))
+        if kept is not None:
+            n_states = max(int(kept.sum()), 1)
 
         def work(tokens: int) -> tuple[list[tuple[torch.Tensor, Scores]], float]:
             self.optimization.zero_grad()  # of a call that ran out of memory
-            return self._passes(rollouts, n_states, tokens)
+            return self._passes(rollouts, n_states, tokens, kept)
 
         if self.processes.sharded:
             parts, total = self._together(partial(work, self.config.micro_batch_tokens))
@@ -579,7 +610,11 @@ class OPDTrainer:
         )
 
     def _passes(
-        self, rollouts: Rollouts, n_states: int, micro_batch_tokens: int
+        self,
+        rollouts: Rollouts,
+        n_states: int,
+        micro_batch_tokens: int,
+        kept: torch.Tensor | None = None,
     ) -> tuple[list[tuple[torch.Tensor, Scores]], float]:
         """Add up the gradient of this process's share; return its scores and the sum of losses."""
         total, parts = 0.0, []
@@ -590,7 +625,11 @@ class OPDTrainer:
                 temperature=self.config.temperature,
                 micro_batch_tokens=micro_batch_tokens,
             ):
-                loss = distillation_loss(part, self.pair, self.config)
+                trained = part if kept is None else part.select(kept[part.batch.state])
+                if not len(trained.hidden):
+                    parts.append((part.batch.state, part.scores.cpu()))
+                    continue
+                loss = distillation_loss(trained, self.pair, self.config)
                 if self.processes.sharded:
                     self.processes.wait()  # if one has failed, none starts the backward pass
                 if not counts:
