@@ -5,6 +5,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from opdprobe.errors import ModelError
+from opdprobe.store.files import regular
 from opdprobe.store.safe_text import parse_json
 
 _CONFIG, _ADAPTER = "config.json", "adapter_config.json"
@@ -74,7 +75,7 @@ def adapter_base(directory: Path) -> str | Path:
         The adapter's configuration is damaged, or names no base or itself.
     """
     try:
-        config = parse_json((directory / _ADAPTER).read_bytes())
+        config = parse_json(regular(directory / _ADAPTER).read_bytes())
     except (OSError, ValueError) as error:
         raise ModelError(f"{directory}: {_ADAPTER} cannot be read: {error}.") from error
     named = config.get("base_model_name_or_path") if isinstance(config, dict) else None

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from opdprobe.errors import StoreError
+from opdprobe.store.files import regular
 from opdprobe.store.safe_text import parse_json
 
 CHECKSUMS = "checksums.json"
@@ -63,7 +64,7 @@ def read_checksums(checkpoint: Path) -> dict[str, Sum]:
     try:
         return {
             name: Sum(int(entry["bytes"]), str(entry["sha256"]))
-            for name, entry in parse_json(path.read_bytes()).items()
+            for name, entry in parse_json(regular(path).read_bytes()).items()
         }
     except FileNotFoundError:
         raise StoreError(f"{path} is missing; expected checksums of files.") from None
@@ -130,7 +131,7 @@ def _fits(path: Path, noted: Sum, *, grown: bool = False) -> bool:
 
 def _sha256(path: Path, n_bytes: int) -> str:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with regular(path).open("rb") as file:
         while n_bytes > 0 and (block := file.read(min(n_bytes, 2**20))):
             digest.update(block)
             n_bytes -= len(block)

@@ -39,6 +39,27 @@ def explain_unwritable(doing: str) -> Iterator[None]:
         raise
 
 
+class OddFileError(OSError, ValueError):
+    """A pipe, a socket or a device is in the place of a file."""
+
+
+def regular(path: Path) -> Path:
+    """Return the path of a file to read, unless reading it might never end.
+
+    Raises
+    ------
+    OddFileError
+        It is a pipe, a socket or a device, or a link to one.
+    """
+    try:
+        mode = os.stat(path).st_mode
+    except (OSError, TypeError, ValueError, NotImplementedError):
+        return path  # reading it will say what is wrong, or it is not on this disk
+    if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
+        raise OddFileError(f"{path.name} is a pipe, a socket or a device, and no file")
+    return path
+
+
 def refuse_links(*paths: Path) -> None:
     """Raise if one of the paths, which are to be written, is a link or an odd file.
 
@@ -251,6 +272,10 @@ class Tail:
             anew = self._offset > 0
             self._forget()
             return [], anew
+        try:
+            regular(self.path)
+        except OddFileError as error:
+            raise StoreError(f"{self.path} cannot be read ({error}): restore the file.") from error
         with open(self.path, "rb") as file:
             inode = os.fstat(file.fileno()).st_ino
             file.seek(max(self._offset - len(self._last), 0))
@@ -290,9 +315,11 @@ def _old(path: Path) -> Path:
 
 def _parsed(path: Path, check: Callable[[Any], dict[str, Any]]) -> list[dict[str, Any]]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = regular(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         return []
+    except OddFileError as error:
+        raise StoreError(f"{path} cannot be read ({error}): restore the file.") from error
     except UnicodeDecodeError as error:
         raise StoreError(f"{path} is not UTF-8 text ({error}): restore the file.") from error
     return _parsed_text(path, text, check)

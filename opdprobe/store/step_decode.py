@@ -22,6 +22,7 @@ from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 
 from opdprobe.errors import StoreError, shown
+from opdprobe.store.files import regular
 from opdprobe.store.step_check import (
     check_counts,
     check_members,
@@ -177,7 +178,7 @@ def open_archive(path: Path) -> Iterator[StepArchive]:
     """
     with ExitStack() as stack:
         with reading(path):
-            file = stack.enter_context(path.open("rb"))
+            file = stack.enter_context(regular(path).open("rb"))
             archive = StepArchive(path, file)  # pyright: ignore[reportArgumentType]  # UPath's open
         yield archive
 

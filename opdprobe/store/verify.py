@@ -18,7 +18,7 @@ from opdprobe.store.checksums import (
     checkpoint_files,
     read_checksums,
 )
-from opdprobe.store.files import read_entries
+from opdprobe.store.files import read_entries, regular
 from opdprobe.store.run import open_run
 from opdprobe.store.safe_text import parse_json, parse_yaml
 from opdprobe.store.schema import validate
@@ -83,7 +83,7 @@ def verify_run(path: str | Path) -> Verification:
     folder = Path(path)
     if not folder.is_dir():
         raise StoreError(f"{folder} is not a directory; expected the directory of a run.")
-    texts = [folder / name for name in TEXTS if (folder / name).is_file()]
+    texts = [folder / name for name in TEXTS if (folder / name).exists()]
     steps = list_files(folder)
     checkpoints = [p for p in sorted((folder / "checkpoints").glob("*")) if p.name.isdecimal()]
     faults = _text(folder, texts)
@@ -110,7 +110,7 @@ def _text(folder: Path, texts: list[Path]) -> list[Fault]:
     faults = []
     for name, parse in (("run.json", parse_json), ("config.yaml", parse_yaml)):
         try:
-            if not isinstance(parse((folder / name).read_text(encoding="utf-8")), dict):
+            if not isinstance(parse(regular(folder / name).read_text(encoding="utf-8")), dict):
                 raise ValueError("it does not hold a mapping")
         except (ValueError, OSError) as error:
             faults.append(Fault(folder / name, f"cannot be read ({error}): restore the file"))
@@ -125,6 +125,7 @@ def _text(folder: Path, texts: list[Path]) -> list[Fault]:
                 read_entries(path)
             except StoreError as error:
                 faults.append(Fault(path, str(error)))
+                continue
             if path.read_bytes()[-1:] not in (b"", b"\n"):
                 faults.append(Fault(path, f"ends in half a line: {RESUME} to drop it"))
     return faults

@@ -207,6 +207,27 @@ def test_a_pipe_among_a_runs_files_is_not_waited_for(run):
         continued(run)
 
 
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs POSIX")
+@pytest.mark.parametrize("odd", ["pipe", "device"])
+@pytest.mark.parametrize(
+    "name", ["run.json", "config.yaml", "metrics.jsonl", "evaluations.jsonl", "steps/step"]
+)
+def test_what_may_never_end_is_not_read(name, odd, run, capsys):
+    path = next((run.path / "steps").iterdir()) if name == "steps/step" else run.path / name
+    path.unlink(missing_ok=True)
+    if odd == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    commands = [["inspect", "--verify"], ["report"]]
+    if name != "evaluations.jsonl":  # inspect shows no evaluations
+        commands.append(["inspect"])
+    for words in commands:
+        assert main([*words, str(run.path)]) in (1, 2), words
+        told = capsys.readouterr()
+        assert "is a pipe, a socket or a device" in " ".join((told.out + told.err).split()), words
+
+
 def test_a_run_may_itself_be_reached_by_a_link(run, tmp_path):
     (tmp_path / "above").symlink_to(tmp_path)
     (tmp_path / "link").symlink_to(run.path)
