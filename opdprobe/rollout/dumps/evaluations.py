@@ -49,13 +49,17 @@ def _harness(row: Row) -> Iterator[Rollout]:
 def _argument(row: Row) -> str | list[dict[str, str]]:
     """The first request's context: under names, as it is saved, or in lists; text or messages."""
     found = row.need("arguments")
-    for key, index in (("gen_args_0", 0), ("arg_0", 0)):
+    for key in ("gen_args_0", "arg_0"):
         if isinstance(found, Mapping) and key in found:
             found = found[key]
         elif isinstance(found, list) and found:
-            found = found[index]
+            found = found[0]
+    if isinstance(found, list) and found:
+        if isinstance(found[0], Mapping):
+            return row.as_messages(found, "arguments")
+        found = found[0]  # messages for a server are a text in a list of one
     text = row.as_text(found, "arguments")
-    if text.lstrip().startswith('[{"role"'):  # messages for a server
+    if text.lstrip().startswith('[{"role"'):
         try:
             return row.as_messages(parse_json(text), "arguments")
         except ValueError:

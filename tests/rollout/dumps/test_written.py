@@ -22,7 +22,8 @@ from opdprobe.rollout.dumps.text import TextEncoder
 from opdprobe.testing.testbed.members import zoo_path
 
 WRITTEN = Path(__file__).parent / "written"
-# Of all but inspect-choices.eval, in which nothing was drawn: inspect's mockllm answered.
+# Of all but two, in which nothing was drawn: inspect's mockllm answered (inspect-choices.eval), and
+# a server that always says the same (samples_sums_served, by lm-eval's local-chat-completions).
 DRAWN = json.loads((WRITTEN / "drawn.json").read_text())
 
 
@@ -54,6 +55,7 @@ GRADES = {
     # Two filters wrote the same samples; the first looks for the last number.
     "samples_sums_2026-01-01T00-00-00.000000.jsonl": [0, 0, 0],
     "samples_sums_plain_2026-01-01T00-00-00.000000.jsonl": [0, 0, 0],
+    "samples_sums_served_2026-01-01T00-00-00.000000.jsonl": [0, 0, 0],
     # "repeats: 2": the filter takes the first answer, and of the second there is no metric.
     "samples_sums_twice_2026-01-01T00-00-00.000000.jsonl": [NAN] * 6,
     "inspect-sampled.eval": [0, 0, 1, 1, 1, 0],
@@ -73,19 +75,30 @@ def test_grades_are_those_of_the_response_that_was_graded(name):
 
 
 def test_prompts_of_several_tasks_have_names_of_their_own():
-    """Each task has a document 0: with and without the chat template, it is another prompt."""
+    """Each task has a document 0: as text, in the chat template and as messages, it is another."""
     reader = DumpReader(WRITTEN, "lm-eval", step=0)
     assert [path.name.partition("_2026")[0] for path in reader.files] == [
         "samples_sums",
         "samples_sums_plain",
+        "samples_sums_served",
         "samples_sums_twice",
     ]
     names = {}
     for rollout in reader:
-        names.setdefault(rollout.prompt_id, set()).add(rollout.prompt)
+        names.setdefault(rollout.prompt_id, set()).add(str(rollout.prompt))
     assert all(len(prompts) == 1 for prompts in names.values())
     documents = [name.partition("-")[0] for name in names]
-    assert sorted(documents) == ["0", "0", "1", "1", "2", "2"]
+    assert sorted(documents) == ["0"] * 3 + ["1"] * 3 + ["2"] * 3
+
+
+def test_messages_that_lm_eval_sent_to_a_server_are_read():
+    """It wraps them, as a text, in a list."""
+    first, *_ = read("samples_sums_served_2026-01-01T00-00-00.000000.jsonl", step=0)
+    assert first.prompt == [
+        {"role": "system", "content": "7"},
+        {"role": "user", "content": "add 7 12 3 19 4"},
+    ]
+    assert first.response == "the total means 45"
 
 
 def test_an_answer_of_inspect_has_its_prompt_as_the_solvers_made_it():
