@@ -7,7 +7,7 @@ from typing import Any
 
 from opdprobe.errors import shown
 from opdprobe.rollout.dumps.format import Format, Rows, has
-from opdprobe.rollout.dumps.row import Row, prompt_name
+from opdprobe.rollout.dumps.row import Row, row_name
 from opdprobe.rollout.rollout import Rollout
 from opdprobe.store.safe_text import parse_json
 
@@ -32,11 +32,13 @@ def _harness(row: Row) -> Iterator[Rollout]:
     prompt = _argument(row)
     metrics = row.data.get("metrics")
     grades = map(str, metrics) if isinstance(metrics, list) else ("exact_match", "acc")
-    correct = row.grade(*grades)
-    for response in _texts(row.need("resps")):
+    responses = list(_texts(row.need("resps")))
+    # Of repeats, the metric is of what the filter made of them all: their first, their majority.
+    correct = row.grade(*grades) if len(responses) == 1 else float("nan")
+    for response in responses:
         yield Rollout(
             step=row.step(),
-            prompt_id=str(row.data.get("doc_id", prompt_name(prompt))),
+            prompt_id=row_name(row.need("doc_id"), prompt),
             prompt=prompt,
             response=row.as_text(response, "resps"),
             correct=correct,
@@ -47,13 +49,17 @@ def _harness(row: Row) -> Iterator[Rollout]:
 def _argument(row: Row) -> str | list[dict[str, str]]:
     """The first request's context: under names, as it is saved, or in lists; text or messages."""
     found = row.need("arguments")
-    for key, index in (("gen_args_0", 0), ("arg_0", 0)):
+    for key in ("gen_args_0", "arg_0"):
         if isinstance(found, Mapping) and key in found:
             found = found[key]
         elif isinstance(found, list) and found:
-            found = found[index]
+            found = found[0]
+    if isinstance(found, list) and found:
+        if isinstance(found[0], Mapping):
+            return row.as_messages(found, "arguments")
+        found = found[0]  # messages for a server are a text in a list of one
     text = row.as_text(found, "arguments")
-    if text.lstrip().startswith('[{"role"'):  # messages for a server
+    if text.lstrip().startswith('[{"role"'):
         try:
             return row.as_messages(parse_json(text), "arguments")
         except ValueError:
@@ -74,18 +80,26 @@ def _inspect(row: Row) -> Iterator[Rollout]:
     output = row.at(row.need("output"), "output")
     choices = output.need("choices")
     if not isinstance(choices, list) or not choices:
+        failed = row.data.get("error")
+        if isinstance(failed, Mapping):
+            raise row.fault(
+                f"the sample failed with {shown(failed.get('message'))}; expected what the model "
+                "answered."
+            )
         raise output.fault(f"'choices' is {shown(choices)}; expected what the model answered.")
     prompt = _conversation(row)
+    # Of several answers, the score is of the first, or of what the scorer made of them all.
+    correct = _score(row) if len(choices) == 1 else float("nan")
     for number, choice in enumerate(choices):
         found = output.at(choice, f"choice {number}")
         answer = _resolved(row, [found.need("message")], "message")[0]["content"]
         yield Rollout(
             step=row.step(),
-            prompt_id=str(row.need("id")),
+            prompt_id=row_name(row.need("id"), prompt),
             prompt=prompt,
             response=answer,
             finished=_STOPPED.get(str(found.data.get("stop_reason"))),
-            correct=_score(row),
+            correct=correct,
             source=row.source,
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import io
 import zipfile
@@ -23,6 +24,8 @@ KINDS = (*TEXT, ".parquet", ".eval", *PICKLES)
 # A line holds a rollout, or one logging step of them; read, it takes several times the memory.
 MOST_BYTES = 2**27
 _BATCH = 64
+# The zip archive's number for zstd; inspect-ai's logs have it since 2026.
+_ZSTD = 93
 
 
 def kind_of(path: Path) -> str | None:
@@ -227,16 +230,32 @@ def _zipped(path: Path) -> _Found:
                             where,
                         )
                         continue
-                    with archive.open(member) as stream:
-                        # The size in the directory may be a lie.
-                        text = stream.read(MOST_BYTES + 1)[: MOST_BYTES + 1]
-                    for data in _parsed(text, f"{path}{where}"):
+                    for data in _parsed(_unpacked(archive, member), f"{path}{where}"):
                         yield data, where
         except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
             raise RolloutError(
                 f"{path}: not a readable .eval log ({error}): check that it is complete, or "
                 "convert it with `inspect log convert --to json`."
             ) from error
+
+
+def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    """A member's bytes; inspect packs them by zstd, which zipfile reads from Python 3.14 on."""
+    # The size in the directory may be a lie.
+    most = MOST_BYTES + 1
+    if member.compress_type != _ZSTD:
+        with archive.open(member) as stream:
+            return stream.read(most)[:most]
+    with needs_train_extra(f"reading {archive.filename}"):
+        import pyarrow as pa
+    packed = copy.copy(member)
+    packed.compress_type, packed.file_size = zipfile.ZIP_STORED, member.compress_size
+    packed.CRC = None  # pyright: ignore[reportAttributeAccessIssue]  # it is that of the unpacked
+    with archive.open(packed) as stream, pa.CompressedInputStream(stream, "zstd") as unpacked:
+        found = unpacked.read(most)
+    if zlib.crc32(found) != member.CRC:
+        raise zipfile.BadZipFile(f"bad CRC-32 for file {member.filename!r}")
+    return found
 
 
 def _pickled(path: Path) -> _Found:

@@ -245,6 +245,21 @@ def prompt_name(prompt: str | Sequence[Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
+def row_name(name: object, prompt: str | Sequence[Any]) -> str:
+    """Name a prompt by its row in a data set and by what it says.
+
+    Evaluations of several tasks each have a row 0.
+
+    Examples
+    --------
+    >>> row_name(0, "2+2?") == row_name(0, "3+3?")
+    False
+    >>> row_name(0, "2+2?")
+    '0-30ad20'
+    """
+    return f"{name}-{prompt_name(prompt)[:6]}"
+
+
 def nested(row: Row, name: str) -> Any:
     """Return a value that a CSV file holds as JSON text."""
     value = row.need(name)

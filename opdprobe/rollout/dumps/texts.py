@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from opdprobe.rollout.dumps.format import Format, has
-from opdprobe.rollout.dumps.row import Row, prompt_name
+from opdprobe.rollout.dumps.row import Row, prompt_name, row_name
 from opdprobe.rollout.rollout import Rollout
 
 _ENDED = {"stop": True, "length": False}
@@ -53,10 +53,11 @@ def _asked(question: str) -> list[dict[str, str]]:
 
 def _thunlp_eval(row: Row) -> Iterator[Rollout]:
     """`gen_vllm.py` puts the prompt through the chat template itself."""
+    prompt = _asked(row.text("prompt"))
     yield Rollout(
         step=row.step(),
-        prompt_id=str(row.need("example_id")),
-        prompt=_asked(row.text("prompt")),
+        prompt_id=row_name(row.need("example_id"), prompt),
+        prompt=prompt,
         response=row.text("response"),
         source=row.source,
     )
@@ -72,7 +73,7 @@ def _thunlp_rollout(row: Row) -> Iterator[Rollout]:
         name = prompt_name(prompt)
     else:
         prompt, response = _asked(row.text("instruction")), row.text("output")
-        name = str(row.need("global_index"))
+        name = row_name(row.need("global_index"), prompt)
     yield Rollout(
         step=row.step(), prompt_id=name, prompt=prompt, response=response, source=row.source
     )

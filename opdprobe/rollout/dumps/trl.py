@@ -5,17 +5,32 @@ from pathlib import Path
 from typing import Any
 
 from opdprobe.errors import shown
-from opdprobe.rollout.dumps.format import Format, has
+from opdprobe.rollout.dumps.format import Format, Rows, has
 from opdprobe.rollout.dumps.row import Row, prompt_name
 from opdprobe.rollout.rollout import Rollout
 
-# ms-swift's row may have other columns of numbers beside the rewards.
-_NO_REWARDS = {"step", "gen_step", "prompt", "completion", "advantage", "advantages", "entropy"}
+# ms-swift's rows have other columns beside the rewards: of these, some may hold numbers.
+_NO_REWARDS = {
+    "step",
+    "gen_step",
+    "prompt",
+    "completion",
+    "advantage",
+    "advantages",
+    "entropy",
+    "solution",
+    "num_turns",
+}
 
 
 def _rollouts(row: Row) -> Iterator[Rollout]:
     prompt = row.prompt("prompt")
-    rewards = [name for name in row.data if name not in _NO_REWARDS]
+    # A reward is a number, or null where its function gave none.
+    rewards = [
+        name
+        for name, value in row.data.items()
+        if name not in _NO_REWARDS and not isinstance(value, str | list | Mapping)
+    ]
     yield Rollout(
         step=row.step("step", "gen_step"),
         prompt_id=prompt_name(prompt),
@@ -42,7 +57,8 @@ def _completion(row: Row) -> str:
 
 def _columns(row: Row) -> Iterator[Rollout]:
     """One rollout, or a logging step of them: a list a column."""
-    if not isinstance(row.need("prompt"), list) or _is_conversation(row.data["prompt"]):
+    row.need("prompt")
+    if not _is_table(row):
         yield from _rollouts(row)
         return
     n = len(row.data["prompt"])
@@ -54,8 +70,22 @@ def _columns(row: Row) -> Iterator[Rollout]:
         yield from _rollouts(Row(one, f"{row.source}, index {i}", row.given_step))
 
 
-def _is_conversation(prompt: list[Any]) -> bool:
-    return bool(prompt) and isinstance(prompt[0], Mapping)
+def _is_table(row: Row) -> bool:
+    """Whether a row has a list a column; a conversation is one prompt."""
+    prompt = row.data.get("prompt")
+    return isinstance(prompt, list) and not (prompt and isinstance(prompt[0], Mapping))
+
+
+def _logged_once(rows: Rows) -> Rows:
+    """Leave out the last batch's repeat: GRPO logs it once more when training ends."""
+    before: list[Any] | None = None
+    for row in rows:
+        if isinstance(row, Row) and _is_table(row):
+            said = [row.data.get(name) for name in ("step", "gen_step", "prompt", "completion")]
+            if said == before:
+                continue
+            before = said
+        yield row
 
 
 def _of_swift(row: Mapping[str, Any], path: Path) -> bool:
@@ -80,4 +110,5 @@ MS_SWIFT = Format(
     _of_swift,
     _columns,
     _LOSS,
+    _logged_once,
 )

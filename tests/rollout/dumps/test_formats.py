@@ -9,7 +9,7 @@ from made_dumps import ASKED, LOGP, MAKERS, PROMPT, RESPONSE, TEACHER, TEXT, opt
 
 from opdprobe.rollout.dumps import FORMATS, read_dumps
 from opdprobe.rollout.dumps.read import DumpReader
-from opdprobe.rollout.dumps.row import prompt_name
+from opdprobe.rollout.dumps.row import prompt_name, row_name
 
 NAN = math.nan
 IDS = {"prompt_ids": PROMPT, "response_ids": RESPONSE, "prompt_id": prompt_name(PROMPT)}
@@ -119,17 +119,18 @@ EXPECTED = {
         },
         {**WHOLE, "finished": False, "correct": NAN},
     ),
-    "thunlp-eval": ([100, 100], {**SAID, "prompt_id": "0"}, {**SAID, "prompt_id": "0"}),
+    "thunlp-eval": ([100, 100], *[{**SAID, "prompt_id": row_name(0, ASKED)}] * 2),
     "thunlp-rollout": ([0, 0], SAID, SAID),
     "lm-eval": (
         [0, 0],
-        {**AS_TEXT, "prompt_id": "3", "correct": 1},
-        {**AS_TEXT, "prompt_id": "3", "response": "11"},
+        # The metric of two repeats is of what a filter made of them.
+        {**AS_TEXT, "prompt_id": row_name(3, TEXT), "correct": NAN},
+        {**AS_TEXT, "prompt_id": row_name(3, TEXT), "response": "11", "correct": NAN},
     ),
     "inspect": (
         [0, 0],
-        {**SAID, "prompt_id": "a", "correct": 1, "finished": True},
-        {**SAID, "prompt_id": "a"},
+        {**SAID, "prompt_id": row_name("a", ASKED), "correct": 1, "finished": True},
+        {**SAID, "prompt_id": row_name("a", ASKED)},
     ),
     "llamafactory": ([0, 0], AS_TEXT, {**AS_TEXT, "finished": None}),
     "token-bank": (
@@ -223,7 +224,7 @@ def test_other_forms_of_a_format_give_the_same(tmp_path):
     # What a worker of thunlp/OPD wrote, before it is merged.
     record = {"global_index": 4, "rollout_index": 0, "instruction": "7 8", "input": ""}
     worker = made.lines(tmp_path / "step_0.jsonl", [{**record, "output": "9 10"}])
-    check(next(read_dumps(worker)), {**SAID, "prompt_id": "4"})
+    check(next(read_dumps(worker)), {**SAID, "prompt_id": row_name(4, ASKED)})
 
 
 def test_an_evaluation_in_the_midst_of_training_is_left_out_unless_named(tmp_path):

@@ -46,8 +46,8 @@ def verl(step):
     return json.dumps(row) + "\n"
 
 
-def swift(step):
-    row = {"step": [step], "prompt": ["7 8"], "completion": ["9"], "Acc": [1.0]}
+def swift(step, completion="9"):
+    row = {"step": [step], "prompt": ["7 8"], "completion": [completion], "Acc": [1.0]}
     return json.dumps(row) + "\n"
 
 
@@ -80,8 +80,9 @@ def test_a_file_of_many_steps_is_read_line_by_line(tmp_path):
         appending(file, swift("1")[5:] + line[:20]),
         appending(file, line[20:-1]),
         appending(file, line[-1]),
-        appending(file, swift("3") + swift("3")),
+        appending(file, swift("3") + swift("3", "10") + swift("3", "10")),
     )
+    # The last line says what the one before it does: the batch was logged once more at the end.
     assert found == ["pause"] * 2 + [1, "pause", "pause", 2, "pause", 3, 3, "pause"]
 
 
