@@ -19,6 +19,7 @@ from opdprobe.report.finding import Finding, interval, shown
 from opdprobe.report.panel import Panel
 from opdprobe.report.reward_signal import signal_rows
 from opdprobe.report.run_panels import report_panels
+from opdprobe.report.selection import selector_rows
 from opdprobe.report.token_text import visible
 from opdprobe.report.view import model_name, run_labels, short_name, write_view
 from opdprobe.store import Run
@@ -114,6 +115,7 @@ def write_run_report(
         numbers=[*_numbers(courses), *signals],
         signals=bool(signals),
         mixes=mix_rows(mixes),
+        selectors=selector_rows(runs, courses),
         thinned=_thinned(runs, courses),
         widths=sorted({found.width for found in courses}),
         interval=interval_name(1),
