@@ -34,6 +34,7 @@ from opdprobe.probes.set_sizes import mass_set_summary
 from opdprobe.probes.sets import mass_set_size, overlap_mask, overlap_ratio
 from opdprobe.probes.signal import reward_signal
 from opdprobe.probes.thinning import thinned
+from opdprobe.probes.token_groups import answer_noise, calibration, quadrants, rock_tokens
 from opdprobe.probes.token_scores import (
     absorption,
     early_weights,
@@ -55,8 +56,10 @@ __all__ = [
     "GapRecovery",
     "SamplerComparison",
     "absorption",
+    "answer_noise",
     "argmax_disagreement",
     "bhattacharyya",
+    "calibration",
     "compare_sampler",
     "compare_selectors",
     "curve",
@@ -84,10 +87,12 @@ __all__ = [
     "overlap_mass",
     "overlap_ratio",
     "overlap_token_advantage",
+    "quadrants",
     "rank_biased_overlap",
     "reward_auroc",
     "reward_quantiles",
     "reward_signal",
+    "rock_tokens",
     "sampler_gap",
     "sampler_kl",
     "select_states",
