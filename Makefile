@@ -7,7 +7,7 @@
 #   make docs       build the user guide into site/
 #   make figures    redraw the figures and relist the claims from the published results
 #   make lint       lint and type-check only
-#   make benchmarks    all tables of docs/performance.md, about an hour (those of a GPU if it is there)
+#   make benchmarks    all tables of docs/performance.md, about 50 minutes (those of a GPU if it is there)
 #   make test-oldest   test with the oldest dependencies that pyproject.toml allows, in .venv-oldest
 #   make test-install  build the wheel and install it into fresh environments, without and with torch
 #   make clean      remove .venv, .venv-oldest and all caches; runs and results stay
