@@ -86,21 +86,24 @@ def compare_contexts(
     first = shared["position"].values == 0
     table: dict[str, list[Number]] = {}
     for name, rows in (("reverse_kl", np.ones_like(first)), ("first_reverse_kl", first)):
-        before, after = (values[rows] for values in kl)
+        theirs, its = (values[rows] for values in kl)
         table[name] = [
             prompt_mean(values, of_state[rows], least=MIN_UNITS_HEAVY)
-            for values in (before, after, after - before)
+            for values in (theirs, its, its - theirs)
         ]
     table["teacher_accuracy"] = [UNKNOWN] * 3
     if accuracy is not None:
-        before, after = accuracy
+        theirs, its = accuracy
         table["teacher_accuracy"] = [
-            prompt_mean(before, prompt, (0, 1)),
-            prompt_mean(after, prompt, (0, 1)),
-            prompt_mean(after - before, prompt, (-1, 1)),
+            prompt_mean(theirs, prompt, (0, 1)),
+            prompt_mean(its, prompt, (0, 1)),
+            prompt_mean(its - theirs, prompt, (-1, 1)),
         ]
+    before, after, change = ({name: table[name][i] for name in QUANTITIES} for i in range(3))
     return Contexts(
-        *({name: table[name][i] for name in QUANTITIES} for i in range(3)),
+        before,
+        after,
+        change,
         [
             {
                 "start": a["start"],

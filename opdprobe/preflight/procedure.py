@@ -425,8 +425,14 @@ class _Phases:
             asked = [replace(prompt, teacher_ids=None) for prompt in encoded]
             before = self.teacher_rollouts(asked, own)
             accuracy = before["correct"].values, theirs["correct"].values
-        rows = [measure.by_position(one) for one in (shared, step)]
-        return compare_contexts(shared, step, *rows, np.asarray(rollouts.prompt_index), accuracy)
+        return compare_contexts(
+            shared,
+            step,
+            measure.by_position(shared),
+            measure.by_position(step),
+            np.asarray(rollouts.prompt_index),
+            accuracy,
+        )
 
     def gains(
         self,

@@ -118,7 +118,7 @@ def rock_tokens(
             "count_last": both["last"]["count"],
             "mean_first": both["first"]["sum"] / both["first"]["count"],
             "mean_last": both["last"]["sum"] / both["last"]["count"],
-            "share": ratio(both["last"]["sum"].to_numpy(), float(last["sum"].sum())),
+            "share": both["last"]["sum"] / last["sum"].sum(),
         }
     )
     table = table[table[["count_first", "count_last"]].min(axis=1) >= min_count]
@@ -172,8 +172,8 @@ def calibration(ds: xr.Dataset, *, bins: int = 10) -> xr.Dataset:
     """
     if bins < 1:
         raise ConfigError(f"bins = {bins}; expected 1 or more.")
-    first = np.exp(ds["logp"].sel(support="student").isel(rank=0).transpose("state", "model"))
-    student, teacher = first.values.astype(np.float64).T
+    first = ds["logp"].sel(support="student").isel(rank=0).transpose("state", "model")
+    student, teacher = np.exp(first.values.astype(np.float64)).T
     known = ~np.isnan(teacher)
     student, teacher = student[known], teacher[known]
     place = np.minimum((student * bins).astype(int), bins - 1)

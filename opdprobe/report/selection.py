@@ -45,9 +45,9 @@ def selector_rows(
     """
     if not all(found.has("reverse_kl") for found in courses):
         return []
-    kept = [[_kept(run, step) for step in (run.steps[0], run.steps[-1])] for run in runs]
+    ends = [(_kept(run, run.steps[0]), _kept(run, run.steps[-1])) for run in runs]
     return [
-        (title, [[_change(*ends, name, share) for share in _SHARES] for ends in kept])
+        (title, [[_change(*both, name, share) for share in _SHARES] for both in ends])
         for name, title in _NAMES.items()
     ]
 
