@@ -13,6 +13,7 @@ import opdprobe
 from opdprobe import ConfigError, RolloutError, import_rollouts, open_run
 from opdprobe.cli import importing
 from opdprobe.cli.parser import main
+from opdprobe.report.run_report import write_run_report
 from opdprobe.testing import tiny_model, tiny_tokenizer
 
 TEXTS = [
@@ -73,6 +74,10 @@ def test_every_format_becomes_a_run(name, models, tmp_path, capsys):
     assert run.attrs["dump"] == name
     for step in run.steps:
         opdprobe.validate(run.load(step))
+    write_run_report(
+        tmp_path / "report.html", [run], draw=lambda panels: [b""] * len(panels), view=False
+    )
+    assert main(["view", str(tmp_path / "run")]) == 0
 
 
 @pytest.mark.slow  # draws three reports
