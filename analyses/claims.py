@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from rich.table import Table
 from rich.text import Text
 
-from analyses.reasons import REASONS
+from analyses.reasons import DOUBTS, REASONS
 from analyses.results import Claim, Results
 from opdprobe.probes.bootstrap import LEVEL
 from opdprobe.report.estimate import number
@@ -152,6 +152,13 @@ def claims_markdown(results: Sequence[Results]) -> str:
         ]
         if why:
             lines += ["", "Why not:", "", *why]
+        doubts = [
+            f"- *{claim.claim}*: {DOUBTS[claim.id]}"
+            for claim in result.claims
+            if claim.verdict == "supported" and claim.id in DOUBTS and meta.preset in _TESTBED
+        ]
+        if doubts:
+            lines += ["", "Supported by its number, and yet:", "", *doubts]
     return "\n".join(lines) + "\n"
 
 

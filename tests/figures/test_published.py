@@ -8,7 +8,7 @@ import pytest
 import figures
 from analyses.pages import check_pages
 from analyses.presets import PRESETS
-from analyses.reasons import REASONS
+from analyses.reasons import DOUBTS, REASONS
 from analyses.registry import FIGURES
 from analyses.results import load
 
@@ -53,6 +53,7 @@ def test_the_figures_are_what_the_results_give():
 def test_every_claim_that_is_not_supported_says_why(published):
     verdicts = {c.id: c.verdict for result in published.values() for c in result.claims}
     assert set(REASONS) <= set(verdicts)
+    assert {verdicts[name] for name in DOUBTS} == {"supported"}
     assert {name for name, verdict in verdicts.items() if verdict != "supported"} <= set(REASONS)
 
 
