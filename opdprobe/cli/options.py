@@ -33,6 +33,17 @@ def models(*, required: bool = True, group: str | None = None) -> list[argparse.
     ]
 
 
+def teachers() -> argparse.ArgumentParser:
+    """Declare one teacher or several."""
+    return shared(
+        "--teacher",
+        required=True,
+        action="append",
+        metavar="MODEL",
+        help=f"the teacher: {MODEL}; repeat it to rank several",
+    )
+
+
 def prompts() -> argparse.ArgumentParser:
     """Declare the prompt file."""
     return shared("--prompts", required=True, metavar="FILE", help=PROMPTS)

@@ -15,6 +15,7 @@ from opdprobe.cli import demo as demo_command
 from opdprobe.cli import export as export_command
 from opdprobe.cli import importing as import_command
 from opdprobe.cli import options
+from opdprobe.cli import preflight as preflight_command
 from opdprobe.cli import recipes as recipe_commands
 from opdprobe.cli import reports as report_command
 from opdprobe.cli import runs as run_commands
@@ -399,9 +400,10 @@ def _preflight(commands: Any) -> None:
     sub = _command(
         commands,
         "preflight",
-        run_commands.preflight,
+        preflight_command.preflight,
         "estimate, before training, whether a teacher will teach a student",
-        *options.models(),
+        options.models()[0],
+        options.teachers(),
         options.prompts(),
         *options.reading(),
         *options.computing(),

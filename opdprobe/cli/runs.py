@@ -210,65 +210,6 @@ def train(arguments: argparse.Namespace) -> None:
         console.print(_metrics_table(run))
 
 
-def preflight(arguments: argparse.Namespace) -> None:
-    """Measure a pair before training, print the verdict."""
-    import transformers
-
-    from opdprobe.cli.models import loading, longest_prompt, models
-    from opdprobe.cli.names import (
-        reading,
-        resolve_prompts,
-        teacher_context,
-        template_settings,
-    )
-    from opdprobe.preflight import preflight
-    from opdprobe.preflight.procedure import planned
-    from opdprobe.preflight.show import rendered
-    from opdprobe.rollout.prompts import BOXED_TEMPLATE, DAPO_TEMPLATE
-
-    transformers.utils.logging.disable_progress_bar()
-    options = loading(arguments)
-    prompts, grader = resolve_prompts(arguments.prompts, **reading(arguments))
-    known = {"boxed": BOXED_TEMPLATE, "dapo": DAPO_TEMPLATE}
-    job = planned(
-        min(arguments.n_prompts, len(prompts)),
-        arguments.num_generations,
-        longest_prompt(prompts, arguments.max_prompt_length),
-        arguments.max_completion_length,
-    )
-    student, teacher, tokenizers = models(arguments, options, job)
-    shown = {"student": arguments.student, "teacher": arguments.teacher}
-    if arguments.drop_layers:
-        shown["student"] += f" without layers {arguments.drop_layers}"
-    templates = {str(text): known.get(text, str(text)) for text in arguments.template}
-    with progress() as show:
-        result = preflight(
-            student,
-            teacher,
-            prompts,
-            grader=grader,
-            templates=templates,
-            n_prompts=arguments.n_prompts,
-            num_generations=arguments.num_generations,
-            k=arguments.k,
-            max_completion_length=arguments.max_completion_length,
-            temperature=arguments.temperature,
-            max_prompt_length=arguments.max_prompt_length,
-            on_error=arguments.on_error,
-            **template_settings(arguments),
-            teacher_context=teacher_context(arguments),
-            seed=arguments.seed,
-            on_progress=lambda done, total: show("measurement", done, total),
-            **tokenizers,
-            **options,
-        )
-    result = replace(result, settings={**result.settings, **shown})
-    if arguments.json:
-        print(json.dumps(result.to_dict()))
-    else:
-        console.print(rendered(result))
-
-
 def settings(pairs: list[str], config: type[Config]) -> dict[str, Any]:
     """Parse ``NAME=VALUE`` pairs as settings of a configuration."""
     values = {}

@@ -29,6 +29,8 @@ class Answers:
     gain
         Accuracy of the student with a refitted readout (`Readout`), minus its own. Each half of
         the prompts is answered with the readout fitted on the other half.
+    gain_by_prompt
+        The same for each prompt, in the order of the prompts; empty if unknown.
     auroc
         AUROC of the sequence mean reward for the student's correct rollouts (§6.2).
     auroc_within, auroc_length, auroc_length_within
@@ -43,6 +45,7 @@ class Answers:
     teacher: Number = UNKNOWN
     gap: Number = UNKNOWN
     gain: Number = UNKNOWN
+    gain_by_prompt: tuple[float, ...] = ()
     auroc: Number = UNKNOWN
     auroc_within: Number = UNKNOWN
     auroc_length: Number = UNKNOWN
@@ -106,13 +109,17 @@ def tried(
     grader: Grader,
     sampling: Sampling,
     num_generations: int,
-) -> Number:
+) -> NDArray[np.float64]:
     """Measure the refitted readouts' effect on the student's accuracy on held-out prompts.
 
     Parameters
     ----------
     step
         The student's own rollouts, `num_generations` per prompt, graded.
+
+    Returns
+    -------
+    ndarray (prompts,)
     """
     before = _correct(step).reshape(-1, num_generations)
     after = before.copy()  # a readout that moved nothing answers as the student does
@@ -129,8 +136,7 @@ def tried(
             pair.tokenizer, rollouts.response_ids, asked, grader, finished=rollouts.finished
         )
         after[others] = np.reshape(graded, (-1, num_generations))
-    prompt = np.repeat(np.arange(len(before)), num_generations)
-    return prompt_mean((after - before).ravel(), prompt, (-1, 1))
+    return (after - before).mean(-1)
 
 
 def _correct(step: xr.Dataset) -> NDArray[np.float64]:

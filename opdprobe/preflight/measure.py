@@ -1,6 +1,7 @@
 """The measurements of a preflight, one function each."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 import xarray as xr
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from opdprobe.errors import ConfigError
 from opdprobe.models.head import evaluating
 from opdprobe.models.positions import check_prompts
 from opdprobe.models.vocabulary import eos_ids
@@ -86,6 +88,32 @@ def sampled(
         index,
         teacher_prompt_ids=teacher_prompts(prompts, index),
     )
+
+
+def asked_again(
+    rollouts: Rollouts, prompts: Sequence[EncodedPrompt], num_generations: int, width: int
+) -> Rollouts:
+    """Put another teacher's prompts beside the student's rollouts.
+
+    Raises
+    ------
+    ConfigError
+        The rollouts are not of these prompts, there are not `num_generations` of each, or they hold
+        a token beyond the `width` of the vocabulary that is shared with this teacher.
+    """
+    index = [i for i in range(len(prompts)) for _ in range(num_generations)]
+    if rollouts.prompt_ids != [list(prompts[i].ids) for i in index]:
+        raise ConfigError(
+            f"rollouts: {len(rollouts)} rollouts that are not {num_generations} of each of these "
+            f"{len(prompts)} prompts; expected those of a preflight with the same settings."
+        )
+    largest = max((max(ids, default=0) for ids in rollouts.response_ids), default=0)
+    if largest >= width:
+        raise ConfigError(
+            f"rollouts: they hold token {largest}, and this teacher has {width} tokens. Run its "
+            "preflight alone."
+        )
+    return replace(rollouts, teacher_prompt_ids=teacher_prompts(prompts, index))
 
 
 @torch.no_grad()

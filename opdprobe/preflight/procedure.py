@@ -4,35 +4,33 @@
 """
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-import xarray as xr
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
 from opdprobe.errors import ConfigError
-from opdprobe.models.adapters import causal_lm, is_adapted, switched_off
+from opdprobe.models.adapters import causal_lm
 from opdprobe.models.devices import precision
 from opdprobe.preflight import measure
-from opdprobe.preflight.answers import Answers, accuracies, continuation, tried
-from opdprobe.preflight.contexts import Contexts, compare_contexts
-from opdprobe.preflight.estimates import Number, prompt_mean
-from opdprobe.preflight.readout import MAX_STATES, Readout, States, readouts
+from opdprobe.preflight.answers import Answers, accuracies
+from opdprobe.preflight.contexts import Contexts
+from opdprobe.preflight.estimates import Number
+from opdprobe.preflight.phases import Clock, Phases, wording_means
+from opdprobe.preflight.readout import MAX_STATES, readouts
 from opdprobe.preflight.verdict import WORTH, Evidence, Verdict, judge, obstacle
 from opdprobe.rollout.continuation import Sampling
 from opdprobe.rollout.grade import Grader
 from opdprobe.rollout.pair import Pair
 from opdprobe.rollout.prompt_attrs import template_attrs
 from opdprobe.rollout.prompt_files import as_prompts
-from opdprobe.rollout.prompts import EncodedPrompt, OnError, Prompt, encode_prompts
+from opdprobe.rollout.prompts import OnError, Prompt, encode_prompts
 from opdprobe.rollout.sample import Rollouts
 from opdprobe.rollout.teacher_context import TeacherContext
 from opdprobe.train.memory import Job
@@ -71,9 +69,13 @@ class Preflight:
     contexts
         What it changes that the teacher reads prompts of its own; None if it reads the student's.
     cost
-        Tokens, bytes and seconds per step of a recorded run at the paper's batch size.
+        Tokens, bytes and seconds per step of a recorded run at the paper's batch size. The seconds
+        are NaN if the rollouts were given.
     seconds
         Duration of each part of the preflight.
+    rollouts
+        The student's. For a preflight of another teacher with the same settings, which then need
+        not sample them again. `to_dict` leaves them out.
     """
 
     settings: Mapping[str, Any]
@@ -88,6 +90,7 @@ class Preflight:
     contexts: Contexts | None
     cost: Mapping[str, float]
     seconds: Mapping[str, float]
+    rollouts: Rollouts = field(repr=False)
 
     @cached_property
     def verdict(self) -> Verdict:
@@ -115,7 +118,9 @@ class Preflight:
 
     def to_dict(self) -> dict[str, Any]:
         """Return all numbers and the verdict as plain values; None for an unknown number."""
-        return _jsonable(asdict(self) | {"verdict": asdict(self.verdict)})
+        values = asdict(replace(self, rollouts=Rollouts([], [], [], [])))
+        del values["rollouts"]
+        return _jsonable(values | {"verdict": asdict(self.verdict)})
 
 
 def preflight(
@@ -140,6 +145,7 @@ def preflight(
     on_error: OnError = "raise",
     micro_batch_tokens: int = MICRO_BATCH_TOKENS,
     seed: int = 0,
+    rollouts: Rollouts | None = None,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = None,
     teacher_dtype: str | torch.dtype | None = None,
@@ -193,6 +199,9 @@ def preflight(
         The default is the most that a micro-batch holds on a CPU.
     seed
         Seed of the choice of prompts and of sampling.
+    rollouts
+        The student's, of a `Preflight` with another teacher and otherwise the same settings; they
+        are not sampled again.
     device, dtype, teacher_dtype, attn_implementation
         Where models that are given by name go, and how they compute; see
         `opdprobe.rollout.pair.Pair.load`.
@@ -209,7 +218,8 @@ def preflight(
     VocabularyError
         The tokenizers differ; names the first token that differs.
     ConfigError
-        A size is out of range, the tokenizer is missing, or a model is not a causal LM.
+        A size is out of range, the tokenizer is missing, a model is not a causal LM, or `rollouts`
+        are of other prompts or another number of generations.
     PromptError
         A prompt is empty or over-long.
 
@@ -279,12 +289,16 @@ def preflight(
         width=pair.width,
         micro_batch_tokens=_SAMPLED * micro_batch_tokens,
     )
-    phases = _Phases(pair, grader, sampling, num_generations, k, micro_batch_tokens)
+    phases = Phases(pair, grader, sampling, num_generations, k, micro_batch_tokens)
     own_context = encoded[0].teacher_ids is not None
-    clock = _Clock(4 + (grader is not None) + own_context + len(others), on_progress)
+    clock = Clock(4 + (grader is not None) + own_context + len(others), on_progress)
 
+    given = rollouts is not None
     with clock("sample"):
-        rollouts = measure.sampled(pair.student, pair, encoded, sampling, num_generations)
+        if rollouts is None:
+            rollouts = measure.sampled(pair.student, pair, encoded, sampling, num_generations)
+        else:
+            rollouts = measure.asked_again(rollouts, encoded, num_generations, pair.width)
     own = [encoded[i].prompt for i in rollouts.prompt_index]
     with clock("score"):
         step, states = phases.recorded(rollouts, own, n_hidden=MAX_STATES)
@@ -306,10 +320,10 @@ def preflight(
     if own_context:
         with clock("shared context"):
             contexts = phases.contexts(rollouts, encoded, own, step, theirs)
-    compared = {"as given": _wording(step)} if others else {}
-    for name, wording in zip(templates or {}, others, strict=True):
+    compared = {"as given": wording_means(step)} if others else {}
+    for name, asked in zip(templates or {}, others, strict=True):
         with clock(f"template {name}"):
-            compared[name] = phases.template(wording)
+            compared[name] = phases.template(asked)
     n_tokens = step.sizes["state"]
     return Preflight(
         settings={
@@ -341,11 +355,12 @@ def preflight(
         cost=measure.run_cost(
             responses["mean_length"],
             k,
-            clock.seconds["sample"] / n_tokens,
+            math.nan if given else clock.seconds["sample"] / n_tokens,
             # A backward pass takes about as long as the two models' forward passes.
             2 * clock.seconds["score"] / n_tokens,
         ),
         seconds=clock.seconds,
+        rollouts=rollouts,
     )
 
 
@@ -366,134 +381,6 @@ def planned(
         micro_batch_tokens=micro_batch_tokens,
         sampled=("student", "teacher"),
     )
-
-
-@dataclass(frozen=True)
-class _Phases:
-    """The phases of a preflight, and the settings that they share."""
-
-    pair: Pair
-    grader: Grader | None
-    sampling: Sampling
-    num_generations: int
-    k: int
-    micro_batch_tokens: int
-
-    def recorded(
-        self, rollouts: Rollouts, own: Sequence[Prompt], n_hidden: int = 0
-    ) -> tuple[xr.Dataset, States]:
-        """Score rollouts, whose prompts are `own`, with both models."""
-        return measure.recorded(
-            self.pair,
-            rollouts,
-            own,
-            self.grader,
-            k=self.k,
-            temperature=self.sampling.temperature,
-            micro_batch_tokens=self.micro_batch_tokens,
-            n_hidden=n_hidden,
-        )
-
-    def teacher_rollouts(
-        self, encoded: Sequence[EncodedPrompt], own: Sequence[Prompt]
-    ) -> xr.Dataset:
-        """Sample the teacher on its prompts, and grade its responses."""
-        with self._as_teacher():
-            rollouts = measure.sampled(
-                self.pair.teacher,
-                self.pair,
-                encoded,
-                self.sampling,
-                self.num_generations,
-                role="teacher",
-            )
-        graded = measure.graded(self.pair.tokenizer, rollouts, own, self.grader)
-        return measure.rollout_dataset(rollouts, own, graded)
-
-    def contexts(
-        self,
-        rollouts: Rollouts,
-        encoded: Sequence[EncodedPrompt],
-        own: Sequence[Prompt],
-        step: xr.Dataset,
-        theirs: xr.Dataset | None,
-    ) -> Contexts:
-        """Score the same rollouts, and sample the teacher, with the student's prompts for both."""
-        shared, _ = self.recorded(replace(rollouts, teacher_prompt_ids=None), own)
-        accuracy = None
-        if theirs is not None:
-            asked = [replace(prompt, teacher_ids=None) for prompt in encoded]
-            before = self.teacher_rollouts(asked, own)
-            accuracy = before["correct"].values, theirs["correct"].values
-        return compare_contexts(
-            shared,
-            step,
-            measure.by_position(shared),
-            measure.by_position(step),
-            np.asarray(rollouts.prompt_index),
-            accuracy,
-        )
-
-    def gains(
-        self,
-        found: Answers,
-        step: xr.Dataset,
-        own: Sequence[Prompt],
-        encoded: Sequence[EncodedPrompt],
-        fitted: Sequence[Readout],
-        depths: Sequence[int] | None,
-    ) -> Answers:
-        """Let the teacher continue the student's prefixes, and try the refitted readouts."""
-        assert self.grader is not None
-        half = int(np.median(step["length"])) // 2
-        at = sorted({half // 2, half} - {0}) if depths is None else depths
-        with self._as_teacher():
-            gains, reach = continuation(self.pair, step, own, self.grader, self.sampling, at)
-        gain = tried(
-            self.pair, step, fitted, encoded, self.grader, self.sampling, self.num_generations
-        )
-        return replace(found, gain=gain, continuation=gains, n_continued=reach)
-
-    def template(self, encoded: Sequence[EncodedPrompt]) -> dict[str, Number]:
-        """Sample and score the student on its prompts in another wording."""
-        rollouts = measure.sampled(
-            self.pair.student, self.pair, encoded, self.sampling, self.num_generations
-        )
-        own = [encoded[i].prompt for i in rollouts.prompt_index]
-        return _wording(self.recorded(rollouts, own)[0])
-
-    def _as_teacher(self) -> AbstractContextManager[object]:
-        """Switch off the student's adapters if the teacher is the student without them."""
-        student = self.pair.outer_student
-        twofold = self.pair.teacher is self.pair.student and is_adapted(student)
-        return switched_off(student) if twofold else nullcontext()
-
-
-def _wording(step: xr.Dataset) -> dict[str, Number]:
-    prompt = np.unique(step["prompt_id"].values, return_inverse=True)[1]
-    correct = step["correct"].values.astype(np.float64)
-    finished = step["finished"].values.astype(np.float64)
-    return measure.means(step) | {
-        "accuracy": prompt_mean(correct, prompt, (0, 1)),
-        "finished": prompt_mean(finished, prompt, (0, 1)),
-    }
-
-
-class _Clock:
-    """Times named parts and reports how many are done."""
-
-    def __init__(self, total: int, on_progress: Callable[[int, int], None] | None):
-        self.seconds: dict[str, float] = {}
-        self.total = total
-        self.report = on_progress or (lambda done, total: None)
-
-    @contextmanager
-    def __call__(self, name: str):
-        self.report(len(self.seconds), self.total)
-        start = time.perf_counter()
-        yield
-        self.seconds[name] = time.perf_counter() - start
-        self.report(len(self.seconds), self.total)
 
 
 def _check(**sizes: int) -> None:

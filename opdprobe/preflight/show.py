@@ -8,7 +8,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from opdprobe.preflight import Preflight
+from opdprobe.preflight import Preflight, Ranking
 from opdprobe.preflight.contexts import Contexts
 from opdprobe.preflight.estimates import Number
 from opdprobe.preflight.verdict import HARMFUL, LIKELY, UNLIKELY
@@ -54,6 +54,38 @@ def rendered(result: Preflight) -> RenderableType:
     if verdict.advice:
         parts += [Text("To try:"), *(Padding(Text(f"- {a}"), (0, 0, 0, 2)) for a in verdict.advice)]
     return Group(*parts, Text(verdict.validated, "italic"))
+
+
+def rendered_ranking(ranking: Ranking) -> RenderableType:
+    """Lay out a ranking of teachers, the finding last.
+
+    Parameters
+    ----------
+    ranking
+        Result of `opdprobe.preflight.rank_teachers`.
+    """
+    s = ranking.found[0].settings
+    title = Text(
+        f"{s['student']} from {len(ranking.teachers)} teachers: {s['n_prompts']} prompts × "
+        f"{s['num_generations']} rollouts, the same for all; 95 % intervals"
+    )
+    table = _table("teacher", "gain", "interval", "best", "accuracy", "verdict")
+    table.columns[0].overflow = "fold"
+    for name, best, found in zip(ranking.teachers, ranking.best, ranking.found, strict=True):
+        table.add_row(
+            name,
+            *_cells(found.answers.gain),
+            "" if best != best else f"{best:.2f}",
+            _cells(found.answers.teacher)[0],
+            Text(found.verdict.word, _STYLES.get(found.verdict.word, "bold")),
+        )
+    finding, validated = Text(ranking.finding, "bold"), Text(ranking.validated, "italic")
+    how = Text(
+        "gain: of the student's accuracy, with its readout refitted to the teacher. best: the "
+        "probability that no other teacher's gain is larger. accuracy: the teacher's. For reasons "
+        "and advice, run preflight with one teacher."
+    )
+    return Group(title, Text(), table, Text(), how, Text(), finding, validated)
 
 
 def _states(result: Preflight) -> Table:
@@ -148,9 +180,10 @@ def _lines(result: Preflight) -> list[str]:
                 f"{found['compression']:.1f} on average)."
             )
     cost = result.cost
+    size, seconds = cost["bytes_a_step"] / 1e6, cost["seconds_a_step"]
+    time = "" if seconds != seconds else f" and {seconds:.0f} s on this machine"
     lines.append(
-        "A recorded step of 64 prompts × 4 rollouts like these takes about "
-        f"{cost['bytes_a_step'] / 1e6:.1f} MB and {cost['seconds_a_step']:.0f} s on this machine."
+        f"A recorded step of 64 prompts × 4 rollouts like these takes about {size:.1f} MB{time}."
     )
     return lines
 

@@ -101,6 +101,11 @@ CASES = [
         "opdprobe preflight: error: argument --seed: '-1'; expected a whole number, 0 or above",
         *("preflight", *_TRAIN[1:], "--prompts", "zoo:train", "--seed=-1"),
     ),
+    _failed(
+        "one teacher twice, to be ranked",
+        "ConfigError: --teacher zoo:sft-small, zoo:sft-small; expected each teacher once.",
+        *("preflight", *_TRAIN[1:], "--teacher", "zoo:sft-small", "--prompts", "zoo:train"),
+    ),
     _usage(
         "a run on object storage",
         "opdprobe report: error: argument RUN: 's3://bucket/run' is on object storage; "

@@ -1,0 +1,88 @@
+"""The command ``opdprobe preflight``."""
+
+import argparse
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from opdprobe.cli.runs import console, progress
+from opdprobe.errors import ConfigError
+
+if TYPE_CHECKING:
+    from opdprobe.preflight import Preflight
+
+
+def preflight(arguments: argparse.Namespace) -> None:
+    """Measure a pair before training and print the verdict, or rank several teachers."""
+    import transformers
+
+    from opdprobe.cli.models import loading, longest_prompt, models, tell_memory
+    from opdprobe.cli.names import (
+        reading,
+        resolve_model,
+        resolve_prompts,
+        teacher_context,
+        template_settings,
+    )
+    from opdprobe.preflight import Ranking, preflight, rank_teachers
+    from opdprobe.preflight.procedure import planned
+    from opdprobe.preflight.show import rendered, rendered_ranking
+    from opdprobe.rollout.prompts import BOXED_TEMPLATE, DAPO_TEMPLATE
+
+    transformers.utils.logging.disable_progress_bar()
+    options = loading(arguments)
+    prompts, grader = resolve_prompts(arguments.prompts, **reading(arguments))
+    known = {"boxed": BOXED_TEMPLATE, "dapo": DAPO_TEMPLATE}
+    job = planned(
+        min(arguments.n_prompts, len(prompts)),
+        arguments.num_generations,
+        longest_prompt(prompts, arguments.max_prompt_length),
+        arguments.max_completion_length,
+    )
+    names = arguments.teacher
+    if len(set(names)) < len(names):
+        raise ConfigError(f"--teacher {', '.join(names)}; expected each teacher once.")
+    arguments.teacher = names[0]
+    student, teacher, tokenizers = models(arguments, options, job)
+    teachers = {names[0]: teacher} | {name: resolve_model(name) for name in names[1:]}
+    for other in names[1:]:
+        tell_memory(resolve_model(arguments.student), teachers[other], job, options)
+    own = arguments.student
+    if arguments.drop_layers:
+        own += f" without layers {arguments.drop_layers}"
+    settings: dict[str, Any] = dict(
+        grader=grader,
+        templates={str(text): known.get(text, str(text)) for text in arguments.template},
+        n_prompts=arguments.n_prompts,
+        num_generations=arguments.num_generations,
+        k=arguments.k,
+        max_completion_length=arguments.max_completion_length,
+        temperature=arguments.temperature,
+        max_prompt_length=arguments.max_prompt_length,
+        on_error=arguments.on_error,
+        **template_settings(arguments),
+        teacher_context=teacher_context(arguments),
+        seed=arguments.seed,
+        **tokenizers,
+        **options,
+    )
+    what = "measurement" if len(names) == 1 else "teacher"
+    with progress() as show:
+        settings["on_progress"] = lambda done, total: show(what, done, total)
+        if len(names) == 1:
+            found = preflight(student, teacher, prompts, **settings)
+            result = _named(found, student=own, teacher=names[0])
+        else:
+            ranking = rank_teachers(student, teachers, prompts, **settings)
+            result = replace(
+                ranking, found=tuple(_named(one, student=own) for one in ranking.found)
+            )
+    if arguments.json:
+        print(json.dumps(result.to_dict()))
+    else:
+        console.print(rendered_ranking(result) if isinstance(result, Ranking) else rendered(result))
+
+
+def _named(found: "Preflight", **names: str) -> "Preflight":
+    """Name models as the user does, not by their configurations."""
+    return replace(found, settings={**found.settings, **names})
