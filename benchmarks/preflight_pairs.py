@@ -1,9 +1,9 @@
-"""Preflight's verdicts on the pairs whose training is known: the tables of docs/preflight.md.
+"""Preflight's verdicts on the pairs whose training is known: the tables of docs/verdicts.md.
 
     python benchmarks/preflight_pairs.py             # about 5 minutes
     python benchmarks/preflight_pairs.py --n-prompts 64
 
-The gains of training are those of docs/preflight.md, over five seeds. A verdict is right if it says
+The gains of training are those of docs/verdicts.md, over five seeds. A verdict is right if it says
 *likely to work* above +0.05, *harmful* below -0.05 and *unlikely to help* between. A teacher is
 ranked first rightly if training under it gains most, or within 0.05 of that. The rule was chosen
 with these pairs in view: the counts are no test of it.
@@ -102,6 +102,6 @@ FORETELL = {
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Preflight on the pairs of docs/preflight.md.")
+    parser = argparse.ArgumentParser(description="Preflight on the pairs of docs/verdicts.md.")
     parser.add_argument("--n-prompts", type=int, default=128)
     main(parser.parse_args().n_prompts)

@@ -448,7 +448,9 @@ def resample_statistic(
 
     Notes
     -----
-    The jackknife gives each unit's influence: the statistic without it.
+    The jackknife gives each unit's influence: the statistic without it. There is no interval with
+    fewer than `MIN_UNITS_HEAVY` units: with few, an AUROC may depend on the one or two prompts that
+    have a wrong response.
     """
     rows = np.arange(len(units))
     n = int(units.max(initial=-1)) + 1
@@ -458,5 +460,5 @@ def resample_statistic(
     without = np.array([statistic(rows[units != unit]) for unit in range(n)])
     # A statistic that is undefined without a unit says nothing of the unit's influence.
     pseudo = n * value - (n - 1) * np.where(np.isnan(without), value, without)
-    mean = _Mean(numbered_keys(n), pseudo, np.ones(n), MIN_UNITS)
+    mean = _Mean(numbered_keys(n), pseudo, np.ones(n), MIN_UNITS_HEAVY)
     return Estimate(value, samples, (mean,), (np.ones(1 + n_boot),))

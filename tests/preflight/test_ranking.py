@@ -37,7 +37,7 @@ def ranking():
 
 
 def test_the_teacher_that_teaches_comes_first(ranking):
-    # Training gains 0.32 with the one and -0.01 with the other (docs/preflight.md).
+    # Training gains 0.32 with the one and -0.01 with the other (docs/verdicts.md).
     assert ranking.teachers == (BETTER, WORSE)
     assert ranking.best[0] > 0.95
     assert sum(ranking.best) == pytest.approx(1)

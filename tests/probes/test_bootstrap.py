@@ -207,13 +207,15 @@ def test_bounded_values_have_a_bounded_interval_around_their_mean(values):
 
 
 def test_a_statistic_that_is_a_mean_has_the_means_interval():
-    values = np.random.default_rng(3).normal(size=36)
-    units = np.repeat(np.arange(18), 2)
+    values = np.random.default_rng(3).normal(size=2 * MIN_UNITS_HEAVY)
+    units = np.repeat(np.arange(MIN_UNITS_HEAVY), 2)
     found = resample_statistic(lambda rows: float(values[rows].mean()), units)
-    want = resample(values.reshape(18, 2).mean(axis=1))
+    want = resample(values.reshape(-1, 2).mean(axis=1))
     assert found.value == pytest.approx(want.value)
     np.testing.assert_allclose(found.samples, want.samples)
     assert found.interval() == pytest.approx(want.interval())
+    few = resample_statistic(lambda rows: float(values[rows].mean()), units[:-2])
+    assert np.isnan(few.interval()).all()
 
 
 def test_division_by_zero_is_nan():

@@ -88,7 +88,8 @@ def test_estimates_draw_whole_prompts():
 
 
 def graded(step, correct, prompt):
-    ds = synthetic_step(step, n_rollouts=40, length=[3, 5] * 20)
+    n = len(correct)
+    ds = synthetic_step(step, n_rollouts=n, length=[3, 5] * (n // 2))
     return ds.assign(
         correct=("rollout", np.asarray(correct, np.float32)),
         prompt_id=("rollout", np.asarray(prompt)),
@@ -103,9 +104,9 @@ def run_of(folder, *steps):
 
 
 def test_the_report_lists_them_at_both_ends(tmp_path):
-    prompt = [f"p{i // 2}" for i in range(40)]
-    first = graded(0, [1, 0] * 20, prompt)  # of each prompt's two responses the shorter is right
-    last = graded(1, [1, 0, 0, 1] * 10, prompt)
+    prompt = [f"p{i // 2}" for i in range(128)]
+    first = graded(0, [1, 0] * 64, prompt)  # of each prompt's two responses the shorter is right
+    last = graded(1, [1, 0, 0, 1] * 32, prompt)
     run = run_of(tmp_path / "run", first, last)
     table = dict(signal_rows([run], [course(run)]))
     assert table.keys() == set(SIGNALS.values())
@@ -118,7 +119,7 @@ def test_the_report_lists_them_at_both_ends(tmp_path):
 
 
 def test_few_prompts_and_partial_grades(tmp_path):
-    few = run_of(tmp_path / "few", graded(0, [1, 0] * 20, [f"p{i % 15}" for i in range(40)]))
+    few = run_of(tmp_path / "few", graded(0, [1, 0] * 80, [f"p{i % 63}" for i in range(160)]))
     cells = [pair for _, pairs in signal_rows([few], [course(few)]) for pair in pairs]
     pooled = dict(signal_rows([few], [course(few)]))[SIGNALS["reward"]]
     assert all("no interval" in text for pair in pooled for text in pair)
