@@ -1,6 +1,6 @@
 """Figures 13 and 23: where in a response does instability begin (§6.1, App. D.1)?"""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import xarray as xr
@@ -35,11 +35,15 @@ def _analyse(evidence: Evidence, figure: str, model: str, *, section: str) -> Re
     def entropy(ds: xr.Dataset) -> xr.DataArray:
         return ds.opd.entropy(model)
 
-    def part(start: float, stop: float, steps: slice) -> list[Estimate]:
-        return _part(evidence, entropy, start, stop, steps)
-
     edges = _edges(evidence)
     width = max(1, (edges.size - 1) // 4)
+    parts = {"first": _share(0, 0.25), "middle": _share(0.25, 0.75), "last": _share(0.75, 1)}
+    positions = {
+        "early": _positions(0, edges[width]),
+        "late": _positions(edges[-1 - width], edges[-1]),
+    }
+    begin = _means(evidence, entropy, parts | positions, FIRST)
+    end = _means(evidence, entropy, parts, LAST)
     maps = [heat_map(run, entropy, bins=edges.tolist()) for run in evidence.runs[RUN]]
     return Results(
         figure=figure,
@@ -54,7 +58,7 @@ def _analyse(evidence: Evidence, figure: str, model: str, *, section: str) -> Re
                 f"early on, the {model}'s entropy is higher at the end of responses than at the "
                 "beginning",
                 paper="the end first",
-                ours=ratios(part(0.75, 1, FIRST), part(0, 0.25, FIRST)),
+                ours=ratios(begin["last"], begin["first"]),
                 statistic="mean of the first 5 steps, last / first quarter of each finished "
                 "response",
                 above=1.2,
@@ -63,10 +67,7 @@ def _analyse(evidence: Evidence, figure: str, model: str, *, section: str) -> Re
                 f"{figure}.end_first_position",
                 f"early on, the {model}'s entropy is higher at late positions than at early ones",
                 paper="the end first",
-                ours=ratios(
-                    _positions(evidence, entropy, edges[-1 - width], edges[-1]),
-                    _positions(evidence, entropy, 0, edges[width]),
-                ),
+                ours=ratios(begin["late"], begin["early"]),
                 statistic="mean of the first 5 steps, last / first quarter of the positions",
                 above=1.2,
             ),
@@ -75,8 +76,8 @@ def _analyse(evidence: Evidence, figure: str, model: str, *, section: str) -> Re
                 f"the {model}'s high entropy moves forward as training goes on",
                 paper="from back to front",
                 ours=ratios(
-                    ratios(part(0.25, 0.75, LAST), part(0.75, 1, LAST)),
-                    ratios(part(0.25, 0.75, FIRST), part(0.75, 1, FIRST)),
+                    ratios(end["middle"], end["last"]),
+                    ratios(begin["middle"], begin["last"]),
                 ),
                 statistic="middle half / last quarter of each finished response, last 5 steps / "
                 "first 5 steps",
@@ -86,27 +87,30 @@ def _analyse(evidence: Evidence, figure: str, model: str, *, section: str) -> Re
     )
 
 
-def _part(
-    evidence: Evidence, probe: Probe, start: float, stop: float, steps: slice
-) -> list[Estimate]:
-    """Mean over a part of each finished response, given by shares of its length, one per seed."""
+def _share(start: float, stop: float) -> Probe:
+    """Tell which states are in a part of a finished response, given by shares of its length."""
 
     def inside(ds: xr.Dataset) -> xr.DataArray:
         rollout = ds["rollout"].values
         share = ds["position"].values / ds["length"].values[rollout]
         there = (share >= start) & (share < stop) & (ds["finished"].values[rollout] == 1)
-        return probe(ds).where(xr.DataArray(there, dims="state"))
+        return xr.DataArray(there, dims="state")
 
-    return [window(run, inside, run.steps[steps]) for run in evidence.runs[RUN]]
+    return inside
 
 
-def _positions(evidence: Evidence, probe: Probe, start: int, stop: int) -> list[Estimate]:
-    """Mean over a range of positions in the first steps, one per seed."""
+def _positions(start: int, stop: int) -> Probe:
+    """Tell which states are in a range of positions."""
+    return lambda ds: (ds["position"] >= start) & (ds["position"] < stop)
 
-    def inside(ds: xr.Dataset) -> xr.DataArray:
-        return probe(ds).where((ds["position"] >= start) & (ds["position"] < stop))
 
-    return [window(run, inside, run.steps[FIRST]) for run in evidence.runs[RUN]]
+def _means(
+    evidence: Evidence, probe: Probe, inside: Mapping[str, Probe], steps: slice
+) -> dict[str, list[Estimate]]:
+    """Mean of a probe over each set of states in some steps, one per seed; reads a step once."""
+    masked = {name: lambda ds, of=of: probe(ds).where(of(ds)) for name, of in inside.items()}
+    every = [window(run, masked, run.steps[steps]) for run in evidence.runs[RUN]]
+    return {name: [one[name] for one in every] for name in inside}
 
 
 def _edges(evidence: Evidence) -> NDArray[np.int64]:

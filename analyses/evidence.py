@@ -8,7 +8,6 @@ from typing import Any, Literal
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
-from scipy.special import stdtrit
 
 from analyses.experiments import CROSSED, EXPERIMENTS
 from analyses.results import Claim, Meta, Verdict
@@ -50,6 +49,8 @@ class Evidence:
         from `opdprobe.rollout.continuation.continuation_gain`.
     sums
         Directory of a run to its sums by rollout; filled on first use.
+    evaluated
+        Directory of a run and name of a benchmark to the scores; filled on first use.
     """
 
     preset: str
@@ -58,6 +59,7 @@ class Evidence:
     scores: dict[str, list[dict[str, NDArray[np.float64]]]]
     continuations: dict[str, list[xr.Dataset]] = field(default_factory=dict)
     sums: dict[Path, RolloutSums] = field(default_factory=dict)
+    evaluated: dict[tuple[Path, str], xr.DataArray] = field(default_factory=dict)
 
     def sums_of(self, run: Run) -> RolloutSums:
         """Return the sums of a run's probes by rollout; computed on first use."""
@@ -76,8 +78,16 @@ class Evidence:
         By default the problems of all its benchmarks but those of other prompt roles; their mean is
         the accuracy of figures that name no benchmark.
         """
-        found = [run.evaluation(name)["score"] for name in _names(run, benchmark)]
-        return found[0]["step"].values.tolist(), np.concatenate([s.values for s in found], axis=1)
+        found = self._evaluated(run, _names(run, benchmark))
+        steps = found[0]["step"].values.tolist()
+        return steps, np.concatenate([scores.values for scores in found], axis=1)
+
+    def _evaluated(self, run: Run, names: Sequence[str]) -> list[xr.DataArray]:
+        """Return a run's scores on some benchmarks; each is read once, and used by many claims."""
+        for name in names:
+            if (run.path, name) not in self.evaluated:
+                self.evaluated[run.path, name] = run.evaluation(name)["score"]
+        return [self.evaluated[run.path, name] for name in names]
 
     def accuracy(
         self, experiment: str, when: When = "whole", *, benchmark: str | None = None
@@ -97,9 +107,9 @@ class Evidence:
                 found.append(exact(np.nan))
                 continue
             steps, scores = self.evaluations(run, benchmark)
-            keys = _problem_keys(
-                {n: run.evaluation(n).sizes["problem"] for n in _names(run, benchmark)}
-            )
+            names = _names(run, benchmark)
+            sizes = (of.sizes["problem"] for of in self._evaluated(run, names))
+            keys = _problem_keys(dict(zip(names, sizes, strict=True)))
             found.append(resample(_weights(steps, when) @ scores, keys=keys, bounds=(0, 1)))
         return found
 
@@ -368,6 +378,8 @@ def _seed_interval(value: NDArray) -> tuple[NDArray, NDArray]:
     if n < MIN_SEEDS:
         nan = np.full(value.shape[1], np.nan)
         return nan, nan
+    from scipy.special import stdtrit  # a fifth of what importing opdprobe takes
+
     half = stdtrit(n - 1, (1 + LEVEL) / 2) * value.std(0, ddof=1) / n**0.5
     return value.mean(0) - half, value.mean(0) + half
 

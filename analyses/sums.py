@@ -1,11 +1,10 @@
 """The sums by rollout that analyses use, and their file."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import xarray as xr
 
 from opdprobe.probes.bootstrap import Estimate
 from opdprobe.probes.evaluate import Probe
@@ -36,9 +35,10 @@ def add_up(run: Run) -> RolloutSums:
     return rollout_sums([run], PROBES)
 
 
-def window(run: Run, probe: Callable[[xr.Dataset], xr.DataArray], steps: Sequence[int]) -> Estimate:
-    """Estimate the mean of a probe over all states of some steps; units are prompts."""
-    return rollout_sums(map(run.load, steps), {"probe": probe}).mean("probe")
+def window(run: Run, probes: Mapping[str, Probe], steps: Sequence[int]) -> dict[str, Estimate]:
+    """Estimate the mean of each probe over all states of some steps; units are prompts."""
+    sums = rollout_sums(map(run.load, steps), probes)
+    return {name: sums.mean(name) for name in probes}
 
 
 def save(sums: RolloutSums, path: Path) -> None:

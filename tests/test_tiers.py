@@ -83,7 +83,9 @@ for command in [
 
 def python(script: str, cwd: Path) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-W", "error", "-c", WITHOUT_TRAIN + script]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    return subprocess.run(
+        command, cwd=cwd, capture_output=True, text=True, check=False, timeout=240
+    )
 
 
 def test_the_extra_is_what_pyproject_says():

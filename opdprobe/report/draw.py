@@ -86,13 +86,13 @@ def images(panels: Sequence[Panel]) -> list[bytes]:
     """
     limits = heat_limits(panels)
     drawn = []
-    for panel in panels:
-        with style():
+    with style():
+        for panel in panels:
             figure = Figure(figsize=(SINGLE_COLUMN, 2.2), layout="constrained")
             _draw(panel, figure.subplots(), limits)
             buffer = BytesIO()
             figure.savefig(buffer, format="png", dpi=200, metadata={"Software": None})
-        drawn.append(buffer.getvalue())
+            drawn.append(buffer.getvalue())
     return drawn
 
 

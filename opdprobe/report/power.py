@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import nctdtr, ndtri, stdtrit
 
 from opdprobe.errors import ConfigError
 from opdprobe.probes.bootstrap import LEVEL
@@ -118,6 +117,8 @@ def plan(
             f"difference = {difference}, power = {power}; expected a difference above 0 and a "
             "power between 0.05 and 1."
         )
+    from scipy.special import ndtri  # a fifth of what importing opdprobe takes
+
     name = quantity or _usual(courses[0])
     spreads = [spread(course, name) for course in courses]
     first = spreads[0]
@@ -209,6 +210,8 @@ def _check(n: int, what: str) -> None:
 
 def _seeds(effect: float, power: float) -> int | None:
     """Return how many runs a setting needs, by the t-test of two samples; None beyond 1000."""
+    from scipy.special import nctdtr, stdtrit
+
     for n in range(2, _MOST_SEEDS):
         limit = stdtrit(2 * n - 2, (1 + LEVEL) / 2)
         if 1 - nctdtr(2 * n - 2, effect * math.sqrt(n / 2), limit) >= power:

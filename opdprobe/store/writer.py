@@ -390,6 +390,7 @@ def _put_on_disk(path: Path) -> None:
 
 
 @cache
+@cache  # reading their metadata takes milliseconds
 def _versions() -> dict[str, str]:
     found = {}
     for library in _LIBRARIES:

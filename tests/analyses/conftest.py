@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,9 @@ import xarray as xr
 from analyses.evidence import Evidence
 from analyses.experiments import CROSSED, EXPERIMENTS
 from analyses.presets import PRESETS
+from analyses.sums import add_up
 from opdprobe import open_run
+from opdprobe.probes.rollout_sums import RolloutSums
 from opdprobe.store import Run, RunWriter
 from opdprobe.testing import synthetic_step
 
@@ -125,20 +128,31 @@ def grade(ds: xr.Dataset) -> None:
     ds["correct"].values[:] = higher.ravel()
 
 
+def agreements(name: str, n_recorded: int) -> tuple[float, ...]:
+    early, late = AGREEMENT.get(name, (0.3, 0.3))
+    return tuple(early if step < N_STEPS / 2 else late for step in range(n_recorded))
+
+
+@cache  # many experiments record the same states
+def recorded_step(step: int, agreement: float, entropy: float, seed: int, train: bool):
+    lengths = LENGTHS if train else 4 * LENGTHS
+    size = {"n_rollouts": len(lengths), "length": lengths, "k": K}
+    ds = synthetic_step(step, agreement=agreement, seed=seed, **size)
+    ds["entropy"] *= np.float32(entropy)
+    if not train:
+        grade(ds)
+    return ds
+
+
 def write_run(path: Path, name: str, seed: int, n_recorded: int, crossed: bool) -> Run:
     attrs = {"seed": seed, "k": K, "student": {"name": "s"}, "teacher": {"name": "t"}}
     writer = RunWriter(path, attrs=attrs, config={"eval_n": 4}, resume=False)
-    early, late = AGREEMENT.get(name, (0.3, 0.3))
     rng = np.random.default_rng([2, seed])
-    for step in range(N_STEPS if EXPERIMENTS[name].train else 1):
+    train = EXPERIMENTS[name].train
+    agreement = agreements(name, n_recorded)
+    for step in range(N_STEPS if train else 1):
         if step < n_recorded:
-            agreement = early if step < N_STEPS / 2 else late
-            lengths = LENGTHS if EXPERIMENTS[name].train else 4 * LENGTHS
-            size = {"n_rollouts": len(lengths), "length": lengths, "k": K}
-            ds = synthetic_step(step, agreement=agreement, seed=seed, **size)
-            ds["entropy"] *= np.float32(ENTROPY.get(name, 1))
-            if not EXPERIMENTS[name].train:
-                grade(ds)
+            ds = recorded_step(step, agreement[step], ENTROPY.get(name, 1.0), seed, train)
             writer.write_step(step, ds)
         metrics = {
             "loss": (3.0 if name == "success" else 1.0) + rng.random(),
@@ -162,22 +176,37 @@ def write_run(path: Path, name: str, seed: int, n_recorded: int, crossed: bool) 
 
 @pytest.fixture(scope="session")
 def make_evidence(tmp_path_factory) -> Callable[..., Evidence]:
-    """Make the evidence of some experiments, one run a seed, with so many recorded steps."""
+    """Make the evidence of some experiments, one run a seed, with so many recorded steps.
+
+    Runs that recorded the same states share their sums.
+    """
+    known: dict[tuple, RolloutSums] = {}
+
+    def added_up(run: Run, name: str, n_recorded: int) -> RolloutSums:
+        states = agreements(name, n_recorded), ENTROPY.get(name), EXPERIMENTS[name].train
+        key = (*states, run.attrs["seed"])
+        if key not in known:
+            known[key] = add_up(run)
+        return known[key]
 
     def make(
         recorded: dict[str, int], seeds: Sequence[int] = (0,), *, crossed: bool = True
     ) -> Evidence:
         folder = tmp_path_factory.mktemp("runs")
+        runs = {
+            name: [write_run(folder / f"{name}-{seed}", name, seed, n, crossed) for seed in seeds]
+            for name, n in recorded.items()
+        }
         return Evidence(
             preset="quick",
             models=PRESETS["quick"].models,
-            runs={
-                name: [
-                    write_run(folder / f"{name}-{seed}", name, seed, n, crossed) for seed in seeds
-                ]
-                for name, n in recorded.items()
-            },
+            runs=runs,
             scores={role: [problem_scores(a, 99)] * len(seeds) for role, a in ACCURACY.items()},
+            sums={
+                run.path: added_up(run, name, recorded[name])
+                for name, some in runs.items()
+                for run in some
+            },
         )
 
     return make

@@ -2,12 +2,14 @@
 
 import math
 from collections import defaultdict
+from functools import cache
 from statistics import mean
 
 import numpy as np
 from scipy import stats
 
 from analyses.experiments import EXPERIMENTS
+from opdprobe import open_run
 from opdprobe.probes.bootstrap import draw_units, unit_keys
 
 BENCHMARKS = ("easy", "medium", "hard")
@@ -87,13 +89,19 @@ def weighted(steps, values, when):
     return area / (last - first)
 
 
+@cache
+def scores_of(path, benchmark):
+    """Steps, and the scores of each problem at each step."""
+    score = open_run(path).evaluation(benchmark)["score"]
+    return score["step"].values.tolist(), score.values.tolist()
+
+
 def accuracy(run, when, benchmarks=BENCHMARKS):
     """Accuracy over all problems of some benchmarks: one problem counts as much as another."""
     steps, by_step = None, []
     for name in benchmarks:
-        score = run.evaluation(name)["score"]
-        steps = score["step"].values.tolist()
-        by_step.append(score.values.tolist())
+        steps, scores = scores_of(run.path, name)
+        by_step.append(scores)
     values = [mean(v for rows in by_step for v in rows[i]) for i in range(len(steps))]
     return weighted(steps, values, when)
 

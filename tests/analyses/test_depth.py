@@ -1,6 +1,7 @@
 """Figures 13 and 23: maps of known entropies, and where they are high, by loops."""
 
 import math
+from functools import cache
 from statistics import mean
 
 import numpy as np
@@ -70,10 +71,15 @@ def heat_of(results):
     return panel.heat
 
 
+@cache
+def loaded(path, step):
+    return open_run(path).load(step)
+
+
 def states(run):
     """Step, position and both models' entropies, state by state."""
     for step in run.steps:
-        ds = run.load(step)
+        ds = loaded(run.path, step)
         yield from zip(
             [step] * ds.sizes["state"],
             ds["position"].values.tolist(),
@@ -103,12 +109,14 @@ def test_the_map_is_the_mean_over_the_states_of_all_seeds(like, results, model):
 def finished(run, steps, model):
     """Share of the response that lies before a state, and the entropy, in finished responses."""
     for step in steps:
-        ds = run.load(step)
-        for i in range(ds.sizes["state"]):
-            rollout = int(ds["rollout"].values[i])
-            if ds["finished"].values[rollout]:
-                share = int(ds["position"].values[i]) / int(ds["length"].values[rollout])
-                yield share, float(ds["entropy"].values[i, MODELS[model]])
+        ds = loaded(run.path, step)
+        names = ("rollout", "position", "entropy", "finished", "length")
+        rollouts, positions, entropies, ended, lengths = (
+            ds[name].values.tolist() for name in names
+        )
+        for rollout, position, entropy in zip(rollouts, positions, entropies, strict=True):
+            if ended[rollout]:
+                yield position / lengths[rollout], entropy[MODELS[model]]
 
 
 def part(run, start, stop, steps, model):

@@ -18,6 +18,8 @@ from analyses.results import load, save
 from opdprobe.store import RunWriter, open_run
 from opdprobe.testing import synthetic_step
 
+pytestmark = pytest.mark.slow
+
 N_STEPS, N_ROLLOUTS = 12, 40
 DEPTHS = (0, 4, 2, 16, 8)  # in no order
 # Final accuracy by length, as the paper has it and otherwise.

@@ -81,5 +81,7 @@ def test_the_table_is_read_without_the_analyses():
         "import sys, analyses.registry as r; names = {f.analysis.split('.')[0] for f in "
         "r.FIGURES.values()}; print(*(n for n in names if f'analyses.{n}' in sys.modules))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
+    )
     assert done.stdout.strip() == ""

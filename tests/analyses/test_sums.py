@@ -52,25 +52,27 @@ def test_window_is_the_mean_over_all_known_states(evidence):
     steps = run.steps[2:6]
     states = run.states(steps)
     entropy = states["entropy"].values[:, 0].astype(float)
-    assert window(run, lambda ds: ds.opd.entropy("student"), steps).value == pytest.approx(
-        entropy.mean(), rel=1e-12
-    )
+
+    def whole(ds):
+        return ds.opd.entropy("student")
 
     def holey(ds):
-        return ds.opd.entropy("student").where(ds["position"] % 3 != 1)
+        return whole(ds).where(ds["position"] % 3 != 1)
 
+    found = window(run, {"whole": whole, "holey": holey}, steps)
+    assert found["whole"].value == pytest.approx(entropy.mean(), rel=1e-12)
     known = states["position"].values % 3 != 1
     assert 0 < known.mean() < 1
-    estimate = window(run, holey, steps)
-    assert estimate.value == pytest.approx(entropy[known].mean(), rel=1e-12)
-    assert np.isfinite(estimate.samples).all()
+    assert found["holey"].value == pytest.approx(entropy[known].mean(), rel=1e-12)
+    assert np.isfinite(found["holey"].samples).all()
 
 
 def test_window_draws_whole_prompts(evidence):
     """Where all states of a rollout are equal, more states a rollout tell nothing more."""
     run = evidence.runs["failure"][0]
     step = run.load(run.steps[0])
-    estimate = window(run, lambda ds: ds["rollout"].astype(float), run.steps[:1])
+    probes = {"rollout": lambda ds: ds["rollout"].astype(float)}
+    estimate = window(run, probes, run.steps[:1])["rollout"]
     names, prompt = np.unique(step["prompt_id"].values, return_inverse=True)
     n = np.bincount(prompt, step["length"].values)
     total = np.bincount(prompt, step["length"].values * np.arange(len(prompt)))

@@ -35,8 +35,9 @@ def folder(tmp_path):
 def run(folder, *arguments):
     # Only what is installed, and what Python puts first: the folder of the script, or this one.
     done = subprocess.run(
-        [sys.executable, *arguments], cwd=folder, capture_output=True, text=True, check=False
-    )
+        [sys.executable, *arguments],
+        cwd=folder, capture_output=True, text=True, check=False, timeout=240,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout
 

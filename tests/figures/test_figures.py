@@ -12,7 +12,6 @@ from pathlib import Path
 import matplotlib as mpl
 import numpy as np
 import pytest
-import seaborn
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -450,6 +449,8 @@ def test_drawing_leaves_the_users_settings_alone():
 
 
 def test_colours_are_of_palettes_for_the_colour_blind():
+    import seaborn
+
     known = {to_hex(c) for c in seaborn.color_palette("colorblind")}
     crest = [to_hex(c) for c in seaborn.color_palette("crest", 6)]
     assert [style.ROLES[name].color for name in LENGTHS] == crest

@@ -14,9 +14,8 @@ from opdprobe.cli.parser import main
 from opdprobe.models.load import weight_hash
 from opdprobe.testing import tiny_model, tiny_tokenizer
 
-trl = pytest.importorskip("trl")
+trl = pytest.importorskip("trl")  # imports its trainers when they are first named
 datasets = pytest.importorskip("datasets")
-gkd = pytest.importorskip("trl.experimental.gkd")
 
 # TRL 1.16 still calls a function that transformers 5.23 renamed.
 pytestmark = [
@@ -79,6 +78,8 @@ def distillation(student, teacher, folder, callbacks, tokenizer=None, peft_confi
 
 
 def generalised(student, teacher, folder, callbacks):
+    # Takes seconds, and every test process imports this file.
+    gkd = pytest.importorskip("trl.experimental.gkd")
     return gkd.GKDTrainer(
         student,
         teacher,
@@ -158,11 +159,17 @@ def history(trainer):
     ]
 
 
-@pytest.mark.parametrize("build", TRAINERS)
-def test_training_is_the_same_and_the_run_is_complete(build, tmp_path):
-    student, teacher = models()
-    alone = build(student, teacher, tmp_path, [])
-    alone.train()
+@pytest.fixture(scope="module", params=TRAINERS)
+def alone(request, tmp_path_factory):
+    """A trainer that has trained without a callback, and the function that builds its like."""
+    trainer = request.param(*models(), tmp_path_factory.mktemp("alone"), [])
+    trainer.train()
+    assert len(history(trainer)) == 4
+    return trainer, request.param
+
+
+def test_training_is_the_same_and_the_run_is_complete(alone, tmp_path):
+    alone, build = alone
     student, teacher = models()
     callback = Checked(
         teacher,
@@ -177,7 +184,6 @@ def test_training_is_the_same_and_the_run_is_complete(build, tmp_path):
     watched = build(student, teacher, tmp_path, [callback])
     watched.train()
 
-    assert len(history(alone)) == 4
     assert history(watched) == history(alone)
     assert weight_hash(watched.model) == weight_hash(alone.model)
 
@@ -293,10 +299,8 @@ class Careless(TrainerCallback):
         torch.rand(1)
 
 
-@pytest.mark.parametrize("build", TRAINERS)
-def test_a_careless_hook_would_be_seen(build, tmp_path):
-    alone = build(*models(), tmp_path, [])  # seeds the random state
-    alone.train()
+def test_a_careless_hook_would_be_seen(alone, tmp_path):
+    alone, build = alone
     careless = build(*models(), tmp_path, [Careless()])
     careless.train()
     assert history(careless)[0] == history(alone)[0]

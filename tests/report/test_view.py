@@ -499,7 +499,9 @@ def evaluated(expression):
     scripts = [(folder / name).read_text("utf-8") for name in ("view_data.js", "view_draw.js")]
     code = "".join(scripts) + f"console.log(JSON.stringify({expression}))"
     assert NODE is not None
-    done = subprocess.run([NODE, "-"], input=code, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [NODE, "-"], input=code, capture_output=True, text=True, check=True, timeout=120
+    )
     return json.loads(done.stdout)
 
 

@@ -72,6 +72,7 @@ def test_a_step_is_its_parts_one_after_the_other(one, parted):
     assert parted.metrics.identical(one.metrics)
 
 
+@pytest.mark.slow
 def test_many_steps_line_up(one, parted):
     assert parted.states().compute().identical(one.states().compute())
     assert parted.rollouts([3, 4]).compute().identical(one.rollouts([3, 4]).compute())
@@ -79,6 +80,7 @@ def test_many_steps_line_up(one, parted):
 
 
 @pytest.mark.parametrize("probe", ["overlap_ratio", lambda ds: ds.opd.entropy_gap()])
+@pytest.mark.slow
 def test_curves_are_the_same(curve_of_one, parted, monkeypatch, probe):
     monkeypatch.setattr(pieces, "PIECE", 8)  # so that a piece ends within a part
     for by in ("step", "position"):

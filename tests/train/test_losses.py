@@ -175,6 +175,7 @@ def trio():
 
 
 @pytest.mark.parametrize("settings", CONFIGS, ids=lambda s: "-".join(s.values()))
+@pytest.mark.slow
 def test_value_and_gradient_of_the_full_model(settings, trio, monkeypatch):
     monkeypatch.setattr(tiles, "_CHUNK_ELEMENTS", 64 * 3)  # three rows at a time
     cfg = config(**settings)
