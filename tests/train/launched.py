@@ -1,7 +1,7 @@
-"""Runs that `test_processes` trains in one process and, by torchrun, in two.
+"""Runs that `test_processes` trains in one process and in two, as torchrun would start them.
 
-Each of the two has full models, or shards of them if accelerate uses FSDP. All are launched at
-once: importing the libraries takes longest.
+Each of the two has full models, or shards of them if accelerate uses FSDP. All are forks of one
+process: importing the libraries takes longest.
 """
 
 import json
@@ -203,7 +203,7 @@ def main(folder):
 
 
 def forked(folder, environment):
-    """Run all in a fork of this process, which has no threads yet; return whether it succeeded."""
+    """Run all in a fork of this process, which has no threads yet; return the fork's id."""
     child = os.fork()
     if child == 0:
         os.environ |= environment
@@ -215,18 +215,32 @@ def forked(folder, environment):
             traceback.print_exc()
         finally:
             os._exit(status)
-    until = time.monotonic() + 130
-    while time.monotonic() < until:
-        done, status = os.waitpid(child, os.WNOHANG)
+    return child
+
+
+def launch(folder, environment):
+    """Run all in two processes, with the variables that torchrun sets; return what failed."""
+    environment |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+    ranks = {
+        forked(folder, environment | {"RANK": rank, "LOCAL_RANK": rank}): rank for rank in "01"
+    }
+    until, failed = time.monotonic() + 130, None
+    while ranks and failed is None:
+        done, status = os.waitpid(-1, os.WNOHANG)
         if done:
-            return status == 0
-        time.sleep(0.01)
-    os.kill(child, signal.SIGKILL)
-    return False
+            rank = ranks.pop(done)
+            failed = f"process {rank}" if status else None
+        elif time.monotonic() > until:
+            failed = "waiting"
+        else:
+            time.sleep(0.01)
+    for child in ranks:  # which would wait for the one that failed
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    return failed
 
 
 if __name__ == "__main__":
-    launches = json.loads(sys.argv[2])
-    for name, environment in launches.items():
-        if not forked(Path(sys.argv[1], name), environment):
-            sys.exit(f"process {process()} of the launch with {name} failed.")
+    for name, environment in json.loads(sys.argv[2]).items():
+        if failed := launch(Path(sys.argv[1], name), environment):
+            sys.exit(f"{failed} failed in the launch with {name}.")

@@ -30,7 +30,6 @@ from opdprobe.train.launch import check_launch
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.*:FutureWarning")  # PEFT's
 SCRIPT = Path(__file__).with_name("launched.py")
-CALLS = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
 # What `accelerate launch --use_fsdp --fsdp_version 2` sets, which on CPUs starts one process.
 FSDP = {
     "ACCELERATE_USE_FSDP": "true",
@@ -67,11 +66,9 @@ def launches(tmp_path_factory, launched):
     environments = {}
     for name, environment in LAUNCHES.items():
         launched["stop_after_step_1"](folder / name / "begun by one")
-        # Not torchrun's store, in which the second would find the addresses of the first.
-        own = {"TORCHELASTIC_USE_AGENT_STORE": "False", "MASTER_PORT": str(free_port())}
-        environments[name] = environment | own
+        environments[name] = environment | {"MASTER_PORT": str(free_port())}
     done = subprocess.run(
-        [sys.executable, *CALLS, str(SCRIPT), str(folder), json.dumps(environments)],
+        [sys.executable, str(SCRIPT), str(folder), json.dumps(environments)],
         capture_output=True,
         text=True,
         env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
