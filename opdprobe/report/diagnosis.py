@@ -23,11 +23,12 @@ from opdprobe.report.reported import reported_findings
 Direction = Literal["toward", "away", "flat", "unclear"]
 
 TUNED = (
-    "Rules and limits were chosen with the paper's numbers and the testbed's runs in view. On 22 "
-    "runs that they had not seen, 8 of 16 that learnt were called stagnating after a quarter of "
-    "their steps; the rule was changed by that, and has seen no new run since. No run uses a real "
-    "language model. The rules for late collapse, entropy collapse and length explosion were "
-    "tested on synthetic runs only; the first two occur in none of these runs."
+    "Rules and limits were chosen with the paper's numbers and the testbed's runs in view. On 233 "
+    "runs that they had not seen, of 130 that learnt 12 were called stagnating after a quarter of "
+    "their steps, 1 after half of them and none at their end (docs/verdicts.md). Since then "
+    "nothing is called stagnating before half of its steps. No run uses a real language model. The "
+    "rules for late collapse, entropy collapse and length explosion were tested on synthetic runs "
+    "only; the first two occur in none of these runs."
 )
 """How far the rules are validated; part of every diagnosis."""
 
@@ -39,8 +40,9 @@ _MOVED = {"overlap_ratio": 0.02, "overlap_token_advantage": 0.5, "entropy_gap": 
 # What the intervals must exclude to say that nothing moved: the success of `analyses.alignment`, or
 # as much of it as a steady pace would have made by now.
 _SUCCESS = {"overlap_ratio": 0.05, "overlap_token_advantage": 0.2, "entropy_gap": 0.5}
-# Before this share of the planned steps, what has not moved may still move.
-_EARLY = 0.25
+# Before this share of the planned steps, what has not moved may still move: of 130 runs that
+# learnt, 12 had not moved after a quarter and 1 after half.
+_EARLY = 0.5
 # Reverse KL of the last steps, as a share of that in the middle of the run, that counts as falling.
 _FALLING = 0.95
 # Above the end of the paper's success (0.91).
@@ -74,8 +76,8 @@ def diagnose(found: Course) -> list[Finding]:
         - ``stagnating``: none moved that far, and intervals exclude a success like the paper's
           (0.05 of overlap; 0.2 of the advantage and 0.5 of the gap left), or, before the planned
           end, what a steady pace would have made of it by now: the failure signature (§4.1,
-          App. B.2). ``too_early``: the same, but less than a quarter of the planned steps
-          is recorded, or reverse KL still falls, by 0.05 or more over the run's second half.
+          App. B.2). ``too_early``: the same, but less than half of the planned steps is
+          recorded, or reverse KL still falls, by 0.05 or more over the run's second half.
           ``aligned_from_the_start``: the same, from an overlap of at least 0.95;
         - ``drifting_apart``: some moved the other way and none that way; ``mixed``: both;
         - ``no_clear_sign``, ``too_short`` for a single step, or ``not_recorded`` for a run without
