@@ -22,6 +22,7 @@ from opdprobe.probes.ranks import (
     top1_acceptance,
 )
 from opdprobe.probes.recovery import GapRecovery, gap_recovery, gap_recovery_rate
+from opdprobe.probes.repetition import repeated_ngrams, repetition
 from opdprobe.probes.reward import reward_auroc, sequence_mean_reward
 from opdprobe.probes.sampler import (
     SamplerComparison,
@@ -89,6 +90,8 @@ __all__ = [
     "overlap_token_advantage",
     "quadrants",
     "rank_biased_overlap",
+    "repeated_ngrams",
+    "repetition",
     "reward_auroc",
     "reward_quantiles",
     "reward_signal",
