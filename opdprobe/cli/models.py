@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from opdprobe.cli.names import resolve_model
 from opdprobe.cli.runs import errors
-from opdprobe.errors import ConfigError
+from opdprobe.errors import ConfigError, PromptError
 from opdprobe.rollout.prompts import Prompt
+from opdprobe.rollout.teacher_context import TeacherContext
 
 if TYPE_CHECKING:
     from opdprobe.train.memory import Job
@@ -32,11 +33,41 @@ def loading(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def longest_prompt(prompts: Sequence[Prompt], max_prompt_length: int) -> int:
     """Return about how many tokens the longest prompt has: the characters are an upper bound."""
-    texts = (
-        prompt.text or "".join(str(message["content"]) for message in prompt.messages)
-        for prompt in prompts
-    )
-    return min(max_prompt_length, max(map(len, texts), default=0) + _TEMPLATE)
+    return min(max_prompt_length, max(map(_characters, prompts), default=0) + _TEMPLATE)
+
+
+def longest_teacher_prompt(
+    prompts: Sequence[Prompt], context: TeacherContext, longest: int
+) -> int | None:
+    """Return about how many tokens the longest prompt has that the teacher reads.
+
+    Parameters
+    ----------
+    prompts, context
+        The prompts, and how the teacher's differ.
+    longest
+        What `longest_prompt` returned.
+
+    Returns
+    -------
+    int or None
+        None if the teacher reads what the student reads. There is no limit to its prompts.
+    """
+    if context.is_shared and not any(prompt.has_own_teacher for prompt in prompts):
+        return None
+    found = longest
+    for prompt in prompts:
+        if context.prompt is None and prompt.teacher is None:
+            continue  # its wording is the student's
+        try:
+            found = max(found, _characters(context.of(prompt)) + _TEMPLATE)
+        except PromptError:
+            continue  # encoding the prompts says what is wrong, or leaves the row out
+    return found + len(context.system_prompt or "")
+
+
+def _characters(prompt: Prompt) -> int:
+    return len(prompt.text or "".join(str(message["content"]) for message in prompt.messages))
 
 
 def tell_memory(

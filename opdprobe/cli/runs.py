@@ -143,7 +143,7 @@ def train(arguments: argparse.Namespace) -> None:
     """Train, print the metrics."""
     import transformers
 
-    from opdprobe.cli.models import loading, longest_prompt, models
+    from opdprobe.cli.models import loading, longest_prompt, longest_teacher_prompt, models
     from opdprobe.cli.names import (
         reading,
         resolve_prompts,
@@ -170,12 +170,14 @@ def train(arguments: argparse.Namespace) -> None:
         benchmarks["test"], grader = resolve_prompts(
             arguments.benchmark, arguments.limit, **reading(arguments)
         )
+    longest = longest_prompt(prompts, config.max_prompt_length)
     job = Job(
         rollouts=min(config.batch_size, len(prompts)) * config.num_generations,
-        prompt_length=longest_prompt(prompts, config.max_prompt_length),
+        prompt_length=longest,
         max_completion_length=config.max_completion_length,
         micro_batch_tokens=config.micro_batch_tokens,
         trained=True,
+        teacher_prompt_length=longest_teacher_prompt(prompts, config.teacher_context, longest),
     )
     student, teacher, tokenizers = models(arguments, options, job)
     trainer = OPDTrainer(
@@ -214,7 +216,7 @@ def preflight(arguments: argparse.Namespace) -> None:
     """Measure a pair before training, print the verdict."""
     import transformers
 
-    from opdprobe.cli.models import loading, longest_prompt, models
+    from opdprobe.cli.models import loading, longest_prompt, longest_teacher_prompt, models
     from opdprobe.cli.names import (
         reading,
         resolve_prompts,
@@ -230,11 +232,16 @@ def preflight(arguments: argparse.Namespace) -> None:
     options = loading(arguments)
     prompts, grader = resolve_prompts(arguments.prompts, **reading(arguments))
     known = {"boxed": BOXED_TEMPLATE, "dapo": DAPO_TEMPLATE}
+    longest, context = (
+        longest_prompt(prompts, arguments.max_prompt_length),
+        teacher_context(arguments),
+    )
     job = planned(
         min(arguments.n_prompts, len(prompts)),
         arguments.num_generations,
-        longest_prompt(prompts, arguments.max_prompt_length),
+        longest,
         arguments.max_completion_length,
+        teacher_prompt_length=longest_teacher_prompt(prompts, context, longest),
     )
     student, teacher, tokenizers = models(arguments, options, job)
     shown = {"student": arguments.student, "teacher": arguments.teacher}
@@ -256,7 +263,7 @@ def preflight(arguments: argparse.Namespace) -> None:
             max_prompt_length=arguments.max_prompt_length,
             on_error=arguments.on_error,
             **template_settings(arguments),
-            teacher_context=teacher_context(arguments),
+            teacher_context=context,
             seed=arguments.seed,
             on_progress=lambda done, total: show("measurement", done, total),
             **tokenizers,
@@ -299,7 +306,12 @@ def probe(arguments: argparse.Namespace) -> None:
     """Probe saved checkpoints, or models on a server."""
     import transformers
 
-    from opdprobe.cli.models import loading, longest_prompt, tell_memory
+    from opdprobe.cli.models import (
+        loading,
+        longest_prompt,
+        longest_teacher_prompt,
+        tell_memory,
+    )
     from opdprobe.cli.names import (
         reading,
         resolve_model,
@@ -331,11 +343,14 @@ def probe(arguments: argparse.Namespace) -> None:
     served = any("://" in name for name in (*students, teacher))
     if served and prompts is None:
         raise ConfigError("--fixed-contexts scores with local models; a server samples itself.")
+    context = teacher_context(arguments)
     if not served and prompts is not None:
+        longest = longest_prompt(prompts, arguments.max_prompt_length)
         job = Job(
             rollouts=len(prompts) * arguments.num_generations,
-            prompt_length=longest_prompt(prompts, arguments.max_prompt_length),
+            prompt_length=longest,
             max_completion_length=arguments.max_completion_length,
+            teacher_prompt_length=longest_teacher_prompt(prompts, context, longest),
         )
         found = find_checkpoints([resolve_model(name) for name in students])
         tell_memory(next(iter(found.values())), resolve_model(teacher), job, options)
@@ -347,7 +362,7 @@ def probe(arguments: argparse.Namespace) -> None:
             "max_prompt_length": arguments.max_prompt_length,
             "on_error": arguments.on_error,
             **template_settings(arguments),
-            "teacher_context": teacher_context(arguments),
+            "teacher_context": context,
             "grader": grader,
             "tokenizer": load_tokenizer(resolve_model(tokenizer)) if tokenizer else None,
             "on_progress": lambda done, total: show("checkpoint", done, total),

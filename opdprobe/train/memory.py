@@ -40,6 +40,8 @@ class Job:
         Whether the student is trained, or both models only run.
     sampled
         Which of the models are sampled.
+    teacher_prompt_length
+        Tokens of the longest prompt that the teacher reads; None: the student's.
     """
 
     rollouts: int
@@ -48,6 +50,13 @@ class Job:
     micro_batch_tokens: int = 16384
     trained: bool = False
     sampled: tuple[str, ...] = ("student",)
+    teacher_prompt_length: int | None = None
+
+    def length(self, role: str) -> int:
+        """Tokens of the longest text that the ``student``, or the ``teacher``, runs over."""
+        own = self.teacher_prompt_length
+        prompt = own if role == "teacher" and own is not None else self.prompt_length
+        return prompt + self.max_completion_length
 
 
 @dataclass(frozen=True)
@@ -105,14 +114,19 @@ def need(
         Attention is taken to need no memory of its own, as with sdpa and flash attention.
     """
     wide, wide_teacher = dtype.itemsize, teacher_dtype.itemsize
-    length = job.prompt_length + job.max_completion_length
     of = {"student": (student, dtype), "teacher": (teacher, teacher_dtype)}
-    sampling = max(_sampling(*of[role], job, device) for role in job.sampled)
-    tokens = most_tokens(job.micro_batch_tokens, device)
-    tokens = max(length, min(tokens, job.rollouts * length))
+    lengths = {role: job.length(role) for role in of}
+    sampling = max(_sampling(*of[role], job, device, lengths[role]) for role in job.sampled)
+    # A micro-batch holds the same rollouts for both models: the longer texts decide how many.
+    longest = max(lengths.values())
+    most = most_tokens(job.micro_batch_tokens, device)
+    rows = max(1.0, min(most / longest, job.rollouts))
     one_layer = max(
-        tokens * (6 * size.hidden + 5 * size.heads + 4 * size.intermediate) * itemsize
-        for size, itemsize in ((student, wide), (teacher, wide_teacher))
+        rows
+        * lengths[role]
+        * (6 * size.hidden + 5 * size.heads + 4 * size.intermediate)
+        * its_dtype.itemsize
+        for role, (size, its_dtype) in of.items()
     )
     scoring = one_layer + _logits(student, device)
     optimizer = 0.0
@@ -120,16 +134,18 @@ def need(
         copy = 0 if wide >= 4 else 4
         optimizer = (8 + copy) * student.parameters
         kept = 6 * student.hidden + 5 * student.heads + 4 * student.intermediate
-        scoring += tokens * student.layers * kept * wide
+        scoring += rows * lengths["student"] * student.layers * kept * wide
         scoring += (4 + (wide if copy else 0)) * student.parameters  # gradients
     return Need(
         wide * student.parameters + wide_teacher * teacher.parameters, optimizer, sampling, scoring
     )
 
 
-def _sampling(size: ModelSize, dtype: torch.dtype, job: Job, device: torch.device) -> float:
+def _sampling(
+    size: ModelSize, dtype: torch.dtype, job: Job, device: torch.device, length: int
+) -> float:
     """Keys and values, and the logits of one token: those of the last pass, and exponentials."""
-    length, wide = job.prompt_length + job.max_completion_length, dtype.itemsize
+    wide = dtype.itemsize
     cache = _ROOM * length * 2 * size.layers * size.kv * wide
     found = job.rollouts * (cache + size.vocabulary * (wide + 8))
     if packs(job.rollouts, device, dtype):

@@ -46,6 +46,26 @@ def test_sums_by_hand():
     assert need(SIZE, SIZE, Job(100, 3, 5, 64, trained=True), **low).optimizer == 12 * 1000
 
 
+def test_a_teachers_longer_prompts_count():
+    """By hand: the same 4 rollouts for both, of 8 tokens for the student, 16 for the teacher."""
+    settings = {"device": GPU, "dtype": torch.float32, "teacher_dtype": torch.bfloat16}
+
+    def found(**job):
+        return need(SIZE, SIZE, Job(100, 3, 5, 64, **job), **settings)
+
+    shared, own = found(trained=True), found(trained=True, teacher_prompt_length=11)
+    layer = 6 * 10 + 5 * 10 + 4 * 20
+    # The teacher's 64 tokens of 2 bytes each are as much as the student's 32 of 4.
+    assert own.scoring - shared.scoring == (32 - 64) * layer * 4 + (32 - 64) * 2 * layer * 4
+    assert own.sampling == shared.sampling  # the student's
+    sampled = found(sampled=("teacher",), teacher_prompt_length=11).sampling
+    assert sampled == 100 * (1.25 * 16 * 2 * 2 * 4 * 2 + 100 * 10)
+    # A single rollout is scored, however long.
+    alone = need(SIZE, SIZE, Job(100, 3, 5, 64, teacher_prompt_length=251), **settings)
+    assert alone.scoring - found().scoring == (256 * 2 - 64 * 4) * layer
+    assert found(teacher_prompt_length=3) == found()
+
+
 def test_a_cpu_packs_weights_for_few_rows_and_caps_the_micro_batch():
     settings = {"device": CPU, "dtype": torch.float32, "teacher_dtype": torch.float32}
     few, many = (need(SIZE, SIZE, Job(n, 3, 5), **settings).sampling for n in (8, 80))
