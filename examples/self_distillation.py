@@ -29,7 +29,7 @@ from opdprobe.train.sft import sft
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--seeds", type=int, default=3, help="runs of each teacher")
 parser.add_argument("--steps", type=int, default=60, help="steps of a run")
-parser.add_argument("--reader-steps", type=int, default=150, help="steps that make the reader")
+parser.add_argument("--reader-steps", type=int, default=200, help="steps that make the reader")
 parser.add_argument("--first-seed", type=int, default=0)
 arguments = parser.parse_args()
 
@@ -45,7 +45,7 @@ def reader():
 
     def batch_at(step):
         rng, examples = random.Random(f"reader/{step}"), []
-        for problem, answer in world.demonstrate(rng, 128, held_out=held_out()):
+        for problem, answer in world.demonstrate(rng, 64, held_out=held_out()):
             asked = problem.question
             if rng.random() < 0.5:  # in other words, but by the same strategy
                 asked += " " + steps(problem, world.strategy_of(" ".join(answer)), rng)
@@ -57,7 +57,7 @@ def reader():
         learning_rate=2e-3,
         muon_learning_rate=1e-2,
         optimizer="muon",
-        batch_size=128,
+        batch_size=64,
         max_steps=arguments.reader_steps,
         micro_batch_tokens=2048,
         save_steps=25,

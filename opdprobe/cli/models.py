@@ -2,11 +2,11 @@
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from opdprobe.cli.names import resolve_model
+from opdprobe.cli.names import resolve_model, resolve_teachers
 from opdprobe.cli.runs import errors
 from opdprobe.errors import ConfigError, PromptError
 from opdprobe.rollout.prompts import Prompt
@@ -71,7 +71,12 @@ def _characters(prompt: Prompt) -> int:
 
 
 def tell_memory(
-    student: str | Path, teacher: str | Path, job: "Job", options: dict[str, Any]
+    student: str | Path,
+    teacher: "str | Path | Mapping[str, str | Path]",
+    job: "Job",
+    options: dict[str, Any],
+    *,
+    one_teacher_at_a_time: bool = False,
 ) -> None:
     """Print on stderr what a job will take, before its models are read."""
     from opdprobe.models.devices import resolve_device
@@ -81,24 +86,28 @@ def tell_memory(
         return  # each process has its share of the work, and with FSDP of the weights
     line, short = told(
         student,
-        teacher,
+        [*teacher.values()] if isinstance(teacher, Mapping) else [teacher],
         job,
         device=resolve_device(options["device"]),
         dtype=options["dtype"],
         teacher_dtype=options["teacher_dtype"],
+        together=not one_teacher_at_a_time,
     )
     if line:
         errors.print(line, style="yellow" if short else None, markup=False, soft_wrap=True)
 
 
-def names(arguments: argparse.Namespace) -> tuple[str | Path, str | Path]:
-    """Return the names or paths of student and teacher."""
-    return resolve_model(arguments.student), resolve_model(arguments.teacher)
+def names(arguments: argparse.Namespace) -> tuple[str | Path, Any]:
+    """Return the names or paths of student and teacher; a mapping of several teachers."""
+    given = arguments.teacher
+    if isinstance(given, str):  # a command that knows one teacher
+        return resolve_model(arguments.student), resolve_model(given)
+    return resolve_model(arguments.student), resolve_teachers(given, arguments.teacher_by)
 
 
 def models(
     arguments: argparse.Namespace, options: dict[str, Any], job: "Job"
-) -> tuple[Any, str | Path, dict[str, Any]]:
+) -> tuple[Any, Any, dict[str, Any]]:
     """Print what a job will take; return student, teacher, and the student's tokenizer if read.
 
     The student is loaded only if layers are to be dropped from it; then the tokenizers are compared
@@ -106,17 +115,19 @@ def models(
     """
     layers = _layers(arguments.drop_layers) if arguments.drop_layers else None
     student, teacher = names(arguments)
-    tell_memory(student, teacher, job, options)
+    one = getattr(arguments, "one_teacher_at_a_time", False)
+    tell_memory(student, teacher, job, options, one_teacher_at_a_time=one)
     if layers is None:
         return student, teacher, {}
     from opdprobe.models.load import drop_layers, load_model, load_tokenizer
     from opdprobe.models.vocabulary import shared_vocabulary
 
-    tokenizers = [load_tokenizer(name) for name in (student, teacher)]
-    shared_vocabulary(*tokenizers)
+    tokenizer = load_tokenizer(student)
+    for name in teacher.values() if isinstance(teacher, Mapping) else [teacher]:
+        shared_vocabulary(tokenizer, load_tokenizer(name))
     own = {name: options[name] for name in ("device", "dtype", "attn_implementation")}
     whole = load_model(student, **own)
-    return drop_layers(whole, layers), teacher, {"tokenizer": tokenizers[0]}
+    return drop_layers(whole, layers), teacher, {"tokenizer": tokenizer}
 
 
 def _layers(text: str) -> range:

@@ -239,7 +239,8 @@ def _train(commands: Any) -> None:
         "train",
         run_commands.train,
         "distil a student on its own rollouts, and record the run",
-        *options.models(),
+        *options.models(roles=["student"]),
+        *options.several_teachers(),
         options.prompts(),
         *options.reading(),
         *options.computing(),
@@ -273,6 +274,7 @@ def _probe(commands: Any) -> None:
         "probe",
         run_commands.probe,
         "sample from saved checkpoints, score the responses, and record a run",
+        *options.several_teachers(f"{options.MODEL}, or http://HOST:8000/v1#NAME"),
         *options.reading(),
         *options.computing(),
         options.run_dir(),
@@ -290,12 +292,6 @@ def _probe(commands: Any) -> None:
         metavar="CKPT",
         help="a checkpoint (checkpoint-500, …) or a directory of checkpoints; zoo:NAME; or a "
         "served model, http://HOST:8000/v1#NAME",
-    )
-    sub.add_argument(
-        "--teacher",
-        required=True,
-        metavar="MODEL",
-        help=f"the teacher: {options.MODEL}, or http://HOST:8000/v1#NAME",
     )
     sub.add_argument("--prompts", metavar="FILE", help=options.PROMPTS)
     sub.add_argument(

@@ -164,6 +164,9 @@ def train(arguments: argparse.Namespace) -> None:
     if arguments.max_prompt_length is not None:
         config = replace(config, max_prompt_length=arguments.max_prompt_length)
     config = replace(config, **template_settings(arguments), **teacher_settings(arguments))
+    if arguments.teacher_by is not None:
+        config = replace(config, teacher_by=arguments.teacher_by)
+    arguments.teacher_by = config.teacher_by
     prompts, grader = resolve_prompts(arguments.prompts, arguments.limit, **reading(arguments))
     benchmarks = {}
     if arguments.benchmark:
@@ -190,6 +193,7 @@ def train(arguments: argparse.Namespace) -> None:
         eval_prompts=benchmarks,
         report_to=arguments.report_to,
         on_error=arguments.on_error,
+        one_teacher_at_a_time=arguments.one_teacher_at_a_time,
         **tokenizers,
         **options,
     )
@@ -316,6 +320,7 @@ def probe(arguments: argparse.Namespace) -> None:
         reading,
         resolve_model,
         resolve_prompts,
+        resolve_teachers,
         teacher_context,
         template_settings,
     )
@@ -332,7 +337,10 @@ def probe(arguments: argparse.Namespace) -> None:
     if arguments.prompts is not None:
         prompts, grader = resolve_prompts(arguments.prompts, arguments.limit, **reading(arguments))
     options = loading(arguments)
-    students, teacher = arguments.checkpoint, arguments.teacher
+    students = arguments.checkpoint
+    served_teachers = [name for name in arguments.teacher if "://" in name]
+    if arguments.teacher_by is not None and (served_teachers or any("://" in s for s in students)):
+        raise ConfigError("several teachers with a served model; expected local models.")
     if len(students) > 1 and any("://" in name for name in students):
         raise ConfigError("a served student is probed alone: give one address as CKPT.")
 
@@ -340,7 +348,10 @@ def probe(arguments: argparse.Namespace) -> None:
         return ServedModel(name) if "://" in name else resolve_model(name)
 
     tokenizer = arguments.tokenizer
-    served = any("://" in name for name in (*students, teacher))
+    teacher: Any = resolve_teachers(arguments.teacher, arguments.teacher_by)
+    served = bool(served_teachers) or any("://" in name for name in students)
+    if served_teachers:
+        teacher = ServedModel(str(teacher))
     if served and prompts is None:
         raise ConfigError("--fixed-contexts scores with local models; a server samples itself.")
     context = teacher_context(arguments)
@@ -353,7 +364,8 @@ def probe(arguments: argparse.Namespace) -> None:
             teacher_prompt_length=longest_teacher_prompt(prompts, context, longest),
         )
         found = find_checkpoints([resolve_model(name) for name in students])
-        tell_memory(next(iter(found.values())), resolve_model(teacher), job, options)
+        one = arguments.one_teacher_at_a_time
+        tell_memory(next(iter(found.values())), teacher, job, options, one_teacher_at_a_time=one)
     with progress() as show:
         settings: dict[str, Any] = {
             "k": arguments.k,
@@ -372,9 +384,13 @@ def probe(arguments: argparse.Namespace) -> None:
         if served:
             look = probe_served
         else:
-            settings["fixed_contexts"] = arguments.fixed_contexts
+            settings |= {
+                "fixed_contexts": arguments.fixed_contexts,
+                "teacher_by": arguments.teacher_by,
+                "one_teacher_at_a_time": arguments.one_teacher_at_a_time,
+            }
         own = named(students[0]) if len(students) == 1 else [resolve_model(s) for s in students]
-        run = look(own, named(teacher), prompts, arguments.run_dir, **settings)
+        run = look(own, teacher, prompts, arguments.run_dir, **settings)
     if arguments.json:
         print(json.dumps({"run_dir": str(run.path), "steps": run.steps, **_last(run)}))
     else:

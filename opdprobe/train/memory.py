@@ -4,8 +4,8 @@ The estimate counts what grows with the models and the sizes of a job; the libra
 in memory already. docs/scaling.md compares it with measured peaks.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -162,23 +162,26 @@ def _logits(size: ModelSize, device: torch.device) -> float:
 
 def told(
     student: str | Path,
-    teacher: str | Path,
+    teachers: Sequence[str | Path],
     job: Job,
     *,
     device: torch.device,
     dtype: str | None = None,
     teacher_dtype: str | None = None,
+    together: bool = True,
 ) -> tuple[str, bool]:
     """Say in one line what a job will take, and what there is.
 
     Parameters
     ----------
-    student, teacher
+    student, teachers
         Names or paths of the models.
     job, device
         As for `need`.
     dtype, teacher_dtype
         As for `opdprobe.rollout.pair.Pair.load`.
+    together
+        Whether all teachers are in memory, or one at a time.
 
     Returns
     -------
@@ -189,21 +192,30 @@ def told(
     """
     by_default = dtype is None and teacher_dtype is None and device.type != "cpu"
     try:
-        sizes = [ModelSize.of(name) for name in (student, teacher)]
+        sizes = [ModelSize.of(name) for name in (student, *teachers)]
     except ModelError:
         return "", False  # loading says why
     except UnknownSizeError as error:
         return f"memory: no estimate, since {error}.", False
+    # The largest is the one that is run; the others are held, or come later.
+    own, *others = sorted(sizes[1:], key=lambda size: -size.parameters)
+    sizes = [sizes[0], own]
     precise = resolve_dtype(dtype), teacher_default(device, dtype, teacher_dtype)
     dtypes = [
         chosen if isinstance(chosen, torch.dtype) else size.saved or torch.float32
         for chosen, size in zip(precise, sizes, strict=True)
     ]
     found = need(sizes[0], sizes[1], job, device=device, dtype=dtypes[0], teacher_dtype=dtypes[1])
+    if together:
+        held = dtypes[1].itemsize * sum(size.parameters for size in others)
+        found = replace(found, weights=found.weights + held)
     names = [str(one).removeprefix("torch.") for one in dtypes]
+    whose = "teacher" if len(teachers) == 1 else f"{len(teachers)} teachers"
+    if not together:
+        whose += ", one at a time,"
     default = ", the default there" if by_default else ""
     pieces = [
-        f"weights {_gb(found.weights)} (student {names[0]}, teacher {names[1]}{default})",
+        f"weights {_gb(found.weights)} (student {names[0]}, {whose} {names[1]}{default})",
         f"AdamW {_gb(found.optimizer)}" if job.trained else "",
         f"sampling {job.rollouts} responses {_gb(found.sampling)}",
         f"{'scoring and gradients' if job.trained else 'scoring'} {_gb(found.scoring)}",

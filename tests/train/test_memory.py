@@ -78,23 +78,39 @@ def test_the_line_compares_with_what_there_is(tmp_path, monkeypatch):
     tiny_model().save_pretrained(tmp_path)
     job = Job(rollouts=2, prompt_length=3, max_completion_length=5, trained=True)
     monkeypatch.setattr(memory, "free_bytes", lambda device: 10**6)
-    line, short = told(tmp_path, tmp_path, job, device=CPU)
+    line, short = told(tmp_path, [tmp_path], job, device=CPU)
     assert short
     assert line.startswith("memory: about 60 MB of 1 MB free on cpu: weights 0 MB (student float32")
     assert line.endswith("; that is more than there is: lower micro_batch_tokens.")
     monkeypatch.setattr(memory, "free_bytes", lambda device: None)
-    line, short = told(tmp_path, tmp_path, job, device=GPU)
+    line, short = told(tmp_path, [tmp_path], job, device=GPU)
     assert "teacher bfloat16, the default there), AdamW" in line
     assert not short
-    line, _ = told(tmp_path, tmp_path, job, device=GPU, dtype="float32")
+    line, _ = told(tmp_path, [tmp_path], job, device=GPU, dtype="float32")
     assert "teacher float32), AdamW" in line
+
+
+def test_several_teachers_are_held_together_or_one_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(memory, "free_bytes", lambda device: None)
+    sizes = {}
+    for name, size in (("small", 1_000_000), ("large", 50_000_000)):
+        tiny_model().save_pretrained(tmp_path / name)
+        sizes[tmp_path / name] = ModelSize(size, 2, 10, 20, 10, 4, 100)
+    monkeypatch.setattr(memory.ModelSize, "of", sizes.__getitem__)
+    small, large = sizes
+    job = Job(rollouts=2, prompt_length=3, max_completion_length=5)
+    line, _ = told(small, [small, large], job, device=CPU)
+    assert "weights 0.2 GB (student float32, 2 teachers float32)" in line  # 4 (1 + 1 + 50) MB
+    line, _ = told(small, [small, large], job, device=CPU, together=False)
+    assert "2 teachers, one at a time, float32" in line
+    assert told(small, [large], job, device=CPU)[0].split(",")[0] == line.split(",")[0]
 
 
 def test_no_estimate(tmp_path):
     job = Job(rollouts=2, prompt_length=3, max_completion_length=5)
-    assert told(tmp_path / "absent", tmp_path, job, device=CPU) == ("", False)
+    assert told(tmp_path / "absent", [tmp_path], job, device=CPU) == ("", False)
     (tmp_path / "model.gguf").write_bytes(b"GGUF\x03\0\0\0\xff\xff")
-    line, short = told(tmp_path / "model.gguf", tmp_path, job, device=CPU)
+    line, short = told(tmp_path / "model.gguf", [tmp_path], job, device=CPU)
     assert line == (
         f"memory: no estimate, since the header of {tmp_path / 'model.gguf'} does not tell (error)."
     )
