@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from opdprobe.store.schema import MODELS
-
 MODEL = "directory, hub id, GGUF file, ADAPTER@BASE or zoo:NAME"
+ROLES = ("student", "teacher")
 DTYPES = ["auto", "float32", "bfloat16", "float16"]
 PROMPTS = (
     "the prompts: .parquet, .jsonl, .json or .csv file, a directory of them, a data set of the Hub "
@@ -23,7 +22,7 @@ def shared(*flags: str, group: str | None = None, **settings: Any) -> argparse.A
 
 
 def models(
-    *, required: bool = True, group: str | None = None, roles: Sequence[str] = MODELS
+    *, required: bool = True, group: str | None = None, roles: Sequence[str] = ROLES
 ) -> list[argparse.ArgumentParser]:
     """Declare the student and the teacher."""
     return [
