@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from opdprobe.errors import ConfigError, VocabularyError, shown
 from opdprobe.models.devices import release
@@ -161,7 +162,7 @@ class TeacherPairs(Pair):
         return taught(prompts, self.by, self.names, on_error)
 
     @property
-    def reusable(self) -> dict[str, Teacher] | None:
+    def reusable(self) -> dict[str, PreTrainedModel] | None:
         """The teachers, already loaded, for another student; None if only one is in memory."""
         return {name: one.teacher for name, one in self._pairs.items()} if self._keep else None
 
