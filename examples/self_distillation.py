@@ -27,8 +27,8 @@ from opdprobe.train.config import SFTConfig
 from opdprobe.train.sft import sft
 
 parser = argparse.ArgumentParser(description=__doc__)
-parser.add_argument("--seeds", type=int, default=3, help="runs of each teacher")
-parser.add_argument("--steps", type=int, default=60, help="steps of a run")
+parser.add_argument("--seeds", type=int, default=5, help="runs of each teacher")
+parser.add_argument("--steps", type=int, default=150, help="steps of a run")
 parser.add_argument("--reader-steps", type=int, default=200, help="steps that make the reader")
 parser.add_argument("--first-seed", type=int, default=0)
 arguments = parser.parse_args()
@@ -88,20 +88,20 @@ def solved(prompts, *, shift=0):
 if not (READER / "config.json").exists():
     reader()
 prompts, grader = resolve_prompts("zoo:train", 1024)
-test, _ = resolve_prompts("zoo:medium", 64)
+test, _ = resolve_prompts("zoo:medium", 128)
 accuracy = {arm: [] for arm in ARMS}  # by run: (evaluated steps, problems)
 for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
     for arm, context in ARMS.items():
         config = OPDConfig(
             max_steps=arguments.steps,
-            batch_size=8,
+            batch_size=16,
             max_completion_length=64,
             learning_rate=3e-4,
             warmup_steps=min(5, arguments.steps),
             teacher_prompt=context,
-            eval_every=30,
+            eval_every=50,
             eval_n=4,
-            record_every=30,
+            record_every=50,
             seed=seed,
         )
         run = OPDTrainer(
