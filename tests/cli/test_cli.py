@@ -227,11 +227,24 @@ def test_bad_prompts_can_be_left_out(tmp_path, capsys):
             ["--student", "zoo:huge"],
             "no zoo model 'huge'; expected one of sft-small, rl-small",
         ),
-        (["--teacher", "./absent"], "./absent: no such file or directory"),
     ],
 )
 def test_train_says_why_it_cannot(tmp_path, capsys, arguments, reason):
     found, _ = failed(capsys, train(tmp_path / "run", *SET, *arguments))
+    assert reason in found
+
+
+@pytest.mark.parametrize(
+    ("teachers", "reason"),
+    [
+        (["--teacher", "./absent"], "./absent: no such file or directory"),
+        # Not the last one in silence.
+        (["--teacher", "zoo:rl-small", "--teacher", "./absent"], "2 teachers; expected one, or"),
+    ],
+)
+def test_train_says_what_is_wrong_with_its_teacher(tmp_path, capsys, teachers, reason):
+    models = ["--student", "zoo:sft-small", *teachers]
+    found, _ = failed(capsys, train(tmp_path / "run", *SET, models=models))
     assert reason in found
     assert not (tmp_path / "run").exists()
 
