@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from opdprobe import open_run, validate
+from opdprobe import load_tokenizer, open_run, validate
 
 pytestmark = pytest.mark.slow
 
@@ -110,6 +110,34 @@ def test_compare_runs(run_script):
     difference = numbers(differences["overlap_ratio"])[0]
     assert difference == pytest.approx(float(first.mean() - second.mean()), abs=0.01)
     assert Path("compare.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_self_distillation(run_script, monkeypatch):
+    """A few steps: whether the solutions teach is a matter of the full script."""
+    small = ["--seeds", "1", "--steps", "2", "--reader-steps", "2"]
+    monkeypatch.setattr("sys.argv", ["self_distillation.py", *small])
+    names, output = run_script("self_distillation.py")
+    assert Path("self-distillation.png").read_bytes().startswith(b"\x89PNG")
+    right, other, none = (
+        open_run(f"runs/self-distillation/{arm}-0")
+        for arm in ("right-solution", "solution-of-another-problem", "no-solution")
+    )
+    # The same first rollouts, of one model; only what the teacher read differs.
+    for run in (other, none):
+        for ids, same in zip(right.response_ids(0), run.response_ids(0), strict=True):
+            assert ids.tolist() == same.tolist()
+    read, asked = right.teacher_prompt_ids(0), right.prompt_ids(0)
+    tokenizer = load_tokenizer("out/reader")
+    for mine, student, wrong in zip(read, asked, other.teacher_prompt_ids(0), strict=True):
+        question, text = tokenizer.decode(student), tokenizer.decode(mine)
+        total = sum(int(word) for word in question.split() if word.isdigit())
+        assert text.endswith(f"answer {total} <assistant>")
+        assert text.startswith(question.removesuffix(" <assistant>"))
+        assert tokenizer.decode(wrong).startswith(question.removesuffix(" <assistant>"))
+    assert "teacher_prompt_ids" not in none.load(0)
+    assert none.metrics.reverse_kl.sel(step=0) == 0  # the teacher is the student
+    assert len(names["accuracy"]["no solution"]) == 1
+    assert output.splitlines()[-1].startswith("right solution minus another's: ")
 
 
 def test_the_notebook(tmp_path, monkeypatch):

@@ -25,6 +25,46 @@ def resolve_model(name: str) -> str | Path:
     return zoo_path(name.removeprefix("zoo:")) if name.startswith("zoo:") else name
 
 
+def resolve_teachers(given: Sequence[str], by: str | None) -> str | Path | dict[str, str | Path]:
+    """Return the teacher, or several by name.
+
+    Parameters
+    ----------
+    given
+        A name of a model; with `by`, ``NAME=MODEL`` twice or more.
+    by
+        Column of the prompts that names the teacher; None: there is one teacher.
+
+    Raises
+    ------
+    ConfigError
+        There are several, and no `by`; or, with `by`, a teacher has no name, or one that another
+        has.
+
+    Examples
+    --------
+    >>> resolve_teachers(["math=my/math", "code=my/code"], "domain")
+    {'math': 'my/math', 'code': 'my/code'}
+    """
+    if by is None:
+        if len(given) > 1:
+            raise ConfigError(
+                f"{len(given)} teachers; expected one, or --teacher NAME=MODEL for each with "
+                "--teacher-by COLUMN, the column of the prompts that names the teacher."
+            )
+        return resolve_model(given[0])
+    found: dict[str, str | Path] = {}
+    for text in given:
+        name, equals, model = text.partition("=")
+        if not (name and equals and model) or name in found:
+            raise ConfigError(
+                f"--teacher {text!r} with --teacher-by {by}; expected NAME=MODEL, with a value of "
+                "this column as NAME, and each of them once."
+            )
+        found[name] = resolve_model(model)
+    return found
+
+
 def reading(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return a command's options for `resolve_prompts`."""
     return {

@@ -1,10 +1,12 @@
 """Options that several commands share, and what their values must be."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 MODEL = "directory, hub id, GGUF file, ADAPTER@BASE or zoo:NAME"
+ROLES = ("student", "teacher")
 DTYPES = ["auto", "float32", "bfloat16", "float16"]
 PROMPTS = (
     "the prompts: .parquet, .jsonl, .json or .csv file, a directory of them, a data set of the Hub "
@@ -19,7 +21,9 @@ def shared(*flags: str, group: str | None = None, **settings: Any) -> argparse.A
     return parent
 
 
-def models(*, required: bool = True, group: str | None = None) -> list[argparse.ArgumentParser]:
+def models(
+    *, required: bool = True, group: str | None = None, roles: Sequence[str] = ROLES
+) -> list[argparse.ArgumentParser]:
     """Declare the student and the teacher."""
     return [
         shared(
@@ -29,12 +33,36 @@ def models(*, required: bool = True, group: str | None = None) -> list[argparse.
             help=f"the {role}: {MODEL}",
             group=group,
         )
-        for role in ("student", "teacher")
+        for role in roles
     ]
 
 
-def teachers() -> argparse.ArgumentParser:
-    """Declare one teacher or several."""
+def several_teachers(model: str = MODEL) -> list[argparse.ArgumentParser]:
+    """Declare a teacher, or several by name."""
+    return [
+        shared(
+            "--teacher",
+            required=True,
+            action="append",
+            metavar="[NAME=]MODEL",
+            help=f"the teacher: {model}; may be repeated with --teacher-by, then with a name",
+        ),
+        shared(
+            "--teacher-by",
+            metavar="COLUMN",
+            help="column of the prompts that names the teacher of each, such as data_source",
+        ),
+        shared(
+            "--one-teacher-at-a-time",
+            action="store_true",
+            help="of several teachers, keep one in memory, and read the next one's files when its "
+            "turn comes",
+        ),
+    ]
+
+
+def teachers_to_rank() -> argparse.ArgumentParser:
+    """Declare one teacher, or several of which to choose."""
     return shared(
         "--teacher",
         required=True,

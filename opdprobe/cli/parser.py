@@ -240,7 +240,8 @@ def _train(commands: Any) -> None:
         "train",
         run_commands.train,
         "distil a student on its own rollouts, and record the run",
-        *options.models(),
+        *options.models(roles=["student"]),
+        *options.several_teachers(),
         options.prompts(),
         *options.reading(),
         *options.computing(),
@@ -274,6 +275,7 @@ def _probe(commands: Any) -> None:
         "probe",
         run_commands.probe,
         "sample from saved checkpoints, score the responses, and record a run",
+        *options.several_teachers(f"{options.MODEL}, or http://HOST:8000/v1#NAME"),
         *options.reading(),
         *options.computing(),
         options.run_dir(),
@@ -291,12 +293,6 @@ def _probe(commands: Any) -> None:
         metavar="CKPT",
         help="a checkpoint (checkpoint-500, …) or a directory of checkpoints; zoo:NAME; or a "
         "served model, http://HOST:8000/v1#NAME",
-    )
-    sub.add_argument(
-        "--teacher",
-        required=True,
-        metavar="MODEL",
-        help=f"the teacher: {options.MODEL}, or http://HOST:8000/v1#NAME",
     )
     sub.add_argument("--prompts", metavar="FILE", help=options.PROMPTS)
     sub.add_argument(
@@ -402,8 +398,8 @@ def _preflight(commands: Any) -> None:
         "preflight",
         preflight_command.preflight,
         "estimate, before training, whether a teacher will teach a student",
-        options.models()[0],
-        options.teachers(),
+        *options.models(roles=["student"]),
+        options.teachers_to_rank(),
         options.prompts(),
         *options.reading(),
         *options.computing(),

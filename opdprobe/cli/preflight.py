@@ -16,7 +16,13 @@ def preflight(arguments: argparse.Namespace) -> None:
     """Measure a pair before training and print the verdict, or rank several teachers."""
     import transformers
 
-    from opdprobe.cli.models import loading, longest_prompt, models, tell_memory
+    from opdprobe.cli.models import (
+        loading,
+        longest_prompt,
+        longest_teacher_prompt,
+        models,
+        tell_memory,
+    )
     from opdprobe.cli.names import (
         reading,
         resolve_model,
@@ -33,11 +39,14 @@ def preflight(arguments: argparse.Namespace) -> None:
     options = loading(arguments)
     prompts, grader = resolve_prompts(arguments.prompts, **reading(arguments))
     known = {"boxed": BOXED_TEMPLATE, "dapo": DAPO_TEMPLATE}
+    context = teacher_context(arguments)
+    longest = longest_prompt(prompts, arguments.max_prompt_length)
     job = planned(
         min(arguments.n_prompts, len(prompts)),
         arguments.num_generations,
-        longest_prompt(prompts, arguments.max_prompt_length),
+        longest,
         arguments.max_completion_length,
+        teacher_prompt_length=longest_teacher_prompt(prompts, context, longest),
     )
     names = arguments.teacher
     if len(set(names)) < len(names):
@@ -61,7 +70,7 @@ def preflight(arguments: argparse.Namespace) -> None:
         max_prompt_length=arguments.max_prompt_length,
         on_error=arguments.on_error,
         **template_settings(arguments),
-        teacher_context=teacher_context(arguments),
+        teacher_context=context,
         seed=arguments.seed,
         **tokenizers,
         **options,

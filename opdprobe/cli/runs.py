@@ -143,7 +143,7 @@ def train(arguments: argparse.Namespace) -> None:
     """Train, print the metrics."""
     import transformers
 
-    from opdprobe.cli.models import loading, longest_prompt, models
+    from opdprobe.cli.models import loading, longest_prompt, longest_teacher_prompt, models
     from opdprobe.cli.names import (
         reading,
         resolve_prompts,
@@ -164,18 +164,23 @@ def train(arguments: argparse.Namespace) -> None:
     if arguments.max_prompt_length is not None:
         config = replace(config, max_prompt_length=arguments.max_prompt_length)
     config = replace(config, **template_settings(arguments), **teacher_settings(arguments))
+    if arguments.teacher_by is not None:
+        config = replace(config, teacher_by=arguments.teacher_by)
+    arguments.teacher_by = config.teacher_by
     prompts, grader = resolve_prompts(arguments.prompts, arguments.limit, **reading(arguments))
     benchmarks = {}
     if arguments.benchmark:
         benchmarks["test"], grader = resolve_prompts(
             arguments.benchmark, arguments.limit, **reading(arguments)
         )
+    longest = longest_prompt(prompts, config.max_prompt_length)
     job = Job(
         rollouts=min(config.batch_size, len(prompts)) * config.num_generations,
-        prompt_length=longest_prompt(prompts, config.max_prompt_length),
+        prompt_length=longest,
         max_completion_length=config.max_completion_length,
         micro_batch_tokens=config.micro_batch_tokens,
         trained=True,
+        teacher_prompt_length=longest_teacher_prompt(prompts, config.teacher_context, longest),
     )
     student, teacher, tokenizers = models(arguments, options, job)
     trainer = OPDTrainer(
@@ -188,6 +193,7 @@ def train(arguments: argparse.Namespace) -> None:
         eval_prompts=benchmarks,
         report_to=arguments.report_to,
         on_error=arguments.on_error,
+        one_teacher_at_a_time=arguments.one_teacher_at_a_time,
         **tokenizers,
         **options,
     )
@@ -240,11 +246,17 @@ def probe(arguments: argparse.Namespace) -> None:
     """Probe saved checkpoints, or models on a server."""
     import transformers
 
-    from opdprobe.cli.models import loading, longest_prompt, tell_memory
+    from opdprobe.cli.models import (
+        loading,
+        longest_prompt,
+        longest_teacher_prompt,
+        tell_memory,
+    )
     from opdprobe.cli.names import (
         reading,
         resolve_model,
         resolve_prompts,
+        resolve_teachers,
         teacher_context,
         template_settings,
     )
@@ -261,7 +273,10 @@ def probe(arguments: argparse.Namespace) -> None:
     if arguments.prompts is not None:
         prompts, grader = resolve_prompts(arguments.prompts, arguments.limit, **reading(arguments))
     options = loading(arguments)
-    students, teacher = arguments.checkpoint, arguments.teacher
+    students = arguments.checkpoint
+    served_teachers = [name for name in arguments.teacher if "://" in name]
+    if arguments.teacher_by is not None and (served_teachers or any("://" in s for s in students)):
+        raise ConfigError("several teachers with a served model; expected local models.")
     if len(students) > 1 and any("://" in name for name in students):
         raise ConfigError("a served student is probed alone: give one address as CKPT.")
 
@@ -269,17 +284,24 @@ def probe(arguments: argparse.Namespace) -> None:
         return ServedModel(name) if "://" in name else resolve_model(name)
 
     tokenizer = arguments.tokenizer
-    served = any("://" in name for name in (*students, teacher))
+    teacher: Any = resolve_teachers(arguments.teacher, arguments.teacher_by)
+    served = bool(served_teachers) or any("://" in name for name in students)
+    if served_teachers:
+        teacher = ServedModel(str(teacher))
     if served and prompts is None:
         raise ConfigError("--fixed-contexts scores with local models; a server samples itself.")
+    context = teacher_context(arguments)
     if not served and prompts is not None:
+        longest = longest_prompt(prompts, arguments.max_prompt_length)
         job = Job(
             rollouts=len(prompts) * arguments.num_generations,
-            prompt_length=longest_prompt(prompts, arguments.max_prompt_length),
+            prompt_length=longest,
             max_completion_length=arguments.max_completion_length,
+            teacher_prompt_length=longest_teacher_prompt(prompts, context, longest),
         )
         found = find_checkpoints([resolve_model(name) for name in students])
-        tell_memory(next(iter(found.values())), resolve_model(teacher), job, options)
+        one = arguments.one_teacher_at_a_time
+        tell_memory(next(iter(found.values())), teacher, job, options, one_teacher_at_a_time=one)
     with progress() as show:
         settings: dict[str, Any] = {
             "k": arguments.k,
@@ -288,7 +310,7 @@ def probe(arguments: argparse.Namespace) -> None:
             "max_prompt_length": arguments.max_prompt_length,
             "on_error": arguments.on_error,
             **template_settings(arguments),
-            "teacher_context": teacher_context(arguments),
+            "teacher_context": context,
             "grader": grader,
             "tokenizer": load_tokenizer(resolve_model(tokenizer)) if tokenizer else None,
             "on_progress": lambda done, total: show("checkpoint", done, total),
@@ -298,9 +320,13 @@ def probe(arguments: argparse.Namespace) -> None:
         if served:
             look = probe_served
         else:
-            settings["fixed_contexts"] = arguments.fixed_contexts
+            settings |= {
+                "fixed_contexts": arguments.fixed_contexts,
+                "teacher_by": arguments.teacher_by,
+                "one_teacher_at_a_time": arguments.one_teacher_at_a_time,
+            }
         own = named(students[0]) if len(students) == 1 else [resolve_model(s) for s in students]
-        run = look(own, named(teacher), prompts, arguments.run_dir, **settings)
+        run = look(own, teacher, prompts, arguments.run_dir, **settings)
     if arguments.json:
         print(json.dumps({"run_dir": str(run.path), "steps": run.steps, **_last(run)}))
     else:

@@ -21,15 +21,17 @@ from opdprobe.hooks.shared import (
 )
 from opdprobe.models.devices import resolve_device
 from opdprobe.models.files import model_directory
-from opdprobe.models.load import identity, load_tokenizer, weight_hash
+from opdprobe.models.load import load_tokenizer, weight_hash
 from opdprobe.models.processes import Processes
 from opdprobe.models.save import keep_tokenizer
 from opdprobe.rollout.grade import Grader
 from opdprobe.rollout.once import probe
+from opdprobe.rollout.prompt_files import as_prompts
 from opdprobe.rollout.prompts import EncodedPrompt, OnError, Prompt
 from opdprobe.rollout.rescore import rescore
 from opdprobe.rollout.rows import step_metrics
 from opdprobe.rollout.teacher_context import TeacherContext
+from opdprobe.rollout.teachers import TeacherPairs, taught
 from opdprobe.store import Run, RunWriter, open_run
 
 # checkpoint-500, global_step_500, 000500; not smollm2
@@ -120,7 +122,7 @@ def _named_by_step(path: Path) -> str:
 
 def probe_checkpoints(
     checkpoints: str | Path | Sequence[str | Path],
-    teacher: PreTrainedModel | str | Path,
+    teacher: PreTrainedModel | str | Path | Mapping[str, PreTrainedModel | str | Path],
     prompts: Sequence[Prompt] | str | Path | None,
     run_dir: str | Path,
     *,
@@ -142,6 +144,8 @@ def probe_checkpoints(
     dtype: str | torch.dtype | None = None,
     teacher_dtype: str | torch.dtype | None = None,
     attn_implementation: str | None = None,
+    teacher_by: str | None = None,
+    one_teacher_at_a_time: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Run:
     """Probe every checkpoint of a student on the same prompts, into one run.
@@ -170,6 +174,10 @@ def probe_checkpoints(
         Where models go, and how they compute; see `opdprobe.rollout.pair.Pair.load`. The students
         have `dtype`. By default, a teacher that is already loaded stays where it is, and the
         students go there.
+    teacher_by : str, optional
+        With a mapping of names to teachers: column of the prompts that names the teacher of each.
+    one_teacher_at_a_time : bool
+        Of several teachers, keep one in memory, and read the next one's files when its turn comes.
     on_progress : callable, optional
         Called with (checkpoints done, checkpoints in total).
 
@@ -213,11 +221,20 @@ def probe_checkpoints(
                 "expected one of the two."
             )
         contexts, described = _contexts(fixed_contexts, prompts)
+        if isinstance(teacher, Mapping):
+            raise ConfigError(
+                "several teachers beside fixed_contexts, whose prompts are not known; expected one "
+                "teacher, or prompts."
+            )
     elif prompts is None:
         raise ConfigError("prompts = None; expected prompts, or a run as fixed_contexts.")
     else:
-        if isinstance(teacher, str | Path):
-            teacher_tokenizer = teacher_tokenizer or load_tokenizer(teacher)
+        own = next(iter(teacher.values()), "") if isinstance(teacher, Mapping) else teacher
+        if isinstance(own, str | Path):
+            teacher_tokenizer = teacher_tokenizer or load_tokenizer(own)
+        if isinstance(teacher, Mapping) and teacher_by is not None:
+            given = as_prompts(prompts, on_error=on_error)
+            prompts = taught(given, teacher_by, [*teacher], on_error)
         encoded, described = encode(
             *(tokenizer, prompts, max_prompt_length, on_error, chat_template_kwargs, system_prompt),
             teacher_context=teacher_context,
@@ -245,15 +262,20 @@ def probe_checkpoints(
                 dtype=dtype,
                 teacher_dtype=teacher_dtype,
                 attn_implementation=attn_implementation,
+                teacher_by=teacher_by,
+                one_teacher_at_a_time=one_teacher_at_a_time,
             )
             student = pair.student
-            teacher, teacher_tokenizer = pair.teacher, pair.teacher_tokenizer  # loaded once
+            if isinstance(pair, TeacherPairs):  # loaded once, unless there is room for one only
+                teacher = pair.reusable or teacher
+            else:
+                teacher, teacher_tokenizer = pair.teacher, pair.teacher_tokenizer
             if writer is None:
                 attrs = run_attrs(
                     pair,
                     # Their folder, not one model: each step names its own.
                     {"name": str(first.parent if _STEP.fullmatch(first.name) else first)},
-                    identity(pair.teacher),
+                    pair.teacher_identity(),
                     recorded_by="probe_checkpoints",
                     k=k,
                     temperature=config.temperature,

@@ -4,10 +4,9 @@ Shape suffixes: B sequences, T tokens per sequence with padding, N response toke
 """
 
 import hashlib
-import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,17 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opdprobe.errors import ConfigError, NonFiniteError
+from opdprobe.hooks.loop_passes import (
+    Pass,
+    Row,
+    hidden_states,
+    known_prompts,
+    read_by_teacher,
+    row_of,
+    teacher_prompts,
+    tokens_of,
+    warn_if_mixed,
+)
 from opdprobe.hooks.shared import (
     make_pair,
     recorded_attrs,
@@ -25,8 +35,6 @@ from opdprobe.hooks.shared import (
     undisturbed,
     unwrap,
 )
-from opdprobe.models.head import Body
-from opdprobe.models.lengths import ApartBody
 from opdprobe.models.load import identity
 from opdprobe.models.save import keep_tokenizer
 from opdprobe.models.vocabulary import eos_ids
@@ -36,8 +44,6 @@ from opdprobe.rollout.rows import record_dataset, step_metrics
 from opdprobe.rollout.sample import Rollouts
 from opdprobe.rollout.score import Scores, score
 from opdprobe.store import RunWriter
-
-logger = logging.getLogger("opdprobe")
 
 
 @contextmanager
@@ -64,6 +70,9 @@ def capture(
     the position before it, which predicts it. Labels are those of transformers, not yet shifted.
     In each row, the tokens from the first to the last response token are the response, and those
     before are the prompt; masked positions in between (a tool's output) are not states.
+
+    A teacher that reads something else before the responses (`opdprobe.TeacherContext`) gets it
+    from ``c.record(response_mask, teacher_prompt_ids=…)``, after a pass without labels.
 
     The student's distributions are those of the loop's own pass: with dropout in training mode, in
     its autocast precision, and, with dynamic or long rope, at the length of the longest row (a
@@ -150,41 +159,6 @@ def capture(
     writer.log_metrics(step, captured.metrics)
 
 
-@dataclass(frozen=True)
-class _Pass:
-    """A forward pass of the student: what went in, the last hidden states, and the precision."""
-
-    input_ids: Tensor | None
-    attention_mask: Tensor | None
-    position_ids: Tensor | None
-    hidden_BTD: Tensor | None
-    autocast: torch.dtype | None
-
-
-@dataclass(frozen=True)
-class _Row:
-    """A recorded sequence: one rollout."""
-
-    prompt_ids: list[int]
-    response_ids: list[int]
-    places: range  # positions of the response tokens in the pass
-    is_state: Tensor  # which response tokens have a state, bool, on the host
-    correct: float
-
-
-def _row(ids_T: Tensor, real_T: Tensor, chosen_T: Tensor, correct: float) -> _Row:
-    """Split a sequence, given which of its tokens are real (not padding) and which are chosen."""
-    chosen = chosen_T.nonzero()[:, 0]
-    start, end = (int(chosen[0]), int(chosen[-1]) + 1) if len(chosen) else (len(ids_T),) * 2
-    return _Row(
-        prompt_ids=ids_T[:start][real_T[:start]].tolist(),
-        response_ids=ids_T[start:end].tolist(),
-        places=range(start, end),
-        is_state=chosen_T[start:end].cpu(),
-        correct=correct,
-    )
-
-
 class Capture:
     """The record of one step's forward passes; made by `capture`.
 
@@ -203,12 +177,18 @@ class Capture:
         self.metrics = {}
         self._pair, self._step, self._k, self._temperature = pair, step, k, temperature
         self._hidden: Tensor | None = None
-        self._pass: _Pass | None = None
+        self._pass: Pass | None = None
         self._n_passes = 0
-        self._rows: list[_Row] = []
+        self._rows: list[Row] = []
         self._scores: list[Scores] = []  # one entry per pass that has states
 
-    def record(self, response_mask: Tensor, *, correct: Sequence[float] | None = None) -> None:
+    def record(
+        self,
+        response_mask: Tensor,
+        *,
+        correct: Sequence[float] | None = None,
+        teacher_prompt_ids: Sequence[Sequence[int]] | None = None,
+    ) -> None:
         """Record the last forward pass.
 
         Parameters
@@ -217,11 +197,16 @@ class Capture:
             True (or not 0) at the response tokens of that pass's ``input_ids``.
         correct : sequence of float, optional
             A grade in [0, 1] for each of the B sequences.
+        teacher_prompt_ids : sequence of sequence of int, optional
+            What the teacher reads before the response of each of the B sequences, without padding;
+            by default, what the student read. Of a step's passes, all have it, or none.
 
         Raises
         ------
         ConfigError
-            No unrecorded pass is left, or shapes do not fit.
+            No unrecorded pass is left, or shapes do not fit; a teacher's prompt is empty or holds
+            an id that is no token of the vocabulary; or only some of the step's passes have
+            teacher's prompts.
         """
         if self._pair is None:
             return
@@ -231,7 +216,7 @@ class Capture:
                 "A pass is recorded once, and automatically if it has labels."
             )
         seen, self._pass = self._pass, None
-        ids_BT, real_BT = _tokens(seen)
+        ids_BT, real_BT = tokens_of(seen)
         if response_mask.shape != ids_BT.shape:
             raise ConfigError(
                 f"response_mask has shape {tuple(response_mask.shape)}; expected that of "
@@ -246,17 +231,38 @@ class Capture:
         chosen_BT[:, 1:] &= real_BT[:, :-1]
         chosen_BT[:, 0] = False
         grades = [float("nan")] * len(ids_BT) if correct is None else map(float, correct)
-        rows = [_row(*tensors) for tensors in zip(ids_BT, real_BT, chosen_BT, grades, strict=True)]
+        rows = [
+            row_of(*tensors) for tensors in zip(ids_BT, real_BT, chosen_BT, grades, strict=True)
+        ]
+        if teacher_prompt_ids is not None:
+            own = teacher_prompts(teacher_prompt_ids, len(rows), self._pair.width)
+            rows = [
+                replace(row, teacher_prompt_ids=ids) for row, ids in zip(rows, own, strict=True)
+            ]
+        if self._rows and (self._rows[0].teacher_prompt_ids is None) != (
+            teacher_prompt_ids is None
+        ):
+            raise ConfigError(
+                f"step {self._step}: only some of its passes have teacher_prompt_ids; expected "
+                "them with every pass, or with none."
+            )
         self._rows += rows
         places = [(b, place - 1) for b, row in enumerate(rows) for place in row.places]
         if places:  # of the states, each one position before its token
             row_N, time_N = torch.tensor(places, device=ids_BT.device).T
-            self._scores.append(self._score(seen, ids_BT, real_BT, row_N, time_N))
+            read = read_by_teacher(rows) or (ids_BT, real_BT, row_N, time_N)
+            self._scores.append(self._score(seen, ids_BT, row_N, time_N, real_BT, read))
 
     def _score(
-        self, seen: _Pass, ids_BT: Tensor, real_BT: Tensor, row_N: Tensor, time_N: Tensor
+        self,
+        seen: Pass,
+        ids_BT: Tensor,
+        row_N: Tensor,
+        time_N: Tensor,
+        real_BT: Tensor,
+        read: tuple[Tensor, Tensor, Tensor, Tensor],
     ) -> Scores:
-        """Run the teacher over the pass's tokens and compare both models.
+        """Run the teacher over what it reads, and compare both models at the pass's states.
 
         This cannot wait for the end of the block: the optimiser may have changed the student's head
         by then.
@@ -265,13 +271,15 @@ class Capture:
         assert pair is not None
         assert seen.hidden_BTD is not None
         device = ids_BT.device.type
-        _warn_if_mixed(pair, real_BT)
+        warn_if_mixed(pair, real_BT)
         with (
             torch.no_grad(),
             undisturbed(pair.teacher),
             torch.autocast(device, seen.autocast, enabled=seen.autocast is not None),
         ):
-            teacher_hidden = _hidden(pair.teacher_body, ids_BT, real_BT, row_N, time_N)
+            teacher_hidden = hidden_states(
+                pair.teacher_body, *(tensor.to(ids_BT.device) for tensor in read)
+            )
             try:
                 return score(
                     seen.hidden_BTD[row_N, time_N],
@@ -301,7 +309,7 @@ class Capture:
         device = self._pair.student.device.type
         autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         self._n_passes += 1
-        self._pass = _Pass(
+        self._pass = Pass(
             named.get("input_ids"),
             named.get("attention_mask"),
             named.get("position_ids"),
@@ -327,6 +335,7 @@ class Capture:
             response_ids=[row.response_ids for row in self._rows],
             finished=[not enders.isdisjoint(row.response_ids[-1:]) for row in self._rows],
             prompt_index=list(range(len(self._rows))),
+            teacher_prompt_ids=known_prompts([row.teacher_prompt_ids for row in self._rows]),
         )
         # The loop does not name its prompts: equal prompts get equal names, at any step.
         names = [
@@ -342,62 +351,3 @@ class Capture:
         is_state = torch.cat([row.is_state for row in self._rows])
         self.dataset = dataset.isel(state=np.asarray(is_state))
         self.metrics = step_metrics(self.dataset)
-
-
-def _hidden(body: Body, ids_BT: Tensor, real_BT: Tensor, row_N: Tensor, time_N: Tensor) -> Tensor:
-    """Run a body over padded rows and pick the last hidden state at each state, (N, D)."""
-    if isinstance(body, ApartBody):
-        return body.hidden(ids_BT, row_N, time_N, real_BT)
-    hidden_BTD = body(
-        input_ids=ids_BT,
-        attention_mask=real_BT.long(),
-        position_ids=real_BT.long().cumsum(-1).sub(1).clamp(min=0),
-        use_cache=False,
-    ).last_hidden_state
-    assert hidden_BTD is not None  # optional in the type only
-    return hidden_BTD[row_N, time_N]
-
-
-def _warn_if_mixed(pair: Pair, real_BT: Tensor) -> None:
-    """Say so if the loop's own pass has computed rows otherwise than alone."""
-    body = pair.student_body
-    if not isinstance(body, ApartBody):
-        return
-    if len({body.length_class(length) for length in real_BT.sum(-1).tolist()}) > 1:
-        logger.warning(
-            "%s: in a pass of the loop, rows change each other's distributions (a rope that "
-            "depends on the longest row, say). They are recorded as the loop computed them, not as "
-            "those of each text alone: give texts of different lengths passes of their own.",
-            pair.student.name_or_path or type(pair.student).__name__,
-        )
-
-
-def _tokens(seen: _Pass) -> tuple[Tensor, Tensor]:
-    """Return a pass's token ids and which are not padding, both (B, T), after checking them."""
-    ids_BT, hidden = seen.input_ids, seen.hidden_BTD
-    if ids_BT is None or hidden is None:
-        missing = "input_ids" if ids_BT is None else "the output head's input"
-        raise ConfigError(
-            f"the forward pass gave no {missing} to record: call the student on input_ids, and "
-            "let it compute its logits (a fused loss does not)."
-        )
-    if hidden.shape[:2] != ids_BT.shape:
-        raise ConfigError(
-            f"the output head saw hidden states of shape {tuple(hidden.shape)} for input_ids of "
-            f"shape {tuple(ids_BT.shape)}; expected one per token: do not pass logits_to_keep."
-        )
-    mask = seen.attention_mask
-    if mask is not None and mask.shape != ids_BT.shape:
-        raise ConfigError(
-            f"attention_mask has shape {tuple(mask.shape)}; expected {tuple(ids_BT.shape)}, with 1 "
-            "at tokens and 0 at padding."
-        )
-    real_BT = torch.ones_like(ids_BT, dtype=torch.bool) if mask is None else mask.bool()
-    if seen.position_ids is not None:
-        both = real_BT[:, 1:] & real_BT[:, :-1]
-        if (seen.position_ids.diff(dim=-1).expand_as(both)[both] != 1).any():
-            raise ConfigError(
-                "position_ids do not increase by 1: sequences packed into one row cannot be "
-                "recorded; give each its own row."
-            )
-    return ids_BT, real_BT

@@ -23,6 +23,7 @@ from opdprobe.rollout.pair import Pair
 from opdprobe.rollout.prompt_attrs import prompt_set, template_attrs
 from opdprobe.rollout.prompts import EncodedPrompt, OnError, Prompt, encode_prompts
 from opdprobe.rollout.teacher_context import TeacherContext
+from opdprobe.rollout.teachers import load_pair
 from opdprobe.store import open_run
 from opdprobe.train.config import Config
 
@@ -112,11 +113,13 @@ def undisturbed(*models: nn.Module) -> Iterator[None]:
 
 def make_pair(
     student: PreTrainedModel | str | Path,
-    teacher: PreTrainedModel | str | Path,
+    teacher: PreTrainedModel | str | Path | Mapping[str, Any],
     tokenizer: PreTrainedTokenizerBase,
     teacher_tokenizer: PreTrainedTokenizerBase | None,
     *,
     device: str | torch.device = "auto",
+    teacher_by: str | None = None,
+    one_teacher_at_a_time: bool = False,
     **loading: Any,
 ) -> Pair:
     """Load the models that are names, move both to one device, compare vocabularies.
@@ -125,6 +128,8 @@ def make_pair(
     ----------
     device
         By default, the student's if it is loaded.
+    teacher_by, one_teacher_at_a_time
+        As for `opdprobe.rollout.teachers.load_pair`, with several teachers by name.
     **loading
         ``dtype``, ``teacher_dtype`` and ``attn_implementation``, as for `Pair.load`.
 
@@ -135,15 +140,16 @@ def make_pair(
     VocabularyError
         The tokenizers differ; names the first differing token.
     """
-    pair = Pair.load(
+    return load_pair(
         student,
         teacher,
+        by=teacher_by,
+        one_at_a_time=one_teacher_at_a_time,
         tokenizer=tokenizer,
         teacher_tokenizer=teacher_tokenizer,
         device=student.device if device == "auto" and isinstance(student, nn.Module) else device,
         **loading,
     )
-    return pair
 
 
 def encode(

@@ -370,9 +370,10 @@ def planned(
     prompt_length: int,
     max_completion_length: int,
     micro_batch_tokens: int = MICRO_BATCH_TOKENS,
+    teacher_prompt_length: int | None = None,
 ) -> Job:
     """Return the sizes of a preflight, by which its memory is estimated before it."""
-    length = prompt_length + max_completion_length
+    length = max(prompt_length, teacher_prompt_length or 0) + max_completion_length
     at_once = _SAMPLED * micro_batch_tokens // (length * num_generations)
     return Job(
         rollouts=min(n_prompts, max(1, at_once)) * num_generations,
@@ -380,6 +381,7 @@ def planned(
         max_completion_length=max_completion_length,
         micro_batch_tokens=micro_batch_tokens,
         sampled=("student", "teacher"),
+        teacher_prompt_length=teacher_prompt_length,
     )
 
 

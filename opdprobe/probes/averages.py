@@ -134,6 +134,7 @@ def curves(
     n_boot: int = 1000,
     seed: int = 0,
     map: Map = map,
+    label: str | None = None,
 ) -> xr.Dataset:
     """Average many probes in one pass, each exactly as `curve` does.
 
@@ -150,12 +151,16 @@ def curves(
         processes, pass an executor's ``map``: that of `concurrent.futures.ProcessPoolExecutor`, or
         that of a cluster, ``distributed.Client(…).get_executor().map``. A cluster's workers must
         have access to the run's files.
+    label : str, optional
+        Split a run by this label of its rollouts, such as ``"teacher"`` of a run with several
+        teachers. The run is read once for each value that the label has.
 
     Returns
     -------
     Dataset
         Over ``(probe, step)`` or ``(probe, position)``: the variables of `curve`, and each
-        probe's ``units`` and ``long_name`` as coordinates ("" where it has none).
+        probe's ``units`` and ``long_name`` as coordinates ("" where it has none). With `label`,
+        there is one more dimension, of this name, whose coordinate holds the label's values.
 
     Raises
     ------
@@ -185,6 +190,64 @@ def curves(
     if not named or isinstance(probes, str):
         raise ConfigError(f"probes = {probes!r}; expected a list of names, or a dict of probes.")
 
+    common = partial(
+        _curves, run_or_dataset, named, by=by, bins=bins, ci=ci, n_boot=n_boot, seed=seed, map=map
+    )
+    if label is None:
+        return _seen(common(), by, bins)
+    tables = rollout_labels(run_or_dataset, label)
+    values = sorted({value for table in tables.values() for value in table.tolist()})
+    parts = [
+        common(chosen={step: table == value for step, table in tables.items()}) for value in values
+    ]
+    together = xr.concat(parts, xr.Variable(label, values), coords="minimal", join="exact")
+    return _seen(together, by, bins)
+
+
+def _seen(result: xr.Dataset, by: str, bins: int | Sequence[float] | None) -> xr.Dataset:
+    """Leave out the positions at which there is no state, unless the ranges were given."""
+    if by == "step" or bins is not None:
+        return result
+    n_states = (result["n"] + result["n_missing"]).isel(probe=0)
+    seen = n_states.sum([dim for dim in n_states.dims if dim != "position"]).values > 0
+    return result.isel(position=seen)
+
+
+def rollout_labels(source: "Run | xr.Dataset", label: str) -> dict[int, NDArray[Any]]:
+    """Return a label of every rollout of a run, by step.
+
+    Raises
+    ------
+    ConfigError
+        `source` is no run, or has no such label.
+    """
+    if isinstance(source, xr.Dataset):
+        raise ConfigError(
+            f"label = {label!r} with a Dataset; expected a run, whose rollouts have it."
+        )
+    table = source.rollouts()
+    known = table["label_name"].values.tolist() if "label_name" in table else []
+    if label not in known:
+        names = ", ".join(map(repr, known)) or "none"
+        raise ConfigError(f"label = {label!r}; expected one of the run's labels: {names}.")
+    of_rollout = table["label"].sel(label_name=label).values.astype(str)
+    step = table["step"].values
+    return {int(one): of_rollout[step == one] for one in np.unique(step)}
+
+
+def _curves(
+    run_or_dataset: "Run | xr.Dataset",
+    named: Mapping[str, Probe],
+    *,
+    by: str,
+    bins: int | Sequence[float] | None,
+    ci: float,
+    n_boot: int,
+    seed: int,
+    map: Map,
+    chosen: Mapping[int, NDArray[np.bool_]] | None = None,
+) -> xr.Dataset:
+    """Average probes; `chosen` marks, by step, the rollouts that count."""
     check_coords(run_or_dataset, "rollout", by)
     edges = None
     if by == "position":
@@ -192,7 +255,7 @@ def curves(
         edges = position_edges(bins, lambda: _n_positions(run_or_dataset))
     least = [fewest_prompts(probe) for probe in named.values()]
     summary = partial(_summary, least=least, ci=ci, n_boot=n_boot, seed=seed)
-    then = partial(_by_step if by == "step" else _by_position, summary=summary)
+    then = partial(_by_step if by == "step" else _by_position, summary=summary, chosen=chosen)
     steps: list[int] = []
     by_prompt = True
     found: list[_Units] = []
@@ -238,11 +301,7 @@ def curves(
         result.attrs["thinned"] = left_out
     if edges is None:
         return result.assign_coords(step_coord(steps))
-    result = result.assign_coords(position_coords(edges))
-    if bins is None:
-        seen = (result["n"] + result["n_missing"]).isel(probe=0).values > 0
-        result = result.isel(position=seen)
-    return result
+    return result.assign_coords(position_coords(edges))
 
 
 @dataclass(frozen=True)
@@ -266,18 +325,34 @@ class _Batch:
     found: Any
 
 
-def _by_step(sums: Iterator[StepSums], *, summary: Callable[[_Units], dict[str, Any]]) -> _Batch:
+def _by_step(
+    sums: Iterator[StepSums],
+    *,
+    summary: Callable[[_Units], dict[str, Any]],
+    chosen: Mapping[int, NDArray[np.bool_]] | None,
+) -> _Batch:
     """Summarise each step."""
-    steps = list(sums)
+    steps = _only(sums, chosen)
     found = [summary(_units(one)) for one in steps]
     joined = {name: np.concatenate([f[name] for f in found], axis=-1) for name in found[0]}
     return _batch(steps, joined)
 
 
-def _by_position(sums: Iterator[StepSums], *, summary: object) -> _Batch:
+def _by_position(
+    sums: Iterator[StepSums],
+    *,
+    summary: object,
+    chosen: Mapping[int, NDArray[np.bool_]] | None,
+) -> _Batch:
     """Add up the steps by position; the summary needs them all."""
-    steps = list(sums)
+    steps = _only(sums, chosen)
     return _batch(steps, _merged([_units(one) for one in steps]))
+
+
+def _only(
+    sums: Iterator[StepSums], chosen: Mapping[int, NDArray[np.bool_]] | None
+) -> list[StepSums]:
+    return list(sums) if chosen is None else [one.only(chosen[one.step]) for one in sums]
 
 
 def _batch(steps: list[StepSums], found: Any) -> _Batch:

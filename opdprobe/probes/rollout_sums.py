@@ -1,7 +1,7 @@
 """Sum probes by rollout in one pass: all that a mean over states and its interval need."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial, reduce
 from itertools import groupby
 from operator import add, attrgetter
@@ -65,6 +65,17 @@ class StepSums:
     n: NDArray[np.int64]
     n_missing: NDArray[np.int64]
     attrs: list[dict[str, Any]]
+
+    def only(self, chosen: NDArray[np.bool_]) -> "StepSums":
+        """Return the sums of some rollouts, given by a mask."""
+        return replace(
+            self,
+            unit=self.unit[chosen],
+            length=self.length[chosen],
+            total=self.total[:, chosen],
+            n=self.n[:, chosen],
+            n_missing=self.n_missing[:, chosen],
+        )
 
     def __add__(self, other: "StepSums") -> "StepSums":
         return StepSums(
@@ -267,6 +278,18 @@ class RolloutSums:
             self.length[rows],
             {name: values[rows] for name, values in self.total.items()},
             {name: values[rows] for name, values in self.n.items()},
+        )
+
+    def only(self, chosen: NDArray[np.bool_]) -> "RolloutSums":
+        """Return the sums of some rollouts, given by a mask over the rows."""
+        before = np.concatenate([[0], np.cumsum(chosen)])
+        return RolloutSums(
+            self.steps,
+            before[self.first],
+            self.unit[chosen],
+            self.length[chosen],
+            {name: values[chosen] for name, values in self.total.items()},
+            {name: values[chosen] for name, values in self.n.items()},
         )
 
     def rows(self, where: slice) -> slice:

@@ -11,6 +11,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from opdprobe.errors import ConfigError
 from opdprobe.probes.quantities import QUANTITIES, axis_label
 from opdprobe.probes.thinning import thinned
+from opdprobe.report.by_teacher import teacher_rows
 from opdprobe.report.change_mix import change_mix, mix_finding, mix_rows
 from opdprobe.report.course import Course, course
 from opdprobe.report.diagnosis import TUNED, diagnose
@@ -112,7 +113,7 @@ def write_run_report(
         diagnoses=[_linked(some, i, view_path) for i, some in enumerate(findings)],
         view=quote(view_path.name) if view_path else None,
         figures=[(panel.title, image) for panel, image in zip(panels, images, strict=True)],
-        numbers=[*_numbers(courses), *signals],
+        numbers=[*_numbers(courses), *signals, *teacher_rows(runs, courses)],
         signals=bool(signals),
         mixes=mix_rows(mixes),
         selectors=selector_rows(runs, courses),

@@ -8,7 +8,6 @@ import xarray as xr
 
 from opdprobe.errors import ConfigError
 from opdprobe.models.head import evaluating
-from opdprobe.models.positions import check_prompts
 from opdprobe.models.processes import Processes
 from opdprobe.models.vocabulary import eos_ids
 from opdprobe.rollout.grade import Grader, counted, grade_rollouts
@@ -89,7 +88,7 @@ def probe(
             "process: give more prompts, or start fewer processes."
         )
     prompts = prompts[share]
-    check_prompts(pair.teacher, [p.teacher_ids or p.ids for p in prompts], max_completion_length)
+    pair.check_teacher(prompts, max_completion_length)
     rollouts = sample_in_parts(
         pair.student,
         [p.ids for p in prompts],
@@ -102,8 +101,12 @@ def probe(
         width=pair.width,
         part=(share.start, total),
     )
-    rollouts = replace(rollouts, teacher_prompt_ids=teacher_prompts(prompts, rollouts.prompt_index))
     own = [prompts[i].prompt for i in rollouts.prompt_index]
+    rollouts = replace(
+        rollouts,
+        teacher_prompt_ids=teacher_prompts(prompts, rollouts.prompt_index),
+        teachers=pair.teachers_of(own),
+    )
     correct = None
     if grader is not None:
         correct = grade_rollouts(

@@ -1,7 +1,7 @@
 """A student and a teacher that share one vocabulary, ready to be scored at the same states."""
 
 import logging
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,13 +15,15 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from opdprobe.errors import ConfigError
 from opdprobe.models.adapters import causal_lm, is_adapted, without_adapters
 from opdprobe.models.devices import resolve_device, resolve_dtype, teacher_default
-from opdprobe.models.head import split_head
+from opdprobe.models.head import Head, split_head
 from opdprobe.models.lengths import ApartBody
-from opdprobe.models.load import load_model, load_tokenizer
+from opdprobe.models.load import identity, load_model, load_tokenizer
+from opdprobe.models.positions import check_prompts
 from opdprobe.models.vocabulary import padding_id, shared_vocabulary, shared_width, stop_ids
 from opdprobe.rollout.batches import Batch, batches
 from opdprobe.rollout.exact import check_scoring
 from opdprobe.rollout.memory import halving
+from opdprobe.rollout.prompt import EncodedPrompt, OnError, Prompt
 from opdprobe.rollout.sample import Rollouts
 from opdprobe.rollout.score import Scores, score
 
@@ -42,12 +44,15 @@ class Scored:
         The teacher's last hidden states, without gradient.
     scores
         Top-k, entropies and divergence at the same states, without gradient.
+    teacher_head
+        What makes logits of the teacher's hidden states; None: that of the only teacher.
     """
 
     batch: Batch
     hidden: Tensor
     teacher_hidden: Tensor
     scores: Scores
+    teacher_head: Head | None = None
 
     def select(self, rows: Tensor) -> "Scored":
         """Keep some of the states: those that a mask (N,) marks."""
@@ -62,6 +67,7 @@ class Scored:
             self.hidden[rows],
             self.teacher_hidden[rows],
             self.scores.select(rows),
+            self.teacher_head,
         )
 
 
@@ -139,6 +145,27 @@ class Pair:
             for model, tokenizer in zip((self.student, self.teacher), tokenizers, strict=True)
         )
         return student, teacher
+
+    def teachers_of(self, prompts: Sequence[Prompt]) -> list[str] | None:
+        """Name the teacher of each prompt; None: there is only one teacher."""
+
+    def taught(self, prompts: Sequence[Prompt], on_error: OnError = "raise") -> Sequence[Prompt]:
+        """Return the prompts for which there is a teacher: here, all."""
+        return prompts
+
+    def check_teacher(self, prompts: Sequence[EncodedPrompt], longest: int) -> None:
+        """Refuse prompts and responses for which the teacher has no embeddings or no positions.
+
+        Raises
+        ------
+        PromptError, ModelError
+            As `opdprobe.models.positions.check_prompts`.
+        """
+        check_prompts(self.teacher, [p.teacher_ids or p.ids for p in prompts], longest)
+
+    def teacher_identity(self) -> dict[str, Any]:
+        """Name, revision and weight hash of the teacher, as a run records it."""
+        return identity(self.teacher)
 
     @classmethod
     def load(
@@ -295,7 +322,7 @@ class Pair:
                 temperature=temperature,
                 stop_ids=stops,
             )
-            yield Scored(batch, hidden, teacher_hidden, scores)
+            yield Scored(batch, hidden, teacher_hidden, scores, self.teacher_head)
 
 
 @contextmanager

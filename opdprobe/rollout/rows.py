@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import fields
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -66,7 +67,7 @@ def score_arrays(scores: Scores) -> dict[str, NDArray | None]:
     return {name: None if column is None else column.numpy() for name, column in columns}
 
 
-def rollout_arrays(rollouts: Rollouts) -> dict[str, NDArray]:
+def rollout_arrays(rollouts: Rollouts) -> dict[str, Any]:
     """Lay out the rollouts' texts, and the places of their states, as the store does."""
     lengths = np.array([len(r) for r in rollouts.response_ids], int)
     places = [np.asarray(rollouts.states(i), int) for i in range(len(lengths))]
@@ -82,6 +83,14 @@ def rollout_arrays(rollouts: Rollouts) -> dict[str, NDArray]:
         "length": lengths,
         "prompt_ids": _joined(rollouts.prompt_ids),
         "response_ids": response_ids,
+        **(
+            {}
+            if rollouts.teachers is None
+            else {
+                "label": np.array(rollouts.teachers, str).reshape(-1, 1),
+                "label_name": ["teacher"],
+            }
+        ),
         **(
             {}
             if own is None

@@ -44,6 +44,8 @@ class Rollouts:
         tool or a user wrote the others. None: it drew all.
     teacher_prompt_ids
         What the teacher reads before each response; None: the same as the student.
+    teachers
+        Name of the teacher that scores each rollout; None: there is only one.
     """
 
     prompt_ids: list[list[int]]
@@ -52,6 +54,7 @@ class Rollouts:
     prompt_index: list[int]
     drawn: list[list[int]] | None = None
     teacher_prompt_ids: list[list[int]] | None = None
+    teachers: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.response_ids)
@@ -66,6 +69,11 @@ class Rollouts:
         own = self.teacher_prompt_ids
         prompts = own if role == "teacher" and own is not None else self.prompt_ids
         return replace(self, prompt_ids=prompts, teacher_prompt_ids=None)
+
+    def pick(self, chosen: Sequence[int]) -> "Rollouts":
+        """Return some of the rollouts, in the order of their indices in `chosen`."""
+        columns = {name: column for name, column in vars(self).items() if column is not None}
+        return replace(self, **{name: [c[i] for i in chosen] for name, c in columns.items()})
 
     def states(self, rollout: int) -> Sequence[int]:
         """Places in a rollout's response that have a state."""

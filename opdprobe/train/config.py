@@ -161,6 +161,9 @@ class OPDConfig(Config):
     teacher_prompt, teacher_system_prompt, teacher_chat_template_kwargs, teacher_template
         What the teacher reads before a response, where it is not what the student reads: see
         `opdprobe.TeacherContext`.
+    teacher_by
+        With several teachers by name: the column of the prompts that names the teacher of each,
+        such as ``domain`` or ``data_source``.
     learning_rate
         AdamW's (Table 2: 1e-6), after `warmup_steps` of linear warm-up. The paper does not state
         the schedule, weight decay, betas and clipping.
@@ -230,6 +233,7 @@ class OPDConfig(Config):
     teacher_system_prompt: str | None = None
     teacher_chat_template_kwargs: dict | None = None
     teacher_template: str = "student"
+    teacher_by: str | None = None
     max_completion_length: int = 7168
     learning_rate: float = 1e-6
     warmup_steps: int = 0

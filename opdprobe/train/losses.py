@@ -174,7 +174,7 @@ def distillation_loss(part: Scored, pair: Pair, config: OPDConfig) -> Tensor:
             hidden,
             part.teacher_hidden,
             head,
-            pair.teacher_head,
+            part.teacher_head or pair.teacher_head,
             kind=config.divergence,
             temperature=tau,
         )

@@ -4,8 +4,8 @@ The estimate counts what grows with the models and the sizes of a job; the libra
 in memory already. docs/scaling.md compares it with measured peaks.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -40,6 +40,8 @@ class Job:
         Whether the student is trained, or both models only run.
     sampled
         Which of the models are sampled.
+    teacher_prompt_length
+        Tokens of the longest prompt that the teacher reads; None: the student's.
     """
 
     rollouts: int
@@ -48,6 +50,13 @@ class Job:
     micro_batch_tokens: int = 16384
     trained: bool = False
     sampled: tuple[str, ...] = ("student",)
+    teacher_prompt_length: int | None = None
+
+    def length(self, role: str) -> int:
+        """Tokens of the longest text that the ``student``, or the ``teacher``, runs over."""
+        own = self.teacher_prompt_length
+        prompt = own if role == "teacher" and own is not None else self.prompt_length
+        return prompt + self.max_completion_length
 
 
 @dataclass(frozen=True)
@@ -105,14 +114,19 @@ def need(
         Attention is taken to need no memory of its own, as with sdpa and flash attention.
     """
     wide, wide_teacher = dtype.itemsize, teacher_dtype.itemsize
-    length = job.prompt_length + job.max_completion_length
     of = {"student": (student, dtype), "teacher": (teacher, teacher_dtype)}
-    sampling = max(_sampling(*of[role], job, device) for role in job.sampled)
-    tokens = most_tokens(job.micro_batch_tokens, device)
-    tokens = max(length, min(tokens, job.rollouts * length))
+    lengths = {role: job.length(role) for role in of}
+    sampling = max(_sampling(*of[role], job, device, lengths[role]) for role in job.sampled)
+    # A micro-batch holds the same rollouts for both models: the longer texts decide how many.
+    longest = max(lengths.values())
+    most = most_tokens(job.micro_batch_tokens, device)
+    rows = max(1.0, min(most / longest, job.rollouts))
     one_layer = max(
-        tokens * (6 * size.hidden + 5 * size.heads + 4 * size.intermediate) * itemsize
-        for size, itemsize in ((student, wide), (teacher, wide_teacher))
+        rows
+        * lengths[role]
+        * (6 * size.hidden + 5 * size.heads + 4 * size.intermediate)
+        * its_dtype.itemsize
+        for role, (size, its_dtype) in of.items()
     )
     scoring = one_layer + _logits(student, device)
     optimizer = 0.0
@@ -120,16 +134,18 @@ def need(
         copy = 0 if wide >= 4 else 4
         optimizer = (8 + copy) * student.parameters
         kept = 6 * student.hidden + 5 * student.heads + 4 * student.intermediate
-        scoring += tokens * student.layers * kept * wide
+        scoring += rows * lengths["student"] * student.layers * kept * wide
         scoring += (4 + (wide if copy else 0)) * student.parameters  # gradients
     return Need(
         wide * student.parameters + wide_teacher * teacher.parameters, optimizer, sampling, scoring
     )
 
 
-def _sampling(size: ModelSize, dtype: torch.dtype, job: Job, device: torch.device) -> float:
+def _sampling(
+    size: ModelSize, dtype: torch.dtype, job: Job, device: torch.device, length: int
+) -> float:
     """Keys and values, and the logits of one token: those of the last pass, and exponentials."""
-    length, wide = job.prompt_length + job.max_completion_length, dtype.itemsize
+    wide = dtype.itemsize
     cache = _ROOM * length * 2 * size.layers * size.kv * wide
     found = job.rollouts * (cache + size.vocabulary * (wide + 8))
     if packs(job.rollouts, device, dtype):
@@ -146,23 +162,26 @@ def _logits(size: ModelSize, device: torch.device) -> float:
 
 def told(
     student: str | Path,
-    teacher: str | Path,
+    teachers: Sequence[str | Path],
     job: Job,
     *,
     device: torch.device,
     dtype: str | None = None,
     teacher_dtype: str | None = None,
+    together: bool = True,
 ) -> tuple[str, bool]:
     """Say in one line what a job will take, and what there is.
 
     Parameters
     ----------
-    student, teacher
+    student, teachers
         Names or paths of the models.
     job, device
         As for `need`.
     dtype, teacher_dtype
         As for `opdprobe.rollout.pair.Pair.load`.
+    together
+        Whether all teachers are in memory, or one at a time.
 
     Returns
     -------
@@ -173,21 +192,30 @@ def told(
     """
     by_default = dtype is None and teacher_dtype is None and device.type != "cpu"
     try:
-        sizes = [ModelSize.of(name) for name in (student, teacher)]
+        sizes = [ModelSize.of(name) for name in (student, *teachers)]
     except ModelError:
         return "", False  # loading says why
     except UnknownSizeError as error:
         return f"memory: no estimate, since {error}.", False
+    # The largest is the one that is run; the others are held, or come later.
+    own, *others = sorted(sizes[1:], key=lambda size: -size.parameters)
+    sizes = [sizes[0], own]
     precise = resolve_dtype(dtype), teacher_default(device, dtype, teacher_dtype)
     dtypes = [
         chosen if isinstance(chosen, torch.dtype) else size.saved or torch.float32
         for chosen, size in zip(precise, sizes, strict=True)
     ]
     found = need(sizes[0], sizes[1], job, device=device, dtype=dtypes[0], teacher_dtype=dtypes[1])
+    if together:
+        held = dtypes[1].itemsize * sum(size.parameters for size in others)
+        found = replace(found, weights=found.weights + held)
     names = [str(one).removeprefix("torch.") for one in dtypes]
+    whose = "teacher" if len(teachers) == 1 else f"{len(teachers)} teachers"
+    if not together:
+        whose += ", one at a time,"
     default = ", the default there" if by_default else ""
     pieces = [
-        f"weights {_gb(found.weights)} (student {names[0]}, teacher {names[1]}{default})",
+        f"weights {_gb(found.weights)} (student {names[0]}, {whose} {names[1]}{default})",
         f"AdamW {_gb(found.optimizer)}" if job.trained else "",
         f"sampling {job.rollouts} responses {_gb(found.sampling)}",
         f"{'scoring and gradients' if job.trained else 'scoring'} {_gb(found.scoring)}",

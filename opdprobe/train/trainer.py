@@ -30,7 +30,7 @@ import torch
 import xarray as xr
 from accelerate import Accelerator
 from torch import autocast, nn
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opdprobe.errors import ConfigError, NonFiniteError, StoreError
 from opdprobe.models.adapters import (
@@ -49,7 +49,6 @@ from opdprobe.models.devices import (
     teacher_default,
 )
 from opdprobe.models.load import identity, weight_hash
-from opdprobe.models.positions import check_prompts
 from opdprobe.models.processes import Processes
 from opdprobe.models.save import keep_tokenizer
 from opdprobe.models.sharding import rest, whole
@@ -57,8 +56,9 @@ from opdprobe.models.vocabulary import eos_ids, tokenizer_hash
 from opdprobe.probes.selectors import select_states
 from opdprobe.rollout.grade import Grader, counted, grade_rollouts
 from opdprobe.rollout.memory import halving, sample_in_parts
-from opdprobe.rollout.pair import Pair, in_rollout_order
+from opdprobe.rollout.pair import in_rollout_order
 from opdprobe.rollout.prompt_attrs import template_attrs
+from opdprobe.rollout.prompt_files import as_prompts
 from opdprobe.rollout.prompts import (
     EncodedPrompt,
     OnError,
@@ -70,6 +70,7 @@ from opdprobe.rollout.rows import record_step, step_metrics, thin
 from opdprobe.rollout.sample import Rollouts, step_generator
 from opdprobe.rollout.score import Scores
 from opdprobe.rollout.teacher_context import TeacherContext, teacher_prompts
+from opdprobe.rollout.teachers import TeacherPairs, load_pair
 from opdprobe.store import Run, RunWriter, estimate_bytes, open_run
 from opdprobe.store.schema import Step
 from opdprobe.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
@@ -118,7 +119,9 @@ class OPDTrainer:
     student, teacher : PreTrainedModel or peft.PeftModel or str or Path
         Causal LMs with one vocabulary; a name or path is loaded. The student's parameters that
         require gradients are trained in place: under PEFT, its adapters. If the same PEFT model is
-        also the teacher, the teacher is the student without its adapters.
+        also the teacher, the teacher is the student without its adapters. With
+        ``config.teacher_by``, `teacher` is a mapping of names to models, and each prompt names the
+        one that scores its rollouts.
     tokenizer : PreTrainedTokenizerBase, optional
         The student's. Read from `student` if that is a path.
     prompts : sequence of Prompt
@@ -155,6 +158,8 @@ class OPDTrainer:
         Dtype of a teacher, and attention of both models, if given by name: see
         `opdprobe.load_model`. By default, a teacher is bfloat16 on an accelerator and float32 on a
         CPU.
+    one_teacher_at_a_time : bool
+        Of several teachers, keep one in memory, and read the next one's files when its turn comes.
 
     Raises
     ------
@@ -178,7 +183,7 @@ class OPDTrainer:
     def __init__(
         self,
         student: nn.Module | str | Path,
-        teacher: nn.Module | str | Path,
+        teacher: nn.Module | str | Path | Mapping[str, nn.Module | str | Path],
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
         prompts: Sequence[Prompt],
@@ -195,6 +200,7 @@ class OPDTrainer:
         dtype: str | torch.dtype | None = None,
         teacher_dtype: str | torch.dtype | None = None,
         attn_implementation: str | None = None,
+        one_teacher_at_a_time: bool = False,
     ):
         if chat_template_kwargs:
             both = {**(config.chat_template_kwargs or {}), **chat_template_kwargs}
@@ -210,23 +216,34 @@ class OPDTrainer:
         check_launch(self.accelerator)
         refuse_float16(dtype)  # before any weights are read
         self.device = device = resolve_device(device, self.processes)
-        self.pair = Pair.load(
+        loading: dict[str, Any] = {
+            "tokenizer": tokenizer,
+            "teacher_tokenizer": teacher_tokenizer,
+            "device": "cpu" if self.processes.sharded else device,  # only shards will go there
+            "dtype": dtype,
+            "teacher_dtype": teacher_default(device, dtype, teacher_dtype),
+            "attn_implementation": attn_implementation,
+        }
+        self.pair = load_pair(
             student,
             teacher,
-            tokenizer=tokenizer,
-            teacher_tokenizer=teacher_tokenizer,
-            device="cpu" if self.processes.sharded else device,  # only shards will go there
-            dtype=dtype,
-            teacher_dtype=teacher_default(device, dtype, teacher_dtype),
-            attn_implementation=attn_implementation,
+            by=config.teacher_by,
+            one_at_a_time=one_teacher_at_a_time,
+            own_template=config.teacher_template == "own",
+            **loading,
         )
+        if isinstance(self.pair, TeacherPairs) and self.processes.sharded:
+            raise ConfigError(
+                "several teachers with sharded models; expected one teacher, or processes that "
+                "hold whole models (without FSDP)."
+            )
         self.tokenizer = tokenizer = self.pair.tokenizer
         # Evaluation mode throughout: with dropout, the distribution that is trained would not be
         # the one that sampled.
         self.student = self.pair.outer_student.eval()
-        self.teacher = self.pair.teacher.eval()
-        if self.teacher is not self.pair.student:
-            self.teacher.requires_grad_(False)
+        self.pair.teacher.eval()
+        if self.pair.teacher is not self.pair.student:
+            self.pair.teacher.requires_grad_(False)
         elif not is_adapted(self.student):
             raise ConfigError(
                 f"student and teacher are the same {type(self.student).__name__}, so training "
@@ -262,6 +279,7 @@ class OPDTrainer:
                 teacher_tokenizer=self.pair.teacher_tokenizer,
             )
 
+        prompts = self.pair.taught(as_prompts(prompts, on_error=on_error), on_error)
         self.prompts = encode(prompts, config.teacher_context)
         self.eval_prompts = {name: encode(some) for name, some in (eval_prompts or {}).items()}
         if self.eval_prompts and grader is None:
@@ -296,6 +314,11 @@ class OPDTrainer:
             weight_decay=config.weight_decay,
             max_grad_norm=config.max_grad_norm,
         )
+
+    @property
+    def teacher(self) -> PreTrainedModel:
+        """The teacher; of several, one that is in memory."""
+        return self.pair.teacher
 
     def expected_bytes(self) -> int:
         """Upper bound of the store's size in bytes, if every response is as long as allowed."""
@@ -373,7 +396,7 @@ class OPDTrainer:
             )
         )
         self.processes.wait()
-        for model in (self.student, self.teacher):
+        for model in (self.student, self.pair.teacher):
             rest(model)  # a failed step may leave layers gathered
         checkpoint = latest_checkpoint(self.run_dir)
         first = 0
@@ -477,9 +500,7 @@ class OPDTrainer:
         prompts = self._prompts_at(step)
         total, share = len(prompts), self.processes.share(len(prompts))
         prompts = prompts[share]
-        check_prompts(
-            self.pair.teacher, [p.teacher_ids or p.ids for p in prompts], c.max_completion_length
-        )
+        self.pair.check_teacher(prompts, c.max_completion_length)
         with self.whole_student(), self._autocast():
             rollouts = sample_in_parts(
                 self.pair.student,
@@ -496,10 +517,12 @@ class OPDTrainer:
                 width=self.pair.width,
                 part=(share.start, total),
             )
-        rollouts = replace(
-            rollouts, teacher_prompt_ids=teacher_prompts(prompts, rollouts.prompt_index)
-        )
         rollout_prompts = [prompts[i].prompt for i in rollouts.prompt_index]
+        rollouts = replace(
+            rollouts,
+            teacher_prompt_ids=teacher_prompts(prompts, rollouts.prompt_index),
+            teachers=self.pair.teachers_of(rollout_prompts),
+        )
         correct = None
         if self.grader is not None:
             correct = grade_rollouts(
@@ -695,7 +718,7 @@ class OPDTrainer:
         student, teacher = self.pair.student, self.pair.teacher
         return {
             "student": identity(student),
-            "teacher": identity(teacher)
+            "teacher": self.pair.teacher_identity()
             | ({"weight_hash": weight_hash(base_weights(teacher))} if teacher is student else {}),
             "tokenizer_hash": tokenizer_hash(self.tokenizer),
             "vocabulary": self.pair.width,

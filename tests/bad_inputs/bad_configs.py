@@ -6,6 +6,7 @@ from typing import Any
 from case import Case
 
 from analyses.presets import PRESETS, own_preset
+from opdprobe.cli.names import resolve_teachers
 from opdprobe.errors import ConfigError
 from opdprobe.store import RunWriter
 from opdprobe.train.config import OPDConfig
@@ -53,6 +54,18 @@ CASES = [
         "another teacher's template",
         "teacher_template = 'mine'; expected one of student, own.",
         teacher_template="mine",
+    ),
+    _config(
+        "several teachers, and no column to choose by",
+        lambda _: resolve_teachers(["my/math", "my/code"], None),
+        "2 teachers; expected one, or --teacher NAME=MODEL for each with --teacher-by COLUMN, the "
+        "column of the prompts that names the teacher.",
+    ),
+    _config(
+        "several teachers, one of them without a name",
+        lambda _: resolve_teachers(["math=my/math", "my/code"], "domain"),
+        "--teacher 'my/code' with --teacher-by domain; expected NAME=MODEL, with a value of this "
+        "column as NAME, and each of them once.",
     ),
     _config(
         "a missing file",

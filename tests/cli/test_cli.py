@@ -75,6 +75,35 @@ def test_train_records_a_run_and_shows_it(run_dir, capsys):
     )
 
 
+def test_train_with_several_teachers(tmp_path, capsys):
+    rows = [
+        {"prompt": "add 1 2 3 4 5", "answer": "15", "domain": "easy"},
+        {"prompt": "add 6 7 8 9 1", "answer": "31", "domain": "hard"},
+    ]
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    named = ["--teacher", "easy=zoo:rl-small", "--teacher", "hard=zoo:sft-large"]
+    models = ["--student", "zoo:sft-small", *named]
+    by = ["--teacher-by", "domain"]
+    assert train(tmp_path / "run", *SET, *by, models=models, prompts=path) == 0
+    _, err = capsys.readouterr()
+    assert re.search(r"memory: about .*, 2 teachers float32", err)
+    run = open_run(tmp_path / "run")
+    assert run.attrs["teacher"]["name"] == "easy: rl-small, hard: sft-large"
+    assert set(run.load(0).label.values[:, 0].tolist()) == {"easy", "hard"}
+    assert run.config["teacher_by"] == "domain"
+    probed = ["probe", "zoo:sft-small", *named, *by, "--prompts", str(path), "--run-dir"]
+    more = ["--one-teacher-at-a-time", "--num-generations", "1", "--max-completion-length", "8"]
+    assert main([*probed, str(tmp_path / "probed"), *more]) == 0
+    assert open_run(tmp_path / "probed").load(0).label.values[:, 0].tolist() == ["easy", "hard"]
+    assert "2 teachers, one at a time, float32" in capsys.readouterr().err
+    assert main(["report", str(tmp_path / "run"), "--out", str(tmp_path / "r.html")]) == 0
+    assert "Overlap ratio, teacher hard" in (tmp_path / "r.html").read_text()
+    capsys.readouterr()
+    assert train(tmp_path / "no", *SET, models=models, prompts=path) == 1
+    assert "2 teachers; expected one, or --teacher NAME=MODEL" in capsys.readouterr().err
+
+
 def test_train_as_json(run_dir, capsys):
     assert train(run_dir, *SET, "--benchmark", "zoo:medium", "--json") == 0
     printed = json.loads(capsys.readouterr().out)
@@ -198,11 +227,24 @@ def test_bad_prompts_can_be_left_out(tmp_path, capsys):
             ["--student", "zoo:huge"],
             "no zoo model 'huge'; expected one of sft-small, rl-small",
         ),
-        (["--teacher", "./absent"], "./absent: no such file or directory"),
     ],
 )
 def test_train_says_why_it_cannot(tmp_path, capsys, arguments, reason):
     found, _ = failed(capsys, train(tmp_path / "run", *SET, *arguments))
+    assert reason in found
+
+
+@pytest.mark.parametrize(
+    ("teachers", "reason"),
+    [
+        (["--teacher", "./absent"], "./absent: no such file or directory"),
+        # Not the last one in silence.
+        (["--teacher", "zoo:rl-small", "--teacher", "./absent"], "2 teachers; expected one, or"),
+    ],
+)
+def test_train_says_what_is_wrong_with_its_teacher(tmp_path, capsys, teachers, reason):
+    models = ["--student", "zoo:sft-small", *teachers]
+    found, _ = failed(capsys, train(tmp_path / "run", *SET, models=models))
     assert reason in found
     assert not (tmp_path / "run").exists()
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from opdprobe.cli.names import resolve_model, resolve_prompts
-from opdprobe.errors import PromptError
+from opdprobe.cli.names import resolve_model, resolve_prompts, resolve_teachers
+from opdprobe.errors import ConfigError, PromptError
 from opdprobe.rollout.grade import grade_math
 from opdprobe.rollout.prompt_files import save_prompts
 from opdprobe.testing.testbed.members import MEMBERS, ZooError
@@ -22,6 +22,28 @@ def test_a_zoo_name_is_a_model_directory(name):
 @pytest.mark.parametrize("name", ["owner/name", "./models/mine", "model.gguf", "sft-small"])
 def test_any_other_model_name_is_left_alone(name):
     assert resolve_model(name) == name
+
+
+def test_one_teacher_or_several_by_name():
+    assert resolve_teachers(["owner/name"], None) == "owner/name"
+    found = resolve_teachers(["math=zoo:rl-small", "code=owner/a=b"], "domain")
+    assert {name: Path(model).name for name, model in found.items()} == {
+        "math": "rl-small", "code": "a=b"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "by", "message"),
+    [
+        (["a", "b"], None, "2 teachers; expected one, or --teacher NAME=MODEL for each"),
+        (["a=b", "c"], "domain", "--teacher 'c' with --teacher-by domain; expected NAME=MODEL"),
+        (["a=", "c=d"], "domain", "--teacher 'a='"),
+        (["a=b", "a=c"], "domain", "--teacher 'a=c' .* each of them once"),
+    ],
+)
+def test_teachers_without_a_name_of_their_own(given, by, message):
+    with pytest.raises(ConfigError, match=message):
+        resolve_teachers(given, by)
 
 
 def test_an_unknown_zoo_model_is_an_error():

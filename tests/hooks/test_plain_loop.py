@@ -100,6 +100,85 @@ def test_a_captured_step_is_our_trainers(recorded, tmp_path, side, parts, by):
     assert len(set(names)) == 3
 
 
+def captured_by_mask(prompt_ids, response_ids, path, parts=1, side="left", own=None):
+    """Record a step whose teacher reads prompts of its own."""
+    student, teacher = models()
+    with capture(student, teacher, path, step=0, tokenizer=tiny_tokenizer(), k=4) as captured:
+        for rows in np.array_split(np.arange(len(prompt_ids)), parts):
+            batch = batch_of([prompt_ids[i] for i in rows], [response_ids[i] for i in rows], side)
+            mask = batch.pop("labels") != -100
+            student(**batch)
+            theirs = own if own is None or parts == 1 else [own[i] for i in rows]
+            captured.record(mask, teacher_prompt_ids=theirs)
+    return open_run(path)
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_the_teacher_may_read_prompts_of_its_own(recorded, tmp_path, parts):
+    """As if each text had been given to the teacher alone."""
+    _, prompt_ids, response_ids = recorded
+    own = [[20 + i, *ids, 7] for i, ids in enumerate(prompt_ids)]
+    run = captured_by_mask(prompt_ids, response_ids, tmp_path, parts, own=own)
+    step = run.load(0)
+    validate(step)
+    assert [ids.tolist() for ids in run.teacher_prompt_ids(0)] == own
+    student, teacher = models()
+    for i, (mine, theirs, response) in enumerate(zip(prompt_ids, own, response_ids, strict=True)):
+        logp = []
+        for model, prompt in ((student, mine), (teacher, theirs)):
+            with torch.no_grad():
+                logits = model(torch.tensor([[*prompt, *response]])).logits[0]
+            logp.append(logits[len(prompt) - 1 : -1].log_softmax(-1))
+        p, q = logp
+        here = step.isel(state=step.rollout.values == i)
+        np.testing.assert_allclose(
+            here.reverse_kl, (p.exp() * (p - q)).sum(-1), rtol=1e-3, atol=1e-4
+        )
+        drawn = torch.tensor(np.array(response, int))[:, None]
+        np.testing.assert_allclose(
+            here.sampled_logp, torch.stack([one.gather(1, drawn)[:, 0] for one in logp], 1),
+            rtol=1e-3, atol=1e-4,
+        )  # fmt: skip
+
+
+def test_the_students_prompts_as_the_teachers_change_nothing(recorded, tmp_path):
+    _, prompt_ids, response_ids = recorded
+    shared = captured_by_mask(prompt_ids, response_ids, tmp_path / "shared").load(0)
+    same = captured_by_mask(
+        prompt_ids, response_ids, tmp_path / "same", own=[list(ids) for ids in prompt_ids]
+    ).load(0)
+    for name in shared.variables:
+        assert shared[name].identical(same[name]), name
+
+
+@pytest.mark.parametrize(
+    ("own", "message"),
+    [
+        ([[5]], "teacher_prompt_ids has 1 prompts for 2 sequences; expected one each"),
+        ([[5], []], r"teacher_prompt_ids\[1\] is \[\]; expected at least one token id"),
+        ([[5], [-100, 5]], r"teacher_prompt_ids\[1\] is .*; expected .* without padding"),
+    ],
+)
+def test_prompts_that_a_teacher_cannot_read(tmp_path, own, message):
+    with pytest.raises(ConfigError, match=message):
+        captured_by_mask([[5], [6]], [[7], [8]], tmp_path, own=own)
+
+
+def test_all_passes_of_a_step_have_teachers_prompts_or_none(tmp_path):
+    student, teacher = models()
+    batch = batch_of([[5, 6]], [[7, 8]])
+    mask = batch.pop("labels") != -100
+
+    def record(*given):
+        with capture(student, teacher, tmp_path, step=0, tokenizer=tiny_tokenizer(), k=4) as c:
+            for own in given:
+                student(**batch)
+                c.record(mask, teacher_prompt_ids=own)
+
+    with pytest.raises(ConfigError, match="step 0: only some of its passes have teacher_prompt_"):
+        record(None, [[9]])
+
+
 def updates(student, teacher, batch, run_dir=None, autocast=False):
     """Two steps of a plain loop, observed or not."""
     student.train()
