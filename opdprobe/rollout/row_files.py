@@ -5,15 +5,25 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import math
 import re
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from opdprobe.errors import PromptError, needs_train_extra, shown
+from opdprobe.rollout.parquet import ParquetError, parquet_rows
+from opdprobe.store.budget import (
+    LEAST,
+    ROW,
+    UNPACKED_TIMES,
+    most_bytes,
+    most_unpacked,
+    parsed_bytes,
+)
 from opdprobe.store.safe_text import parse_json
 
 KINDS = (
@@ -22,8 +32,7 @@ KINDS = (
 )
 
 _TEXT = (".jsonl", ".json", ".csv")
-# Most that a compressed file may unpack to: a few kilobytes can hold gigabytes of one letter.
-_MOST_BYTES, _MOST_TIMES = 2**26, 100
+_TOO_MUCH = "holds far more rows and fields than its size accounts for: unpack it, if you trust it."
 _BOM = b"\xef\xbb\xbf"
 _MAGIC = {b"\x1f\x8b": (".gz", "gzip"), b"\x28\xb5\x2f\xfd": (".zst", "zstd")}
 # How pandas writes a list of messages into a CSV file.
@@ -61,7 +70,12 @@ def read_file(path: Path, limit: int | None = None) -> list[Any]:
     with ExitStack() as stack:
         try:
             lines = open_text(path, suffix, stack)
-            rows = _csv_rows(lines) if kind == ".csv" else _json_rows(lines, kind == ".json")
+            most = most_bytes(path.stat().st_size) if suffix in (".gz", ".zst") else math.inf
+            rows = (
+                _csv_rows(lines, most)
+                if kind == ".csv"
+                else _json_rows(lines, kind == ".json", most)
+            )
             return list(islice(rows, limit))
         except UnicodeDecodeError as error:
             raise PromptError(
@@ -107,8 +121,8 @@ class _Limited(io.RawIOBase):
         self._left -= len(data)
         if self._left < 0:
             raise NotRows(
-                f"unpacks to more than {self._most} bytes, which is {_MOST_TIMES} times its size "
-                f"and {_MOST_BYTES} more: unpack it, if you trust it."
+                f"unpacks to more than {self._most} bytes, which is {UNPACKED_TIMES} times its "
+                f"size and {LEAST} more: unpack it, if you trust it."
             )
         buffer[: len(data)] = data
         return len(data)
@@ -148,7 +162,7 @@ def open_text(
     elif unpacked is None:
         lines = stack.enter_context(path.open("rb"))
     else:
-        most = _MOST_BYTES + _MOST_TIMES * path.stat().st_size
+        most = most_unpacked(path.stat().st_size)
         lines = stack.enter_context(io.BufferedReader(_Limited(unpacked, most), 2**16))
     start = lines.peek(4)
     for magic, (ending, name) in _MAGIC.items():
@@ -164,27 +178,29 @@ def open_text(
 
 
 def _read_parquet(path: Path, limit: int | None) -> list[dict[str, Any]]:
-    with needs_train_extra(f"reading {path}"):
-        import pyarrow as pa
-        import pyarrow.parquet as pq
     try:
-        # The file's own columns: a folder called split=train would add one.
-        with pq.ParquetFile(path) as file:
-            return file.read().slice(0, limit).to_pylist()
-    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        return list(islice(parquet_rows(path, kept=True), limit))
+    except ParquetError as error:
         raise PromptError(
             f"{path}: not a readable parquet file ({error}): check that it is complete."
         ) from error
 
 
-def _json_rows(lines: io.BufferedReader[Any], may_be_whole: bool) -> Iterator[Any]:
-    """Rows of a file of JSON lines; or of one JSON list, or an object that holds one."""
+def _json_rows(
+    lines: io.BufferedReader[Any], may_be_whole: bool, most: float = math.inf
+) -> Iterator[Any]:
+    """Rows of a file of JSON lines; or of one JSON list, or an object that holds one.
+
+    All rows together may take `most` bytes of memory, which is checked before they are parsed.
+    """
     wanted = "expected a JSON object per line"
     if may_be_whole:
         wanted += ", one list of objects, or an object that holds one such list"
         start = lines.peek(1).lstrip()
         if start.startswith((b"[", b"{")):
             text = lines.read()
+            if parsed_bytes(text) > most:
+                raise NotRows(_TOO_MUCH)
             try:
                 yield from _whole_rows(parse_json(text.decode()), wanted)
                 return
@@ -194,7 +210,7 @@ def _json_rows(lines: io.BufferedReader[Any], may_be_whole: bool) -> Iterator[An
                         raise
                     raise NotRows(f"not JSON ({error}); {wanted}.") from error
             lines = io.BufferedReader(io.BytesIO(text))  # several objects
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(_spent(lines, most), start=1):
         if not line.strip():
             continue
         try:
@@ -230,10 +246,20 @@ def _whole_rows(found: Any, wanted: str) -> list[Any]:
     return next(iter(lists.values()), [found])
 
 
-def _csv_rows(lines: io.BufferedReader[Any]) -> Iterator[Any]:
+def _spent(lines: Iterable[bytes], most: float) -> Iterator[bytes]:
+    """Yield lines until what they become takes `most` bytes of memory."""
+    for line in lines:
+        most -= parsed_bytes(line) + ROW if most < math.inf else 0
+        if most < 0:
+            raise NotRows(_TOO_MUCH)
+        yield line
+
+
+def _csv_rows(lines: io.BufferedReader[Any], most: float = math.inf) -> Iterator[Any]:
     """Rows of a CSV file with a header; an empty field is None."""
     # Bytes that are not UTF-8 become halves of surrogate pairs, which no UTF-8 text holds.
-    reader = csv.reader((line.decode(errors="surrogateescape") for line in lines), strict=True)
+    texts = (line.decode(errors="surrogateescape") for line in _spent(lines, most))
+    reader = csv.reader(texts, strict=True)
     header = next(reader, [])
     if any(map(_ESCAPED.search, header)):
         raise NotRows("the header is not UTF-8 text: save the file as UTF-8.")
