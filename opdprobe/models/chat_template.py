@@ -296,7 +296,7 @@ def _names(template: str | None) -> frozenset[str]:
     environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols", _Generation])
     try:
         tree = environment.parse(template or "")
-    except jinja2.TemplateError:
+        read = {name.name for name in tree.find_all(nodes.Name) if name.ctx == "load"}
+    except _FAILURES:  # also of one that is nested too deeply, or has endless numbers
         return frozenset()  # reported when it is applied
-    read = {name.name for name in tree.find_all(nodes.Name) if name.ctx == "load"}
     return frozenset(read - set(environment.globals))

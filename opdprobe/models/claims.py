@@ -10,7 +10,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from opdprobe.errors import ModelError
+from opdprobe.errors import ModelError, printable, shown
 from opdprobe.store.budget import LEAST
 from opdprobe.store.files import OddFileError, regular
 from opdprobe.store.safe_text import parse_json
@@ -59,13 +59,29 @@ def check_model_claims(directory: Path) -> None:
 
 
 def check_tokenizer_claims(file: Path) -> None:
-    """Check that the rules of a ``tokenizer.json`` do not multiply a text.
+    """Check that a tokenizer's rules do not multiply a text, and that its names can be printed.
+
+    Parameters
+    ----------
+    file
+        Its ``tokenizer.json``; the files beside it are looked at, too.
 
     Raises
     ------
     ModelError
         They do.
     """
+    for described in (
+        file.with_name("tokenizer_config.json"),
+        file.with_name("special_tokens_map.json"),
+    ):
+        for name in _names(_content(described)):
+            # The tokenizers library prints names that it does not know, as they are.
+            if printable(name) != name:
+                raise ModelError(
+                    f"{described}: an entry is called {shown(name)}; expected names without "
+                    "control characters: take the tokenizer from the model's author."
+                )
     rules = _content(file)
     if rules is None:
         return
@@ -95,6 +111,18 @@ def _content(file: Path) -> dict[str, Any] | None:
     except (OSError, ValueError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def _names(content: Any) -> Iterator[str]:
+    """Yield the names of all entries, however deep."""
+    waiting = [content]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, dict):
+            yield from one
+            waiting += one.values()
+        elif isinstance(one, list):
+            waiting += one
 
 
 def _largest(config: dict[str, Any], names: tuple[str, ...]) -> int:

@@ -8,7 +8,7 @@ import io
 import math
 import re
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
@@ -69,13 +69,8 @@ def read_file(path: Path, limit: int | None = None) -> list[Any]:
         return _read_parquet(path, limit)
     with ExitStack() as stack:
         try:
-            lines = open_text(path, suffix, stack)
-            most = most_bytes(path.stat().st_size) if suffix in (".gz", ".zst") else math.inf
-            rows = (
-                _csv_rows(lines, most)
-                if kind == ".csv"
-                else _json_rows(lines, kind == ".json", most)
-            )
+            lines = open_text(path, suffix, stack, kept=True)
+            rows = _csv_rows(lines) if kind == ".csv" else _json_rows(lines, kind == ".json")
             return list(islice(rows, limit))
         except UnicodeDecodeError as error:
             raise PromptError(
@@ -108,10 +103,10 @@ class NotRows(Exception):
 
 
 class _Limited(io.RawIOBase):
-    """A stream of which at most `most` bytes can be read."""
+    """A stream of which at most `most` bytes can be read, with rows of at most `memory` bytes."""
 
-    def __init__(self, stream: Any, most: int):
-        self._stream, self._left, self._most = stream, most, most
+    def __init__(self, stream: Any, most: int, memory: float):
+        self._stream, self._left, self._most, self._memory = stream, most, most, memory
 
     def readable(self) -> bool:
         return True
@@ -124,12 +119,21 @@ class _Limited(io.RawIOBase):
                 f"unpacks to more than {self._most} bytes, which is {UNPACKED_TIMES} times its "
                 f"size and {LEAST} more: unpack it, if you trust it."
             )
+        if self._memory < math.inf:
+            self._memory -= parsed_bytes(data) + ROW * data.count(b"\n")
+            if self._memory < 0:
+                raise NotRows(_TOO_MUCH)
         buffer[: len(data)] = data
         return len(data)
 
 
 def open_text(
-    path: Path, suffix: str, stack: ExitStack, raw: io.RawIOBase | None = None
+    path: Path,
+    suffix: str,
+    stack: ExitStack,
+    raw: io.RawIOBase | None = None,
+    *,
+    kept: bool = False,
 ) -> io.BufferedReader[Any]:
     """Open the text of a file, unpacked, after its byte order mark.
 
@@ -141,6 +145,8 @@ def open_text(
         Closes it.
     raw
         Read in place of the file.
+    kept
+        Whether all rows of a compressed file will be in memory together.
 
     Raises
     ------
@@ -162,8 +168,9 @@ def open_text(
     elif unpacked is None:
         lines = stack.enter_context(path.open("rb"))
     else:
-        most = most_unpacked(path.stat().st_size)
-        lines = stack.enter_context(io.BufferedReader(_Limited(unpacked, most), 2**16))
+        size = path.stat().st_size
+        limited = _Limited(unpacked, most_unpacked(size), most_bytes(size) if kept else math.inf)
+        lines = stack.enter_context(io.BufferedReader(limited, 2**16))
     start = lines.peek(4)
     for magic, (ending, name) in _MAGIC.items():
         if start.startswith(magic):
@@ -186,21 +193,14 @@ def _read_parquet(path: Path, limit: int | None) -> list[dict[str, Any]]:
         ) from error
 
 
-def _json_rows(
-    lines: io.BufferedReader[Any], may_be_whole: bool, most: float = math.inf
-) -> Iterator[Any]:
-    """Rows of a file of JSON lines; or of one JSON list, or an object that holds one.
-
-    All rows together may take `most` bytes of memory, which is checked before they are parsed.
-    """
+def _json_rows(lines: io.BufferedReader[Any], may_be_whole: bool) -> Iterator[Any]:
+    """Rows of a file of JSON lines; or of one JSON list, or an object that holds one."""
     wanted = "expected a JSON object per line"
     if may_be_whole:
         wanted += ", one list of objects, or an object that holds one such list"
         start = lines.peek(1).lstrip()
         if start.startswith((b"[", b"{")):
             text = lines.read()
-            if parsed_bytes(text) > most:
-                raise NotRows(_TOO_MUCH)
             try:
                 yield from _whole_rows(parse_json(text.decode()), wanted)
                 return
@@ -210,7 +210,7 @@ def _json_rows(
                         raise
                     raise NotRows(f"not JSON ({error}); {wanted}.") from error
             lines = io.BufferedReader(io.BytesIO(text))  # several objects
-    for number, line in enumerate(_spent(lines, most), start=1):
+    for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
@@ -246,20 +246,10 @@ def _whole_rows(found: Any, wanted: str) -> list[Any]:
     return next(iter(lists.values()), [found])
 
 
-def _spent(lines: Iterable[bytes], most: float) -> Iterator[bytes]:
-    """Yield lines until what they become takes `most` bytes of memory."""
-    for line in lines:
-        most -= parsed_bytes(line) + ROW if most < math.inf else 0
-        if most < 0:
-            raise NotRows(_TOO_MUCH)
-        yield line
-
-
-def _csv_rows(lines: io.BufferedReader[Any], most: float = math.inf) -> Iterator[Any]:
+def _csv_rows(lines: io.BufferedReader[Any]) -> Iterator[Any]:
     """Rows of a CSV file with a header; an empty field is None."""
     # Bytes that are not UTF-8 become halves of surrogate pairs, which no UTF-8 text holds.
-    texts = (line.decode(errors="surrogateescape") for line in _spent(lines, most))
-    reader = csv.reader(texts, strict=True)
+    reader = csv.reader((line.decode(errors="surrogateescape") for line in lines), strict=True)
     header = next(reader, [])
     if any(map(_ESCAPED.search, header)):
         raise NotRows("the header is not UTF-8 text: save the file as UTF-8.")

@@ -64,7 +64,7 @@ def parsed_bytes(text: bytes) -> int:
     return _OF_TEXT * len(text) + _OF_ENTRY * text.count(b",") + containers
 
 
-def check_parsed(text: bytes, most: int) -> None:
+def check_parsed(text: bytes, most: float) -> None:
     """Check that a text, which came out of a compressed file or a server, may be parsed.
 
     Raises
@@ -102,7 +102,14 @@ def check_values(value: Any, path: Path) -> None:
         elif isinstance(one, str | bytes | bytearray):
             left -= len(one)
         else:  # of a tensor or an array, each number becomes an object
-            size = getattr(one, "numel", None) or getattr(one, "size", 1)
-            left -= _OF_ENTRY * int(size() if callable(size) else size)
+            left -= _OF_ENTRY * _n_numbers(one)
         if left < 0:
             raise OverBudgetError(f"it holds more than {most} bytes of values")
+
+
+def _n_numbers(value: Any) -> int:
+    """Count the numbers of a tensor or an array; any other value is one."""
+    if callable(count := getattr(value, "numel", None)):
+        return count()
+    size = getattr(value, "size", 1)
+    return size if isinstance(size, int) else 1

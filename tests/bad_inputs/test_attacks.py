@@ -137,6 +137,14 @@ def test_an_adapter_that_names_a_path_of_weights_that_run_code(tmp_path):
     assert not harm.exists()
 
 
+def test_a_tokenizer_whose_names_would_move_the_cursor(model_folder, capfd):
+    token = {"content": "<x>", "special": True, "\x1b[2Jowned": True}
+    changed(model_folder / "tokenizer_config.json", added_tokens_decoder={"64": token})
+    with pytest.raises(ModelError, match=r"an entry is called '\\x1b\[2Jowned'"):
+        load_tokenizer(model_folder)
+    assert "\x1b" not in "".join(capfd.readouterr())
+
+
 # --- chat templates ---
 
 ASKED = [{"role": "user", "content": "7"}]
@@ -167,11 +175,14 @@ def test_a_chat_template_without_end(monkeypatch):
         "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
         "{{ 1 // 0 }}",
         "{{",
+        "{{ " + "[" * 2000,
+        "{{ " + "9" * 5000 + " }}",
     ],
 )
 def test_a_chat_template_that_reaches_out_or_fails(text):
     with pytest.raises(PromptError, match="the chat template fails"):
         chat_template.render(with_template(text), ASKED, {})
+    assert isinstance(chat_template.variables(with_template(text)), list)
 
 
 # --- other files ---

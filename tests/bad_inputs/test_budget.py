@@ -5,6 +5,8 @@ import gzip
 import io
 import json
 import pickle
+import struct
+import sys
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +21,7 @@ from opdprobe.cli.parser import main
 from opdprobe.errors import ModelError, PromptError, RolloutError, StoreError
 from opdprobe.models.claims import check_model_claims, check_tokenizer_claims
 from opdprobe.models.load import load_tokenizer
+from opdprobe.models.sizes import ModelSize, UnknownSizeError
 from opdprobe.probes.bootstrap import draw_units, numbered_keys, resample, resample_statistic
 from opdprobe.report.token_text import TokenTexts
 from opdprobe.rollout.dumps.read import read_dumps
@@ -142,8 +145,6 @@ def test_honest_packed_files_are_read(tmp_path):
     [[], {}, [[]] * 3, {"a": 1, "b": [2.5, None]}, "é" * 100, [{"x": 1}, {"x": 2}], [1] * 1000],
 )
 def test_parsed_json_takes_no_more_than_is_estimated(value):
-    import sys
-
     def size(one):
         inner = [*one.values(), *one] if isinstance(one, dict) else one if type(one) is list else []
         return sys.getsizeof(one) + sum(map(size, inner))
@@ -389,3 +390,20 @@ def test_the_claims_of_real_models_pass(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "model.safetensors").write_bytes(bytes(5000))
     check_model_claims(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        struct.pack("<Q", 2**62),
+        struct.pack("<Q", 1) + b"a" + struct.pack("<IIQ", 9, 4, 2**62),
+        struct.pack("<Q", 1) + b"a" + struct.pack("<I", 9) + struct.pack("<IQ", 9, 1) * 5000,
+        struct.pack("<Q", 1) + b"a" + struct.pack("<I", 99),
+    ],
+    ids=["name", "array", "nested", "type"],
+)
+def test_a_gguf_header_that_claims_more_than_the_file(tmp_path, entry):
+    path = tmp_path / "a.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + entry)
+    with at_most(64 * MIB), pytest.raises(UnknownSizeError, match="the header of"):
+        ModelSize.of(path)

@@ -182,7 +182,7 @@ def test_metrics_by_line(write):
 
 @pytest.mark.parametrize(
     "text",
-    ["step 1: {" * 20_000, "step 1: {" + "}  " * 50_000 + "x", "step:1 - " * 20_000],
+    ["step 1: {" * 20_000, "step 1: {" + "}  " * 50_000 + "x", "step:1 - x " * 20_000],
     ids=["begun", "spaces", "console"],
 )
 @pytest.mark.parametrize("source", ["slime", "verl"])
