@@ -109,7 +109,8 @@ def check_values(value: Any, path: Path) -> None:
 
 def _n_numbers(value: Any) -> int:
     """Count the numbers of a tensor or an array; any other value is one."""
-    if callable(count := getattr(value, "numel", None)):
-        return count()
-    size = getattr(value, "size", 1)
+    count: Any = getattr(value, "numel", None)
+    if callable(count):
+        return int(count())  # pyright: ignore[reportArgumentType]
+    size: Any = getattr(value, "size", 1)
     return size if isinstance(size, int) else 1

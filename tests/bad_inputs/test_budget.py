@@ -61,8 +61,8 @@ NESTED = b"[" + b"[]," * 1_000_000 + b"[]]"
     [
         ("a.jsonl.gz", b'{"prompt": ' + NESTED + b"}\n"),
         ("a.json.gz", b'[{"prompt": ' + NESTED + b"}]"),
-        ("a.jsonl.gz", b'{"prompt": "a"}\n' * 400_000),
-        ("a.csv.gz", b"prompt,answer\n" + b"a,b\n" * 400_000),
+        ("a.jsonl.gz", b'{"prompt": "a"}\n' * 160_000),
+        ("a.csv.gz", b"prompt,answer\n" + b"a,b\n" * 260_000),
     ],
     ids=["line", "whole", "lines", "csv"],
 )
@@ -221,7 +221,7 @@ def test_a_packed_member_of_a_step_is_not_unpacked(tmp_path, method):
 
 
 def test_the_bootstrap_of_very_many_units_takes_blocks():
-    values = np.random.default_rng(0).normal(1.0, 1.0, 30_000)
+    values = np.random.default_rng(0).normal(1.0, 1.0, 20_000)
     with at_most(256 * MIB):
         found = resample(values, keys=numbered_keys(values.size))
         low, high = found.interval()
