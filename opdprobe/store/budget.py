@@ -17,8 +17,8 @@ MOST_LINE = 2**27
 MOST_YAML = 2**20
 """Characters of a configuration; PyYAML reads about 100,000 a second."""
 
-# Bytes of memory for each of these in JSON, at most: containers, and an entry of one.
-_OF_TEXT, _OF_ENTRY = 4, 72
+# Bytes of memory for each of these in JSON, at most: characters, containers, and an entry of one.
+_OF_CHARACTER, _OF_ENTRY = 4, 72
 ROW = 232
 """Bytes of memory for a row of a file, at most, besides its fields."""
 CSV_FIELD = 128
@@ -58,10 +58,11 @@ def parsed_bytes(text: bytes) -> int:
     Examples
     --------
     >>> parsed_bytes(b'{"step": 3}'), parsed_bytes(b"[[],[],[]]")
-    (276, 440)
+    (243, 410)
     """
     containers = sum(size * text.count(mark) for mark, size in _OF_CONTAINER.items())
-    return _OF_TEXT * len(text) + _OF_ENTRY * text.count(b",") + containers
+    of_text = len(text) * (1 if text.isascii() else _OF_CHARACTER)
+    return of_text + _OF_ENTRY * text.count(b",") + containers
 
 
 def check_parsed(text: bytes, most: float) -> None:

@@ -61,8 +61,8 @@ NESTED = b"[" + b"[]," * 1_000_000 + b"[]]"
     [
         ("a.jsonl.gz", b'{"prompt": ' + NESTED + b"}\n"),
         ("a.json.gz", b'[{"prompt": ' + NESTED + b"}]"),
-        ("a.jsonl.gz", b'{"prompt": "a"}\n' * 160_000),
-        ("a.csv.gz", b"prompt,answer\n" + b"a,b\n" * 260_000),
+        ("a.jsonl.gz", b'{"prompt": "a"}\n' * 250_000),
+        ("a.csv.gz", b"prompt,answer\n" + b"a,b\n" * 300_000),
     ],
     ids=["line", "whole", "lines", "csv"],
 )
