@@ -150,7 +150,8 @@ def pair_counts(
     order = np.argsort(place, kind="stable")
     n_known = np.bincount(place, minlength=names.size)
     n_good = np.bincount(place, correct, minlength=names.size)
-    ends, wins, pairs = np.cumsum(n_known), np.zeros(names.size), n_good * (n_known - n_good)
+    pairs: NDArray[np.float64] = (n_good * (n_known - n_good)).astype(np.float64)
+    ends, wins = np.cumsum(n_known), np.zeros(names.size)
     for i in np.flatnonzero(pairs).tolist():  # there may be very many groups without a pair
         rows = order[ends[i] - n_known[i] : ends[i]]
         good, bad = reward[rows][correct[rows] == 1], np.sort(reward[rows][correct[rows] == 0])
