@@ -369,7 +369,8 @@ def inspect(arguments: argparse.Namespace) -> None:
     table = Table.grid(padding=(0, 2))
     for name, value in summary.items():
         table.add_row(name, file_size(value) if name == "bytes" else f"{value}")
-    changed = {k: v for k, v in run.config.items() if v != getattr(OPDConfig(), k, None)}
+    usual = OPDConfig().to_dict()
+    changed = {k: v for k, v in run.config.items() if v != usual.get(k)}
     table.add_row("settings", ", ".join(f"{k}={v}" for k, v in changed.items()) or "the paper's")
     console.print(table)
     if run.metrics["step"].size:  # a run that has just begun has no metrics, nor has a probe
@@ -379,11 +380,13 @@ def inspect(arguments: argparse.Namespace) -> None:
 def _missing(run: Run) -> dict[str, str]:
     """Name what was not reported; empty if the run has everything."""
     from opdprobe.report.view import model_name
+    from opdprobe.store.schema import MODELS
 
     first = run.load(run.steps[0]) if run.steps else None
     if first is not None and "logp" not in first:
         return {"missing": "top-k lists, entropies, reverse KL (drawn tokens only)"}
-    roles = [] if first is None else first.attrs.get("missing", [])
+    told = [] if first is None else first.attrs.get("missing", [])
+    roles = [role for role in MODELS if isinstance(told, list) and role in told]
     names = " and ".join(model_name(run, role) or role for role in roles)
     # Without a model, a run of rollouts has no vocabulary.
     alone = run.attrs.get("recorded_by") == "score_rollouts" and "vocabulary" not in run.attrs

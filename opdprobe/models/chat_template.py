@@ -6,7 +6,11 @@ Nothing here knows a model by its name: everything is found by parsing and rende
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+import os
+import signal
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -28,7 +32,10 @@ _FAILURES = (
     RuntimeError,
     TypeError,
     ValueError,
+    MemoryError,
+    TimeoutError,
 )
+_SECONDS = 10.0  # of computing, for one conversation: a template takes milliseconds
 # What transformers and other libraries give to every template.
 _STANDARD = {
     "messages",
@@ -78,16 +85,39 @@ def render(
         The template refuses the conversation, or fails.
     """
     try:
-        text = tokenizer.apply_chat_template(
-            [dict(message) for message in messages],
-            tokenize=False,
-            add_generation_prompt=add_generation_prompt,
-            **options,
-        )
+        with _limited():
+            text = tokenizer.apply_chat_template(
+                [dict(message) for message in messages],
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                **options,
+            )
     except _FAILURES as error:
         raise PromptError(f"the chat template fails: {error}.") from error
     assert isinstance(text, str)  # tokenize=False
     return text
+
+
+@contextmanager
+def _limited() -> Iterator[None]:
+    """Raise TimeoutError in a block that computes for too long: a template may have endless loops.
+
+    Signals reach only the main thread, on POSIX; elsewhere there is no limit.
+    """
+    if os.name != "posix" or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        raise TimeoutError(f"it did not end within {_SECONDS:g} s")
+
+    before = signal.signal(signal.SIGVTALRM, stop)
+    try:
+        signal.setitimer(signal.ITIMER_VIRTUAL, _SECONDS)
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
+        signal.signal(signal.SIGVTALRM, before)
 
 
 def reserved_names(tokenizer: PreTrainedTokenizerBase) -> set[str]:
@@ -266,7 +296,7 @@ def _names(template: str | None) -> frozenset[str]:
     environment = jinja2.Environment(extensions=["jinja2.ext.loopcontrols", _Generation])
     try:
         tree = environment.parse(template or "")
-    except jinja2.TemplateError:
+        read = {name.name for name in tree.find_all(nodes.Name) if name.ctx == "load"}
+    except _FAILURES:  # also of one that is nested too deeply, or has endless numbers
         return frozenset()  # reported when it is applied
-    read = {name.name for name in tree.find_all(nodes.Name) if name.ctx == "load"}
     return frozenset(read - set(environment.globals))

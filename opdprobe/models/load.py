@@ -27,6 +27,7 @@ from transformers import (
 
 from opdprobe.errors import ConfigError, ModelError
 from opdprobe.models.adapters import merge_adapter
+from opdprobe.models.claims import check_model_claims, check_tokenizer_claims
 from opdprobe.models.devices import resolve_device, resolve_dtype
 from opdprobe.models.files import (
     adapter_base,
@@ -172,6 +173,8 @@ def _loaded(
         **how,
         **extra,
     }
+    if not extra and Path(name).is_dir():
+        check_model_claims(Path(name))
     loaded: Any = auto_class(name, trust_remote_code, extra).from_pretrained(name, **options)
     model, info = loaded
     if getattr(model, "_hf_peft_config_loaded", False):
@@ -262,7 +265,7 @@ def _reads_text(model: PreTrainedModel) -> bool:
             model.eval()(input_ids=ids[:, :n], position_ids=positions[:, :n]).logits[:, :4].float()
             for n in (8, 4)
         )
-    except (*UNREADABLE, AssertionError):
+    except UNREADABLE:
         return False
     tolerance = 64 * torch.finfo(model.dtype).eps
     return torch.allclose(whole, part, rtol=tolerance, atol=tolerance * float(part.abs().max()))
@@ -332,11 +335,15 @@ def load_tokenizer(
     if not extra and not any(directory.glob("tokenizer*")) and is_adapter(directory):
         base = adapter_base(directory) if base is None else base
         return load_tokenizer(base, trust_remote_code=trust_remote_code)
+    if not extra:
+        check_tokenizer_claims(directory / "tokenizer.json")
     try:
         return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **extra)
-    except Exception as error:
-        # The tokenizer's Rust part raises a bare Exception for a damaged tokenizer.json.
-        if not isinstance(error, UNREADABLE) and type(error) is not Exception:
+    except BaseException as error:
+        # The tokenizer's Rust part raises a bare Exception for a damaged tokenizer.json, or panics.
+        panicked = type(error).__name__ == "PanicException"
+        known = isinstance(error, (*UNREADABLE, MemoryError))
+        if not known and type(error) is not Exception and not panicked:
             raise
         if Path(name).is_dir() and not extra and not (Path(name) / "tokenizer.json").is_file():
             reason = "no tokenizer.json in this directory"

@@ -129,7 +129,15 @@ def _from_gguf(path: Path) -> ModelSize:
             kv=found.get("attention.head_count_kv", heads) * size,
             vocabulary=values["tokenizer.ggml.tokens"],
         )
-    except (OSError, LookupError, TypeError, ValueError, struct.error, OverflowError) as error:
+    except (
+        OSError,
+        LookupError,
+        TypeError,
+        ValueError,
+        struct.error,
+        ArithmeticError,
+        RecursionError,
+    ) as error:
         raise UnknownSizeError(
             f"the header of {path} does not tell ({type(error).__name__})"
         ) from error
@@ -137,13 +145,18 @@ def _from_gguf(path: Path) -> ModelSize:
 
 def _gguf_header(file: BinaryIO) -> tuple[dict[str, Any], int]:
     """Return the metadata, an array as its length alone, and the number of weights."""
+    size = file.seek(0, 2)
+    file.seek(0)
 
     def number(kind: str) -> Any:
         (value,) = struct.unpack(f"<{kind}", file.read(struct.calcsize(f"<{kind}")))
         return value
 
     def text() -> str:
-        return file.read(number("Q")).decode("utf-8", "replace")
+        length = number("Q")
+        if length > size - file.tell():
+            raise ValueError("a text is longer than the file")
+        return file.read(length).decode("utf-8", "replace")
 
     def value(kind: int) -> Any:
         if kind == _STRING:

@@ -17,7 +17,7 @@ from opdprobe.models.devices import is_out_of_memory, out_of_memory, reason_of, 
 # configurations and tokenizers have raised each of these.
 UNREADABLE = (
     *(OSError, ValueError, LookupError, SafetensorError, struct.error, StrictDataclassError),
-    *(AttributeError, TypeError, ArithmeticError, RuntimeError),
+    *(AttributeError, TypeError, ArithmeticError, RuntimeError, AssertionError),
 )
 
 

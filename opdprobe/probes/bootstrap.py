@@ -6,7 +6,7 @@ steps repeat, or that two runs share, is therefore drawn together everywhere.
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from hashlib import blake2b
@@ -26,6 +26,8 @@ MAX_UNITS = 2048
 """Most units that a curve's interval tells apart; `folded` joins more into groups."""
 
 _KEPT = 2**21  # numbers in weights that are kept for the next quantity: 16 MiB
+_MOST_LEFT_OUT = 2**25  # units times rows of a jackknife
+_BLOCK = 2 * MAX_UNITS  # units whose weights are in memory at once: 32 MiB of N_BOOT replicates
 # Residuals that are this small beside their sum of squares are rounding errors.
 _ROUNDING = 1e-18
 
@@ -114,6 +116,24 @@ def draw_units(
     keys = np.ascontiguousarray(keys, np.uint64)
     make = _drawn if keys.size * n_boot > _KEPT else _kept
     return make(keys.tobytes(), seed, n_boot)
+
+
+def _blocks(n: int) -> Iterator[slice]:
+    """Cut n units into blocks; one, if they are few."""
+    return (slice(start, start + _BLOCK) for start in range(0, max(n, 1), _BLOCK))
+
+
+def _weighted(
+    keys: NDArray[np.uint64], *columns: NDArray[np.float64], n_boot: int = N_BOOT
+) -> list[NDArray[np.float64]]:
+    """Return each column's sum and its weighted sums over the replicates, (1 + n_boot,)."""
+    found = [np.zeros(1 + n_boot) for _ in columns]
+    for block in _blocks(len(keys)):
+        drawn = draw_units(keys[block], 0, n_boot)
+        for sums, column in zip(found, columns, strict=True):
+            sums[0] += column[block].sum()
+            sums[1:] += drawn @ column[block]
+    return found
 
 
 def _drawn(keys: bytes, seed: int, n_boot: int) -> NDArray[np.float64]:
@@ -372,24 +392,43 @@ class Estimate:
         """The standard error, and each replicate's deviation in its own standard errors."""
         n_boot = len(self.samples)
         keys = np.unique(np.concatenate([mean.keys for mean in self.means]))
-        # Each unit's influence on the value (row 0) and on each replicate.
-        influence = np.zeros((1 + n_boot, keys.size))
-        present = np.zeros(keys.size, bool)
         with np.errstate(invalid="ignore", divide="ignore"):
-            for mean, slope in zip(self.means, self.slopes, strict=True):
-                place = np.searchsorted(keys, mean.keys)
-                present[place] |= mean.n > 0
-                weights = np.vstack([np.ones(mean.keys.size), draw_units(mean.keys, 0, n_boot)])
-                drawn = weights @ mean.n
-                centre = (weights @ mean.total) / drawn
-                influence[:, place] += (slope / drawn)[:, None] * (
-                    mean.total - centre[:, None] * mean.n
-                )
-            weights = np.vstack([np.ones(keys.size), draw_units(keys, 0, n_boot)])
-            squares = np.einsum("bu,bu,bu->b", weights, influence, influence)
-            squares = _known(squares, squares[0]) * _unbiased(weights @ present)
+            # Of each mean, by replicate: how many items were drawn, and their mean.
+            drawn: list[NDArray[np.float64]] = []
+            centres: list[NDArray[np.float64]] = []
+            for mean in self.means:
+                n, total = _weighted(mean.keys, mean.n, mean.total, n_boot=n_boot)
+                drawn.append(n)
+                centres.append(total / n)
+            squares, n_present = np.zeros((2, 1 + n_boot))
+            for block in _blocks(len(keys)):
+                some = keys[block]
+                # Each unit's influence on the value (row 0) and on each replicate.
+                influence = np.zeros((1 + n_boot, some.size))
+                present = np.zeros(some.size, bool)
+                for mean, slope, n, centre in zip(
+                    self.means, self.slopes, drawn, centres, strict=True
+                ):
+                    own, place = _within(mean.keys, some)
+                    present[place] |= mean.n[own] > 0
+                    influence[:, place] += (slope / n)[:, None] * (
+                        mean.total[own] - centre[:, None] * mean.n[own]
+                    )
+                weights = np.vstack([np.ones(some.size), draw_units(some, 0, n_boot)])
+                squares += np.einsum("bu,bu,bu->b", weights, influence, influence)
+                n_present += weights @ present
+            squares = _known(squares, squares[0]) * _unbiased(n_present)
             error = np.sqrt(squares)
             return float(error[0]), (self.samples - self.value) / error[1:]
+
+
+def _within(
+    keys: NDArray[np.uint64], some: NDArray[np.uint64]
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Find the keys that are among some sorted ones: where they are, and their place there."""
+    place = np.minimum(np.searchsorted(some, keys), max(some.size - 1, 0))
+    own = np.flatnonzero(some[place] == keys) if some.size else np.zeros(0, np.intp)
+    return own, place[own]
 
 
 def _slope(by: Callable[..., NDArray], at: list[NDArray[np.float64]], i: int) -> NDArray:
@@ -427,10 +466,10 @@ def resample(
     values = np.asarray(values, np.float64)
     weights = np.ones(len(values)) if weights is None else np.asarray(weights, np.float64)
     keys = numbered_keys(len(values)) if keys is None else keys
-    drawn = draw_units(keys)
     with np.errstate(invalid="ignore"):  # 0 draws of an infinite sum
         value = float(ratio(values.sum(), weights.sum()))
-        samples = np.asarray(ratio(drawn @ values, drawn @ weights))
+        total, n = _weighted(keys, values, weights)
+        samples = np.asarray(ratio(total[1:], n[1:]))
     mean = _Mean(keys, values, weights, least)
     return Estimate(value, samples, (mean,), (np.ones(1 + len(samples)),), bounds)
 
@@ -451,10 +490,14 @@ def resample_statistic(
 
     Notes
     -----
-    The jackknife gives each unit's influence: the statistic without it. There is no interval with
-    fewer than `MIN_UNITS_HEAVY` units: with few, an AUROC may depend on the one or two prompts that
-    have a wrong response.
+    The jackknife gives each unit's influence: the statistic without it. Its time grows with the
+    number of units times that of rows, so very many units are joined into groups. There is no
+    interval with fewer than `MIN_UNITS_HEAVY` units: with few, an AUROC may depend on the one or
+    two prompts that have a wrong response.
     """
+    most = max(MIN_UNITS_HEAVY, min(MAX_UNITS, _MOST_LEFT_OUT // max(len(units), 1)))
+    if units.max(initial=-1) >= most:
+        units = units % most
     rows = np.arange(len(units))
     n = int(units.max(initial=-1)) + 1
     value = statistic(rows)

@@ -17,7 +17,9 @@ from opdprobe.store.safe_text import is_number, parse_json
 # worker's prefix, "(TaskRunner pid=7) step:12 - …".
 _CONSOLE = re.compile(r"\bstep:(\d{1,18}) - (\S+:\S+(?: - \S+:\S+)*)")
 # "step 12: {'train/loss': 0.93, …}": slime's and miles' console; also "rollout 12:", "perf 12:".
-_DICTIONARY = re.compile(r"\b(?:step|rollout|perf|eval) (\d{1,18}): \{(.*)\}\s*$")
+# It ends with the line, which is not in the form: trying that from each beginning takes time that
+# grows with the square of the line's length.
+_DICTIONARY = re.compile(r"\b(?:step|rollout|perf|eval) (\d{1,18}): \{")
 _ITEM = re.compile(r"'([^']+)': (np\.\w+\([^()]*\)|[^\s,{}\[\]'()]+)(?=[,\s]|$)")
 # numpy 2 prints its scalars as np.float64(0.5) and verl passes them on.
 _NUMPY = re.compile(r"np\.\w+\((.*)\)")
@@ -141,8 +143,10 @@ def _flat(text: str, path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _printed(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
     for line in text.splitlines():
-        if match := _DICTIONARY.search(line):
-            yield int(match[1]), {item[1]: item[2] for item in _ITEM.finditer(match[2])}
+        line = line.rstrip()
+        if line.endswith("}") and (match := _DICTIONARY.search(line)):
+            items = _ITEM.finditer(line, match.end(), len(line) - 1)
+            yield int(match[1]), {item[1]: item[2] for item in items}
 
 
 def _console_logger(text: str) -> Iterator[tuple[int, dict[str, Any]]]:

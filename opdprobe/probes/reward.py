@@ -148,13 +148,14 @@ def pair_counts(
             f"correct has values such as {odd[0]}; expected 0, 1 or NaN: apply a threshold first."
         )
     order = np.argsort(place, kind="stable")
-    ends = np.cumsum(np.bincount(place, minlength=names.size))
-    wins, pairs = np.zeros((2, names.size))
-    for i, end in enumerate(ends.tolist()):
-        rows = order[ends[i - 1] if i else 0 : end]
+    n_known = np.bincount(place, minlength=names.size)
+    n_good = np.bincount(place, correct, minlength=names.size)
+    pairs: NDArray[np.float64] = (n_good * (n_known - n_good)).astype(np.float64)
+    ends, wins = np.cumsum(n_known), np.zeros(names.size)
+    for i in np.flatnonzero(pairs).tolist():  # there may be very many groups without a pair
+        rows = order[ends[i] - n_known[i] : ends[i]]
         good, bad = reward[rows][correct[rows] == 1], np.sort(reward[rows][correct[rows] == 0])
         # Incorrect rollouts below each correct one, plus those below or equal: a tie counts half.
         below = np.searchsorted(bad, good, "left").sum()
         wins[i] = (below + np.searchsorted(bad, good, "right").sum()) / 2
-        pairs[i] = good.size * bad.size
     return wins, pairs

@@ -198,9 +198,10 @@ def _sums_of_parts(
     for step, prompts, n_rollout, n_state in read.parts:
         here = slice(start, start := start + n_state)
         rollout = read.rollout[here]
-        if rollout.max(initial=-1) >= n_rollout:
+        if rollout.max(initial=-1) >= n_rollout or rollout.min(initial=0) < 0:
+            wrong = rollout.max() if rollout.max() >= n_rollout else rollout.min()
             raise StoreError(
-                f"step {step} has a state of rollout {rollout.max()}, but {n_rollout} rollouts: "
+                f"step {step} has a state of rollout {wrong}, but {n_rollout} rollouts: "
                 "opdprobe did not write this step."
             )
         places = None if point is None else point[here]

@@ -217,9 +217,18 @@ def join_scores(
 
 def planned_steps(config: dict[str, Any]) -> int | None:
     """Return the number of steps that a run's settings plan, or None if they do not say."""
-    planned = config.get("max_steps")
-    known = isinstance(planned, int) and not isinstance(planned, bool) and planned > 0
-    return planned if known else None
+    return _count(config, "max_steps")
+
+
+def samples_per_problem(config: dict[str, Any]) -> int | None:
+    """Return how many samples of a problem an evaluation averages, or None if nothing says so."""
+    return _count(config, "eval_n")
+
+
+def _count(config: dict[str, Any], name: str) -> int | None:
+    count = config.get(name)
+    known = isinstance(count, int) and not isinstance(count, bool) and 0 < count < 2**31
+    return count if known else None
 
 
 def sum_quantities(run: Run, steps: Collection[int] | None = None) -> RolloutSums:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from opdprobe.errors import ConfigError
 from opdprobe.probes.bootstrap import LEVEL
-from opdprobe.report.course import Course
+from opdprobe.report.course import Course, samples_per_problem
 
 ROLLOUTS = (1, 2, 4, 8, 16)
 """Rollouts a prompt for which a plan names the number of prompts."""
@@ -150,7 +150,7 @@ def spread(course: Course, quantity: str) -> Spread:
                 f"{course.label} has no evaluations; expected a run with benchmarks, or a quantity "
                 "of its rollouts, such as correct."
             )
-        return _of_scores(course.scores[-1], int(course.config.get("eval_n") or 1))
+        return _of_scores(course.scores[-1], samples_per_problem(course.config) or 1)
     if not course.has(quantity):
         known = [name for name in course.sums.n if course.has(name)]
         raise ConfigError(

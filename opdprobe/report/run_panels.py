@@ -6,7 +6,7 @@ import numpy as np
 
 from opdprobe.probes import heat_map
 from opdprobe.probes.bootstrap import resample
-from opdprobe.report.course import RUN_ROLES, Course, course_panels
+from opdprobe.report.course import RUN_ROLES, Course, course_panels, samples_per_problem
 from opdprobe.report.estimate import combine
 from opdprobe.report.panel import Heat, Panel, Series
 from opdprobe.store import Run
@@ -49,7 +49,7 @@ def _accuracy_panel(courses: Sequence[Course]) -> list[Panel]:
             points = [combine([resample(scores, bounds=(0, 1))]) for scores in course.scores]
             y, low, high = np.array(points).T.tolist()
             lines.append(Series(role, course.label, x=course.evaluated, y=y, low=low, high=high))
-    samples = {course.config.get("eval_n") for course in courses if course.evaluated}
+    samples = {samples_per_problem(course.config) for course in courses if course.evaluated}
     label = f"accuracy (avg@{samples.pop()})" if len(samples) == 1 else "accuracy"
     return [Panel("accuracy", "Accuracy", "training step", label, "line", lines)] if lines else []
 

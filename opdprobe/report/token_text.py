@@ -1,14 +1,17 @@
 """The text to show for a token id, read from ``tokenizer.json`` without a tokenizer library."""
 
-import json
 import re
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from opdprobe.errors import ModelError
+from opdprobe.errors import ModelError, shown
+from opdprobe.store.files import OddFileError, regular
+from opdprobe.store.safe_text import parse_json
 
+# Most characters of all tokens together: a million, and four for each byte of the file.
+_LEAST, _TIMES = 2**20, 4
 _SHOW_CODE_POINT = {"Cf", "Cs", "Zl", "Zp"}  # invisible, or able to turn the text around
 
 
@@ -71,8 +74,12 @@ class TokenTexts:
                     "there with tokenizer.save_pretrained."
                 )
             try:
-                self._read(json.loads(file.read_text(encoding="utf-8")))
-            except (ValueError, KeyError, TypeError, AttributeError) as error:
+                content = regular(file).read_bytes()
+                self._left = _LEAST + _TIMES * len(content)
+                self._read(parse_json(content.decode()))
+            except OddFileError as error:
+                raise ModelError(f"{file} cannot be read ({error}): restore the file.") from error
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
                 raise ModelError(
                     f"{file} is not a tokenizer.json of the tokenizers library ({error!r})."
                 ) from error
@@ -87,16 +94,31 @@ class TokenTexts:
     def _read(self, rules: dict[str, Any]) -> None:
         vocabulary = rules["model"]["vocab"]
         if isinstance(vocabulary, dict):
-            pieces = {index: piece for piece, index in vocabulary.items()}
+            pieces = {_id(index): piece for piece, index in vocabulary.items()}
         else:  # Unigram: [piece, score] in the order of ids
             pieces = {index: piece for index, (piece, _) in enumerate(vocabulary)}
-        decode = _decoder(rules.get("decoder"))
-        self._texts = {index: decode(piece) for index, piece in pieces.items()}
+        decode = _decoder(rules.get("decoder"), self._take)
+        for index, piece in pieces.items():
+            self._take(len(piece))
+            self._texts[index] = decode(piece)
         for token in rules.get("added_tokens") or ():
             kind = "special" if token["special"] else "text"
-            self._texts[token["id"]] = TokenText(kind, visible(token["content"]))
+            self._take(len(token["content"]))
+            self._texts[_id(token["id"])] = TokenText(kind, visible(token["content"]))
         if rules.get("decoder") is None:
             self.gap = " "  # as the tokenizers library joins tokens without a decoder
+
+    def _take(self, n: int) -> None:
+        """Count characters; a decoder may replace each by very many."""
+        self._left -= n
+        if self._left < 0:
+            raise ValueError("its tokens have far more text than its size accounts for")
+
+
+def _id(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**31:
+        raise ValueError(f"a token's id is {shown(value)}; expected an integer from 0")
+    return value
 
 
 def visible(text: str) -> str:
@@ -124,8 +146,10 @@ def _visible(character: str) -> str:
     return f"‹U+{ord(character):04X}›"
 
 
-def _decoder(rules: dict[str, Any] | None) -> Callable[[str], TokenText]:
-    """Turn the file's decoder into a function of one token."""
+def _decoder(
+    rules: dict[str, Any] | None, take: Callable[[int], None]
+) -> Callable[[str], TokenText]:
+    """Turn the file's decoder into a function of one token; `take` counts what it adds."""
     steps = rules.get("decoders", [rules]) if rules else []
     by_type = {step["type"]: step for step in steps}
     if "ByteLevel" in by_type:
@@ -146,6 +170,7 @@ def _decoder(rules: dict[str, Any] | None) -> Callable[[str], TokenText]:
         if prefix is not None:
             piece = piece.removeprefix(prefix) if piece.startswith(prefix) else f" {piece}"
         for old, new in replacements:
+            take(piece.count(old) * len(new))
             piece = piece.replace(old, new)
         return TokenText("text", visible(piece))
 

@@ -185,7 +185,8 @@ def _token_texts(run: Run, given: str | Path | None) -> tuple[TokenTexts, str | 
 def model_name(run: Run, role: str) -> str | None:
     """Name of a model; another writer of the run may have stored a bare name, or none."""
     model = run.attrs.get(role)
-    return model.get("name") if isinstance(model, dict) else model
+    name = model.get("name") if isinstance(model, dict) else model
+    return name if isinstance(name, str) else None
 
 
 def short_name(name: str | None) -> str | None:

@@ -83,6 +83,8 @@ class Prompt:
     def _fault(self) -> str | None:
         if not isinstance(self.id, str):
             return f"the id is of type {type(self.id).__name__}; expected str"
+        if self.id.endswith("\0"):
+            return f"the id {shown(self.id)} ends with a NUL, which NumPy's texts lose"
         if self.answer is not None and not isinstance(self.answer, str):
             return f"the answer is of type {type(self.answer).__name__}; expected str or None"
         if self.text is not None and not isinstance(self.text, str):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import math
 import re
 import zlib
 from collections.abc import Iterator
@@ -14,6 +15,15 @@ from pathlib import Path
 from typing import Any
 
 from opdprobe.errors import PromptError, needs_train_extra, shown
+from opdprobe.rollout.parquet import ParquetError, parquet_rows
+from opdprobe.store.budget import (
+    LEAST,
+    ROW,
+    UNPACKED_TIMES,
+    most_bytes,
+    most_unpacked,
+    parsed_bytes,
+)
 from opdprobe.store.safe_text import parse_json
 
 KINDS = (
@@ -22,8 +32,7 @@ KINDS = (
 )
 
 _TEXT = (".jsonl", ".json", ".csv")
-# Most that a compressed file may unpack to: a few kilobytes can hold gigabytes of one letter.
-_MOST_BYTES, _MOST_TIMES = 2**26, 100
+_TOO_MUCH = "holds far more rows and fields than its size accounts for: unpack it, if you trust it."
 _BOM = b"\xef\xbb\xbf"
 _MAGIC = {b"\x1f\x8b": (".gz", "gzip"), b"\x28\xb5\x2f\xfd": (".zst", "zstd")}
 # How pandas writes a list of messages into a CSV file.
@@ -60,7 +69,7 @@ def read_file(path: Path, limit: int | None = None) -> list[Any]:
         return _read_parquet(path, limit)
     with ExitStack() as stack:
         try:
-            lines = open_text(path, suffix, stack)
+            lines = open_text(path, suffix, stack, kept=True)
             rows = _csv_rows(lines) if kind == ".csv" else _json_rows(lines, kind == ".json")
             return list(islice(rows, limit))
         except UnicodeDecodeError as error:
@@ -94,10 +103,10 @@ class NotRows(Exception):
 
 
 class _Limited(io.RawIOBase):
-    """A stream of which at most `most` bytes can be read."""
+    """A stream of which at most `most` bytes can be read, with rows of at most `memory` bytes."""
 
-    def __init__(self, stream: Any, most: int):
-        self._stream, self._left, self._most = stream, most, most
+    def __init__(self, stream: Any, most: int, memory: float):
+        self._stream, self._left, self._most, self._memory = stream, most, most, memory
 
     def readable(self) -> bool:
         return True
@@ -107,15 +116,24 @@ class _Limited(io.RawIOBase):
         self._left -= len(data)
         if self._left < 0:
             raise NotRows(
-                f"unpacks to more than {self._most} bytes, which is {_MOST_TIMES} times its size "
-                f"and {_MOST_BYTES} more: unpack it, if you trust it."
+                f"unpacks to more than {self._most} bytes, which is {UNPACKED_TIMES} times its "
+                f"size and {LEAST} more: unpack it, if you trust it."
             )
+        if self._memory < math.inf:
+            self._memory -= parsed_bytes(data) + ROW * data.count(b"\n")
+            if self._memory < 0:
+                raise NotRows(_TOO_MUCH)
         buffer[: len(data)] = data
         return len(data)
 
 
 def open_text(
-    path: Path, suffix: str, stack: ExitStack, raw: io.RawIOBase | None = None
+    path: Path,
+    suffix: str,
+    stack: ExitStack,
+    raw: io.RawIOBase | None = None,
+    *,
+    kept: bool = False,
 ) -> io.BufferedReader[Any]:
     """Open the text of a file, unpacked, after its byte order mark.
 
@@ -127,6 +145,8 @@ def open_text(
         Closes it.
     raw
         Read in place of the file.
+    kept
+        Whether all rows of a compressed file will be in memory together.
 
     Raises
     ------
@@ -148,8 +168,9 @@ def open_text(
     elif unpacked is None:
         lines = stack.enter_context(path.open("rb"))
     else:
-        most = _MOST_BYTES + _MOST_TIMES * path.stat().st_size
-        lines = stack.enter_context(io.BufferedReader(_Limited(unpacked, most), 2**16))
+        size = path.stat().st_size
+        limited = _Limited(unpacked, most_unpacked(size), most_bytes(size) if kept else math.inf)
+        lines = stack.enter_context(io.BufferedReader(limited, 2**16))
     start = lines.peek(4)
     for magic, (ending, name) in _MAGIC.items():
         if start.startswith(magic):
@@ -164,14 +185,9 @@ def open_text(
 
 
 def _read_parquet(path: Path, limit: int | None) -> list[dict[str, Any]]:
-    with needs_train_extra(f"reading {path}"):
-        import pyarrow as pa
-        import pyarrow.parquet as pq
     try:
-        # The file's own columns: a folder called split=train would add one.
-        with pq.ParquetFile(path) as file:
-            return file.read().slice(0, limit).to_pylist()
-    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        return list(islice(parquet_rows(path, kept=True), limit))
+    except ParquetError as error:
         raise PromptError(
             f"{path}: not a readable parquet file ({error}): check that it is complete."
         ) from error

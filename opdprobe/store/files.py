@@ -1,23 +1,31 @@
 """Write files and directories completely or not at all, and read files of JSON lines.
 
 Content has a temporary name until all of it is on disk, so that a crash leaves the old or the new
-content, never a part. Temporary names begin with `TEMPORARY`. Nothing is written or deleted through
-a link, which may lead out of a directory that somebody else made.
+content, never a part. Temporary names begin with `TEMPORARY`, and no two writers share one. Nothing
+is written or deleted through a link, which may lead out of a directory that somebody else made.
 """
 
 import errno
 import os
+import re
+import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+import zipfile
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 from opdprobe.errors import StoreError, shown
+from opdprobe.store.budget import OverBudgetError
 from opdprobe.store.safe_text import is_number, parse_json
 
 TEMPORARY = ".tmp-"
+_OLD = f"{TEMPORARY}old-"
+_LEFT_AFTER = 3600.0  # seconds: a temporary directory that is older was left by a process that died
+_BY_HANDLE = os.open in os.supports_dir_fd and os.scandir in os.supports_fd  # not on Windows
 
 
 @contextmanager
@@ -57,6 +65,48 @@ def regular(path: Path) -> Path:
         return path  # reading it will say what is wrong, or it is not on this disk
     if stat.S_ISFIFO(mode) or stat.S_ISSOCK(mode) or stat.S_ISCHR(mode) or stat.S_ISBLK(mode):
         raise OddFileError(f"{path.name} is a pipe, a socket or a device, and no file")
+    return path
+
+
+def check_stored(path: Path) -> None:
+    """Check that the members of a zip archive are stored as they are, or that it is none.
+
+    torch unpacks a compressed member to whatever size it claims; `torch.save` writes none.
+
+    Raises
+    ------
+    OverBudgetError
+        A member is compressed, or members overlap.
+    ValueError, OSError, zipfile.BadZipFile
+        The archive is damaged, or cannot be read.
+    """
+    if not zipfile.is_zipfile(regular(path)):
+        return
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+    if any(m.compress_type for m in members):
+        raise OverBudgetError("its members are compressed")
+    if sum(m.file_size for m in members) > path.stat().st_size:
+        raise OverBudgetError("its members overlap")
+
+
+def within(path: Path) -> Path:
+    """Return the path of a file to read, as `regular`, unless it is a link out of its directory.
+
+    A run that was made elsewhere could show what is in other files of the reader.
+
+    Raises
+    ------
+    OddFileError
+        It is such a link, or a pipe, a socket or a device.
+    """
+    regular(path)
+    try:
+        outside = os.path.islink(path) and not path.resolve().is_relative_to(path.parent.resolve())
+    except (OSError, TypeError, ValueError, RuntimeError):
+        return path  # reading it will say what is wrong, or it is not on this disk
+    if outside:
+        raise OddFileError(f"{path.name} is a link out of its directory, which is not followed")
     return path
 
 
@@ -101,7 +151,7 @@ def open_append(path: Path, *, buffering: int = -1) -> IO[bytes]:
     return open(path, "ab", buffering=buffering, opener=opener)
 
 
-def write_whole(path: Path, fill: Callable[[BinaryIO], object]) -> None:
+def write_whole(path: Path, fill: Callable[[BinaryIO], object], *, follow: bool = True) -> None:
     """Write a file completely or not at all, even after a crash.
 
     Parameters
@@ -110,6 +160,8 @@ def write_whole(path: Path, fill: Callable[[BinaryIO], object]) -> None:
         The file; replaced if it exists. Its directory must exist.
     fill : callable
         Writes the content to an open binary file.
+    follow : bool
+        Whether the directory may be a link: one that the user named may, one inside a run may not.
 
     Raises
     ------
@@ -119,19 +171,68 @@ def write_whole(path: Path, fill: Callable[[BinaryIO], object]) -> None:
     refuse_links(path)
     if path.is_dir():
         raise StoreError(f"{path} is a directory; expected the name of a file to write.")
-    temporary = path.with_name(f"{TEMPORARY}{path.name}")
-    with explain_unwritable(f"writing {path}"):
-        temporary.unlink(missing_ok=True)
+    temporary = _temporary(path)
+    # By handle: the directory may be replaced by a link meanwhile.
+    with explain_unwritable(f"writing {path}"), _opened(path.parent, follow=follow) as folder:
         try:
-            # "x" refuses to follow a link, which could redirect the write.
-            with open(temporary, "xb") as file:
+            with open(
+                temporary.name if folder else temporary, "xb", opener=_opener(folder)
+            ) as file:
                 fill(file)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        put_on_disk(path.parent)  # makes the rename itself durable
+            if folder is None:
+                os.replace(temporary, path)
+            else:
+                os.replace(temporary.name, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+        except BaseException:
+            _unlink(temporary, folder)
+            raise
+        if folder is not None:
+            os.fsync(folder)  # makes the rename itself durable
+
+
+@contextmanager
+def _opened(directory: Path, *, follow: bool = True) -> Iterator[int | None]:
+    """Open a directory for work by handle; yield None where the system has no such thing.
+
+    Raises
+    ------
+    StoreError
+        It is a link, and `follow` is false.
+    """
+    if not follow:
+        refuse_links(directory)
+    if not _BY_HANDLE:
+        yield None
+        return
+    flags = os.O_RDONLY | os.O_DIRECTORY | (0 if follow else os.O_NOFOLLOW)
+    handle = os.open(directory, flags)
+    try:
+        yield handle
+    finally:
+        os.close(handle)
+
+
+def _opener(folder: int | None) -> Callable[[str, int], int]:
+    def opener(name: str, flags: int) -> int:
+        # "x" refuses to follow a link, which could redirect the write.
+        return os.open(name, flags, 0o666, dir_fd=folder)
+
+    return opener
+
+
+def _unlink(path: Path, folder: int | None) -> None:
+    """Delete a file, or a link itself; in the directory of the handle, if there is one."""
+    with suppress(FileNotFoundError):
+        if folder is None:
+            path.unlink()
+        else:
+            os.unlink(path.name, dir_fd=folder)
+
+
+def _temporary(path: Path, beginning: str = TEMPORARY) -> Path:
+    return path.with_name(f"{beginning}{path.name}-{secrets.token_hex(4)}")
 
 
 def write_text(path: Path, text: str) -> None:
@@ -172,10 +273,9 @@ def write_directory(path: Path) -> Iterator[Path]:
         be written.
     """
     refuse_links(path)
-    temporary, old = path.with_name(f"{TEMPORARY}{path.name}"), _old(path)
+    temporary, old = _temporary(path), _temporary(path, _OLD)
     try:
-        for left in (temporary, old):  # left by a process that was killed
-            _remove(left)
+        _remove_left(path)
         temporary.mkdir(parents=True)
         yield temporary
         for file in (*temporary.rglob("*"), temporary):
@@ -202,14 +302,39 @@ def remove_directory(path: Path) -> None:
     if path.is_symlink():
         path.unlink()
         return
-    os.replace(path, _old(path))
-    shutil.rmtree(_old(path))
+    old = _temporary(path, _OLD)
+    os.replace(path, old)
+    shutil.rmtree(old)
 
 
-def remove_temporaries(directory: Path) -> None:
-    """Delete the temporary files and directories that killed processes left in a directory."""
+def remove_temporaries(directory: Path, *names: str) -> None:
+    """Delete the temporary files and directories that killed processes left in a directory.
+
+    Parameters
+    ----------
+    directory
+        Where; it need not exist, and is left alone if it is a link.
+    *names
+        Delete only what is left of these files. Default: of all.
+    """
+    if directory.is_symlink() or not directory.is_dir():
+        return
     for left in directory.glob(f"{TEMPORARY}*"):
-        _remove(left)
+        if not names or any(name in left.name for name in names):
+            _remove(left)
+
+
+def remove_files(directory: Path, names: Iterable[str]) -> None:
+    """Delete files of a directory, or links themselves, unless the directory is a link.
+
+    Raises
+    ------
+    StoreError
+        The directory is a link, or may not be written.
+    """
+    with explain_unwritable(f"deleting in {directory}"), _opened(directory, follow=False) as folder:
+        for name in names:
+            _unlink(directory / name, folder)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
@@ -273,7 +398,7 @@ class Tail:
             self._forget()
             return [], anew
         try:
-            regular(self.path)
+            within(self.path)
         except OddFileError as error:
             raise StoreError(f"{self.path} cannot be read ({error}): restore the file.") from error
         with open(self.path, "rb") as file:
@@ -309,13 +434,20 @@ def _remove(left: Path) -> None:
         left.unlink(missing_ok=True)
 
 
-def _old(path: Path) -> Path:
-    return path.with_name(f"{TEMPORARY}old-{path.name}")
+def _remove_left(path: Path) -> None:
+    """Delete the temporary directories of a path that processes left which died long ago."""
+    form = re.compile(
+        f"({re.escape(TEMPORARY)}|{re.escape(_OLD)}){re.escape(path.name)}-[0-9a-f]{{8}}"
+    )
+    before = time.time() - _LEFT_AFTER
+    for left in path.parent.glob(f"{TEMPORARY}*"):
+        if form.fullmatch(left.name) and left.lstat().st_mtime < before:
+            _remove(left)
 
 
 def _parsed(path: Path, check: Callable[[Any], dict[str, Any]]) -> list[dict[str, Any]]:
     try:
-        text = regular(path).read_text(encoding="utf-8")
+        text = within(path).read_text(encoding="utf-8")
     except FileNotFoundError:
         return []
     except OddFileError as error:

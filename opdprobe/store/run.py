@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from opdprobe.errors import StoreError, shown
 from opdprobe.store.columns import columns
-from opdprobe.store.files import read_entries, regular
+from opdprobe.store.files import read_entries, within
 from opdprobe.store.frame import By, step_frame
 from opdprobe.store.safe_text import parse_json, parse_yaml
 from opdprobe.store.schema import SCHEMA_VERSION, check_version, variable_attrs
@@ -53,8 +53,8 @@ def open_run(path: str | Path) -> "Run":
     if not path.exists():
         raise StoreError(f"{path} does not exist; expected the directory of a run.")
     try:
-        attrs = parse_json(regular(path / "run.json").read_text(encoding="utf-8"))
-        config = parse_yaml(regular(path / "config.yaml").read_text(encoding="utf-8"))
+        attrs = parse_json(within(path / "run.json").read_text(encoding="utf-8"))
+        config = parse_yaml(within(path / "config.yaml").read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError) as error:
         raise StoreError(
             f"{path} is not a run: it has no {Path(error.filename or error.args[0]).name}; "

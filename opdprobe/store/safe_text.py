@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from opdprobe.errors import shown
+from opdprobe.store.budget import MOST_YAML
 
 
 def parse_json(text: str | bytes) -> Any:
@@ -57,15 +58,19 @@ class _Loader(yaml.SafeLoader):
 
     def construct_scalar(self, node: Any) -> Any:
         value = super().construct_scalar(node)
-        if node.tag in _NUMBERS and ":" in value:
-            raise yaml.YAMLError(f"{shown(value)} is not a number")
+        if node.tag in _NUMBERS and (":" in value or len(value) > _MOST_DIGITS):
+            # Python writes no number of more than 4300 digits; it reads one that is not decimal.
+            why = "is not a number" if ":" in value else "has more than 4300 characters"
+            raise yaml.YAMLError(f"{shown(value)} {why}")
+        if node.tag == _NUMBERS[0] and len(value) > _MOST_DIGITS // 2 and "x" in value.lower():
+            raise yaml.YAMLError(f"{shown(value)} has too many digits")
         return value
 
 
 _PREFIX = "tag:yaml.org,2002:"
 _NUMBERS = (f"{_PREFIX}int", f"{_PREFIX}float")
 _PLAIN = {_PREFIX + name for name in ("null", "bool", "int", "float", "str", "seq", "map")}
-MOST_CHARACTERS = 2**20  # PyYAML reads about 100,000 a second
+_MOST_DIGITS = 4300
 _MOST_REFERRED = 200  # characters of a text that references stand for
 _DECIMAL = {  # PyYAML's own forms, without those of base 60
     _NUMBERS[0]: re.compile(r"[-+]?(0b[01_]+|0x[0-9a-fA-F_]+|0[0-7_]*|[1-9][0-9_]*)\Z"),
@@ -107,8 +112,8 @@ def parse_yaml(text: str) -> Any:
     ...
     ValueError: could not determine a constructor for the tag 'tag:yaml.org,2002:python/...
     """
-    if len(text) > MOST_CHARACTERS:
-        raise ValueError(f"{len(text)} characters; expected at most {MOST_CHARACTERS}")
+    if len(text) > MOST_YAML:
+        raise ValueError(f"{len(text)} characters; expected at most {MOST_YAML}")
     try:
         return yaml.load(text, Loader=_Loader)
     except RecursionError:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from opdprobe.errors import StoreError
 from opdprobe.store.files import write_whole
-from opdprobe.store.schema import VARIABLES, Step, required
+from opdprobe.store.schema import VARIABLES, Step
 from opdprobe.store.step_decode import torn
 from opdprobe.store.step_encode import step_members, write_zip
 from opdprobe.store.step_parts import open_files
@@ -56,7 +56,7 @@ def write_step_file(path: Path, step: xr.Dataset | Step) -> None:
     }
     rounded = {"logp": round_mantissa(variables["logp"].values)} if "logp" in variables else {}
     members = step_members(step, attributes, **rounded)
-    write_whole(path, lambda file: write_zip(members, file))
+    write_whole(path, lambda file: write_zip(members, file), follow=False)
 
 
 def read_step(files: Sequence[Path]) -> xr.Dataset:
@@ -78,9 +78,6 @@ def read_step(files: Sequence[Path]) -> xr.Dataset:
         A file is missing, torn, or not a step.
     """
     with open_files(files) as archive:
-        needed = required(archive.variables)
-        if missing := [name for name in needed if name not in archive.variables]:
-            raise torn(archive.path, f"{missing[0]} is not in it")
         archive.check_sizes()
         variables: dict[str, xr.Variable] = {}
         for name in sorted(archive.variables, key=[*VARIABLES].index):

@@ -17,6 +17,7 @@ from numcodecs.vlen import VLenUTF8
 from numcodecs.zstd import Zstd
 
 from opdprobe.errors import shown
+from opdprobe.store.budget import most_bytes
 from opdprobe.store.safe_text import parse_json
 from opdprobe.store.schema import VARIABLES, check_version
 
@@ -31,8 +32,6 @@ _ARRAY_KEYS = {
     *("attributes", "dimension_names", "zarr_format", "node_type", "storage_transformers"),
 }
 _ATTRIBUTES = {"units", "long_name", "coordinates"}
-# Limits of a decoded step: blosc packs 255 bytes into 1 at best, and a chunk of zeros has no bytes.
-_MOST_BYTES, _MOST_TIMES = 2**26, 1000
 _MOST_CHUNKS = 10_000  # of a variable of a small file; also those that are left out
 _ROW_BYTES = 4  # of a state or a rollout, at the least
 
@@ -52,11 +51,6 @@ class _Array(NamedTuple):
     @property
     def n_chunks(self) -> int:
         return math.prod(-(-size // n) for size, n in zip(self.shape, self.chunks, strict=True))
-
-
-def most_bytes(file_size: int) -> int:
-    """Bytes that the decoded variables of a file of some size may take together."""
-    return _MOST_BYTES + _MOST_TIMES * file_size
 
 
 def check_counts(counts: tuple[int, int], file_size: int) -> None:

@@ -22,12 +22,13 @@ from numcodecs.zstd import Zstd
 from numpy.typing import NDArray
 
 from opdprobe.errors import StoreError, shown
+from opdprobe.store.budget import most_bytes
 from opdprobe.store.files import regular
+from opdprobe.store.schema import required
 from opdprobe.store.step_check import (
     check_counts,
     check_members,
     is_member,
-    most_bytes,
     read_group,
 )
 
@@ -85,6 +86,8 @@ class StepArchive:
         self.variables = [
             name.split("/")[0] for name in self._members if name.endswith("/zarr.json")
         ]
+        if missing := [name for name in required(self.variables) if name not in self.variables]:
+            raise ValueError(f"{missing[0]} is not in it")
 
     def members(self, *prefixes: str) -> dict[str, bytes]:
         """Read and check the group's metadata and all members whose names begin with a prefix.
@@ -232,7 +235,11 @@ def _decode(chunk: bytes | None, meta: dict[str, Any]) -> NDArray[Any]:
     if meta["data_type"] == "string":
         if chunk is None:
             return np.full(shape, meta["fill_value"], object)
-        return VLenUTF8().decode(Zstd().decode(chunk)).reshape(shape)
+        texts = VLenUTF8().decode(Zstd().decode(chunk))
+        # numpy's texts lose them: two ids would become one.
+        if "\0" in "".join(texts) and any(text.endswith("\0") for text in texts):
+            raise ValueError("a text in it ends with a NUL")
+        return texts.reshape(shape)
     dtype = np.dtype(meta["data_type"])
     if chunk is None:
         return np.full(shape, meta["fill_value"], dtype)

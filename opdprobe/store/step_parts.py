@@ -17,8 +17,10 @@ from numpy.typing import NDArray
 from opdprobe.errors import StoreError
 from opdprobe.store.step_decode import MissingStepError, StepArchive, open_archive, torn
 
-# A step is an int32.
-_NAME = re.compile(r"(\d{6,9})(?:\.([1-9]\d{0,5})-of-([1-9]\d{0,5}))?\.zarr\.zip", re.ASCII)
+# A step is an int32, and has one name.
+_NAME = re.compile(
+    r"(\d{6}|[1-9]\d{6,8})(?:\.([1-9]\d{0,5})-of-([1-9]\d{0,5}))?\.zarr\.zip", re.ASCII
+)
 
 LABELS = ("model", "support")
 _SAME = (*LABELS, "label_name")  # equal in all parts

@@ -16,6 +16,7 @@ import xarray as xr
 import yaml
 
 from opdprobe.errors import ConfigError, StoreError
+from opdprobe.store.budget import MOST_YAML
 from opdprobe.store.claim import differences, refuse_other_files
 from opdprobe.store.files import (
     explain_unwritable,
@@ -23,12 +24,12 @@ from opdprobe.store.files import (
     put_on_disk,
     read_entries,
     refuse_links,
+    remove_files,
     remove_temporaries,
     write_text,
 )
 from opdprobe.store.lock import LOCK, lock_run
 from opdprobe.store.run import open_run
-from opdprobe.store.safe_text import MOST_CHARACTERS
 from opdprobe.store.schema import ADDED, SCHEMA_VERSION, VARIABLES, Step, to_step
 from opdprobe.store.step import write_step_file
 from opdprobe.store.step_parts import Part, list_files, step_path
@@ -157,7 +158,9 @@ class RunWriter:
             self._form = _form(run.load(run.steps[-1]))
 
     def _remove_temporaries(self) -> None:
-        for directory in (self.path, self._steps_dir, self.path / "checkpoints"):
+        # A report may be writing its page beside the run's own files.
+        remove_temporaries(self.path, *_NAMES)
+        for directory in (self._steps_dir, self.path / "checkpoints"):
             remove_temporaries(directory)
 
     def write_step(self, step: int, ds: xr.Dataset) -> Path:
@@ -368,9 +371,8 @@ class RunWriter:
         if self._part[0] > 0:
             return
         self._rewrite_lines(step)
-        for file, (later, _) in list_files(self.path).items():
-            if later > step:
-                file.unlink()
+        later = [file for file, (at, _) in list_files(self.path).items() if at > step]
+        remove_files(self._steps_dir, [file.name for file in later])
 
     def _rewrite_lines(self, last_step: float) -> None:
         for path in (self._metrics_file, self._evaluations_file):
@@ -424,9 +426,9 @@ def _to_yaml(config: Mapping[str, Any]) -> str:
             f"the config cannot be written as YAML ({error}); expected only str, int, float, "
             "bool, None, lists and dicts."
         ) from error
-    if len(text) > MOST_CHARACTERS:
+    if len(text) > MOST_YAML:
         raise ConfigError(
-            f"the config takes {len(text)} characters of YAML; expected at most {MOST_CHARACTERS}, "
+            f"the config takes {len(text)} characters of YAML; expected at most {MOST_YAML}, "
             "which readers accept: keep data in files of their own."
         )
     return text

@@ -5,6 +5,7 @@ and ``checksums.json``. For a model under PEFT adapters, it holds the adapter al
 """
 
 import pickle
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from opdprobe.models.processes import Processes
 from opdprobe.models.save import saving
 from opdprobe.store.checksums import check_checkpoint, write_checksums
 from opdprobe.store.files import (
+    check_stored,
     refuse_links,
     remove_directory,
     remove_temporaries,
@@ -110,9 +112,9 @@ def load_checkpoint(checkpoint: Checkpoint, model: nn.Module, optimization: Opti
         raise _unreadable(checkpoint, f"{faults[0].path.name} {faults[0].what}")
     try:
         load_weights(model, checkpoint.path)
-        saved: dict[str, Any] = torch.load(
-            checkpoint.path / "optimizer.pt", map_location="cpu", weights_only=True
-        )
+        state = checkpoint.path / "optimizer.pt"
+        check_stored(state)
+        saved: dict[str, Any] = torch.load(state, map_location="cpu", weights_only=True)
         optimization.load_state_dict(saved["optimization"])
         torch.set_rng_state(saved["rng"])
     except (
@@ -120,7 +122,11 @@ def load_checkpoint(checkpoint: Checkpoint, model: nn.Module, optimization: Opti
         EOFError,
         RuntimeError,
         ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
         SafetensorError,
+        zipfile.BadZipFile,
         pickle.UnpicklingError,
     ) as error:
         raise _unreadable(checkpoint, error or type(error).__name__) from error

@@ -2,7 +2,8 @@
 
     python tests/fuzz/fuzz_config.py -max_total_time=600 tests/fuzz/corpus/config
 
-needs atheris. An input is a YAML file; its first byte says who reads it.
+needs atheris; ``--seconds 600`` in place of both arguments does without. An input is a YAML file;
+its first byte says who reads it.
 """
 
 from pathlib import Path
@@ -40,4 +41,4 @@ def one_input(data: bytes) -> None:
 
 
 if __name__ == "__main__":
-    run_fuzzer.main(one_input)
+    run_fuzzer.main(one_input, lambda: run_fuzzer.corpus("config"))

@@ -2,8 +2,8 @@
 
     python tests/fuzz/fuzz_prompts.py -max_total_time=600 tests/fuzz/corpus/prompts
 
-needs atheris. The first byte of an input says what the rest is: the log of a trainer, or prompts in
-one of their forms.
+needs atheris; ``--seconds 600`` in place of both arguments does without. The first byte of an input
+says what the rest is: the log of a trainer, or prompts in one of their forms.
 """
 
 import logging
@@ -44,4 +44,4 @@ def one_input(data: bytes) -> None:
 
 if __name__ == "__main__":
     logging.getLogger("opdprobe").setLevel(logging.ERROR)
-    run_fuzzer.main(one_input)
+    run_fuzzer.main(one_input, lambda: run_fuzzer.corpus("prompts"))

@@ -2,8 +2,9 @@
 
     python tests/fuzz/fuzz_store.py -max_total_time=600 tests/fuzz/corpus/store
 
-needs atheris. The first byte of an input says what the rest replaces in a sound run: one of its
-text files, a step's file, or some bytes of one member of a step, with checksums made right again.
+needs atheris; ``--seconds 600`` in place of both arguments does without. The first byte of an input
+says what the rest replaces in a sound run: one of its text files, a step's file, or some bytes of
+one member of a step, with checksums made right again.
 """
 
 import contextlib
@@ -89,4 +90,4 @@ _STEP_LOOKS = (
 
 
 if __name__ == "__main__":
-    run_fuzzer.main(one_input)
+    run_fuzzer.main(one_input, lambda: run_fuzzer.corpus("store"))

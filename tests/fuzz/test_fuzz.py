@@ -1,12 +1,15 @@
 """What the fuzzers found stays found; and the same readers on inputs that hypothesis makes."""
 
 import json
+import random
+from importlib import import_module
 from pathlib import Path
 
 import fuzz_config
 import fuzz_prompts
 import fuzz_store
 import pytest
+import run_fuzzer
 import yaml
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -15,7 +18,7 @@ from opdprobe.errors import printable
 from opdprobe.store.safe_text import parse_yaml
 
 CORPUS = Path(__file__).parent / "corpus"
-FUZZERS = {"store": fuzz_store, "config": fuzz_config, "prompts": fuzz_prompts}
+FUZZERS = ("answers", "config", "dumps", "models", "prompts", "reports", "store")
 INPUTS = sorted(path.relative_to(CORPUS).as_posix() for path in CORPUS.glob("*/*"))
 
 # JSON with the values that break readers: numbers beyond a float or an int64, NaN, halves of
@@ -53,12 +56,20 @@ quick = settings(max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 
 @pytest.mark.parametrize("name", INPUTS)
 def test_the_corpus_gives_opdprobe_errors_only(name):
-    FUZZERS[name.split("/")[0]].one_input((CORPUS / name).read_bytes())
+    import_module(f"fuzz_{name.split('/')[0]}").one_input((CORPUS / name).read_bytes())
 
 
 def test_the_corpus_is_small_and_of_every_fuzzer():
-    assert {name.split("/")[0] for name in INPUTS} == set(FUZZERS)
+    assert {name.split("/")[0] for name in INPUTS} <= set(FUZZERS)
     assert sum((CORPUS / name).stat().st_size for name in INPUTS) < 300_000
+
+
+@pytest.mark.parametrize("name", ["answers", "dumps"])
+def test_mutated_inputs_give_opdprobe_errors_only(name):
+    fuzzer, rng = import_module(f"fuzz_{name}"), random.Random(1)
+    for seed in fuzzer.seeds():
+        for data in (seed, *(run_fuzzer.mutated(seed, rng) for _ in range(5))):
+            fuzzer.one_input(data)
 
 
 @quick

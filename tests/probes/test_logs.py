@@ -178,3 +178,15 @@ def test_metrics_by_line(write):
     assert read_log(exported, "nemo-rl")["loss_nemo-rl"].item() == 0.5
     with pytest.raises(StoreError, match=r"line 1: .*expected \{'step': …, …\}, one object"):
         read_log(write('{"teacher_kl": 0.5}\n{}\n'), "tinker")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["step 1: {" * 20_000, "step 1: {" + "}  " * 50_000 + "x", "step:1 - x " * 20_000],
+    ids=["begun", "spaces", "console"],
+)
+@pytest.mark.parametrize("source", ["slime", "verl"])
+def test_lines_that_begin_again_and_again(write, text, source):
+    """Each beginning is tried once, not once for each end."""
+    with pytest.raises(StoreError, match="holds no logged step"):
+        read_log(write(text), source)

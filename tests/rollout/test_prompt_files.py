@@ -21,7 +21,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from opdprobe.errors import ConfigError, PromptError
-from opdprobe.rollout import row_files
 from opdprobe.rollout.prompt_files import (
     BOXED_TEMPLATE,
     DAPO_TEMPLATE,
@@ -32,6 +31,7 @@ from opdprobe.rollout.prompt_files import (
     save_prompts,
     strip_instruction,
 )
+from opdprobe.store import budget
 
 DATA = Path(os.environ.get("OPDPROBE_DATA", Path(__file__).parents[3] / "shared" / "data"))
 needs_data = pytest.mark.skipif(
@@ -413,7 +413,7 @@ def test_compressed_files_may_have_several_frames(tmp_path):
 @pytest.mark.parametrize(("ending", "pack"), [(".gz", gzip.compress), (".zst", ZSTD.encode)])
 @pytest.mark.parametrize("kind", [".jsonl", ".json", ".csv"])
 def test_a_file_that_unpacks_to_too_much_is_refused(tmp_path, monkeypatch, kind, ending, pack):
-    monkeypatch.setattr(row_files, "_MOST_BYTES", 1000)
+    monkeypatch.setattr(budget, "LEAST", 1000)
     path = tmp_path / f"p{kind}{ending}"
     path.write_bytes(pack(b"[" + b"0" * 10**6))
     most = 1000 + 100 * path.stat().st_size

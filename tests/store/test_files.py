@@ -11,6 +11,7 @@ from opdprobe.store.files import (
     open_append,
     read_lines,
     remove_directory,
+    remove_files,
     remove_temporaries,
     write_directory,
     write_text,
@@ -29,7 +30,6 @@ def full(*_):
 def test_a_file_replaces_the_one_before(tmp_path):
     file = tmp_path / "a.txt"
     write_text(file, "old")
-    (tmp_path / ".tmp-a.txt").write_bytes(b"half")  # by a process that was killed
     write_text(file, "né\n")
     assert file.read_bytes() == "né\n".encode()
     assert names(tmp_path) == ["a.txt"]
@@ -99,8 +99,70 @@ def test_a_directory_is_deleted_under_another_name(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr("shutil.rmtree", seen.append)
     remove_directory(tmp_path / "model")
-    assert seen == [tmp_path / ".tmp-old-model"]
-    assert names(tmp_path) == [".tmp-old-model"]
+    assert names(tmp_path) == [seen[0].name]
+    assert seen[0].name.startswith(".tmp-old-model-")
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path):
+    file = tmp_path / "report.html"
+
+    def fill(handle):
+        write_text(file, "of the other")
+        assert file.read_text() == "of the other"
+        handle.write(b"own")
+
+    write_whole(file, fill)
+    assert file.read_text() == "own"
+    assert names(tmp_path) == ["report.html"]
+
+
+def test_two_writers_of_one_directory_do_not_meet(tmp_path):
+    with write_directory(tmp_path / "model") as one, write_directory(tmp_path / "model") as other:
+        (one / "a").write_text("1")
+        (other / "b").write_text("2")
+    assert names(tmp_path) == ["model"]
+    assert names(tmp_path / "model") == ["a"]
+
+
+def test_a_directory_that_a_process_left_long_ago_is_removed(tmp_path):
+    for name in ("model-01234567", "old-model-01234567", "model-2-01234567", "model"):
+        (tmp_path / f".tmp-{name}").mkdir()
+        os.utime(tmp_path / f".tmp-{name}", (0, 0))
+    (tmp_path / ".tmp-model-89abcdef").mkdir()  # of a process that may be alive
+    with write_directory(tmp_path / "model"):
+        pass
+    assert names(tmp_path) == [
+        ".tmp-model",
+        ".tmp-model-2-01234567",
+        ".tmp-model-89abcdef",
+        "model",
+    ]
+
+
+def test_a_file_goes_where_its_directory_was_when_writing_began(tmp_path):
+    (tmp_path / "steps").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+
+    def swap(handle):
+        handle.write(b"whole")
+        (tmp_path / "steps").rename(tmp_path / "before")
+        (tmp_path / "steps").symlink_to(tmp_path / "elsewhere")
+
+    write_whole(tmp_path / "steps/000001", swap)
+    assert names(tmp_path / "before") == ["000001"]
+    assert names(tmp_path / "elsewhere") == []
+    with pytest.raises(StoreError, match=r"steps is a link to .*elsewhere, which is not followed"):
+        write_whole(tmp_path / "steps/000001", lambda handle: handle.write(b""), follow=False)
+    with pytest.raises(StoreError, match=r"steps is a link to .*elsewhere, which is not followed"):
+        remove_files(tmp_path / "steps", ["000001"])
+
+
+def test_only_files_of_a_directory_are_removed(tmp_path):
+    for name in ("a", "b", "kept"):
+        (tmp_path / name).write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "kept")
+    remove_files(tmp_path, ["a", "link", "absent"])
+    assert names(tmp_path) == ["b", "kept"]
 
 
 @pytest.mark.parametrize("target", ["victim", "absent"])
@@ -119,8 +181,6 @@ def test_nothing_is_written_or_deleted_through_a_link(tmp_path, target):
     with pytest.raises(StoreError, match=f"link is a link to .*{target}, which is not followed"):
         open_append(link)
     remove_directory(link)
-    (tmp_path / ".tmp-model").symlink_to(victim, target_is_directory=True)
-    (tmp_path / ".tmp-old-model").symlink_to(victim, target_is_directory=True)
     with write_directory(tmp_path / "model") as directory:
         (directory / "a.txt").write_text("whole")
     assert names(tmp_path) == ["model", "victim"]
@@ -134,6 +194,8 @@ def test_temporaries_of_either_kind_are_removed(tmp_path):
     (tmp_path / ".tmp-folder").mkdir()
     (tmp_path / ".tmp-folder" / "file").write_text("half")
     (tmp_path / ".tmp-link").symlink_to(tmp_path / "kept", target_is_directory=True)
+    remove_temporaries(tmp_path, "run.json")
+    assert len(names(tmp_path)) == 4
     remove_temporaries(tmp_path)
     remove_temporaries(tmp_path / "absent")
     assert names(tmp_path) == ["kept"]

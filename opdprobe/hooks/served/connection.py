@@ -15,14 +15,18 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 from urllib.request import HTTPRedirectHandler, OpenerDirector, Request, build_opener
 
 from opdprobe.errors import ConfigError, ModelError, OPDProbeError
+from opdprobe.store.budget import LEAST, check_parsed
 from opdprobe.store.safe_text import parse_json
 
 API_KEY = "OPDPROBE_API_KEY"
 """Environment variable that holds the server's key, if it needs one."""
 
 _LONGEST_PAUSE = 30.0  # seconds
-# Limits of an answer, and of an error's text, in bytes. A million tokens at k = 100 fill the first.
-_MOST_BYTES, _MOST_SAID = 2**33, 2**20
+# Limits in bytes: of each number that is asked for (a token with its log-probability takes about 90
+# as JSON), and of an error's text.
+_OF_NUMBER, _MOST_SAID = 250, 2**20
+# JSON takes more memory when it is parsed: honest answers 6 times their size, others 60.
+_PARSED = 10
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -110,7 +114,8 @@ class Connection:
         for attempt in range(1, self.tries + 1):
             pause = self.backoff * 2 ** (attempt - 1)
             try:
-                return _json(url, self._answer(Request(url, data, headers)))
+                most = most_of_answer(body)
+                return _json(url, self._answer(Request(url, data, headers), most), most)
             except HTTPError as error:
                 problem = RefusedError(url, error.code, _said(error))
                 if error.code != 429 and error.code < 500:
@@ -133,15 +138,15 @@ class Connection:
             time.sleep(min(pause, _LONGEST_PAUSE))
         raise AssertionError("unreachable: there is at least one try")
 
-    def _answer(self, request: Request) -> bytes:
+    def _answer(self, request: Request, most: int) -> bytes:
         """Read one answer to its end; the time limit is of all of it, not of each of its pieces."""
         until = time.monotonic() + self.timeout
         content = bytearray()
         with _opener().open(request, timeout=self.timeout) as response:
             while piece := response.read1(2**20):
                 content += piece
-                if len(content) > _MOST_BYTES:
-                    _endless(request.full_url)
+                if len(content) > most:
+                    _endless(request.full_url, most)
                 if time.monotonic() > until:
                     raise TimeoutError
             if response.length:  # bytes that were announced and did not come
@@ -238,15 +243,37 @@ def _said(error: HTTPError) -> bytes:
             return b""  # the status says enough
 
 
-def _endless(url: str) -> NoReturn:
+def most_of_answer(body: Any) -> int:
+    """Bytes that an answer may have: as many as the numbers that the request asks for need.
+
+    Parameters
+    ----------
+    body
+        The request as JSON, or None.
+
+    Examples
+    --------
+    >>> most_of_answer(None), most_of_answer({"prompt": [1] * 1000, "prompt_logprobs": 98})
+    (67108864, 92358864)
+    """
+    if not isinstance(body, dict):
+        return LEAST
+    asked = body.get("prompt", ())
+    tokens = len(asked) + body.get("n", 1) * body.get("max_tokens", 0)
+    lists = 3 + (body.get("prompt_logprobs") or 0) + (body.get("logprobs") or 0)
+    return LEAST + _OF_NUMBER * tokens * lists
+
+
+def _endless(url: str, most: int) -> NoReturn:
     raise ModelError(
-        f"{url}: the answer is longer than {_MOST_BYTES} bytes; check that this is a model's "
-        "server, or ask for shorter responses or a smaller k."
+        f"{url}: the answer is longer than {most} bytes, far more than what was asked for; check "
+        "that this is a model's server."
     )
 
 
-def _json(url: str, content: bytes) -> Any:
+def _json(url: str, content: bytes, most: int) -> Any:
     try:
+        check_parsed(content, _PARSED * most)
         return parse_json(content)
     except ValueError as error:
         raise ModelError(

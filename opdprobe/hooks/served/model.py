@@ -189,11 +189,11 @@ class ServedModel:
             if len(found) != num_generations or any(
                 reason not in ("stop", "length") for _, reason in found
             ):
-                ends = without_key(", ".join(str(reason) for _, reason in found)) or "none"
+                ends = without_key(", ".join(str(reason) for _, reason in found))[:200]
                 raise ModelError(
                     f"{self} returned {len(found)} responses to prompt {index}, with finish "
-                    f"reasons {ends}; expected {num_generations}, each with stop or length: see "
-                    "the server's log."
+                    f"reasons {ends or 'none'}; expected {num_generations}, each with stop or "
+                    "length: see the server's log."
                 )
             if cut := [
                 len(t) for t, why in found if why == "length" and len(t) < max_completion_length
@@ -380,7 +380,7 @@ class ServedModel:
                 str(model["id"]): None if (n := model.get("max_model_len")) is None else int(n)
                 for model in answer["data"]
             }
-        listed = without_key(", ".join(found)) or "no model"
+        listed = without_key(", ".join(found))[:500] or "no model"
         if not name and len(found) != 1:
             raise ConfigError(f"{self.url} serves {listed}; name one: {self.url}#NAME.")
         if name and name not in found:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import csv
 import io
+import math
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -15,15 +16,21 @@ from typing import Any
 from opdprobe.errors import RolloutError, needs_train_extra, shown
 from opdprobe.rollout.dumps.growing_lines import GrowingLines
 from opdprobe.rollout.dumps.row import Row
+from opdprobe.rollout.parquet import ParquetError, parquet_rows
 from opdprobe.rollout.row_files import NotRows, open_text
+from opdprobe.store.budget import (
+    CSV_FIELD,
+    MOST_LINE,
+    OverBudgetError,
+    check_parsed,
+    most_bytes,
+    most_unpacked,
+)
 from opdprobe.store.safe_text import parse_json
 
 TEXT = (".jsonl", ".json", ".csv")
 PICKLES = (".pt", ".pth", ".pkl", ".pickle")
 KINDS = (*TEXT, ".parquet", ".eval", *PICKLES)
-# A line holds a rollout, or one logging step of them; read, it takes several times the memory.
-MOST_BYTES = 2**27
-_BATCH = 64
 # The zip archive's number for zstd; inspect-ai's logs have it since 2026.
 _ZSTD = 93
 
@@ -99,25 +106,35 @@ def _readable(path: Path) -> Iterator[ExitStack]:
 def _lines(path: Path, at_end: Callable[[], bool] | None = None) -> _Found:
     """JSON lines. Most trainers write one object a line, ms-swift also one list of objects."""
     with _readable(path) as stack:
-        raw = None if at_end is None else GrowingLines(path, at_end, MOST_BYTES)
+        raw = None if at_end is None else GrowingLines(path, at_end, MOST_LINE)
         stream = open_text(path, path.suffix.lower(), stack, raw)
-        number = 0
-        while line := stream.readline(MOST_BYTES + 1):
+        number, most = 0, _most_of_line(path)
+        while line := stream.readline(MOST_LINE + 1):
             number += 1
             where = f":{number}"
-            if len(line) > MOST_BYTES:
+            if len(line) > MOST_LINE:
                 raise RolloutError(
-                    f"{path}{where}: a line of more than {MOST_BYTES} bytes; expected a JSON "
+                    f"{path}{where}: a line of more than {MOST_LINE} bytes; expected a JSON "
                     "object per line, of one rollout or one step."
                 )
             if not line.strip():
                 continue
-            for data in _parsed(line, f"{path}{where}"):
+            for data in _parsed(line, f"{path}{where}", most):
                 yield data, where
 
 
-def _parsed(line: bytes, source: str) -> list[Any]:
+def _most_of_line(path: Path) -> float:
+    """Bytes of memory that a line may take; one of a plain file takes what it takes."""
+    packed = path.suffix.lower() in (".gz", ".zst")
+    return most_bytes(path.stat().st_size) if packed else math.inf
+
+
+def _parsed(line: bytes, source: str, most: float = math.inf) -> list[Any]:
     wanted = "expected a JSON object per line"
+    try:
+        check_parsed(line, most)
+    except OverBudgetError as error:
+        return [RolloutError(f"{source}: {error}: unpack the file, if you trust it.")]
     try:
         text = line.decode()
     except UnicodeDecodeError as error:
@@ -140,17 +157,20 @@ def _json(path: Path) -> _Found:
     """One JSON value: a list of rows, or an object whose ``samples`` are the rows; else lines."""
     with _readable(path) as stack:
         stream = open_text(path, path.suffix.lower(), stack)
-        text = stream.read(MOST_BYTES + 1)
-        if len(text) > MOST_BYTES:
+        text = stream.read(MOST_LINE + 1)
+        if len(text) > MOST_LINE:
             raise RolloutError(
-                f"{path}: more than {MOST_BYTES} bytes in one JSON value; expected JSON lines, or "
+                f"{path}: more than {MOST_LINE} bytes in one JSON value; expected JSON lines, or "
                 "for inspect the .eval log: convert it."
             )
         try:
+            check_parsed(text, _most_of_line(path))
             found = parse_json(text.decode())
         except ValueError as error:
             if isinstance(error, UnicodeDecodeError):
                 raise
+            if isinstance(error, OverBudgetError):
+                raise RolloutError(f"{path}: {error}: unpack it, if you trust it.") from error
             if b"}\n{" not in text:
                 raise RolloutError(
                     f"{path}: not JSON ({error}): check that it is complete."
@@ -170,7 +190,8 @@ def _json(path: Path) -> _Found:
 
 def _csv(path: Path) -> _Found:
     """Rows of a CSV file with a header, as texts; an empty field is None."""
-    csv.field_size_limit(MOST_BYTES)
+    csv.field_size_limit(MOST_LINE)
+    most = _most_of_line(path)
     with _readable(path) as stack:
         lines = io.TextIOWrapper(open_text(path, path.suffix.lower(), stack), "utf-8", newline="")
         reader = csv.reader(lines, strict=True)
@@ -178,6 +199,8 @@ def _csv(path: Path) -> _Found:
             header = next(reader, [])
             for fields in reader:
                 where = f":{reader.line_num}"
+                if len(fields) * CSV_FIELD > most:
+                    raise NotRows(f"{len(fields)} fields in a row, too many for its size.")
                 if not fields:
                     continue
                 if len(fields) != len(header):
@@ -197,17 +220,10 @@ def _csv(path: Path) -> _Found:
 
 
 def _parquet(path: Path) -> _Found:
-    with needs_train_extra(f"reading {path}"):
-        import pyarrow as pa
-        import pyarrow.parquet as pq
     try:
-        with pq.ParquetFile(path) as file:
-            number = 0
-            for batch in file.iter_batches(_BATCH):
-                for row in batch.to_pylist():
-                    yield row, f", row {number}"
-                    number += 1
-    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        for number, row in enumerate(parquet_rows(path)):
+            yield row, f", row {number}"
+    except ParquetError as error:
         raise RolloutError(
             f"{path}: not a readable parquet file ({error}): check that it is complete."
         ) from error
@@ -219,18 +235,26 @@ def _zipped(path: Path) -> _Found:
         try:
             with zipfile.ZipFile(path) as archive:
                 members = [m for m in archive.infolist() if m.filename.startswith("samples/")]
+                size = path.stat().st_size
+                if (total := sum(member.file_size for member in members)) > most_unpacked(size):
+                    raise RolloutError(
+                        f"{path}: unpacks to {total} bytes; expected at most "
+                        f"{most_unpacked(size)}: unpack it, if you trust it."
+                    )
                 for member in sorted(members, key=lambda member: member.filename):
                     where = f", {member.filename}"
-                    if member.file_size > MOST_BYTES:
+                    if member.file_size > MOST_LINE:
                         yield (
                             RolloutError(
                                 f"{path}{where}: {member.file_size} bytes; expected at most "
-                                f"{MOST_BYTES}."
+                                f"{MOST_LINE}."
                             ),
                             where,
                         )
                         continue
-                    for data in _parsed(_unpacked(archive, member), f"{path}{where}"):
+                    for data in _parsed(
+                        _unpacked(archive, member), f"{path}{where}", most_bytes(size)
+                    ):
                         yield data, where
         except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
             raise RolloutError(
@@ -242,7 +266,7 @@ def _zipped(path: Path) -> _Found:
 def _unpacked(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
     """A member's bytes; inspect packs them by zstd, which zipfile reads from Python 3.14 on."""
     # The size in the directory may be a lie.
-    most = MOST_BYTES + 1
+    most = member.file_size + 1
     if member.compress_type != _ZSTD:
         with archive.open(member) as stream:
             return stream.read(most)[:most]

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pickle
 import re
+import struct
 import warnings
+import zipfile
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ from typing import Any
 import numpy as np
 
 from opdprobe.errors import RolloutError, needs_train_extra
+from opdprobe.store.budget import check_values
+from opdprobe.store.files import check_stored
 
 # How torch names what it does not build.
 _OBJECT = re.compile(r"GLOBAL (\S+)|got <class '([^']+)'>")
@@ -43,10 +47,13 @@ def load(path: Path) -> Any:
         for module in ("_core", "core")
     ]
     try:
+        check_stored(path)
         with torch.serialization.safe_globals([*arrays, *rebuild]), warnings.catch_warnings():
             # Of a pickle protocol that torch itself does not write.
             warnings.filterwarnings("ignore", "Detected pickle protocol")
-            return torch.load(path, map_location="cpu", weights_only=True)
+            found = torch.load(path, map_location="cpu", weights_only=True)
+        check_values(found, path)
+        return found
     except pickle.UnpicklingError as error:
         named = _OBJECT.search(str(error))
         what = (
@@ -63,9 +70,14 @@ def load(path: Path) -> Any:
         EOFError,
         RuntimeError,
         ValueError,
-        KeyError,
+        LookupError,
         AttributeError,
         TypeError,
+        ArithmeticError,
+        MemoryError,
+        AssertionError,
+        zipfile.BadZipFile,
+        struct.error,
     ) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise RolloutError(

@@ -31,7 +31,13 @@ from opdprobe.rollout.pair import Pair
 from opdprobe.rollout.prompt_attrs import prompt_set, template_attrs
 from opdprobe.rollout.prompts import EncodedPrompt, OnError, Prompt, encode_prompts
 from opdprobe.store.claim import differences, refuse_other_files
-from opdprobe.store.files import explain_unwritable, read_entries, write_directory, write_text
+from opdprobe.store.files import (
+    explain_unwritable,
+    read_entries,
+    refuse_links,
+    write_directory,
+    write_text,
+)
 from opdprobe.train.checkpoint import latest_checkpoint
 from opdprobe.train.config import SFTConfig
 from opdprobe.train.optim import refuse_float16
@@ -243,6 +249,7 @@ def _carry_out(
         with write_directory(path) as directory, saving():
             student.save_pretrained(directory)
             tokenizer.save_pretrained(directory)
+        refuse_links(out_dir / "checkpoints")
         shutil.rmtree(out_dir / "checkpoints", ignore_errors=True)
     return ColdStart(path, counts, n_steps)
 

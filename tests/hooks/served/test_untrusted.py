@@ -192,7 +192,7 @@ def test_an_answer_that_drips_ends_with_the_time_limit(drip):
 
 
 def test_an_answer_without_end_is_cut(drip, monkeypatch):
-    monkeypatch.setattr(connection_module, "_MOST_BYTES", 10_000)
+    monkeypatch.setattr(connection_module, "LEAST", 10_000)
     with pytest.raises(ModelError, match=r"longer than 10000 bytes"):
         ServedModel(drip(piece=b" " * 4000), Connection(timeout=20))
 

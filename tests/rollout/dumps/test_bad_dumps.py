@@ -108,7 +108,7 @@ def test_a_bad_line_is_named_and_can_be_left_out(line, reason, advice, tmp_path,
 
 
 def test_a_line_without_end_is_not_read_into_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(dump_files, "MOST_BYTES", 1000)
+    monkeypatch.setattr(dump_files, "MOST_LINE", 1000)
     path = tmp_path / "1.jsonl"
     path.write_bytes(json.dumps(VERL).encode() + b"\n" + b"x" * 5000)
     with pytest.raises(RolloutError, match=r"1\.jsonl:2: a line of more than 1000 bytes"):
@@ -218,7 +218,7 @@ def test_files_are_read_in_the_order_of_steps(tmp_path):
 
 
 def test_a_zip_that_unpacks_to_much_is_not_unpacked(tmp_path, monkeypatch):
-    monkeypatch.setattr(dump_files, "MOST_BYTES", 1000)
+    monkeypatch.setattr(dump_files, "MOST_LINE", 1000)
     path = tmp_path / "log.eval"
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("samples/a_epoch_1.json", "[" * 10_000)
