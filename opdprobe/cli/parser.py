@@ -718,18 +718,31 @@ def _zoo(commands: Any) -> None:
         commands,
         "zoo",
         run_commands.zoo,
-        "list, build or check the models of the testbed",
+        "list, build or check the models of the testbed, or of --world real",
         options.workers(),
         options.on_device("cpu"),
+        options.dtype("with --world real, dtype of the models in training (default: float32)"),
     )
     sub.add_argument("action", choices=["list", "build", "check"])
     sub.add_argument("name", nargs="*", metavar="NAME", help="models (default: all)")
     sub.add_argument(
         "--work-dir",
         type=Path,
-        default=Path("out/zoo"),
         metavar="DIR",
-        help="where build keeps checkpoints (default: %(default)s)",
+        help="where build keeps checkpoints (default: out/zoo); with --world real, also the models "
+        "(default: out/real/zoo)",
+    )
+    sub.add_argument(
+        "--world",
+        choices=["sums", "real"],
+        default="sums",
+        help="sums: the testbed, which is shipped; real: models that solve word problems in "
+        "English, made from --base (default: %(default)s)",
+    )
+    sub.add_argument(
+        "--base",
+        metavar="MODEL",
+        help="the pre-trained model to build --world real from: directory, GGUF file or hub id",
     )
 
 

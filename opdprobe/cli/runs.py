@@ -505,8 +505,14 @@ def _last(run: Run) -> dict[str, float]:
 
 
 def zoo(arguments: argparse.Namespace) -> None:
-    """List, build or check the testbed's models."""
+    """List, build or check the models of the testbed, or of the world that `--world` names."""
     from opdprobe.testing.testbed import members
+
+    if arguments.world == "real":
+        from opdprobe.cli import real_zoo
+
+        real_zoo.zoo(arguments)
+        return
 
     names = arguments.name or list(members.MEMBERS)
     if unknown := sorted(set(names) - set(members.MEMBERS)):
@@ -523,7 +529,7 @@ def zoo(arguments: argparse.Namespace) -> None:
         with progress() as show:
             build_all(
                 names,
-                arguments.work_dir,
+                arguments.work_dir or Path("out/zoo"),
                 workers=arguments.workers,
                 device=arguments.device,
                 on_progress=show,
