@@ -180,11 +180,11 @@ def _reproduce(commands: Any) -> None:
         options.out_dir(),
         options.workers(),
         options.as_json("the verdicts"),
-        *options.computing(None, "cpu for the testbed, auto for the models of --models"),
+        *options.computing(None, "cpu for the testbed, auto for other models"),
     )
     sub.add_argument(
         "--preset",
-        choices=["quick", "full", "paper"],
+        choices=["quick", "full", "paper", "real"],
         default="quick",
         help="how much to run (default: %(default)s)",
     )
@@ -199,6 +199,12 @@ def _reproduce(commands: Any) -> None:
         type=Path,
         metavar="YAML",
         help="file that names your models, prompts and benchmarks",
+    )
+    sub.add_argument(
+        "--base",
+        metavar="MODEL",
+        help="with --preset real, the pre-trained model that all others are made from: directory, "
+        "GGUF file or hub id",
     )
 
 

@@ -1,11 +1,14 @@
 """`opdprobe zoo --world real`: the models that are made from a base model of the user's."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.table import Table
 
-from opdprobe.cli.runs import console, progress
+from analyses.presets import Preset
+from analyses.registry import roles_of
+from opdprobe.cli.runs import console, errors, progress
 from opdprobe.testing.real import members
 
 WORK_DIR = Path("out/real/zoo")
@@ -18,7 +21,12 @@ def zoo(arguments: argparse.Namespace) -> None:
         members.find_member(name)
     folder = arguments.work_dir or WORK_DIR
     if arguments.action == "build":
-        _build(names, folder, arguments)
+        if arguments.base is None:
+            raise members.RealZooError(
+                "--world real has no base model; expected --base with a model directory, a GGUF "
+                "file or a hub id."
+            )
+        build(names, folder, arguments)
     if arguments.action == "check":
         from opdprobe.testing.real.zoo import check
 
@@ -29,18 +37,26 @@ def zoo(arguments: argparse.Namespace) -> None:
     console.print(_table(names, folder))
 
 
-def _build(names: list[str], folder: Path, arguments: argparse.Namespace) -> None:
-    if arguments.base is None:
-        raise members.RealZooError(
-            "--world real has no base model; expected --base with a model directory, a GGUF file "
-            "or a hub id."
-        )
-    from opdprobe.cli.runs import errors
+def ready(
+    preset: Preset, figures: Sequence[str], folder: Path, arguments: argparse.Namespace
+) -> None:
+    """Build the models that some figures need; without `--base`, see that they are built."""
+    roles = {role for figure in figures for role in roles_of(figure)[0]}
+    names = [n for n in members.MEMBERS if n in {Path(preset.models[r]).name for r in roles}]
+    if arguments.base is not None:
+        build(names, folder, arguments)
+    for name in names:
+        members.zoo_path(name, folder)
+
+
+def build(names: Sequence[str], folder: Path, arguments: argparse.Namespace) -> None:
+    """Build models and those that they are made from, with progress on stderr."""
     from opdprobe.models.devices import resolve_device
     from opdprobe.testing.real.zoo import build_all, with_ancestors
     from opdprobe.train.optim import refuse_float16
 
-    resolve_device(arguments.device)  # before a process per model finds out
+    device = arguments.device or "auto"
+    resolve_device(device)  # before a process per model finds out
     refuse_float16(arguments.dtype)
     errors.print(
         f"{', '.join(with_ancestors(names))}; in {folder}. If interrupted, the same command "
@@ -53,7 +69,7 @@ def _build(names: list[str], folder: Path, arguments: argparse.Namespace) -> Non
             folder,
             arguments.base,
             workers=arguments.workers,
-            device=arguments.device,
+            device=device,
             dtype=arguments.dtype,
             on_progress=show,
         )
