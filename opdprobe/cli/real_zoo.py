@@ -42,7 +42,8 @@ def ready(
 ) -> None:
     """Build the models that some figures need; without `--base`, see that they are built."""
     roles = {role for figure in figures for role in roles_of(figure)[0]}
-    names = [n for n in members.MEMBERS if n in {Path(preset.models[r]).name for r in roles}]
+    needed = {Path(preset.model(role, preset.seeds[0])).name for role in roles}
+    names = [name for name in members.MEMBERS if name in needed]
     if arguments.base is not None:
         build(names, folder, arguments)
     for name in names:

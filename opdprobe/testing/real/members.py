@@ -11,7 +11,7 @@ RECORD = "zoo.json"
 """File in a member's directory that records its recipe, hash and accuracy."""
 
 MAX_COMPLETION_LENGTH = 96
-"""Longest response, in tokens; SmolLM2's longest correct one has 79."""
+"""Longest response, in tokens; of 4,000 demonstrations, SmolLM2's tokenizer gives none above 77."""
 
 _SFT = SFTConfig(
     learning_rate=2e-4, batch_size=16, max_steps=150, micro_batch_tokens=2048, save_steps=10

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from opdprobe.errors import PromptError
 from opdprobe.rollout.prompts import Prompt, encode_prompts
@@ -122,7 +122,7 @@ def demonstrations(
     The problems and the texts are the same for every tokenizer. Prompts go through its chat
     template; a response ends with its end-of-sequence token.
     """
-    eos = tokenizer.eos_token_id
+    eos: Any = tokenizer.eos_token_id
 
     def batch_at(step: int) -> list[Example]:
         rng = random.Random(f"{config.seed}/{step}")
@@ -132,7 +132,7 @@ def demonstrations(
         prompts = [_prompt(f"sft-{i}", problem) for i, (problem, _) in enumerate(drawn)]
         encoded = encode_prompts(tokenizer, prompts)
         texts = [response for _, response in drawn]
-        ids = tokenizer(texts, add_special_tokens=False)["input_ids"]
+        ids: Any = tokenizer(texts, add_special_tokens=False)["input_ids"]
         return [
             (list(prompt.ids), [*response, eos])
             for prompt, response in zip(encoded, ids, strict=True)
