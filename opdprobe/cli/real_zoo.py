@@ -10,6 +10,7 @@ from analyses.presets import Preset
 from analyses.registry import roles_of
 from opdprobe.cli.runs import console, errors, progress
 from opdprobe.testing.real import members
+from opdprobe.testing.testbed.members import ZooError
 
 WORK_DIR = Path("out/real/zoo")
 
@@ -22,7 +23,7 @@ def zoo(arguments: argparse.Namespace) -> None:
     folder = arguments.work_dir or WORK_DIR
     if arguments.action == "build":
         if arguments.base is None:
-            raise members.RealZooError(
+            raise ZooError(
                 "--world real has no base model; expected --base with a model directory, a GGUF "
                 "file or a hub id."
             )

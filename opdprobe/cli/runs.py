@@ -522,6 +522,8 @@ def zoo(arguments: argparse.Namespace) -> None:
 
         real_zoo.zoo(arguments)
         return
+    if arguments.base or arguments.dtype:
+        raise ConfigError("--base and --dtype are for --world real; the testbed needs neither.")
 
     names = arguments.name or list(members.MEMBERS)
     if unknown := sorted(set(names) - set(members.MEMBERS)):

@@ -1,10 +1,11 @@
 """The members of the second world's zoo: what each stands for and how it is made. Without torch."""
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from opdprobe.errors import OPDProbeError
+from opdprobe.store.files import regular
+from opdprobe.store.safe_text import parse_json
+from opdprobe.testing.testbed.members import ZooError
 from opdprobe.train.config import GRPOConfig, SFTConfig
 
 RECORD = "zoo.json"
@@ -73,10 +74,6 @@ MEMBERS = {
 }
 
 
-class RealZooError(OPDProbeError):
-    """A model of the zoo is unknown, missing, or differs from its record."""
-
-
 def removed_layers(count: int) -> range:
     """Return the layers that a smaller member lacks: a fifth of all, from the middle.
 
@@ -95,11 +92,11 @@ def find_member(name: str) -> Member:
 
     Raises
     ------
-    RealZooError
+    ZooError
         There is no member of this name.
     """
     if name not in MEMBERS:
-        raise RealZooError(f"no model {name!r} in this zoo; expected one of {', '.join(MEMBERS)}.")
+        raise ZooError(f"no model {name!r} in this zoo; expected one of {', '.join(MEMBERS)}.")
     return MEMBERS[name]
 
 
@@ -108,12 +105,12 @@ def zoo_path(name: str, zoo: Path) -> Path:
 
     Raises
     ------
-    RealZooError
+    ZooError
         There is no such member, or it is not built.
     """
     find_member(name)
     if not (zoo / name / RECORD).exists():
-        raise RealZooError(
+        raise ZooError(
             f"{zoo / name} is not built; run `opdprobe zoo build {name} --world real --base MODEL "
             f"--work-dir {zoo}`."
         )
@@ -121,6 +118,35 @@ def zoo_path(name: str, zoo: Path) -> Path:
 
 
 def manifest(zoo: Path) -> dict[str, dict]:
-    """Read the record of each built member: settings, hash, accuracies, seconds."""
+    """Read the record of each built member: settings, hash, accuracies, seconds.
+
+    Raises
+    ------
+    ZooError
+        A record is damaged.
+    """
     paths = {name: zoo / name / RECORD for name in MEMBERS}
-    return {name: json.loads(path.read_text()) for name, path in paths.items() if path.exists()}
+    return {name: read_record(path) for name, path in paths.items() if path.exists()}
+
+
+def read_record(path: Path) -> dict:
+    """Read a JSON file of the zoo.
+
+    Raises
+    ------
+    ZooError
+        It cannot be read, or holds something else.
+    """
+    try:
+        found = parse_json(regular(path).read_bytes())
+    except (OSError, ValueError) as error:
+        raise ZooError(
+            f"{path} cannot be read ({error}): restore it, or delete {path.parent} to build it "
+            "again."
+        ) from error
+    if not isinstance(found, dict):
+        raise ZooError(
+            f"{path} holds a {type(found).__name__}; expected a JSON object: restore it, or delete "
+            f"{path.parent} to build it again."
+        )
+    return found

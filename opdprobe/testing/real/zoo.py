@@ -33,13 +33,14 @@ from opdprobe.testing.real import members, world
 from opdprobe.testing.real.members import (
     MAX_COMPLETION_LENGTH,
     RECORD,
-    RealZooError,
     find_member,
     manifest,
+    read_record,
     removed_layers,
     zoo_path,
 )
 from opdprobe.testing.real.problems import BENCHMARKS, demonstrations, grader, problems
+from opdprobe.testing.testbed.members import ZooError
 from opdprobe.train.config import GRPOConfig, SFTConfig
 from opdprobe.train.evaluate import evaluate
 from opdprobe.train.grpo import grpo
@@ -131,7 +132,7 @@ def build(
 
     Raises
     ------
-    RealZooError
+    ZooError
         There is no such member; what it is made from is not built; or the member, or the work on
         it, was begun with other settings or from another base model.
     SystemExit
@@ -140,15 +141,15 @@ def build(
     member, folder = find_member(name), zoo / "work" / name
     settings = _settings(name, zoo, base, dtype)
     if (zoo / name / RECORD).exists():
-        _compare(zoo / name, json.loads((zoo / name / RECORD).read_text())["settings"], settings)
+        _compare(zoo / name, read_record(zoo / name / RECORD)["settings"], settings)
         return
     if (folder / _SETTINGS).exists():
-        _compare(folder, json.loads((folder / _SETTINGS).read_text()), settings)
+        _compare(folder, read_record(folder / _SETTINGS), settings)
     parent = base if member.parent is None else zoo_path(member.parent, zoo)
     model = load_model(parent, device=device, dtype=dtype)
     tokenizer = load_tokenizer(parent)
     if tokenizer.eos_token_id is None:
-        raise RealZooError(
+        raise ZooError(
             f"{base}: the tokenizer has no end-of-sequence token; expected one, to end responses."
         )
     # Now that the models can be used: a wrong name of a base claims nothing.
@@ -233,7 +234,7 @@ def build_all(
 
     Raises
     ------
-    RealZooError
+    ZooError
         As in `build`.
     SystemExit
         SIGTERM was received; each member in progress has a checkpoint of its last step.
@@ -290,7 +291,7 @@ def check(name: str, zoo: Path, *, tolerance: float = 0.05, device: str = "cpu")
 
     Raises
     ------
-    RealZooError
+    ZooError
         The member is unknown or not built, its weights differ from the recorded ones, or its
         accuracy differs by more than `tolerance`.
     """
@@ -298,12 +299,12 @@ def check(name: str, zoo: Path, *, tolerance: float = 0.05, device: str = "cpu")
     entry = manifest(zoo)[name]
     again = f"restore the file, or delete {path} and build it again."
     if (digest := _digest(path)) != entry["sha256"]:
-        raise RealZooError(
+        raise ZooError(
             f"{path}: the weights have sha256 {digest}; expected {entry['sha256']}: {again}"
         )
     accuracy = measure(load_model(path, device=device), load_tokenizer(path))["accuracy"]
     if abs(accuracy - entry["accuracy"]) > tolerance:
-        raise RealZooError(
+        raise ZooError(
             f"{path}: accuracy {accuracy:.3f}; expected {entry['accuracy']:.3f} ± {tolerance}: "
             f"{again}"
         )
@@ -315,7 +316,7 @@ def base_digest(base: str | Path) -> str:
 
     Raises
     ------
-    RealZooError
+    ZooError
         The directory holds no safetensors and no GGUF file.
     """
     path = Path(base).expanduser()
@@ -325,7 +326,7 @@ def base_digest(base: str | Path) -> str:
         return _sha256([path])
     weights = [*path.glob("*.safetensors"), *path.glob("*.gguf")]
     if not weights:
-        raise RealZooError(
+        raise ZooError(
             f"{base}: no safetensors and no GGUF file; expected a model directory, a GGUF file or "
             "a hub id."
         )
@@ -340,8 +341,7 @@ def _settings(name: str, zoo: Path, base: str | Path, dtype: str | None) -> dict
     return {
         "base": base_digest(base),
         "made_from": {
-            other: json.loads((zoo_path(other, zoo) / RECORD).read_text())["sha256"]
-            for other in made_from(name)
+            other: read_record(zoo_path(other, zoo) / RECORD)["sha256"] for other in made_from(name)
         },
         "corpus": member.corpus if isinstance(recipe, SFTConfig) and not member.teacher else None,
         "smaller": member.smaller,
@@ -353,7 +353,7 @@ def _settings(name: str, zoo: Path, base: str | Path, dtype: str | None) -> dict
 def _compare(folder: Path, before: dict[str, Any], now: dict[str, Any]) -> None:
     # How often progress is saved changes no result.
     if changes := differences(_unsaved(before), _unsaved(now), ignore=("dropped",)):
-        raise RealZooError(
+        raise ZooError(
             f"{folder} was begun with other settings: {changes}; restore them, delete it, or name "
             "another --work-dir."
         )

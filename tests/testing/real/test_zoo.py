@@ -18,12 +18,12 @@ from opdprobe.testing.real import members, zoo
 from opdprobe.testing.real.members import (
     MEMBERS,
     Member,
-    RealZooError,
     manifest,
     removed_layers,
     zoo_path,
 )
 from opdprobe.testing.real.problems import BENCHMARKS, problems
+from opdprobe.testing.testbed.members import ZooError
 from opdprobe.train.config import GRPOConfig, SFTConfig
 
 pytestmark = pytest.mark.slow
@@ -102,7 +102,7 @@ def test_an_interrupted_member_goes_on_and_ends_in_the_same_bytes(tiny, tmp_path
     for _ in range(4):
         next(broken)
     del broken
-    with pytest.raises(RealZooError, match=r"small is not built; run `opdprobe zoo build small --"):
+    with pytest.raises(ZooError, match=r"small is not built; run `opdprobe zoo build small --"):
         zoo_path("small", tmp_path / "broken")
     # The last checkpoint was written during the fourth step.
     assert made(tmp_path / "broken", base)["small"] == [4]
@@ -153,15 +153,15 @@ def test_another_base_or_recipe_is_refused(tiny, tmp_path, base, monkeypatch):
     made(tmp_path / "zoo", base)
     other = save(tmp_path / "other", seed=1)
     for name in ("base", "small"):
-        with pytest.raises(RealZooError, match=r"was begun with other settings: base: '\w+' befo"):
+        with pytest.raises(ZooError, match=r"was begun with other settings: base: '\w+' befo"):
             made(tmp_path / "zoo", other, [name])
     changed = {**TINY, "small": Member("a student", SFTConfig(max_steps=5), smaller=True)}
     monkeypatch.setattr(members, "MEMBERS", changed)
-    with pytest.raises(RealZooError, match=r"recipe.learning_rate: 0.01 before, 1e-05 now; restor"):
+    with pytest.raises(ZooError, match=r"recipe.learning_rate: 0.01 before, 1e-05 now; restor"):
         made(tmp_path / "zoo", base)
     # So is work in progress.
     shutil.rmtree(tmp_path / "zoo/small")
-    with pytest.raises(RealZooError, match=r"work/small was begun with other settings: recipe.bat"):
+    with pytest.raises(ZooError, match=r"work/small was begun with other settings: recipe.bat"):
         made(tmp_path / "zoo", base)
 
 
@@ -191,13 +191,13 @@ def test_check_finds_other_bytes_and_another_accuracy(tiny, tmp_path, base):
     made(tmp_path, base, ["base"])
     record = tmp_path / "base" / members.RECORD
     record.write_text(json.dumps({**json.loads(record.read_text()), "accuracy": 0.9}))
-    with pytest.raises(RealZooError, match=r"base: accuracy 0\.\d+; expected 0\.900"):
+    with pytest.raises(ZooError, match=r"base: accuracy 0\.\d+; expected 0\.900"):
         zoo.check("base", tmp_path)
     weights = tmp_path / "base/model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
-    with pytest.raises(RealZooError, match=r"have sha256 \w+; expected \w+: restore the file"):
+    with pytest.raises(ZooError, match=r"have sha256 \w+; expected \w+: restore the file"):
         zoo.check("base", tmp_path)
 
 
@@ -205,16 +205,29 @@ def test_bad_bases_are_named(tiny, tmp_path):
     with pytest.raises(ModelError, match="nothing/here"):
         made(tmp_path / "zoo", str(tmp_path / "nothing/here"), ["base"])
     (tmp_path / "empty").mkdir()
-    with pytest.raises(RealZooError, match="empty: no safetensors and no GGUF file; expected a mo"):
+    with pytest.raises(ZooError, match="empty: no safetensors and no GGUF file; expected a mo"):
         made(tmp_path / "zoo", tmp_path / "empty", ["base"])
     mute = tmp_path / "mute"
     tiny_model(hidden_size=8).save_pretrained(mute)
     tokenizer = tiny_tokenizer()
     tokenizer.eos_token = None
     tokenizer.save_pretrained(mute)
-    with pytest.raises(RealZooError, match="mute: the tokenizer has no end-of-sequence token"):
+    with pytest.raises(ZooError, match="mute: the tokenizer has no end-of-sequence token"):
         made(tmp_path / "zoo", mute, ["base"])
     assert made(tmp_path / "zoo", save(tmp_path / "good"), ["base"]) == {"base": []}
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"), [("{", "cannot be read"), ("[]", "holds a list; expected a JSON object")]
+)
+def test_a_damaged_record_is_named(tiny, tmp_path, base, text, reason):
+    for place in ("base", "work/base"):
+        zoo_dir = tmp_path / place.replace("/", "-")
+        (zoo_dir / place).mkdir(parents=True)
+        name = "settings.json" if place.startswith("work") else members.RECORD
+        (zoo_dir / place / name).write_text(text)
+        with pytest.raises(ZooError, match=rf"{name} {reason}.*: restore it, or delete"):
+            made(zoo_dir, base, ["base"])
 
 
 def test_members_come_after_those_they_are_made_from(monkeypatch, tmp_path):
