@@ -123,8 +123,64 @@ _QUICK = Preset(
     device="cpu",  # as the published results were made; the models are too small for a GPU to help
 )
 
+_REAL = {
+    "student": "student-small",
+    "rl_student": "rl-small",
+    "large": "student-large",
+    "rl_large": "rl-large",
+    "base": "base-small",
+    "cold_teacher": "rl-large",
+    "cold_start": "cold-start-small",
+}
+"""Roles of the preset ``real`` and who plays them, of `opdprobe.testing.real.members.MEMBERS`."""
+
+
+def real_preset(zoo: Path) -> Preset:
+    """Return the preset of the word problems in English.
+
+    Parameters
+    ----------
+    zoo
+        Where the models are, which `opdprobe zoo build --world real` makes.
+    """
+    return Preset(
+        models={role: str(zoo / name) for role, name in _REAL.items()},
+        prompts={
+            "train": "real:train",
+            "original": "real:train/asked",
+            "other": "real:other",
+            "other_original": "real:other/asked",
+        },
+        benchmarks={name: f"real:{name}" for name in ("easy", "medium", "hard")},
+        long_benchmarks={},
+        crossed={
+            "other": "real:riders",
+            "original": "real:medium/asked",
+            "other_original": "real:riders/asked",
+        },
+        n_prompts=2048,
+        n_problems=32,
+        config=OPDConfig(
+            batch_size=8,
+            num_generations=4,
+            max_prompt_length=192,
+            max_completion_length=96,
+            learning_rate=3e-5,
+            max_steps=12,
+            micro_batch_tokens=2048,
+            eval_every=12,
+            eval_n=2,
+            save_steps=4,
+        ),
+        seeds=(1, 2, 3),  # 0 is for plans
+        n_probe=64,
+        depths=(0, 1, 2, 4, 8, 16, 32, 48),
+    )
+
+
 PRESETS = {
     "quick": _QUICK,
+    "real": real_preset(Path("out/real/zoo")),
     # Seed 0 was used to plan the runs, and 0 to 4 in earlier versions of them. The RL'd student of
     # each seed has had an RL of its own; the first one served the plans, too.
     "full": replace(

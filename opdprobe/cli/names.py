@@ -1,7 +1,8 @@
 """Names that the command line and the presets use for models and prompt sets.
 
 ``zoo:NAME`` is a model of the testbed. ``zoo:SPLIT`` is one of its problem splits, and
-``zoo:SPLIT/TEMPLATE`` that split in another wording. Any other name is a path or a hub id.
+``zoo:SPLIT/TEMPLATE`` that split in another wording; ``real:SPLIT`` and ``real:SPLIT/WORDING`` are
+the same of the word problems in English. Any other name is a path or a hub id.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from opdprobe.rollout.prompt_files import load_prompts
 from opdprobe.rollout.prompts import OnError, Prompt
 from opdprobe.rollout.teacher_context import TeacherContext
 from opdprobe.store.safe_text import parse_json, parse_yaml
+from opdprobe.testing.real import problems as real
 from opdprobe.testing.testbed.members import zoo_path
 from opdprobe.testing.testbed.problems import DATA_SOURCE, problems
 from opdprobe.testing.testbed.problems import grader as testbed_grader
@@ -157,10 +159,11 @@ def resolve_prompts(
     Parameters
     ----------
     name
-        ``zoo:SPLIT`` or ``zoo:SPLIT/TEMPLATE`` for testbed problems, or what `load_prompts` reads.
+        ``zoo:SPLIT`` or ``zoo:SPLIT/TEMPLATE`` for testbed problems, ``real:SPLIT`` or
+        ``real:SPLIT/WORDING`` for word problems, or what `load_prompts` reads.
     limit
-        Use only the first `limit` prompts. Default: the whole file, or 2048 from a testbed split
-        (these are infinite).
+        Use only the first `limit` prompts. Default: the whole file, or 2048 from a split of a
+        built-in world (these are infinite).
     prompt_column, answer_column, on_error
         For a file, as in `load_prompts`.
 
@@ -168,13 +171,17 @@ def resolve_prompts(
     -------
     prompts : list of Prompt
     grader : callable or None
-        None if any prompt has no answer; the testbed's grader if every prompt comes from the
-        testbed, by its column ``data_source``; otherwise `opdprobe.rollout.grade.grade_math`.
+        None if any prompt has no answer; a built-in world's grader if every prompt comes from that
+        world, by its column ``data_source``; otherwise `opdprobe.rollout.grade.grade_math`.
     """
     if name.startswith("zoo:"):
         split, _, template = name.removeprefix("zoo:").partition("/")
         n = 2048 if limit is None else limit
         return problems(n, split=split, template=template or "add"), testbed_grader
+    if name.startswith("real:"):
+        split, _, wording = name.removeprefix("real:").partition("/")
+        n = 2048 if limit is None else limit
+        return real.problems(n, split=split, wording=wording or "plain"), real.grader
     prompts = load_prompts(
         name,
         limit=limit,
@@ -184,5 +191,7 @@ def resolve_prompts(
     )
     if any(prompt.answer is None for prompt in prompts):
         return prompts, None
-    own = all(prompt.meta.get("data_source") == DATA_SOURCE for prompt in prompts)
-    return prompts, testbed_grader if own else grade_math
+    for source, own in ((DATA_SOURCE, testbed_grader), (real.DATA_SOURCE, real.grader)):
+        if all(prompt.meta.get("data_source") == source for prompt in prompts):
+            return prompts, own
+    return prompts, grade_math

@@ -10,7 +10,7 @@ ROLES = ("student", "teacher")
 DTYPES = ["auto", "float32", "bfloat16", "float16"]
 PROMPTS = (
     "the prompts: .parquet, .jsonl, .json or .csv file, a directory of them, a data set of the Hub "
-    "(OWNER/NAME:CONFIG:SPLIT), or zoo:SPLIT"
+    "(OWNER/NAME:CONFIG:SPLIT), zoo:SPLIT or real:SPLIT"
 )
 
 

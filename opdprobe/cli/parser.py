@@ -181,11 +181,11 @@ def _reproduce(commands: Any) -> None:
         options.out_dir(),
         options.workers(),
         options.as_json("the verdicts"),
-        *options.computing(None, "cpu for the testbed, auto for the models of --models"),
+        *options.computing(None, "cpu for the testbed, auto for other models"),
     )
     sub.add_argument(
         "--preset",
-        choices=["quick", "full", "paper"],
+        choices=["quick", "full", "paper", "real"],
         default="quick",
         help="how much to run (default: %(default)s)",
     )
@@ -200,6 +200,12 @@ def _reproduce(commands: Any) -> None:
         type=Path,
         metavar="YAML",
         help="file that names your models, prompts and benchmarks",
+    )
+    sub.add_argument(
+        "--base",
+        metavar="MODEL",
+        help="with --preset real, the pre-trained model that all others are made from: directory, "
+        "GGUF file or hub id",
     )
 
 
@@ -716,18 +722,31 @@ def _zoo(commands: Any) -> None:
         commands,
         "zoo",
         run_commands.zoo,
-        "list, build or check the models of the testbed",
+        "list, build or check the models of the testbed, or of --world real",
         options.workers(),
         options.on_device("cpu"),
+        options.dtype("with --world real, dtype of the models in training (default: float32)"),
     )
     sub.add_argument("action", choices=["list", "build", "check"])
     sub.add_argument("name", nargs="*", metavar="NAME", help="models (default: all)")
     sub.add_argument(
         "--work-dir",
         type=Path,
-        default=Path("out/zoo"),
         metavar="DIR",
-        help="where build keeps checkpoints (default: %(default)s)",
+        help="where build keeps checkpoints (default: out/zoo); with --world real, also the models "
+        "(default: out/real/zoo)",
+    )
+    sub.add_argument(
+        "--world",
+        choices=["sums", "real"],
+        default="sums",
+        help="sums: the testbed, which is shipped; real: models that solve word problems in "
+        "English, made from --base (default: %(default)s)",
+    )
+    sub.add_argument(
+        "--base",
+        metavar="MODEL",
+        help="the pre-trained model to build --world real from: directory, GGUF file or hub id",
     )
 
 

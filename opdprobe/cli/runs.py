@@ -68,17 +68,22 @@ def progress(*, plain: bool = False):
 def reproduce(arguments: argparse.Namespace) -> None:
     """Run a preset, print the verdicts by figure."""
     from analyses.claims import figures_table
-    from analyses.presets import LOADING, PRESETS, own_preset
+    from analyses.presets import LOADING, PRESETS, own_preset, real_preset
     from opdprobe.cli.reproduce import drawable, plan, reproduce
 
     preset, folder = PRESETS[arguments.preset], arguments.out / arguments.preset
+    own_zoo = arguments.preset == "real" and not arguments.models
+    if own_zoo:
+        preset = real_preset(folder / "zoo")
+    elif arguments.base:
+        raise ConfigError("--base is for --preset real without --models, which it makes models of.")
     if arguments.models:
         preset = own_preset(arguments.models, preset)
         folder = arguments.out / arguments.models.stem
     given = {name: getattr(arguments, name) for name in LOADING}
     if any(given.values()):
         preset = replace(preset, **{name: value for name, value in given.items() if value})
-    if arguments.models or any(given.values()):
+    if own_zoo or arguments.models or any(given.values()):
         _check_loading(preset)
     names, left_out = drawable(preset, arguments.only)
     if not arguments.json:
@@ -93,6 +98,10 @@ def reproduce(arguments: argparse.Namespace) -> None:
             soft_wrap=True,
         )
     start = time.monotonic()
+    if own_zoo:
+        from opdprobe.cli.real_zoo import ready
+
+        ready(preset, names, folder / "zoo", arguments)
     with progress(plain=True) as show:
         results = reproduce(
             preset, folder, figure_names=names, workers=arguments.workers, on_progress=show
@@ -475,8 +484,16 @@ def _last(run: Run) -> dict[str, float]:
 
 
 def zoo(arguments: argparse.Namespace) -> None:
-    """List, build or check the testbed's models."""
+    """List, build or check the models of the testbed, or of the world that `--world` names."""
     from opdprobe.testing.testbed import members
+
+    if arguments.world == "real":
+        from opdprobe.cli import real_zoo
+
+        real_zoo.zoo(arguments)
+        return
+    if arguments.base or arguments.dtype:
+        raise ConfigError("--base and --dtype are for --world real; the testbed needs neither.")
 
     names = arguments.name or list(members.MEMBERS)
     if unknown := sorted(set(names) - set(members.MEMBERS)):
@@ -493,7 +510,7 @@ def zoo(arguments: argparse.Namespace) -> None:
         with progress() as show:
             build_all(
                 names,
-                arguments.work_dir,
+                arguments.work_dir or Path("out/zoo"),
                 workers=arguments.workers,
                 device=arguments.device,
                 on_progress=show,

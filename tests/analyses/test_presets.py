@@ -1,11 +1,15 @@
 """Presets of one's own: what a file may say, and what is refused."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 
-from analyses.presets import PRESETS, lacking, own_preset
+from analyses.presets import PRESETS, lacking, own_preset, real_preset
 from analyses.registry import FIGURES
+from opdprobe.cli.names import resolve_prompts
 from opdprobe.errors import ConfigError
+from opdprobe.testing.real.members import MEMBERS
 
 QUICK = PRESETS["quick"]
 MINE = {
@@ -71,6 +75,25 @@ def test_every_role_of_a_preset_has_a_model_for_every_seed(preset):
     assert not set(preset.crossed) & {*preset.benchmarks, *preset.long_benchmarks}
     for names in preset.models.values():
         assert isinstance(names, str) or len(set(names)) == len(preset.seeds)
+
+
+def test_the_figures_of_the_models_made_from_one_base():
+    preset = PRESETS["real"]
+    allowed = {figure for figure in FIGURES if not lacking(preset, figure)}
+    assert {f"fig{n:02}" for n in (1, 5, 6, 7, 8, 9, 14, 15, 16, 18, 19, 21, 22)} <= allowed
+    assert not {"fig02", "fig04", "fig10", "fig11", "fig20"} & allowed
+
+
+def test_the_real_preset_names_models_and_problems_that_there_are(tmp_path):
+    preset = real_preset(tmp_path)
+    for path in preset.models.values():
+        assert Path(path).parent == tmp_path
+        assert Path(path).name in MEMBERS
+    sources = [preset.prompts, preset.benchmarks, preset.crossed]
+    for name in {name for source in sources for name in source.values()}:
+        assert len(resolve_prompts(name, 2)[0]) == 2
+    # The pilot's seed is not among those that are reported.
+    assert 0 not in preset.seeds
 
 
 def test_the_figures_that_two_models_allow(tmp_path):

@@ -124,6 +124,27 @@ CASES = [
         *(*_TRAIN, "--prompts", "zoo:harder", "--run-dir", "FOLDER/run"),
     ),
     _failed(
+        "word problems that there are not",
+        "PromptError: no word problems real:harder; expected one of real:easy, …",
+        *(*_TRAIN, "--prompts", "real:harder", "--run-dir", "FOLDER/run"),
+    ),
+    _failed(
+        "models made from no base model",
+        "ZooError: --world real has no base model; expected --base with a model directory, a GGUF "
+        "file or a hub id.",
+        *("zoo", "build", "--world", "real", "--work-dir", "FOLDER/zoo"),
+    ),
+    _failed(
+        "a base model for models that are shipped",
+        "ConfigError: --base and --dtype are for --world real; the testbed needs neither.",
+        *("zoo", "build", "--base", "FOLDER/model"),
+    ),
+    _failed(
+        "a base model for a preset that needs none",
+        "ConfigError: --base is for --preset real without --models, which it makes models of.",
+        *("reproduce", "--preset", "full", "--base", "FOLDER/model"),
+    ),
+    _failed(
         "a setting that there is not",
         "ConfigError: --set 'lr=1'; expected NAME=VALUE with NAME one of batch_size, ….",
         *(*_TRAIN, "--prompts", "zoo:train", "--run-dir", "FOLDER/run", "--set", "lr=1"),
