@@ -12,6 +12,7 @@ from opdprobe.probes.logits import from_logits
 from opdprobe.probes.maps import heat_map
 from opdprobe.probes.mass import overlap_mass, topk_mass
 from opdprobe.probes.mix import standardised
+from opdprobe.probes.ngrams import repeated_ngrams, repetition
 from opdprobe.probes.ranks import (
     argmax_disagreement,
     drawn_rank,
@@ -22,7 +23,6 @@ from opdprobe.probes.ranks import (
     top1_acceptance,
 )
 from opdprobe.probes.recovery import GapRecovery, gap_recovery, gap_recovery_rate
-from opdprobe.probes.repetition import repeated_ngrams, repetition
 from opdprobe.probes.reward import reward_auroc, sequence_mean_reward
 from opdprobe.probes.sampler import (
     SamplerComparison,
