@@ -29,6 +29,7 @@ from opdprobe.models.save import saving
 from opdprobe.rollout.prompts import EncodedPrompt, Prompt, encode_prompts
 from opdprobe.store.claim import differences
 from opdprobe.store.files import open_append, read_entries, write_directory, write_text
+from opdprobe.store.lock import lock_run
 from opdprobe.testing.real import members, world
 from opdprobe.testing.real.members import (
     MAX_COMPLETION_LENGTH,
@@ -135,6 +136,8 @@ def build(
     ZooError
         There is no such member; what it is made from is not built; or the member, or the work on
         it, was begun with other settings or from another base model.
+    StoreError
+        Another process is building the member.
     SystemExit
         `stopping` returned true.
     """
@@ -143,6 +146,8 @@ def build(
     if (zoo / name / RECORD).exists():
         _compare(zoo / name, read_record(zoo / name / RECORD)["settings"], settings)
         return
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = lock_run(folder)  # for as long as this generator lives
     if (folder / _SETTINGS).exists():
         _compare(folder, read_record(folder / _SETTINGS), settings)
     parent = base if member.parent is None else zoo_path(member.parent, zoo)
@@ -153,7 +158,6 @@ def build(
             f"{base}: the tokenizer has no end-of-sequence token; expected one, to end responses."
         )
     # Now that the models can be used: a wrong name of a base claims nothing.
-    folder.mkdir(parents=True, exist_ok=True)
     write_text(folder / _SETTINGS, json.dumps(settings, indent=2) + "\n")
     dropped: list[int] = []
     if member.smaller:
@@ -168,6 +172,7 @@ def build(
         yield line
         started = time.monotonic()
     _publish(name, model, tokenizer, zoo, {**settings, "dropped": dropped}, device)
+    del lock
 
 
 def _trained(

@@ -9,10 +9,11 @@ from functools import partial
 
 import pytest
 import torch
+from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from opdprobe.cli.parser import main
-from opdprobe.errors import ModelError
+from opdprobe.errors import ModelError, StoreError
 from opdprobe.testing import tiny_model, tiny_tokenizer
 from opdprobe.testing.real import members, zoo
 from opdprobe.testing.real.members import (
@@ -163,6 +164,16 @@ def test_another_base_or_recipe_is_refused(tiny, tmp_path, base, monkeypatch):
     shutil.rmtree(tmp_path / "zoo/small")
     with pytest.raises(ZooError, match=r"work/small was begun with other settings: recipe.bat"):
         made(tmp_path / "zoo", base)
+
+
+def test_two_processes_do_not_build_the_same_member(tiny, tmp_path, base):
+    (tmp_path / "work/base").mkdir(parents=True)
+    with (
+        FileLock(tmp_path / "work/base/.lock"),
+        pytest.raises(StoreError, match="work/base is being written by another process: wait"),
+    ):
+        made(tmp_path, base, ["base"])
+    assert made(tmp_path, base, ["base"]) == {"base": []}
 
 
 def test_a_copy_of_the_base_elsewhere_is_the_same_base(tiny, tmp_path, base):
