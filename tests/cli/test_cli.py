@@ -14,6 +14,7 @@ import yaml
 
 from analyses.results import Claim, Meta, Results, save
 from opdprobe import open_run
+from opdprobe.cli import preflight as preflight_command
 from opdprobe.cli import recipes as recipe_commands
 from opdprobe.cli import runs as commands
 from opdprobe.cli import viewing
@@ -160,7 +161,10 @@ def test_only_what_goes_on_says_so(monkeypatch, capsys, arguments, goes_on):
         raise KeyboardInterrupt
 
     name = arguments[0].replace("-", "_")
-    module = {"cold_start": recipe_commands, "view": viewing}.get(name, commands)
+    elsewhere = {
+        "cold_start": recipe_commands, "view": viewing, "preflight": preflight_command,
+    }  # fmt: skip
+    module = elsewhere.get(name, commands)
     monkeypatch.setattr(module, name, interrupted)
     assert main(arguments) == 130
     end = "; the same command resumes from the last checkpoint" if goes_on else ""
