@@ -97,11 +97,14 @@ class FullDisk:
         self.take()
         self._fsync(file)
 
-    def open(self, file, mode="r", buffering=-1, encoding=None, errors=None, newline=None, **more):
-        ours = isinstance(file, str | Path) and str(file).startswith(self.directory)
+    def open(
+        self, file, mode="r", buffering=-1, encoding=None, errors=None, newline=None, *more, **named
+    ):
+        opener = named.get("opener")  # which may take the name as one in a directory of its own
+        ours = isinstance(file, str | Path) and (opener or str(file).startswith(self.directory))
         if not ours or not set(mode) & set("wax"):
-            return self._open(file, mode, buffering, encoding, errors, newline, **more)
-        raw = _File(self, file, mode.replace("b", "").replace("t", ""))
+            return self._open(file, mode, buffering, encoding, errors, newline, *more, **named)
+        raw = _File(self, file, mode.replace("b", "").replace("t", ""), opener)
         if buffering == 0:
             return raw
         buffered = io.BufferedWriter(raw)
@@ -111,13 +114,15 @@ class FullDisk:
 
 
 class _File(io.FileIO):
-    def __init__(self, disk, file, mode):
-        self._disk = disk
-        super().__init__(file, mode)
+    def __init__(self, disk, file, mode, opener):
+        super().__init__(file, mode, opener=opener)
+        inside = os.readlink(f"/proc/self/fd/{self.fileno()}").startswith(disk.directory)
+        self._disk = disk if inside else None
 
     def write(self, data):
         try:
-            self._disk.take()
+            if self._disk is not None:
+                self._disk.take()
         except OSError:
             super().write(bytes(data)[: len(data) // 2])
             raise
