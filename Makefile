@@ -3,7 +3,7 @@
 #   make demo       a first run: one success and one failure, drawn and compared; 2 to 4 minutes
 #   make reproduce  every figure of the paper on the built-in testbed, with one seed
 #   make test       lint, type-check and test
-#   make test-fast  run all but the slow tests, in about 3 minutes
+#   make test-fast  run all but the slow tests, in about 4 minutes
 #   make docs       build the user guide into site/
 #   make figures    redraw the figures and relist the claims from the published results
 #   make lint       lint and type-check only

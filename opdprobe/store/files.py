@@ -355,7 +355,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def read_entries(path: Path) -> list[dict[str, Any]]:
     """Read a file of metrics or evaluations, as `read_lines`; each line has a ``step``."""
-    return _parsed(path, _entry)
+    return _parsed(path, _entry_of(path))
 
 
 class Tail:
@@ -417,7 +417,7 @@ class Tail:
             raise StoreError(
                 f"{self.path} is not UTF-8 text ({error}): restore the file."
             ) from error
-        entries = _parsed_text(self.path, text, _entry, self._lines + 1)
+        entries = _parsed_text(self.path, text, _entry_of(self.path), self._lines + 1)
         self._inode = inode
         if raw:
             self._offset += len(raw)
@@ -476,20 +476,35 @@ def _object(value: Any) -> dict[str, Any]:
     return value
 
 
-def _entry(entry: Any) -> dict[str, Any]:
-    """Check that a line is an evaluation or holds only numbers."""
+def _entry_of(path: Path) -> Callable[[Any], dict[str, Any]]:
+    return _evaluation if path.name == "evaluations.jsonl" else _metrics
+
+
+def _metrics(entry: Any) -> dict[str, Any]:
+    """Check that a line holds only numbers."""
+    _check_step(entry)
+    _check_values([], [value for name, value in entry.items() if name != "step"])
+    return entry
+
+
+def _evaluation(entry: Any) -> dict[str, Any]:
+    """Check that a line is an evaluation."""
+    _check_step(entry)
+    ids, scores = entry.get("prompt_id"), entry.get("score")
+    if not (isinstance(ids, list) and isinstance(scores, list) and len(ids) == len(scores)):
+        raise ValueError("expected one score per prompt_id")
+    _check_values([entry.get("benchmark"), *ids], scores)
+    return entry
+
+
+def _check_step(entry: Any) -> None:
     step = _object(entry).get("step")
-    if not isinstance(step, int) or abs(step) >= 2**63:
+    if not isinstance(step, int) or isinstance(step, bool) or abs(step) >= 2**63:
         raise ValueError(f"step = {shown(step)}; expected an integer")
-    if "benchmark" in entry:
-        ids, scores = entry.get("prompt_id"), entry.get("score")
-        if not (isinstance(ids, list) and isinstance(scores, list) and len(ids) == len(scores)):
-            raise ValueError("expected one score per prompt_id")
-        texts, numbers = [entry["benchmark"], *ids], scores
-    else:
-        texts, numbers = [], [value for name, value in entry.items() if name != "step"]
+
+
+def _check_values(texts: list[Any], numbers: list[Any]) -> None:
     if bad := [text for text in texts if not isinstance(text, str)]:
         raise ValueError(f"{shown(bad[0])} is not a name")
     if bad := [number for number in numbers if not is_number(number)]:
         raise ValueError(f"{shown(bad[0])} is not a number")
-    return entry

@@ -98,6 +98,9 @@ def test_any_yaml_is_a_configuration_or_refused(kind, values):
 
 @quick
 @given(kind=st.integers(0, 3), lines=st.lists(LINE, max_size=3))
+@example(kind=3, lines=[{"step": 0}])  # a line of metrics among the evaluations
+@example(kind=2, lines=[{"step": 0, "benchmark": "a", "prompt_id": [], "score": []}])
+@example(kind=2, lines=[{"step": False, "loss": 1.0}])
 def test_any_json_is_a_runs_text_or_refused(kind, lines):
     text = "".join(json.dumps(line) + "\n" for line in lines)
     fuzz_store.one_input(bytes([kind]) + text.encode())
