@@ -24,6 +24,7 @@ logger = logging.getLogger("opdprobe")
 # Packing was measured to pay within these limits: with fewer rows or elements BLAS is as fast or
 # faster (a smaller weight stays in the cache), with more rows the gain is small.
 _MIN_ROWS, _MAX_ROWS = 4, 32
+_MIN_ROWS_AVX2 = 2  # two rows take BLAS 1.4 times as long there (`benchmarks/processor.py`)
 _MIN_ELEMENTS = 2**18
 _CPU = torch.device("cpu")
 
@@ -61,8 +62,9 @@ def packed_weights(model: nn.Module, rows: int) -> Iterator[None]:
 
 def packs(rows: int, device: torch.device = _CPU, dtype: torch.dtype = torch.float32) -> bool:
     """Whether large layers with weights of a dtype on a device are packed for so many rows."""
+    avx2 = torch.backends.cpu.get_cpu_capability() == "AVX2"  # and neither AVX-512 nor AMX
     return (
-        _MIN_ROWS <= rows <= _MAX_ROWS
+        (_MIN_ROWS_AVX2 if avx2 else _MIN_ROWS) <= rows <= _MAX_ROWS
         and device.type == "cpu"
         and dtype == torch.float32
         and torch.backends.mkldnn.is_available()

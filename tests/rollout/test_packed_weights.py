@@ -63,7 +63,7 @@ def test_the_layer_is_restored_and_uses_its_new_weights():
 
 def test_what_does_not_pay_or_would_change_the_arithmetic_is_left_alone():
     linear = layer(*WIDE)
-    for rows in (1, 3, 33, 4096):
+    for rows in (1, 33, 4096):
         with packed_weights(linear, rows):
             assert not is_packed(linear)
     with torch.autocast("cpu", torch.bfloat16), packed_weights(linear, 8):
@@ -79,6 +79,13 @@ def test_what_does_not_pay_or_would_change_the_arithmetic_is_left_alone():
     scaled = Scaled(*reversed(WIDE))
     with packed_weights(scaled, 8):
         assert not is_packed(scaled)
+
+
+@needs_onednn
+@pytest.mark.parametrize(("capability", "least"), [("AVX2", 2), ("AVX512", 4), ("DEFAULT", 4)])
+def test_the_fewest_rows_depend_on_the_processor(monkeypatch, capability, least):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert [rows for rows in range(8) if module.packs(rows)] == list(range(least, 8))
 
 
 def test_a_forward_replaced_by_other_code_stays():
