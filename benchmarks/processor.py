@@ -38,11 +38,9 @@ def constant(module: object, name: str, value: object) -> Iterator[None]:
         setattr(module, name, before)
 
 
-def compare(
-    contenders: Mapping[object, Callable[[], object]], chosen: object
-) -> dict[object, list[float]]:
+def compare(contenders: Mapping[str, Callable[[], object]], chosen: str) -> dict[str, list[float]]:
     """Time contenders in turn; return the ratios of each round to the chosen one's time."""
-    ratios: dict[object, list[float]] = {which: [] for which in contenders}
+    ratios: dict[str, list[float]] = {which: [] for which in contenders}
     for round_ in range(ROUNDS + 1):
         seconds = {}
         for which, work in contenders.items():
@@ -55,7 +53,7 @@ def compare(
     return ratios
 
 
-def show(what: str, ratios: Mapping[object, list[float]], chosen: object) -> None:
+def show(what: str, ratios: Mapping[str, list[float]], chosen: str) -> None:
     """Print one row per value."""
     for which, found in ratios.items():
         mark = " (chosen)" if which == chosen else ""
@@ -66,13 +64,13 @@ def show(what: str, ratios: Mapping[object, list[float]], chosen: object) -> Non
 def scoring(vocabulary: int, width: int, n_states: int, repeats: int) -> Callable[[], None]:
     """Score random states with two random heads."""
     heads = [Head(nn.Linear(width, vocabulary, bias=False), vocabulary) for _ in range(2)]
-    hidden = torch.randn(2, n_states, width)
+    student, teacher = torch.randn(2, n_states, width)
     sampled = torch.zeros(n_states, dtype=torch.long)
 
     def work() -> None:
         with torch.no_grad():
             for _ in range(repeats):
-                score(*hidden, *heads, sampled, k=K)
+                score(student, teacher, heads[0], heads[1], sampled, k=K)
 
     return work
 
@@ -130,8 +128,9 @@ def main() -> None:
         }
         chosen = f"{4 * tiles._TILE_ELEMENTS // 1024} KiB"
         show(f"tile, {name}", compare(contenders, chosen), chosen)
-        piles = {n: with_constant(top_tokens, "_PILE", n, work) for n in (8, 16, 32, 64)}
-        show(f"tokens in a pile, {name}", compare(piles, top_tokens._PILE), top_tokens._PILE)
+        piles = {str(n): with_constant(top_tokens, "_PILE", n, work) for n in (8, 16, 32, 64)}
+        chosen = str(top_tokens._PILE)
+        show(f"tokens in a pile, {name}", compare(piles, chosen), chosen)
     for vocabulary in (512, 4096):
         work = scoring(vocabulary, 64, 2048, 2)
         sorts = {

@@ -59,6 +59,7 @@ if TYPE_CHECKING:
     from opdprobe.rollout.prompt_files import Prompt, load_prompts
     from opdprobe.rollout.rollout import Rollout, TopLists
     from opdprobe.rollout.teacher_context import TeacherContext
+    from opdprobe.train.coherence import coherence
     from opdprobe.train.config import OPDConfig
     from opdprobe.train.trainer import Callback, OPDTrainer
 
@@ -76,6 +77,7 @@ _LAZY = {
     "TeacherContext": "opdprobe.rollout.teacher_context",
     "TopLists": "opdprobe.rollout.rollout",
     "capture": "opdprobe.hooks",
+    "coherence": "opdprobe.train.coherence",
     "drop_layers": "opdprobe.models.load",
     "import_rollouts": "opdprobe.hooks",
     "load_model": "opdprobe.models.load",
@@ -108,6 +110,7 @@ __all__ = [
     "TopLists",
     "VocabularyError",
     "capture",
+    "coherence",
     "curve",
     "curves",
     "drop_layers",
