@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -127,12 +128,20 @@ def test_scores_out_of_their_bound_are_a_failure(gpu, jobs, of_bound):
     assert failure.startswith("scores: entropy in float32 is ")
 
 
-def test_rounds_that_do_not_fit_are_left_out(gpu, jobs):
-    own = jobs(["training"], rounds=10**6, minutes=0.02, steps=6)
+def test_rounds_that_do_not_fit_are_left_out(gpu, jobs, monkeypatch):
+    now = 0.0
+    monkeypatch.setattr(gpu, "time", SimpleNamespace(monotonic=lambda: now))
+    own = jobs(["training"], rounds=10**6, minutes=1.0, steps=6)
+
+    def takes_ten_seconds(job, seconds):
+        nonlocal now
+        now += 10
+        return {"tokens": 10.0, "steps": 6}
+
+    monkeypatch.setattr(own, "run", takes_ten_seconds)
     found = run(gpu, own, ["training"])["training"]
-    n = len(found["ours"])
-    assert 1 <= n < 100
-    assert found["cut"] == f"{n} of 1000000 rounds"
+    assert len(found["ours"]) == len(found["trl"]) == 3  # two jobs a round, 60 seconds
+    assert found["cut"] == "3 of 1000000 rounds"
 
 
 def test_time_that_a_part_leaves_goes_to_the_next(gpu):
