@@ -6,12 +6,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from opdprobe.errors import needs_train_extra
+from opdprobe.errors import needs_train_extra, shown
+from opdprobe.rollout.parquet_pages import ColumnClaims, column_claims
 from opdprobe.store.budget import ROW, OverBudgetError, most_bytes, most_unpacked
 
 _BATCH = 64  # rows
 # A row becomes Python's objects, which take several times the memory of Arrow's numbers and texts.
 _AS_OBJECTS = 8
+_VALUE = 8  # bytes that a value takes at least, as one of Python's objects or in a dictionary
 
 
 class ParquetError(ValueError):
@@ -43,13 +45,19 @@ def parquet_rows(path: Path, *, kept: bool = False) -> Iterator[dict[str, Any]]:
     size = path.stat().st_size
     most = left = most_bytes(size)
     try:
-        with pq.ParquetFile(path) as file:
-            largest = _check_columns(file.metadata, size)
-            # A value that stands in the file once may be that of every row.
-            n_rows = max(1, min(_BATCH, most // max(largest * _AS_OBJECTS, 1)))
+        columns = column_claims(path, most_unpacked(size))
+        _check_columns(columns, size)
+        largest = max((column.unpacked for column in columns), default=0)
+        # A value that stands in the file once may be that of every row.
+        n_rows = max(1, min(_BATCH, most // max(largest * _AS_OBJECTS, 1)))
+        # One row may have so many of them that its texts should not be written out to count them.
+        kept_apart = {c.path for c in columns if c.repeated and c.values * c.dictionary > most}
+        with pq.ParquetFile(path, read_dictionary=sorted(kept_apart)) as file:
             for batch in file.iter_batches(n_rows):
-                as_rows = batch.num_rows * ROW + batch.nbytes * (_AS_OBJECTS if kept else 1)
-                left -= as_rows
+                n_bytes = batch.nbytes
+                if kept_apart:
+                    n_bytes += sum(_written_out(column) for column in batch.columns)
+                left -= batch.num_rows * ROW + n_bytes * (_AS_OBJECTS if kept else 1)
                 if left < 0:
                     raise OverBudgetError(
                         f"its rows take more than {most} bytes, too many for a file of {size}"
@@ -59,17 +67,37 @@ def parquet_rows(path: Path, *, kept: bool = False) -> Iterator[dict[str, Any]]:
         raise ParquetError(str(error)) from error
 
 
-def _check_columns(metadata: Any, file_size: int) -> int:
-    """Return the bytes of the largest part of a column, unpacked; refuse claims that do not fit."""
-    parts = [
-        metadata.row_group(group).column(column)
-        for group in range(metadata.num_row_groups)
-        for column in range(metadata.num_columns)
-    ]
-    unpacked = [part.total_uncompressed_size for part in parts]
-    if sum(unpacked) > most_unpacked(file_size):
+def _check_columns(columns: list[ColumnClaims], file_size: int) -> None:
+    """Refuse claims that do not fit the file."""
+    most = most_bytes(file_size)
+    unpacked = sum(column.unpacked for column in columns)
+    if unpacked > most_unpacked(file_size):
         raise OverBudgetError(
-            f"it unpacks to {sum(unpacked)} bytes, more than {most_unpacked(file_size)}, too many "
+            f"it unpacks to {unpacked} bytes, more than {most_unpacked(file_size)}, too many "
             f"for a file of {file_size}: unpack it, if you trust it"
         )
-    return max(unpacked, default=0)
+    values = sum(column.values + column.entries for column in columns)
+    if values * _VALUE > most:
+        raise OverBudgetError(f"it has {values} values, too many for a file of {file_size}")
+    for column in columns:
+        if column.beginnings and column.repeated and column.values * column.unpacked > most:
+            raise OverBudgetError(
+                f"the texts of {shown(column.path)} may take {column.values * column.unpacked} "
+                f"bytes, too many for a file of {file_size}: write it without DELTA_BYTE_ARRAY"
+            )
+
+
+def _written_out(column: Any) -> int:
+    """Bytes of the texts of a column, of which its dictionaries have each once."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    if isinstance(column, pa.DictionaryArray):
+        lengths: Any = pc.binary_length(column.dictionary)  # pyright: ignore[reportAttributeAccessIssue]
+        total = pc.sum(pc.take(lengths, column.indices))  # pyright: ignore[reportAttributeAccessIssue]
+        return total.as_py() or 0
+    if isinstance(column, pa.StructArray):
+        return sum(map(_written_out, column.flatten()))
+    if isinstance(column, pa.ListArray | pa.LargeListArray | pa.MapArray | pa.FixedSizeListArray):
+        return _written_out(column.flatten())
+    return 0

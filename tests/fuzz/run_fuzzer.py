@@ -105,15 +105,18 @@ def _mutate(one_input: Callable[[bytes], None], seeds: list[bytes]) -> int:
     rng, end = random.Random(given.seed), time.monotonic() + given.seconds
     known: dict[str, bytes] = {}
     n = 0
+    given.out.mkdir(exist_ok=True, parents=True)
+    running = given.out / "running"  # stays where an input ends the process
     while time.monotonic() < end:
         data = mutated(rng.choice(seeds), rng)
         n += 1
+        running.write_bytes(data)
         if (what := _finding(one_input, data, given.time)) and what not in known:
             known[what] = data
-            given.out.mkdir(exist_ok=True)
             file = given.out / hashlib.sha256(data).hexdigest()[:16]
             file.write_bytes(data)
             print(f"{file}: {what}", flush=True)
+    running.unlink(missing_ok=True)
     print(f"{n} inputs, {len(known)} findings")
     return bool(known)
 
