@@ -6,22 +6,17 @@ Nothing here knows a model by its name: everything is found by parsing and rende
 from __future__ import annotations
 
 import inspect
-import os
-import signal
-import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension
+from transformers import PreTrainedTokenizerBase
 
 from opdprobe.errors import PromptError, shown
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
+from opdprobe.models.template_process import render_apart
 
 # What a template may raise: it is a program.
 _FAILURES = (
@@ -33,7 +28,6 @@ _FAILURES = (
     TypeError,
     ValueError,
     MemoryError,
-    TimeoutError,
 )
 _SECONDS = 10.0  # of computing, for one conversation: a template takes milliseconds
 # What transformers and other libraries give to every template.
@@ -84,13 +78,19 @@ def render(
     PromptError
         The template refuses the conversation, or fails.
     """
+    given = {"add_generation_prompt": add_generation_prompt, **options}
+    conversation = [dict(message) for message in messages]
     try:
-        with _limited():
-            text = tokenizer.apply_chat_template(
-                [dict(message) for message in messages],
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                **options,
+        if type(tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template:
+            # It applies no template of the model's files, or is the user's own.
+            text = tokenizer.apply_chat_template(conversation, tokenize=False, **given)
+        else:
+            text = render_apart(
+                tokenizer.get_chat_template(),
+                {name: _plain(token) for name, token in tokenizer.special_tokens_map.items()},
+                conversation,
+                given,
+                seconds=_SECONDS,
             )
     except _FAILURES as error:
         raise PromptError(f"the chat template fails: {error}.") from error
@@ -98,26 +98,8 @@ def render(
     return text
 
 
-@contextmanager
-def _limited() -> Iterator[None]:
-    """Raise TimeoutError in a block that computes for too long: a template may have endless loops.
-
-    Signals reach only the main thread, on POSIX; elsewhere there is no limit.
-    """
-    if os.name != "posix" or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(*_: Any) -> None:
-        raise TimeoutError(f"it did not end within {_SECONDS:g} s")
-
-    before = signal.signal(signal.SIGVTALRM, stop)
-    try:
-        signal.setitimer(signal.ITIMER_VIRTUAL, _SECONDS)
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-        signal.signal(signal.SIGVTALRM, before)
+def _plain(token: Any) -> Any:
+    return [str(one) for one in token] if isinstance(token, list | tuple) else str(token)
 
 
 def reserved_names(tokenizer: PreTrainedTokenizerBase) -> set[str]:
