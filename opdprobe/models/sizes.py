@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 import torch
 from transformers import AutoConfig
 
+from opdprobe.models.claims import check_model_claims
 from opdprobe.models.files import adapter_base, is_adapter
 from opdprobe.models.load import auto_class, named_base, source
 from opdprobe.models.quiet import bars_on_terminals
@@ -61,7 +62,7 @@ class ModelSize:
         Raises
         ------
         ModelError
-            There is no such model.
+            There is no such model, or its configuration is that of a far larger one.
         UnknownSizeError
             Modelling code is unknown, the file is damaged, or the weights are quantised.
         """
@@ -72,6 +73,8 @@ class ModelSize:
             return _from_gguf(path / extra["gguf_file"])
         if is_adapter(path):
             return cls.of(base or adapter_base(path))
+        if path.is_dir():
+            check_model_claims(path)
         try:
             with bars_on_terminals():
                 config: Any = AutoConfig.from_pretrained(name)

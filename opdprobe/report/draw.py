@@ -17,6 +17,8 @@ from opdprobe.store.files import write_whole
 _COLUMNS = 3
 _HEIGHT = 1.75  # inches, of a row
 _TITLE = 34  # characters that fit on one line
+# Most characters of texts that come from runs, of which any length would push the axes away.
+_LONGEST_TITLE, _LONGEST_LABEL = 3 * _TITLE, 44
 
 
 def draw(panels: Sequence[Panel]) -> Figure:
@@ -48,11 +50,11 @@ def draw(panels: Sequence[Panel]) -> Figure:
                 ax.remove()
             for ax, panel in zip(axes, group, strict=False):
                 _draw(panel, ax, limits)
-                ax.set_title(fill(panel.title, _TITLE), loc="left")
+                ax.set_title(fill(_shortened(panel.title, _LONGEST_TITLE), _TITLE), loc="left")
                 # The title already names the quantity.
                 quantity, bracket, unit = panel.y_label.partition("[")
                 if quantity.strip().lower() == panel.title.lower():
-                    ax.set_ylabel(bracket + unit)
+                    ax.set_ylabel(_shortened(bracket + unit))
                 labels = tuple(series.label for series in panel.series)
                 if labels in explained:
                     ax.get_legend().remove()
@@ -101,6 +103,13 @@ def _draw(panel: Panel, ax: Axes, limits: tuple[float, float]) -> None:
         draw_heatmap(panel, ax, limits)
     else:
         draw_lines(panel, ax)
-    ax.set(xlabel=panel.x_label, ylabel=panel.y_label)
+    ax.set(xlabel=_shortened(panel.x_label), ylabel=_shortened(panel.y_label))
     if len(panel.series) > 1:
-        ax.legend()
+        marks, labels = ax.get_legend_handles_labels()
+        ax.legend(marks, [_shortened(label) for label in labels])
+
+
+def _shortened(text: str, most: int = _LONGEST_LABEL) -> str:
+    """Leave out the middle of a long text: names of runs differ at their ends."""
+    half = most // 2
+    return text if len(text) <= most else f"{text[: half - 1]}…{text[-half:]}"

@@ -23,7 +23,7 @@ from opdprobe.report.run_tokens import RunTokens
 from opdprobe.report.token_text import TokenTexts
 from opdprobe.report.view_data import VIEWED, level_bounds, pack_json, pack_step
 from opdprobe.store import Run
-from opdprobe.store.files import refuse_links, write_text
+from opdprobe.store.files import OddFileError, refuse_links, within, write_text
 from opdprobe.store.prompt_form import prompt_form
 from opdprobe.store.step import read_counts
 
@@ -165,8 +165,11 @@ def _token_texts(run: Run, given: str | Path | None) -> tuple[TokenTexts, str | 
         # The run's own copy is the tokenizer it used; the student's directory may have changed.
         # An older trainer's run has it in its checkpoints alone.
         folders = [run.path / "tokenizer", *sorted(run.path.glob("checkpoints/*"), reverse=True)]
-        folders += [Path(student)] if student else []
         given = next((f for f in folders if (f / "tokenizer.json").is_file()), None)
+        if given is not None:
+            _check_within(Path(given, "tokenizer.json"), run.path)
+        elif student and Path(student, "tokenizer.json").is_file():
+            given = student
     if given is None:
         return TokenTexts(), (
             f"no tokenizer in the run or at {student!r}, so tokens are shown as ids; "
@@ -180,6 +183,13 @@ def _token_texts(run: Run, given: str | Path | None) -> tuple[TokenTexts, str | 
         f"the tokenizer at {given} has {texts.size} tokens and the run's had {expected}, "
         "so the text may be wrong; name the run's own tokenizer with --tokenizer."
     )
+
+
+def _check_within(file: Path, run_dir: Path) -> None:
+    try:
+        within(file, run_dir)
+    except OddFileError as error:
+        raise StoreError(f"{file} cannot be read ({error}): restore the file.") from error
 
 
 def model_name(run: Run, role: str) -> str | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from opdprobe.errors import StoreError
-from opdprobe.store.files import regular
+from opdprobe.store.files import OddFileError, regular, within
 from opdprobe.store.safe_text import parse_json
 
 CHECKSUMS = "checksums.json"
@@ -64,7 +64,7 @@ def read_checksums(checkpoint: Path) -> dict[str, Sum]:
     try:
         return {
             name: Sum(int(entry["bytes"]), str(entry["sha256"]))
-            for name, entry in parse_json(regular(path).read_bytes()).items()
+            for name, entry in parse_json(within(path).read_bytes()).items()
         }
     except FileNotFoundError:
         raise StoreError(f"{path} is missing; expected checksums of files.") from None
@@ -95,6 +95,8 @@ def check_checkpoint(checkpoint: Path) -> list[Fault]:
     for name, path in files.items():
         if name not in sums:
             faults.append(Fault(path, "does not belong to the checkpoint"))
+        elif (reason := _leads_out(path, checkpoint.parent.parent)) is not None:
+            faults.append(Fault(path, reason))
         elif not _fits(path, sums[name]):
             faults.append(Fault(path, "is not as it was written"))
     return faults
@@ -127,6 +129,14 @@ def _fits(path: Path, noted: Sum, *, grown: bool = False) -> bool:
         return long_enough and _sha256(path, noted.n_bytes) == noted.sha256
     except OSError:  # missing, or on a part of the disk that cannot be read
         return False
+
+
+def _leads_out(path: Path, run_dir: Path) -> str | None:
+    try:
+        within(path, run_dir)
+    except OddFileError as error:
+        return f"cannot be read ({error})"
+    return None
 
 
 def _sha256(path: Path, n_bytes: int) -> str:

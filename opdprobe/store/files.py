@@ -90,10 +90,18 @@ def check_stored(path: Path) -> None:
         raise OverBudgetError("its members overlap")
 
 
-def within(path: Path) -> Path:
+def within(path: Path, folder: Path | None = None) -> Path:
     """Return the path of a file to read, as `regular`, unless it is a link out of its directory.
 
     A run that was made elsewhere could show what is in other files of the reader.
+
+    Parameters
+    ----------
+    path
+        The file.
+    folder
+        It must be in this directory, whatever links lead to it. Default: the file alone may be no
+        link out of the directory in which it lies.
 
     Raises
     ------
@@ -102,11 +110,13 @@ def within(path: Path) -> Path:
     """
     regular(path)
     try:
-        outside = os.path.islink(path) and not path.resolve().is_relative_to(path.parent.resolve())
+        linked = folder is not None or os.path.islink(path)
+        outside = linked and not path.resolve().is_relative_to((folder or path.parent).resolve())
     except (OSError, TypeError, ValueError, RuntimeError):
         return path  # reading it will say what is wrong, or it is not on this disk
     if outside:
-        raise OddFileError(f"{path.name} is a link out of its directory, which is not followed")
+        what = "is a link" if os.path.islink(path) else "is reached by a link"
+        raise OddFileError(f"{path.name} {what} out of its directory, which is not followed")
     return path
 
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from opdprobe.errors import StoreError, shown
 from opdprobe.store.budget import most_bytes
-from opdprobe.store.files import regular
+from opdprobe.store.files import within
 from opdprobe.store.schema import required
 from opdprobe.store.step_check import (
     check_counts,
@@ -181,7 +181,7 @@ def open_archive(path: Path) -> Iterator[StepArchive]:
     """
     with ExitStack() as stack:
         with reading(path):
-            file = stack.enter_context(regular(path).open("rb"))
+            file = stack.enter_context(within(path, path.parent.parent).open("rb"))
             archive = StepArchive(path, file)  # pyright: ignore[reportArgumentType]  # UPath's open
         yield archive
 

@@ -18,7 +18,7 @@ from opdprobe.store.checksums import (
     checkpoint_files,
     read_checksums,
 )
-from opdprobe.store.files import read_entries, regular
+from opdprobe.store.files import read_entries, within
 from opdprobe.store.run import open_run
 from opdprobe.store.safe_text import parse_json, parse_yaml
 from opdprobe.store.schema import validate
@@ -110,7 +110,7 @@ def _text(folder: Path, texts: list[Path]) -> list[Fault]:
     faults = []
     for name, parse in (("run.json", parse_json), ("config.yaml", parse_yaml)):
         try:
-            if not isinstance(parse(regular(folder / name).read_text(encoding="utf-8")), dict):
+            if not isinstance(parse(within(folder / name).read_text(encoding="utf-8")), dict):
                 raise ValueError("it does not hold a mapping")
         except (ValueError, OSError) as error:
             faults.append(Fault(folder / name, f"cannot be read ({error}): restore the file"))

@@ -19,6 +19,7 @@ from opdprobe.errors import StoreError
 from opdprobe.models.adapters import gathered_weights, load_weights, save_weights
 from opdprobe.models.processes import Processes
 from opdprobe.models.save import saving
+from opdprobe.store.budget import check_values
 from opdprobe.store.checksums import check_checkpoint, write_checksums
 from opdprobe.store.files import (
     check_stored,
@@ -115,6 +116,7 @@ def load_checkpoint(checkpoint: Checkpoint, model: nn.Module, optimization: Opti
         state = checkpoint.path / "optimizer.pt"
         check_stored(state)
         saved: dict[str, Any] = torch.load(state, map_location="cpu", weights_only=True)
+        check_values(saved, state)  # a tensor may claim more numbers than it stores
         optimization.load_state_dict(saved["optimization"])
         torch.set_rng_state(saved["rng"])
     except (

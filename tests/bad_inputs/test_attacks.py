@@ -5,10 +5,12 @@ import json
 import os
 import pickle
 import shutil
+import sys
 import zipfile
 from contextlib import suppress
 from functools import partial
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,14 +18,15 @@ import torch
 from numcodecs.vlen import VLenUTF8
 from numcodecs.zstd import Zstd
 
-import opdprobe.models.chat_template as chat_template
 from opdprobe.cli.parser import main
 from opdprobe.errors import ModelError, OPDProbeError, PromptError, RolloutError, StoreError
+from opdprobe.models import chat_template, template_process
 from opdprobe.models.load import load_model, load_tokenizer
 from opdprobe.probes import curve, curves
 from opdprobe.rollout.dumps.read import read_dumps
 from opdprobe.rollout.prompt_files import load_prompts
 from opdprobe.store import open_run
+from opdprobe.store.verify import verify_run
 from opdprobe.testing import synthetic_run, tiny_model, tiny_tokenizer
 from opdprobe.train.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from opdprobe.train.optim import Optimization
@@ -156,12 +159,86 @@ def with_template(text):
     return tokenizer
 
 
-def test_a_chat_template_without_end(monkeypatch):
-    monkeypatch.setattr(chat_template, "_SECONDS", 0.1)
-    loops = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
-    with pytest.raises(PromptError, match=r"the chat template fails: it did not end within 0\.1 s"):
-        chat_template.render(with_template(loops), ASKED, {})
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+        "{{ (7 ** (messages|length * 10 ** 8)) % 3 }}",  # one operation
+    ],
+    ids=["loops", "power"],
+)
+@pytest.mark.skipif(os.name != "posix", reason="needs timers of POSIX")
+def test_a_chat_template_without_end(monkeypatch, text):
+    monkeypatch.setattr(chat_template, "_SECONDS", 0.2)
+    with pytest.raises(PromptError, match=r"the chat template fails: it did not end within 0\.2 s"):
+        chat_template.render(with_template(text), ASKED, {})
+    monkeypatch.undo()
     assert chat_template.render(with_template("{{ messages[0].content }}"), ASKED, {}) == "7"
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs limits of Linux")
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{{ 'a' * 10 ** 9 }}",
+        "{{ ('a' * 10 ** 6) * (messages|length * 5000) }}",
+        "{{ [0] * 10 ** 10 }}",
+        "{{ '%1000000000d' % 1 }}",
+        "{{ '{:>1000000000}'.format('a') }}",
+        "{{ 'a' | center(10 ** 9) }}",
+        "{{ (['a' * 10 ** 6] * 10 ** 6) | join }}",
+        "{% set n = namespace(x='aaaaaaaa') %}{% for i in range(40) %}{% set n.x = n.x ~ n.x %}"
+        "{% endfor %}{{ n.x }}",
+    ],
+    ids=["times", "late", "list", "percent", "format", "center", "join", "doubling"],
+)
+def test_a_chat_template_that_takes_gigabytes(text):
+    with pytest.raises(PromptError, match=r"fails: it takes more than 672\d{5} bytes of memory"):
+        chat_template.render(with_template(text), ASKED, {})
+
+
+def test_a_chat_template_that_makes_a_text_without_end():
+    with pytest.raises(PromptError, match=r"it makes 2000000 characters of a template and a conv"):
+        chat_template.render(with_template("{{ 'a' * 2000000 }}"), ASKED, {})
+    long = [{"role": "user", "content": "a" * 3_000_000}]
+    text = chat_template.render(with_template("{{ messages[0].content * 2 }}"), long, {})
+    assert len(text) == 6_000_000
+
+
+def test_a_chat_template_is_rendered_as_transformers_does_it():
+    text = (
+        "{{ bos_token }}{% for m in messages %}\n  {{ m | tojson(indent=1) }}{% generation %}"
+        "{{ strftime_now('%Y')[:2] }}{% endgeneration %}{% if loop.first %}"
+        "{% continue %}{% endif %}{% endfor %}{{ add_generation_prompt }}"
+        "{{ deep.a[0] }}{{ 'é\u0000\ud7ff' }}"
+    )
+    tokenizer = with_template(text)
+    asked = [{"role": role, "content": "é\n\U0001f600"} for role in ("system", "user")]
+    own = chat_template.render(tokenizer, asked, {"deep": {"a": [7]}})
+    options = {"deep": {"a": [7]}, "add_generation_prompt": True}
+    assert own == tokenizer.apply_chat_template(asked, tokenize=False, **options)
+
+
+def test_a_process_of_templates_that_was_ended_is_replaced():
+    tokenizer = with_template("{{ messages[0].content }}")
+    assert chat_template.render(tokenizer, ASKED, {}) == "7"
+    running = template_process._process._running
+    assert running is not None
+    running.kill()
+    running.wait()
+    assert chat_template.render(tokenizer, ASKED, {}) == "7"
+    assert template_process._process._running.pid != running.pid
+
+
+def test_a_template_sees_no_keys_of_its_user(monkeypatch):
+    template_process._process.stop()
+    monkeypatch.setenv("OPDPROBE_API_KEY", "precious")
+    monkeypatch.setenv("HF_TOKEN", "precious")
+    chat_template.render(with_template("{{ messages[0].content }}"), ASKED, {})
+    running = template_process._process._running
+    assert running is not None
+    if sys.platform.startswith("linux"):
+        assert b"precious" not in Path(f"/proc/{running.pid}/environ").read_bytes()
 
 
 @pytest.mark.parametrize(
@@ -208,6 +285,66 @@ def test_a_link_inside_a_run_is_read(run):
     (run.path / "metrics.jsonl").rename(run.path / "metrics-all.jsonl")
     (run.path / "metrics.jsonl").symlink_to("metrics-all.jsonl")
     assert run.metrics["step"].size == 2
+
+
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_a_step_of_another_run_is_not_read(run, tmp_path, capsys, what):
+    other = synthetic_run(tmp_path / "other", [0, 1], n_rollouts=2, length=2, k=4)
+    name = "steps/000001.zarr.zip" if what == "file" else "steps"
+    (run.path / name).rename(tmp_path / "former")
+    (run.path / name).symlink_to(other.path / name)
+    for read in (lambda: run.load(1), lambda: run.rollouts().compute(), lambda: curves(run)):
+        with pytest.raises(StoreError, match="link out of its directory, which is not followed"):
+            read()
+    for words in (["inspect", "--verify"], ["report", "--no-view"], ["view"]):
+        assert main([words[0], str(run.path), *words[1:]]) == 1
+        told = " ".join("".join(capsys.readouterr()).split())
+        assert "link out of its directory, which is not followed" in told
+    assert not list(run.path.glob("*.html"))
+
+
+def test_a_step_that_is_a_link_inside_its_run_is_read(run):
+    (run.path / "kept").mkdir()
+    (run.path / "steps/000001.zarr.zip").rename(run.path / "kept/one")
+    (run.path / "steps/000001.zarr.zip").symlink_to("../kept/one")
+    assert run.load(1).sizes["rollout"] == 2
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "optimizer.pt", "checksums.json", "."])
+def test_a_checkpoints_files_that_are_elsewhere(run, tmp_path, name):
+    model = tiny_model()
+    steps = optimization(model)
+    found = save_checkpoint(run.path, 1, model, tiny_tokenizer(), steps)
+    shutil.copytree(found.path, tmp_path / "elsewhere")
+    path = found.path / name
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    path.symlink_to(tmp_path / "elsewhere" / name)
+    with pytest.raises(StoreError, match="link out of its directory, which is not followed"):
+        load_checkpoint(found, model, steps)
+    told = [fault.what for fault in verify_run(run.path).faults]
+    assert any("link out of its directory, which is not followed" in what for what in told)
+
+
+@pytest.mark.parametrize("name", ["tokenizer", "tokenizer/tokenizer.json"])
+def test_a_tokenizer_of_a_run_that_is_elsewhere_is_not_shown(run, tmp_path, capsys, name):
+    tiny_tokenizer().save_pretrained(tmp_path / "private/tokenizer")
+    (run.path / name).parent.mkdir(exist_ok=True)
+    (run.path / name).symlink_to(tmp_path / "private" / name)
+    assert main(["view", str(run.path)]) == 1
+    told = " ".join("".join(capsys.readouterr()).split())
+    assert "link out of its directory, which is not followed" in told
+
+
+def test_an_optimizer_that_claims_more_numbers_than_it_stores(tmp_path):
+    model = tiny_model()
+    steps = optimization(model)
+    found = save_checkpoint(tmp_path, 1, model, tiny_tokenizer(), steps)
+    state = torch.load(found.path / "optimizer.pt", weights_only=True)
+    state["more"] = torch.zeros(1, dtype=torch.float64).expand(2**40)
+    torch.save(state, found.path / "optimizer.pt")
+    rewrite_checksums(found.path, tmp_path)
+    with pytest.raises(StoreError, match=r"holds more than .* of values"):
+        load_checkpoint(found, model, steps)
 
 
 # --- names ---

@@ -1,8 +1,9 @@
 """Figures are files of the format that their names say, complete or absent."""
 
 import pytest
+from matplotlib.axes import Axes
 
-from opdprobe.report.draw import save
+from opdprobe.report.draw import draw, save
 from opdprobe.report.panel import Panel, Series
 
 PANEL = Panel(
@@ -28,3 +29,20 @@ def test_an_unknown_format_leaves_nothing(tmp_path):
     with pytest.raises(ValueError, match="supported formats"):
         save([PANEL], tmp_path / "a.xyz")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_long_names_leave_room_for_the_axes():
+    long = [f"begins {'x' * 400} ends {i}" for i in range(2)]
+    series = [
+        Series(role, label, [0, 1], [0.1, 0.2], [0, 0], [1, 1])
+        for role, label in zip(("success", "failure"), long, strict=True)
+    ]
+    figure = draw([Panel("a", long[0], "x" * 400, "y" * 400, "line", series)])
+    figure.draw_without_rendering()
+    (axes,) = figure.findobj(Axes)
+    assert axes.get_window_extent().width > 0.15 * figure.bbox.width
+    legend = axes.get_legend()
+    assert legend is not None
+    shown = [text.get_text() for text in legend.get_texts()]
+    assert [text.replace("x", "") for text in shown] == ["begins … ends 0", "begins … ends 1"]
+    assert len(axes.get_title(loc="left").splitlines()) <= 4

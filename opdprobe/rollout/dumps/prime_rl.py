@@ -13,6 +13,7 @@ from opdprobe.rollout.dumps.format import Format, has
 from opdprobe.rollout.dumps.row import Row, prompt_name
 from opdprobe.rollout.rollout import Rollout
 
+_LARGEST = 1e300  # an integer of JSON may be more than a float can hold
 _CUT = {"max_turns", "max_input_tokens", "max_output_tokens", "max_total_tokens", "context_length"}
 
 
@@ -163,7 +164,7 @@ def _finished(trace: Row) -> bool | None:
         for call in (calls if isinstance(calls, list) else ())
         if isinstance(call, dict) and call.get("error") is None
     ]
-    if trace.data.get("stop_condition") in _CUT or reasons[-1:] == ["length"]:
+    if str(trace.data.get("stop_condition")) in _CUT or reasons[-1:] == ["length"]:
         return False
     return True if reasons[-1:] == ["stop"] else None
 
@@ -177,9 +178,10 @@ def _reward(trace: Row) -> float:
     for name, reward in rewards.items():
         if reward is not None:
             score, weight = (trace.at(reward, str(name)).data.get(n) for n in ("score", "weight"))
-            if not isinstance(score, int | float):
+            if not isinstance(score, int | float) or abs(score) > _LARGEST:
                 return float("nan")
-            total += score * (weight if isinstance(weight, int | float) else 1)
+            usable = isinstance(weight, int | float) and abs(weight) <= _LARGEST
+            total += float(score) * (weight if usable else 1)
     return Row({"reward": total}, trace.source).grade("reward") if rewards else float("nan")
 
 
