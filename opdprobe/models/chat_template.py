@@ -15,7 +15,8 @@ from jinja2 import nodes
 from jinja2.ext import Extension
 from transformers import PreTrainedTokenizerBase
 
-from opdprobe.errors import PromptError, shown
+from opdprobe.errors import ModelError, PromptError, shown
+from opdprobe.models.in_time import in_time
 from opdprobe.models.template_process import render_apart
 
 # What a template may raise: it is a program.
@@ -29,6 +30,7 @@ _FAILURES = (
     ValueError,
     MemoryError,
 )
+_SLOWEST = 10_000  # characters that a tokenizer turns into tokens in a second; most do a million
 _SECONDS = 10.0  # of computing, for one conversation: a template takes milliseconds
 # What transformers and other libraries give to every template.
 _STANDARD = {
@@ -234,13 +236,33 @@ def tokens(
     Raises
     ------
     PromptError
-        A word-level tokenizer has no token for a word, and none for unknown words.
+        A word-level tokenizer has no token for a word, and none for unknown words; or its rules
+        fail.
+    ModelError
+        It takes far more time than tokenizers do: a regular expression may try very many ways.
     """
+    seconds = _SECONDS + len(text) / _SLOWEST
+    try:
+        ids, error = in_time(
+            lambda: tokenizer(text, add_special_tokens=add_special_tokens), seconds
+        )
+    except TimeoutError as late:
+        raise ModelError(
+            f"the tokenizer took more than {seconds:.3g} s for one text: a rule of its "
+            "tokenizer.json tries very many ways; take the tokenizer from the model's author."
+        ) from late
+    # After the tokenizer has shown that it takes no long time.
     if unknown := _unknown_words(tokenizer, text):
         raise PromptError(
             f"the tokenizer has no token for {shown(unknown)}, and none for unknown words."
-        )
-    return tokenizer(text, add_special_tokens=add_special_tokens).input_ids
+        ) from error
+    if error is None:
+        return ids.input_ids
+    # The Rust part raises a bare Exception, or panics where an expression tries too many ways.
+    if type(error) is Exception or type(error).__name__ == "PanicException":
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise PromptError(f"the tokenizer fails: {reason}.") from error
+    raise error
 
 
 def _unknown_words(tokenizer: PreTrainedTokenizerBase, text: str) -> list[str]:

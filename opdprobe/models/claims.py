@@ -5,6 +5,7 @@ turn each character into thousands.
 """
 
 import base64
+import re
 from collections.abc import Iterator
 from math import prod
 from pathlib import Path
@@ -24,6 +25,11 @@ _INNER = ("intermediate_size", "ffn_dim", "n_inner", "moe_intermediate_size")
 _MOST_LAYERS = 10_000
 _MOST_GROWTH = 64  # of a text, by all of a tokenizer's rules together
 _MOST_RULES = 64
+# Repetitions of a regular expression, outside of brackets and where they are not escaped.
+_IN_BRACKETS = re.compile(r"\\.|\[\^?\]?(?:\\.|[^\]])*\]")
+_REPEATS = re.compile(r"(?<!\()[*+?{]")
+_REPEATED_GROUP = re.compile(r"\)[*+?{]")
+_MOST_REPEATS = 2
 _MOST_ADDED = 1000  # special tokens around a text
 
 
@@ -87,6 +93,8 @@ def check_tokenizer_claims(file: Path) -> None:
         return
     for name in ("normalizer", "pre_tokenizer", "decoder"):
         parts = list(_parts(rules.get(name)))
+        if name != "pre_tokenizer":
+            _check_patterns(file, name, parts)
         grown = prod(map(_growth, parts[:_MOST_RULES]))
         if len(parts) > _MOST_RULES or grown > _MOST_GROWTH:
             raise ModelError(
@@ -100,6 +108,25 @@ def check_tokenizer_claims(file: Path) -> None:
             f"{file}: the post_processor adds {around} tokens to a text; expected at most "
             f"{_MOST_ADDED}: take the tokenizer from the model's author."
         )
+
+
+def _check_patterns(file: Path, name: str, parts: list[dict[str, Any]]) -> None:
+    """Refuse regular expressions that could take very long where no time limit applies.
+
+    A normalizer runs on the added tokens when a tokenizer is loaded, a decoder on each text.
+    """
+    for part in parts:
+        pattern = part.get("pattern")
+        regex = pattern.get("Regex") if isinstance(pattern, dict) else None
+        if not isinstance(regex, str):
+            continue
+        plain = _IN_BRACKETS.sub("x", regex)
+        if len(_REPEATS.findall(plain)) > _MOST_REPEATS or _REPEATED_GROUP.search(plain):
+            raise ModelError(
+                f"{file}: the {name} has the regular expression {shown(regex)}, which can take "
+                f"very long; expected at most {_MOST_REPEATS} repetitions, and none of a group: "
+                "take the tokenizer from the model's author."
+            )
 
 
 def _content(file: Path) -> dict[str, Any] | None:

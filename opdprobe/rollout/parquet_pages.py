@@ -218,8 +218,6 @@ class _Compact:
         self.place = 0
 
     def struct(self, depth: int = 0) -> dict[int, Any]:
-        if depth > _DEEPEST:
-            raise ValueError("its footer is nested too deeply")
         fields: dict[int, Any] = {}
         name = 0
         while head := self._byte():
@@ -229,6 +227,8 @@ class _Compact:
         return fields
 
     def _value(self, kind: int, depth: int) -> Any:
+        if depth > _DEEPEST:
+            raise ValueError("its footer is nested too deeply")
         if kind in _INTEGERS:
             return self._integer()
         if kind == _BINARY:

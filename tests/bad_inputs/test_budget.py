@@ -19,6 +19,7 @@ import torch
 
 from opdprobe.cli.parser import main
 from opdprobe.errors import ModelError, PromptError, RolloutError, StoreError
+from opdprobe.models.chat_template import tokens
 from opdprobe.models.claims import check_model_claims, check_tokenizer_claims
 from opdprobe.models.load import load_tokenizer
 from opdprobe.models.sizes import ModelSize, UnknownSizeError
@@ -312,6 +313,48 @@ def test_a_tokenizer_that_multiplies_a_text_is_not_loaded(tmp_path, rules):
         load_tokenizer(tmp_path)
 
 
+def replacing(pattern):
+    return {"type": "Replace", "pattern": {"Regex": pattern}, "content": " "}
+
+
+@pytest.mark.parametrize("pattern", ["(?:.|.|.){12}x", "(a+)+b", ".*.*.*x", r"[)]\)*a(bc)*d"])
+@pytest.mark.parametrize("name", ["normalizer", "decoder"])
+def test_a_regular_expression_that_tries_many_ways(tmp_path, name, pattern):
+    tokenizer(tmp_path, **{name: {"type": "Sequence", f"{name}s": [replacing(pattern)]}})
+    with pytest.raises(ModelError, match=f"the {name} has the regular expression"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "pattern", [" {2,}", r"\s+", r"\s{2,}|[\n\r\t]", "^▁+$", " +▁", r"[*+?(){}\]]+", r"\(\)\*(?=a)"]
+)
+def test_regular_expressions_of_real_normalizers(tmp_path, pattern):
+    check_tokenizer_claims(tokenizer(tmp_path, normalizer=replacing(pattern)))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "error", "message"),
+    [
+        (r"(?:.|.|.|.){11}(?!)", ModelError, r"took more than 0\.50\d s for one text"),
+        (r"(a+)+b", PromptError, "the tokenizer fails: Onig: .*retry-limit"),
+    ],
+    ids=["slow", "panic"],
+)
+def test_a_pre_tokenizer_that_tries_many_ways(tmp_path, monkeypatch, pattern, error, message):
+    """Oniguruma ends one search after ten million tries, which is too much at each character."""
+    tiny_tokenizer().save_pretrained(tmp_path)
+    file = tmp_path / "tokenizer.json"
+    rules = json.loads(file.read_text())
+    split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"}
+    file.write_text(json.dumps(rules | {"pre_tokenizer": {**split, "invert": False}}))
+    loaded = load_tokenizer(tmp_path)
+    monkeypatch.setattr("opdprobe.models.chat_template._SECONDS", 0.5)
+    with pytest.raises(error, match=message):
+        tokens(loaded, "a" * 40)
+    monkeypatch.undo()
+    assert tokens(loaded, "7") == tokens(tiny_tokenizer(), "7")
+
+
 def test_usual_tokenizers_claim_nothing_odd(tmp_path):
     tiny_tokenizer().save_pretrained(tmp_path)
     check_tokenizer_claims(tmp_path / "tokenizer.json")
@@ -375,8 +418,9 @@ def test_a_tokenizer_file_that_is_none(tmp_path, capsys, content, message):
 def test_a_configuration_of_a_model_that_is_not_there(tmp_path, config, message):
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "model.safetensors").write_bytes(bytes(1000))
-    with pytest.raises(ModelError, match=message):
-        check_model_claims(tmp_path)
+    for check in (check_model_claims, ModelSize.of):
+        with pytest.raises(ModelError, match=message):
+            check(tmp_path)
 
 
 def test_the_claims_of_real_models_pass(tmp_path):

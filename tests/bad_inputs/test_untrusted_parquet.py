@@ -107,10 +107,11 @@ def test_a_footer_on_which_pyarrow_ends_the_process(tmp_path, name):
         (b"PAR1" + b"\x00" * 20, "does not end as a parquet file"),
         (b"PAR1" + b"\x00" * 8 + b"\xff\xff\xff\x7fPAR1", "footer is longer than the file"),
         (b"PAR1" + b"\x1c" * 40 + b"\x28\x00\x00\x00PAR1", "nested too deeply"),
+        (b"PAR1\x19" + b"\x19" * 999 + b"\xe8\x03\x00\x00PAR1", "nested too deeply"),
         (b"PAR1\x19\xfc\xff\xff\xff\xff\x0f\x06\x00\x00\x00PAR1", "cut off|footer"),
         (b"PAR1" + b"\x16" + b"\xff" * 12 + b"\x0d\x00\x00\x00PAR1", "too long"),
     ],
-    ids=["short", "end", "length", "depth", "list", "number"],
+    ids=["short", "end", "length", "depth", "lists", "list", "number"],
 )
 def test_a_footer_that_is_none(tmp_path, content, message):
     (tmp_path / "1.parquet").write_bytes(content)
