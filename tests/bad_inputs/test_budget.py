@@ -333,14 +333,16 @@ def test_regular_expressions_of_real_normalizers(tmp_path, pattern):
 
 
 @pytest.mark.parametrize(
-    ("pattern", "error", "message"),
+    ("pattern", "seconds", "error", "message"),
     [
-        (r"(?:.|.|.|.){11}(?!)", ModelError, r"took more than 0\.50\d s for one text"),
-        (r"(a+)+b", PromptError, "the tokenizer fails: Onig: .*retry-limit"),
+        (r"(?:.|.|.|.){11}(?!)", 0.5, ModelError, r"took more than 0\.50\d s for one text"),
+        (r"(a+)+b", 60, PromptError, "the tokenizer fails: Onig: .*retry-limit"),
     ],
     ids=["slow", "panic"],
 )
-def test_a_pre_tokenizer_that_tries_many_ways(tmp_path, monkeypatch, pattern, error, message):
+def test_a_pre_tokenizer_that_tries_many_ways(
+    tmp_path, monkeypatch, pattern, seconds, error, message
+):
     """Oniguruma ends one search after ten million tries, which is too much at each character."""
     tiny_tokenizer().save_pretrained(tmp_path)
     file = tmp_path / "tokenizer.json"
@@ -348,7 +350,7 @@ def test_a_pre_tokenizer_that_tries_many_ways(tmp_path, monkeypatch, pattern, er
     split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated"}
     file.write_text(json.dumps(rules | {"pre_tokenizer": {**split, "invert": False}}))
     loaded = load_tokenizer(tmp_path)
-    monkeypatch.setattr("opdprobe.models.chat_template._SECONDS", 0.5)
+    monkeypatch.setattr("opdprobe.models.chat_template._SECONDS", seconds)
     with pytest.raises(error, match=message):
         tokens(loaded, "a" * 40)
     monkeypatch.undo()
