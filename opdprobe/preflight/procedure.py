@@ -22,9 +22,10 @@ from opdprobe.preflight import measure
 from opdprobe.preflight.answers import Answers, accuracies
 from opdprobe.preflight.contexts import Contexts
 from opdprobe.preflight.estimates import Number
+from opdprobe.preflight.expected import Expected, expected_gain
 from opdprobe.preflight.phases import Clock, Phases, wording_means
 from opdprobe.preflight.readout import MAX_STATES, readouts
-from opdprobe.preflight.verdict import WORTH, Evidence, Verdict, judge, obstacle
+from opdprobe.preflight.verdict import WORTH, Evidence, Verdict, judge, obstacle, same
 from opdprobe.rollout.continuation import Sampling
 from opdprobe.rollout.grade import Grader
 from opdprobe.rollout.pair import Pair
@@ -116,11 +117,20 @@ class Preflight:
             )
         )
 
+    @cached_property
+    def expected(self) -> Expected | None:
+        """Gain that training is expected to bring; None if it cannot be stated."""
+        if same(self.states["reverse_kl"].value, self.noise["reverse_kl"]):
+            return None
+        rollouts = self.settings["n_prompts"] * self.settings["num_generations"]
+        return expected_gain(self.answers.gain.value, rollouts)
+
     def to_dict(self) -> dict[str, Any]:
         """Return all numbers and the verdict as plain values; None for an unknown number."""
         values = asdict(replace(self, rollouts=Rollouts([], [], [], [])))
         del values["rollouts"]
-        return _jsonable(values | {"verdict": asdict(self.verdict)})
+        expected = None if self.expected is None else asdict(self.expected)
+        return _jsonable(values | {"expected": expected, "verdict": asdict(self.verdict)})
 
 
 def preflight(

@@ -11,6 +11,7 @@ from rich.text import Text
 from opdprobe.preflight import Preflight, Ranking
 from opdprobe.preflight.contexts import Contexts
 from opdprobe.preflight.estimates import Number
+from opdprobe.preflight.expected import FITS, LEVEL, MATTERS, Expected
 from opdprobe.preflight.verdict import HARMFUL, LIKELY, UNLIKELY
 from opdprobe.probes.quantities import scalar
 from opdprobe.store.prompt_form import prompt_form
@@ -53,7 +54,29 @@ def rendered(result: Preflight) -> RenderableType:
     parts += [Padding(Text(f"- {reason}"), (0, 0, 0, 2)) for reason in verdict.reasons]
     if verdict.advice:
         parts += [Text("To try:"), *(Padding(Text(f"- {a}"), (0, 0, 0, 2)) for a in verdict.advice)]
+    if result.expected is not None:
+        parts.append(Text(_expected(result.expected)))
+    elif result.answers.gain.value == result.answers.gain.value:
+        parts.append(Text(f"No gain of training is stated: {_unstated(result)}."))
     return Group(*parts, Text(verdict.validated, "italic"))
+
+
+def _unstated(result: Preflight) -> str:
+    rollouts = result.settings["n_prompts"] * result.settings["num_generations"]
+    if rollouts < min(FITS):
+        return (
+            f"{rollouts} rollouts are too few; expected {min(FITS)} or more, such as --n-prompts "
+            f"{min(FITS) // 4} --num-generations 4"
+        )
+    return "the models are the same"
+
+
+def _expected(found: Expected) -> str:
+    return (
+        f"Expected of training: {found.value:+.2f} of accuracy ({LEVEL:.0%} interval "
+        f"{found.low:+.2f} to {found.high:+.2f}). By more than {MATTERS}, it rises with a "
+        f"probability of {found.helps:.2f} and falls with one of {found.harms:.2f}."
+    )
 
 
 def rendered_ranking(ranking: Ranking) -> RenderableType:

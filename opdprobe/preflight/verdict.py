@@ -143,12 +143,12 @@ def judge(evidence: Evidence) -> Verdict:
         Its ``validated`` says how far to trust this rule.
     """
     e = evidence
-    if e.reverse_kl.value <= 10 * e.noise:
-        same = (
+    if same(e.reverse_kl.value, e.noise):
+        reason = (
             f"Reverse KL {e.reverse_kl.value:.2g} nats per token is no more than rounding "
             f"({e.noise:.2g} between two passes of the student): the models are the same."
         )
-        return Verdict(UNLIKELY, (same,), ())
+        return Verdict(UNLIKELY, (reason,), ())
     learns, learnt = _learnt(e.learnt)
     blocked = obstacle(e.accuracy, e.teacher_accuracy, e.truncated, e.teacher_truncated)
     worth = None if blocked else _worth(e.gain)
@@ -168,6 +168,17 @@ def judge(evidence: Evidence) -> Verdict:
     if weaker:
         reasons.insert(0, f"The teacher is the weaker model: {_shown(e.gap)} in accuracy.")
     return Verdict(word, tuple(reasons), tuple(_advice(e, learns, worth)))
+
+
+def same(reverse_kl: float, noise: float) -> bool:
+    """Whether two models differ by no more than rounding.
+
+    Parameters
+    ----------
+    reverse_kl, noise
+        Reverse KL, in nats per token, between them and between two passes of the student.
+    """
+    return reverse_kl <= 10 * noise
 
 
 def obstacle(

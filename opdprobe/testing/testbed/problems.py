@@ -124,9 +124,10 @@ def grader(response: str, prompt: Prompt) -> float:
 
 
 def demonstrations(
-    tokenizer: PreTrainedTokenizerBase, config: SFTConfig, corpus: str = "sft"
+    tokenizer: PreTrainedTokenizerBase, config: SFTConfig, corpus: str | world.Corpus = "sft"
 ) -> Callable[[int], list[Example]]:
     """Return a function of the step that gives a corpus' batch of examples, without end."""
+    drawn = world.CORPORA[corpus] if isinstance(corpus, str) else corpus
     ids = tokenizer.get_vocab()
     chat = [{"role": "user", "content": "QUESTION"}]
     text = str(tokenizer.apply_chat_template(chat, tokenize=False, add_generation_prompt=True))
@@ -140,7 +141,7 @@ def demonstrations(
                 [ids[word] for word in response],
             )
             for problem, response in world.demonstrate(
-                rng, config.batch_size, world.CORPORA[corpus], held_out=held_out()
+                rng, config.batch_size, drawn, held_out=held_out()
             )
         ]
 

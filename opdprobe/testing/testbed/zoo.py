@@ -91,7 +91,7 @@ def build(
     if member.parent is None:
         tokenizer = build_tokenizer()
         assert member.size is not None
-        model = _new_model(tokenizer, **member.size)
+        model = new_model(tokenizer, **member.size)
         model.to(resolve_device(device))  # pyright: ignore[reportArgumentType]  # transformers' stub of `to`
     else:
         parent = zoo_path(member.parent)
@@ -233,7 +233,10 @@ def _publish(
         (directory / RECORD).write_text(json.dumps(entry, indent=2) + "\n")
 
 
-def _new_model(tokenizer: PreTrainedTokenizerBase, *, hidden_size: int, layers: int):
+def new_model(
+    tokenizer: PreTrainedTokenizerBase, *, hidden_size: int, layers: int, seed: int = 0
+) -> LlamaForCausalLM:
+    """Return an untrained model of the testbed; `seed` decides its weights."""
     heads, ids = max(4, hidden_size // 32), tokenizer.get_vocab()
     # Llama, not Qwen2: AutoTokenizer replaces the pre-tokeniser of a Qwen2 directory with Qwen's
     # own, which splits numbers into digits.
@@ -252,7 +255,8 @@ def _new_model(tokenizer: PreTrainedTokenizerBase, *, hidden_size: int, layers: 
     )
     # Initial weights come from torch's global generator: seed it here and restore it.
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(np.random.SeedSequence([hidden_size, layers]).generate_state(1)[0].item())
+        entropy = [hidden_size, layers, *([seed] if seed else [])]
+        torch.manual_seed(np.random.SeedSequence(entropy).generate_state(1)[0].item())
         return LlamaForCausalLM(config)
 
 

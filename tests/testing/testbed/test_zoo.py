@@ -200,10 +200,12 @@ def test_unknown_members_list_those_there_are(tiny_zoo):
 def test_new_models_are_seeded_and_leave_the_random_state_alone():
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    models = [zoo._new_model(build_tokenizer(), hidden_size=16, layers=1) for _ in range(2)]
+    models = [zoo.new_model(build_tokenizer(), hidden_size=16, layers=1) for _ in range(2)]
     assert torch.equal(torch.get_rng_state(), before)
     for a, b in zip(*(model.parameters() for model in models), strict=True):
         assert torch.equal(a, b)
+    other = zoo.new_model(build_tokenizer(), hidden_size=16, layers=1, seed=1)
+    assert not torch.equal(other.lm_head.weight, models[0].lm_head.weight)
 
 
 def test_members_are_built_after_those_they_are_made_from(monkeypatch):

@@ -1,0 +1,87 @@
+"""The line from which preflight states an expected gain, and how well it does on pairs left out.
+
+    python benchmarks/expected_gain.py
+
+Prints the constants of `opdprobe.preflight.expected.FITS`, and scores of predictions for the pairs
+of each student from those of the others: their mean squared error, the share inside the 80 %
+interval, and the Brier score of *helps*, *neither*, *harms*; beside those of the teacher's accuracy
+minus the student's in the readout's place, and of the base rates.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from preflight_pairs import PAIRS
+from unseen_table import OUTCOMES, base_rates, brier, outcome
+
+from opdprobe.preflight.expected import Expected, fit_line, predicted
+from opdprobe.testing.testbed.members import manifest
+
+Line = dict[str, Any]
+
+READOUT = {
+    ("sft-small", "rl-small"): (0.26, 0.27),
+    ("sft-small", "rl-large"): (0.25, 0.27),
+    ("post-small", "post-large-rl"): (0.28, 0.26),
+    ("base-small", "base-large-rl"): (0.29, 0.31),
+    ("base-small", "post-large-rl"): (0.15, 0.23),
+    ("base-small", "post-large"): (-0.04, 0.02),
+    ("sft-small", "sft-large"): (0.01, 0.05),
+    ("post-small", "post-large"): (0.07, -0.01),
+    ("cold-start-small", "post-large-rl"): (-0.01, -0.04),
+    ("sft-large", "rl-large"): (0.02, 0.03),
+    ("sft-large", "sft-extra-large"): (0.00, 0.03),
+    ("rl-small", "sft-small"): (-0.16, -0.15),
+    ("rl-small", "sft-large"): (-0.16, -0.15),
+}
+"""Gains of the refitted readout in two draws of 128 prompts × 4: the table of docs/verdicts.md."""
+
+
+def known_pairs() -> list[Line]:
+    """Return the known pairs: gain of training, the student as lineage, what was measured."""
+    accuracy = {name: entry["accuracy"] for name, entry in manifest().items()}
+    return [
+        {
+            "lineage": student,
+            "gain": training,
+            "readout": float(np.mean(READOUT[student, teacher])),
+            "gap": accuracy[teacher] - accuracy[student],
+        }
+        for (student, teacher), training in PAIRS.items()
+    ]
+
+
+def left_out(lines: Sequence[Line], number: str) -> list[Expected]:
+    """Predict each pair from the pairs of all other students."""
+    found = []
+    for line in lines:
+        others = [other for other in lines if other["lineage"] != line["lineage"]]
+        fit = fit_line([other[number] for other in others], [other["gain"] for other in others])
+        found.append(predicted(fit, line[number]))
+    return found
+
+
+def main() -> None:
+    """Print the fit and the scores."""
+    lines = known_pairs()
+    gains = np.array([line["gain"] for line in lines])
+    came = [outcome(gain) for gain in gains]
+    print(fit_line([line["readout"] for line in lines], gains.tolist()))
+    print("\n| predicted from | squared error | inside | Brier score |\n|---|---|---|---|")
+    for name in ("readout", "gap"):
+        stated = left_out(lines, name)
+        error = np.mean([(one.value - gain) ** 2 for one, gain in zip(stated, gains, strict=True)])
+        inside = np.mean(
+            [one.low <= gain <= one.high for one, gain in zip(stated, gains, strict=True)]
+        )
+        chances = [[getattr(one, o) for o in OUTCOMES] for one in stated]
+        print(f"| {name} | {error:.4f} | {inside:.2f} | {brier(chances, came):.3f} |")
+    others = [[o["gain"] for o in lines if o["lineage"] != line["lineage"]] for line in lines]
+    means = np.array([np.mean(some) for some in others])
+    rates = [base_rates(lines, line["lineage"]) for line in lines]
+    print(f"| base rates | {np.mean((means - gains) ** 2):.4f} | | {brier(rates, came):.3f} |")
+
+
+if __name__ == "__main__":
+    main()
