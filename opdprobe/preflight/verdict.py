@@ -11,9 +11,11 @@ HARMFUL = "harmful"
 UNKNOWN = "cannot tell"
 
 VALIDATED = (
-    "Tried on 13 pairs of the testbed's models only, with 128 prompts × 4 rollouts: right on 11, "
-    "no answer on one that gains 0.10, and wrong on one, where too high a learning rate harms. The "
-    "rule was chosen with all 13 pairs in view; none of them is a real language model."
+    "Tried on 13 pairs of the testbed's models only, with 128 prompts × 4 rollouts, and made with "
+    "all of them in view: right on 11, no answer on one that gains 0.10, wrong on one, where too "
+    "high a learning rate harms. The accuracy gap alone is right on 10. An expected gain is fitted "
+    "to the same pairs; each student's left out, 10 of 13 were in the interval. Neither has been "
+    "tested on pairs that it was not made with, nor on a real language model."
 )
 """How far the rule is validated; part of every verdict."""
 
