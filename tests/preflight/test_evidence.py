@@ -121,13 +121,20 @@ def test_few_prompts_are_no_evidence_against_a_good_teacher(n_prompts, seed):
     assert result.verdict.word in (LIKELY, UNKNOWN)
 
 
+def test_a_share_of_twelve_prompts_is_no_evidence_against_a_teacher():
+    """SmolLM2 without four layers from the whole, 12 prompts × 2: no answers, and no interval."""
+    nothing = dict.fromkeys(("accuracy", "teacher_accuracy", "gap", "gain"), Number(np.nan))
+    few = replace(BASE_POST, learnt=Number(0.08), prompts=12, **nothing)
+    assert judge(few).word == UNKNOWN
+
+
 @pytest.mark.real_model
 @pytest.mark.skipif(not FOLDER, reason="OPDPROBE_SMOLLM2 is not set to SmolLM2's directory")
 def test_few_prompts_are_no_evidence_against_a_real_teacher():
     """Training removes a third of the divergence of this pair."""
     (gguf,) = Path(str(FOLDER)).glob("*.gguf")
     teacher, tokenizer = load_model(gguf), load_tokenizer(gguf)
-    student = drop_layers(load_model(gguf), range(14, 18))
+    student = drop_layers(teacher, range(14, 18))
     prompts = [Prompt(str(n), text=f"What is {n} + {n + 3}?") for n in range(12)]
     settings = {"num_generations": 2, "max_completion_length": 24}
     result = preflight(student, teacher, prompts, tokenizer=tokenizer, **settings)

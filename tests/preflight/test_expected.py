@@ -11,10 +11,12 @@ from opdprobe.preflight.expected import (
     FITS,
     LEVEL,
     MATTERS,
+    Expected,
     expected_gain,
     fit_line,
     predicted,
 )
+from opdprobe.preflight.show import _expected
 
 GAINS = [0.3, 0.25, 0.1, 0.0, 0.02, -0.1, -0.15]
 TRAINING = [0.32, 0.28, 0.2, 0.0, -0.1, -0.2, -0.4]
@@ -73,3 +75,11 @@ def test_the_lines_in_use_are_of_the_known_pairs():
         # A readout that gains much goes with training that gains much, one that loses with a loss.
         assert predicted(fit, 0.25).helps > 0.8
         assert predicted(fit, -0.15).harms > 0.8
+
+
+def test_the_number_is_said_with_its_interval_and_its_probabilities():
+    said = _expected(Expected(0.214, -0.02, 0.45, helps=0.81, harms=0.066, neither=0.124))
+    assert "+0.21 of accuracy (80% interval -0.02 to +0.45)" in said
+    assert (
+        "By more than 0.05, it rises with a probability of 0.81 and falls with one of 0.07" in said
+    )
