@@ -15,7 +15,7 @@ VALIDATED = (
     "all of them in view: right on 11, no answer on one that gains 0.10, wrong on one, where too "
     "high a learning rate harms. The accuracy gap alone is right on 10. An expected gain is fitted "
     "to the same pairs; each student's left out, 10 of 13 were in the interval. Neither has been "
-    "tested on pairs that it was not made with, nor on a real language model."
+    "tested on more than two pairs that it was not made with, nor on a real language model."
 )
 """How far the rule is validated; part of every verdict."""
 
