@@ -15,6 +15,7 @@ from opdprobe.errors import ConfigError, NonFiniteError
 from opdprobe.hooks.served.model import ServedModel
 from opdprobe.hooks.served.run import check_served, describe
 from opdprobe.hooks.served.scores import score_served, vocabulary_width
+from opdprobe.hooks.served.steady import check_steady
 from opdprobe.hooks.shared import encode, make_pair, run_attrs, undisturbed
 from opdprobe.models.adapters import causal_lm
 from opdprobe.models.devices import precision, resolve_device, teacher_default
@@ -366,8 +367,10 @@ def _served(
                 check_served(model, tokenizer, read.prompt_ids, longest, k, width)
             elif isinstance(model, ServedModel):
                 model.check_length(longest + 1)
-        checked = True
         with undisturbed(*loaded.values()):
+            if not checked:
+                check_steady(models, tokenizer, rollouts, width=width)
+                checked = True
             found = score_served(
                 models,
                 tokenizer,
@@ -530,14 +533,16 @@ def sample(
             finished=finished,
             correct=grade,
             teacher_prompt_ids=encoded[i].teacher_ids,
+            sampler_logp=None if logp is None else np.asarray(logp, np.float32),
         )
-        for prompt, i, ids, response, finished, grade in zip(
+        for prompt, i, ids, response, finished, grade, logp in zip(
             own,
             rollouts.prompt_index,
             rollouts.prompt_ids,
             rollouts.response_ids,
             rollouts.finished,
             correct,
+            rollouts.sampler_logp or [None] * len(rollouts),
             strict=True,
         )
     ]

@@ -93,6 +93,11 @@ def rollout_arrays(rollouts: Rollouts) -> dict[str, Any]:
         ),
         **(
             {}
+            if rollouts.sampler_logp is None
+            else {"sampler_logp": _sampler_logp(rollouts.sampler_logp, places)}
+        ),
+        **(
+            {}
             if own is None
             else {
                 "teacher_prompt_length": np.array([len(p) for p in own], int),
@@ -100,6 +105,11 @@ def rollout_arrays(rollouts: Rollouts) -> dict[str, Any]:
             }
         ),
     }
+
+
+def _sampler_logp(logp: Sequence[Sequence[float]], places: Sequence[NDArray]) -> NDArray:
+    at_states = (np.asarray(row, np.float32)[at] for row, at in zip(logp, places, strict=True))
+    return np.concatenate([np.zeros(0, np.float32), *at_states])
 
 
 def _joined(rows: Sequence[Sequence[int] | NDArray]) -> NDArray:

@@ -46,6 +46,9 @@ class Rollouts:
         What the teacher reads before each response; None: the same as the student.
     teachers
         Name of the teacher that scores each rollout; None: there is only one.
+    sampler_logp
+        Log-probability of each response token as an engine that sampled it reported it, in nats;
+        None: no other engine did.
     """
 
     prompt_ids: list[list[int]]
@@ -55,6 +58,7 @@ class Rollouts:
     drawn: list[list[int]] | None = None
     teacher_prompt_ids: list[list[int]] | None = None
     teachers: list[str] | None = None
+    sampler_logp: list[list[float]] | None = None
 
     def __len__(self) -> int:
         return len(self.response_ids)

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -9,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
+from itertools import count
 from typing import Any, NoReturn, TypeVar
 from urllib.error import HTTPError, URLError
 from urllib.parse import SplitResult, urljoin, urlsplit
@@ -21,10 +23,15 @@ from opdprobe.store.safe_text import parse_json
 API_KEY = "OPDPROBE_API_KEY"
 """Environment variable that holds the server's key, if it needs one."""
 
+logger = logging.getLogger("opdprobe")
+
 _LONGEST_PAUSE = 30.0  # seconds
+_AWAY = (429, 502, 503, 504)  # busy, or behind a proxy that does not reach it
 # Limits in bytes: of each number that is asked for (a token with its log-probability takes about 90
 # as JSON), and of an error's text.
 _OF_NUMBER, _MOST_SAID = 250, 2**20
+# Fields of requests that say how many tokens are listed at each place.
+_ASKED_LISTS = ("prompt_logprobs", "logprobs", "top_logprobs_num")
 # JSON takes more memory when it is parsed: honest answers 6 times their size, others 60.
 _PARSED = 10
 
@@ -80,14 +87,19 @@ class Connection:
         ``Retry-After`` replaces them, also up to 30.
     workers
         Most requests in flight at once.
+    patience
+        Seconds for which a request that failed `tries` times is repeated, if the server was there
+        before and is now busy (429) or away (502 to 504, no connection): long enough to start it
+        again.
     """
 
     timeout: float = 600.0
     tries: int = 5
     backoff: float = 0.5
     workers: int = 8
+    patience: float = 600.0
 
-    def request(self, url: str, body: Any = None) -> Any:
+    def request(self, url: str, body: Any = None, *, wait: bool = False) -> Any:
         """Make a request and read its JSON answer.
 
         Parameters
@@ -96,6 +108,8 @@ class Connection:
             Address of the request.
         body
             Posted as JSON; without it, the request is a GET.
+        wait
+            Have patience: the server was there before.
 
         Raises
         ------
@@ -111,15 +125,16 @@ class Connection:
         if key := _key():
             headers["Authorization"] = f"Bearer {key}"
         data = None if body is None else json.dumps(body).encode()
-        for attempt in range(1, self.tries + 1):
-            pause = self.backoff * 2 ** (attempt - 1)
+        most, began = most_of_answer(body), time.monotonic()
+        for attempt in count(1):
+            pause, away = self.backoff * 2 ** min(attempt - 1, 60), True
             try:
-                most = most_of_answer(body)
                 return _json(url, self._answer(Request(url, data, headers), most), most)
             except HTTPError as error:
                 problem = RefusedError(url, error.code, _said(error))
                 if error.code != 429 and error.code < 500:
                     raise problem from None
+                away = error.code in _AWAY
                 asked = error.headers.get("Retry-After", "")  # seconds, or a date
                 pause = float(asked) if asked.isdecimal() else pause
             except (OSError, http.client.HTTPException) as error:
@@ -133,10 +148,13 @@ class Connection:
                     f"{url}: {reason or type(reason).__name__}; check that the server is up, and "
                     "that this is its address."
                 )
-            if attempt == self.tries:
+            left = began + self.patience - time.monotonic() if wait and away else 0
+            if attempt >= self.tries and left <= 0:
                 raise problem
+            if attempt == self.tries:
+                logger.warning("%s Asking it again for %.0f s.", problem, left)
             time.sleep(min(pause, _LONGEST_PAUSE))
-        raise AssertionError("unreachable: there is at least one try")
+        raise AssertionError("unreachable: the count has no end")
 
     def _answer(self, request: Request, most: int) -> bytes:
         """Read one answer to its end; the time limit is of all of it, not of each of its pieces."""
@@ -258,9 +276,11 @@ def most_of_answer(body: Any) -> int:
     """
     if not isinstance(body, dict):
         return LEAST
-    asked = body.get("prompt", ())
-    tokens = len(asked) + body.get("n", 1) * body.get("max_tokens", 0)
-    lists = 3 + (body.get("prompt_logprobs") or 0) + (body.get("logprobs") or 0)
+    asked = body.get("prompt") or body.get("input_ids") or body.get("token_ids") or ()
+    length = body.get("sampling_params", {}).get("max_new_tokens", 0) or body.get("max_tokens", 0)
+    tokens = len(asked) + body.get("n", 1) * length
+    lists = 3 + sum(body.get(name) or 0 for name in _ASKED_LISTS)
+    lists += len(body.get("token_ids_logprob", ()))
     return LEAST + _OF_NUMBER * tokens * lists
 
 

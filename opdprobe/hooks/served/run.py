@@ -15,12 +15,14 @@ from opdprobe.errors import ConfigError, VocabularyError
 from opdprobe.hooks.checkpoints import find_checkpoints
 from opdprobe.hooks.served.model import ServedModel
 from opdprobe.hooks.served.scores import score_served, vocabulary_width
+from opdprobe.hooks.served.steady import check_steady
 from opdprobe.hooks.shared import ProbeConfig, encode, undisturbed
 from opdprobe.models.devices import precision, resolve_device, resolve_dtype, teacher_default
 from opdprobe.models.load import identity, load_model, load_tokenizer, weight_hash
 from opdprobe.models.positions import check_prompts
 from opdprobe.models.save import keep_tokenizer
 from opdprobe.models.vocabulary import eos_ids, padding_id, shared_vocabulary, tokenizer_hash
+from opdprobe.rollout.engine import check_sampler, sample_with
 from opdprobe.rollout.grade import Grader, grade_rollouts
 from opdprobe.rollout.memory import sample_in_parts
 from opdprobe.rollout.prompts import EncodedPrompt, OnError, Prompt, has_conversation
@@ -56,13 +58,15 @@ def probe_served(
     dtype: str | torch.dtype | None = None,
     teacher_dtype: str | torch.dtype | None = None,
     attn_implementation: str | None = None,
+    sampler: ServedModel | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Run:
     """Probe a pair of models, at least one of them served, into a run.
 
     What a server does not report is NaN in the run; each step names the served models in its
     attribute ``missing``. See `opdprobe.store.schema` and
-    `opdprobe.hooks.served.scores.score_served`.
+    `opdprobe.hooks.served.scores.score_served`. A served student's own log-probabilities of what it
+    drew are the run's ``sampler_logp``.
 
     Resumable, as `opdprobe.probe_checkpoints` is.
 
@@ -78,6 +82,8 @@ def probe_served(
         do not scale their log-probabilities.
     device, dtype, teacher_dtype, attn_implementation
         Where the local model goes, and how it computes; see `opdprobe.probe_checkpoints`.
+    sampler
+        As for `opdprobe.probe_checkpoints`, with a local student.
     tokenizer
         The tokenizer of both models; by default the one saved with the first checkpoint, or with
         the teacher if the student is served.
@@ -92,7 +98,8 @@ def probe_served(
     ConfigError
         Neither model is served, no tokenizer is given, or `k` is more than the server returns.
     ModelError
-        A server fails or lacks what is needed; a model does not load.
+        A server fails, lacks what is needed, or answers otherwise each time
+        (`opdprobe.hooks.served.steady.check_steady`); a model does not load.
     VocabularyError
         The models do not share a vocabulary.
     PromptError, StoreError, NonFiniteError
@@ -113,6 +120,10 @@ def probe_served(
     found: Mapping[int, ServedModel | Path]
     found = {0: student} if isinstance(student, ServedModel) else find_checkpoints(student)
     first = next(iter(found.values()))
+    if sampler is not None and (isinstance(first, ServedModel) or len(found) > 1):
+        raise ConfigError(
+            f"{sampler} as sampler; expected one local checkpoint, whose weights it serves."
+        )
     tokenizer = tokenizer or _tokenizer_beside(first, teacher)
     place = resolve_device(device)
     loading: dict[str, Any] = {"device": place, "attn_implementation": attn_implementation}
@@ -146,6 +157,7 @@ def probe_served(
         "temperature": config.temperature,
         "top_p": 1.0,
         "seed": seed,
+        **({} if sampler is None else {"sampler": {"name": sampler.name}}),
         **described,
     }
     if isinstance(teacher, PreTrainedModel):
@@ -157,14 +169,19 @@ def probe_served(
         }
     writer = RunWriter(run_dir, attrs=attrs, config=config.to_dict(), resume=True)
     keep_tokenizer(run_dir, tokenizer)
-    recorded = open_run(run_dir).steps
+    recorded, steady = open_run(run_dir).steps, False
     for done, (step, one) in enumerate(found.items()):
         if on_progress:
             on_progress(done, len(found))
         if step in recorded:
             continue
         model = one if isinstance(one, ServedModel) else load_model(one, dtype=dtype, **loading)
-        dataset = _step(step, model, teacher, tokenizer, encoded, config, grader)
+        dataset = _step(
+            *(step, model, teacher, tokenizer, encoded, config, grader),
+            sampler=sampler,
+            first=not steady,
+        )
+        steady = True
         if isinstance(one, Path) and isinstance(model, PreTrainedModel):
             dataset.attrs |= {"checkpoint": one.name, "weight_hash": weight_hash(model)}
         writer.write_step(step, dataset)
@@ -182,6 +199,9 @@ def _step(
     encoded: Sequence[EncodedPrompt],
     config: ProbeConfig,
     grader: Grader | None,
+    *,
+    sampler: ServedModel | None,
+    first: bool,
 ) -> xr.Dataset:
     """Sample the student and record both models' scores, as `opdprobe.rollout.once.probe` does."""
     ids = [prompt.ids for prompt in encoded]
@@ -193,6 +213,11 @@ def _step(
     with undisturbed(*(m for m in models.values() if isinstance(m, PreTrainedModel))):
         if isinstance(student, ServedModel):
             rollouts = student.sample(ids, seed=(config.seed, step), **settings)
+        elif sampler is not None:
+            width = vocabulary_width(tokenizer, models)
+            rollouts = sample_with(
+                sampler, ids, seed=(config.seed, step, 0), width=width, **settings
+            )
         else:
             rollouts = sample_in_parts(
                 student,
@@ -212,7 +237,11 @@ def _step(
             correct = grade_rollouts(
                 tokenizer, rollouts.response_ids, own, grader, finished=rollouts.finished
             )
+        if first:
+            check_steady(models, tokenizer, rollouts, width=vocabulary_width(tokenizer, models))
         scores = score_served(models, tokenizer, rollouts, k=config.k)
+        if sampler is not None:
+            check_sampler(sampler, scores.sampled_logp[:, 0].numpy(), rollouts)
     missing = [role for role, model in models.items() if isinstance(model, ServedModel)]
     return record_dataset(step, rollouts, scores, own, correct, missing)
 
@@ -267,7 +296,13 @@ def check_served(
         )
     ids = list(prompts[0])
     alone = Rollouts([ids[:1]], [ids[1:] or ids], [True], [0])
-    model.tell(alone, k=k, width=width)
+    told = model.tell(alone, k=k, width=width)
+    if model.tell_at(alone, told.token_id) is None:
+        logger.info(
+            "%s cannot score given tokens (prompt_logprob_token_ids): its log-probabilities of "
+            "tokens that only the other model lists will be missing.",
+            model,
+        )
 
 
 def describe(model: ServedModel | PreTrainedModel | Path) -> dict[str, Any]:

@@ -1,17 +1,20 @@
 """Score the same states with two models, at least one of them served."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opdprobe.errors import ConfigError, NonFiniteError
-from opdprobe.hooks.served.model import ServedModel, Told
+from opdprobe.hooks.served.model import ServedModel
+from opdprobe.hooks.served.told import Told
 from opdprobe.models.head import logit_width, split_head
-from opdprobe.models.vocabulary import padding_id, tokens_with_logits
+from opdprobe.models.vocabulary import padding_id, stop_ids, tokens_with_logits
 from opdprobe.rollout.batches import batches
 from opdprobe.rollout.exact import check_scoring
 from opdprobe.rollout.memory import halving
@@ -26,8 +29,8 @@ class _View:
     """The part of `Scores` that is known of one model.
 
     At N states, with K tokens kept: `token_id` (N, K), the log-probabilities of these tokens `own`
-    (N, K) and of the other model's `other` (N, K), `entropy` (N,), and the log-probability of the
-    drawn token `sampled` (N,).
+    (N, K) and of the other model's `other` (N, K), `entropy` (N,), and the log-probabilities of the
+    drawn token `sampled` (N,) and of the local models' stop tokens `stops` (N, S).
     """
 
     token_id: Tensor
@@ -35,6 +38,7 @@ class _View:
     other: Tensor
     entropy: Tensor
     sampled: Tensor
+    stops: Tensor
 
 
 def score_served(
@@ -63,9 +67,11 @@ def score_served(
     Returns
     -------
     Scores
-        Rollout by rollout, on the host. A served model's entropy is NaN, and so is its
-        log-probability of a token that only the other model lists, unless that token was drawn;
-        ``reverse_kl`` is NaN throughout. All else is exact.
+        Rollout by rollout, on the host. A served model's entropy is NaN, and ``reverse_kl``
+        throughout. If its server cannot score given tokens (`ServedModel.tell_at`), NaN stands too
+        for its log-probabilities of tokens that only the other model lists, unless they were drawn,
+        and of stop tokens. Which tokens a served model stops at is not known; ``stop_logp`` is None
+        if both are served. All else is exact.
 
     Raises
     ------
@@ -83,6 +89,16 @@ def score_served(
         for role, model in models.items()
         if isinstance(model, ServedModel)
     }
+    stops = torch.tensor(
+        [
+            token
+            for model in models.values()  # at most one is local
+            if not isinstance(model, ServedModel)
+            for token in stop_ids(model, tokenizer)
+            if token < width
+        ],
+        dtype=torch.long,
+    )
     views: dict[str, _View] = {}
     for role, model in models.items():
         other = MODELS[1 - MODELS.index(role)]
@@ -90,12 +106,20 @@ def score_served(
             ids = torch.from_numpy(told[other].token_id)
             read = rollouts.read_by(role)
             views[role] = _local_view(
-                model, padding_id(tokenizer), read, ids, width, k, micro_batch_tokens
+                *(model, padding_id(tokenizer), read, ids, stops),
+                *(width, k, micro_batch_tokens),
             )
-    for role in told:
+    for role, model in models.items():
         other = MODELS[1 - MODELS.index(role)]
-        ids = views[other].token_id if other in views else torch.from_numpy(told[other].token_id)
-        views[role] = _served_view(told[role], ids, sampled)
+        if isinstance(model, ServedModel):
+            ids = (
+                views[other].token_id
+                if other not in told
+                else torch.from_numpy(told[other].token_id)
+            )
+            wanted = torch.cat([ids, stops.expand(len(ids), -1)], 1)
+            at = model.tell_at(rollouts.read_by(role), wanted.numpy())
+            views[role] = _served_view(told[role], ids, sampled, at, len(stops))
     student, teacher = (views[role] for role in MODELS)
     return Scores(
         token_id=torch.stack([student.token_id, teacher.token_id], 1),
@@ -109,7 +133,16 @@ def score_served(
         entropy=torch.stack([student.entropy, teacher.entropy], 1),
         reverse_kl=torch.full((len(sampled),), torch.nan),
         sampled_logp=torch.stack([student.sampled, teacher.sampled], 1),
+        stop_logp=None if len(told) == 2 else _stop_logp(views, told),
     )
+
+
+def _stop_logp(views: Mapping[str, _View], served: Container[str]) -> Tensor:
+    """Add up stop tokens as `Scores.stop_logp`; a server does not say which tokens it stops at."""
+    logp = torch.stack([views[model].stops for model in MODELS], 1)
+    together = logp.logsumexp(-1).clamp(max=0)
+    unknown = torch.full_like(together, torch.nan)
+    return torch.stack([unknown if of in served else together for of in MODELS], 2)
 
 
 def vocabulary_width(
@@ -126,15 +159,25 @@ def vocabulary_width(
     return tokens_with_logits(tokenizer, {role: logit_width(m) for role, m in local.items()})
 
 
-def _served_view(told: Told, other_ids: Tensor, sampled: Tensor) -> _View:
-    """Look up the other model's tokens among those that the server reported."""
+def _served_view(
+    told: Told,
+    other_ids: Tensor,
+    sampled: Tensor,
+    at: NDArray[np.float32] | None,
+    n_stops: int,
+) -> _View:
+    """Look up the other model's tokens in what the server reported: listed, drawn, or asked for."""
+    n, k = other_ids.shape
+    asked = torch.full((n, k + n_stops), torch.nan) if at is None else torch.from_numpy(at)
+    other, stops = asked.split([k, n_stops], 1)
     logp = torch.from_numpy(told.logp)
+    # A token in both lists has one log-probability, that of the model's own list.
     place = torch.from_numpy(match_tokens(other_ids.numpy(), told.token_id)).long()
-    other = torch.where(place >= 0, logp.gather(1, place.clamp(min=0)), torch.nan)
+    other = torch.where(place >= 0, logp.gather(1, place.clamp(min=0)), other)
     drawn = torch.from_numpy(told.sampled_logp)
     other = torch.where(other_ids == sampled[:, None], drawn[:, None], other)
     entropy = torch.full_like(drawn, torch.nan)
-    return _View(torch.from_numpy(told.token_id), logp, other, entropy, drawn)
+    return _View(torch.from_numpy(told.token_id), logp, other, entropy, drawn, stops)
 
 
 @torch.no_grad()
@@ -143,11 +186,12 @@ def _local_view(
     pad_id: int,
     rollouts: Rollouts,
     other_ids: Tensor,
+    stops: Tensor,
     width: int,
     k: int,
     micro_batch_tokens: int,
 ) -> _View:
-    """Score one model, at its own top-k and at the other's."""
+    """Score one model, at its own top-k, at the other's and at its stop tokens."""
     body, head = split_head(model, width=width)
     check_scoring(model, body, head)
 
@@ -169,9 +213,12 @@ def _local_view(
                         "(float16 overflows)."
                     )
                 own = logp.topk(k).indices
-                columns = torch.cat([own, others[rows], batch.sampled_ids[rows, None]], 1)
+                drawn = batch.sampled_ids[rows, None]
+                stopping = stops.to(model.device).expand(len(own), -1)
+                columns = torch.cat([own, others[rows], drawn, stopping], 1)
                 picked = logp.gather(1, columns).cpu()
-                parts.append((own.cpu(), *picked.split([k, k, 1], 1), entropy.cpu()))
+                sizes = [k, k, 1, len(stops)]
+                parts.append((own.cpu(), *picked.split(sizes, 1), entropy.cpu()))
         return order, parts
 
     (order, parts), _ = halving(
@@ -182,7 +229,7 @@ def _local_view(
         doing="scoring",
     )
     back = torch.cat(order).argsort()
-    token_id, own, other, drawn, entropy = (
+    token_id, own, other, drawn, stopping, entropy = (
         torch.cat(column)[back] for column in zip(*parts, strict=True)
     )
-    return _View(token_id, own, other, entropy, drawn.squeeze(1))
+    return _View(token_id, own, other, entropy, drawn.squeeze(1), stopping)

@@ -1,10 +1,13 @@
-"""A real HTTP server on loopback that serves tiny models by vLLM's protocol."""
+"""A real HTTP server on loopback that serves tiny models by vLLM's protocol, or by SGLang's."""
 
+import base64
+import io
 import json
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,16 +25,18 @@ def tiny_models():
 
 
 class Server(ThreadingHTTPServer):
-    """The part of vLLM's server that the tests use.
+    """The part of vLLM's server, or of SGLang's (`engine`), that the tests use.
 
     `faults` are answered first, each (status, body, headers) or a callable that runs before the
     true answer; `alter` changes true completions; `asked` holds the requests, `most` the largest
-    number of concurrent ones.
+    number of concurrent ones; `noise` is the standard deviation of what is added to logits;
+    `scores_given` says whether vLLM's server is new enough to score given tokens.
     """
 
-    def __init__(self, models, tokenizer=None):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.models, self.tokenizer = models, tokenizer
+    def __init__(self, models, tokenizer=None, engine="vllm", port=0):
+        super().__init__(("127.0.0.1", port), Handler)
+        self.models, self.tokenizer, self.engine = models, tokenizer, engine
+        self.scores_given, self.noise, self.random = False, 0.0, np.random.default_rng(0)
         self.faults, self.asked, self.headers = [], [], []
         self.now = self.most = 0
         self.tells_context: int | None = CONTEXT
@@ -40,6 +45,14 @@ class Server(ThreadingHTTPServer):
 
     def address(self, name=None):
         return f"http://127.0.0.1:{self.server_address[1]}/v1" + (f"#{name}" if name else "")
+
+    @torch.no_grad()
+    def logp(self, model, ids):
+        """Log-probabilities of what follows each token of a text."""
+        logits = model(torch.tensor([ids])).logits[0]
+        with self.lock:
+            noise = self.random.normal(0, self.noise, logits.shape)
+        return (logits + torch.from_numpy(noise).float()).log_softmax(-1)
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -68,7 +81,7 @@ class Handler(BaseHTTPRequestHandler):
             if fault:
                 fault()
             status, answer = self.truth(body)
-            if status == 200 and self.path == "/v1/completions":
+            if status == 200 and self.path in ("/v1/completions", "/generate", SCORES):
                 server.alter(answer)
             self.send(status, json.dumps(answer).encode(), {})
         finally:
@@ -83,69 +96,141 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def truth(self, body):
-        models, tokenizer = self.server.models, self.server.tokenizer
+        server = self.server
+        models, tokenizer = server.models, server.tokenizer
         if self.path == "/v1/models":
-            found = [{"id": name, "max_model_len": self.server.tells_context} for name in models]
-            return 200, {"object": "list", "data": found}
+            card = {"max_model_len": server.tells_context, "owned_by": server.engine}
+            return 200, {"object": "list", "data": [{"id": name, **card} for name in models]}
         if self.path == "/tokenize" and tokenizer:
             ids = tokenizer(body["prompt"], add_special_tokens=body["add_special_tokens"]).input_ids
             return 200, {"count": len(ids), "max_model_len": 512, "tokens": ids}
-        if self.path != "/v1/completions":
+        if self.path == "/generate" and server.engine == "sglang":
+            return sglang_generate(server, body)
+        if self.path == SCORES and server.scores_given:
+            return vllm_scores(server, body)
+        if self.path != "/v1/completions" or server.engine != "vllm":
             return 404, {"detail": "Not Found"}
-        k, ids = body.get("prompt_logprobs"), body["prompt"]
-        if k and k > CAP:
-            message = (
-                f"Requested prompt logprobs of {k}, which is greater than max allowed: {CAP} "
-                f"(parameter=prompt_logprobs, value={k})"
-            )
-            return refusal(400, message)
-        if not ids:
-            return refusal(400, "You must pass at least one prompt")
-        if len(ids) > CONTEXT:
-            message = f"This model's maximum context length is {CONTEXT} tokens. However, your "
-            return refusal(400, f"{message}prompt contains {len(ids)} input tokens")
-        # Responses are silently shortened to the rest of the context.
-        max_tokens = min(body["max_tokens"], CONTEXT - len(ids))
-        if max_tokens < 1:
-            return refusal(400, f"max_tokens must be at least 1, got {max_tokens}.")
-        if body["model"] not in models:
-            return refusal(404, f"The model `{body['model']}` does not exist.")
-        model = models[body["model"]]
-        if max(ids) >= model.config.vocab_size:
-            return refusal(400, f"Token id {max(ids)} is out of vocabulary")
-        told = prompt_logprobs(model, ids, k) if k else None
-        choices = []
-        for index in range(body.get("n", 1)):
-            rollouts = sample(
-                model,
-                [ids],
-                max_completion_length=max_tokens,
-                eos_ids=[EOS],
-                pad_id=0,
-                # The defaults of the served model's generation_config.json.
-                top_p=body.get("top_p", 0.1),
-                temperature=body.get("temperature", 0.1),
-                generator=torch.Generator().manual_seed(body.get("seed", 0) + index),
-            )
-            choice = {
-                "index": index,
-                "text": "…",
-                "finish_reason": "stop" if rollouts.finished[0] else "length",
-                "prompt_logprobs": told,
-                "token_ids": rollouts.response_ids[0] if body.get("return_token_ids") else None,
-            }
-            choices.append(choice)
-        return 200, {"model": body["model"], "choices": choices}
+        return vllm_completions(server, body)
+
+
+SCORES = "/inference/v1/generate"
+
+
+def vllm_completions(server, body):
+    models = server.models
+    k, ids = body.get("prompt_logprobs"), body["prompt"]
+    if k and k > CAP:
+        message = (
+            f"Requested prompt logprobs of {k}, which is greater than max allowed: {CAP} "
+            f"(parameter=prompt_logprobs, value={k})"
+        )
+        return refusal(400, message)
+    if not ids:
+        return refusal(400, "You must pass at least one prompt")
+    if len(ids) > CONTEXT:
+        message = f"This model's maximum context length is {CONTEXT} tokens. However, your "
+        return refusal(400, f"{message}prompt contains {len(ids)} input tokens")
+    # Responses are silently shortened to the rest of the context.
+    max_tokens = min(body["max_tokens"], CONTEXT - len(ids))
+    if max_tokens < 1:
+        return refusal(400, f"max_tokens must be at least 1, got {max_tokens}.")
+    if body["model"] not in models:
+        return refusal(404, f"The model `{body['model']}` does not exist.")
+    model = models[body["model"]]
+    if max(ids) >= model.config.vocab_size:
+        return refusal(400, f"Token id {max(ids)} is out of vocabulary")
+    told = prompt_logprobs(server.logp(model, ids), ids, k) if k else None
+    choices = []
+    for index in range(body.get("n", 1)):
+        # The defaults of the served model's generation_config.json.
+        settings = {name: body.get(name, 0.1) for name in ("top_p", "temperature")}
+        seed = body.get("seed", 0) + index
+        tokens, finished, logp = draw(server, model, ids, max_tokens, seed=seed, **settings)
+        choice = {
+            "index": index,
+            "text": "…",
+            "finish_reason": "stop" if finished else "length",
+            "prompt_logprobs": told,
+            "token_ids": tokens if body.get("return_token_ids") else None,
+            "logprobs": {"token_logprobs": logp} if body.get("logprobs") is not None else None,
+        }
+        choices.append(choice)
+    return 200, {"model": body["model"], "choices": choices}
+
+
+def vllm_scores(server, body):
+    """Given tokens at each place of a text from a start on, as an .npy file in base64."""
+    settings, ids = body["sampling_params"], body["token_ids"]
+    rows, start = settings["prompt_logprob_token_ids"], settings["prompt_logprob_start"]
+    if max(map(len, rows)) > CAP:
+        return refusal(400, f"{max(map(len, rows))} candidates, more than max_logprobs {CAP}")
+    if len(rows) != len(ids) - 1 - start:
+        return refusal(400, "prompt_logprob_token_ids has another number of rows")
+    logp = server.logp(server.models[body["model"]], ids)
+    scores = [[float(logp[start + i, token]) for token in row] for i, row in enumerate(rows)]
+    content = io.BytesIO()
+    np.save(content, np.array(scores, np.float32))
+    encoded = base64.b64encode(content.getvalue()).decode()
+    return 200, {"choices": [{"index": 0}], "prompt_token_id_logprobs": encoded}
+
+
+def sglang_generate(server, body):
+    """SGLang's lists: [log-probability, id, text]; the first place of a text has none."""
+    (model,) = server.models.values()  # one on each server
+    ids, settings = body["input_ids"], body["sampling_params"]
+    if len(ids) + settings["max_new_tokens"] > CONTEXT:
+        return refusal(400, f"Requested token count exceeds the model's context of {CONTEXT}")
+    meta = {"id": "x", "finish_reason": {"type": "length", "length": 0}}
+    if (start := body.get("logprob_start_len", -1)) >= 0:
+        logp = server.logp(model, ids)
+        places = range(start + 1, len(ids))
+        own = [[float(logp[at - 1, ids[at]]), ids[at], None] for at in places]
+        meta["input_token_logprobs"] = [[None, ids[start], None], *own]
+        if k := body.get("top_logprobs_num"):
+            best = {at: logp[at - 1].topk(k) for at in places}
+            top = [
+                [[p, t, None] for p, t in zip(*map(torch.Tensor.tolist, best[at]), strict=True)]
+                for at in places
+            ]
+            meta["input_top_logprobs"] = [None, *top]
+        if wanted := body.get("token_ids_logprob"):
+            rows = [[[float(logp[at - 1, t]), t, None] for t in wanted] for at in places]
+            meta["input_token_ids_logprobs"] = [None, *rows]
+    meta["output_token_logprobs"] = []
+    if length := settings["max_new_tokens"]:
+        with server.lock:
+            seed = int(server.random.integers(2**31))
+        # The defaults of the served model's generation_config.json.
+        chosen = {name: settings.get(name, 0.1) for name in ("top_p", "temperature")}
+        tokens, finished, logp = draw(server, model, ids, length, seed=seed, **chosen)
+        pairs = zip(logp, tokens, strict=True)
+        meta["output_token_logprobs"] = [[p, token, None] for p, token in pairs]
+        reason = {"type": "stop", "matched": EOS} if finished else {"type": "length"}
+        meta["finish_reason"] = reason
+    return 200, {"text": "…", "meta_info": meta}
+
+
+def draw(server, model, ids, length, *, seed, **settings):
+    """A response, whether it finished, and the log-probabilities that it was drawn with."""
+    generator = torch.Generator().manual_seed(seed)
+    rollouts = sample(
+        *(model, [ids]),
+        **{"max_completion_length": length, "eos_ids": [EOS], "pad_id": 0},
+        generator=generator,
+        **settings,
+    )
+    (tokens,) = rollouts.response_ids
+    logp = server.logp(model, [*ids, *tokens])[len(ids) - 1 : -1]
+    own = logp.gather(1, torch.tensor(tokens)[:, None]).squeeze(1).tolist()
+    return tokens, rollouts.finished[0], own
 
 
 def refusal(status, message):
     return status, {"error": {"message": message, "type": "BadRequestError", "code": status}}
 
 
-@torch.no_grad()
-def prompt_logprobs(model, ids, k):
+def prompt_logprobs(logp, ids, k):
     """The text's own token, then the top-k; None at the first position, as in vLLM."""
-    logp = model(torch.tensor([ids])).logits[0].log_softmax(-1)
     entries: list[dict | None] = [None]
     for row, token in zip(logp, ids[1:], strict=False):
         listed = [token, *row.topk(k).indices.tolist()]
@@ -170,20 +255,24 @@ def models():
 
 @pytest.fixture
 def serve():
-    started = []
+    started = {}
 
-    def start(served=None, tokenizer=None):
-        server = Server(tiny_models() if served is None else served, tokenizer)
+    def start(served=None, tokenizer=None, **settings):
+        server = Server(tiny_models() if served is None else served, tokenizer, **settings)
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
-        started.append((server, thread))
+        started[server] = thread
         return server
 
-    yield start
-    for server, thread in started:
+    def stop(server):
         server.shutdown()
-        thread.join(60)
+        started.pop(server).join(60)
         server.server_close()
+
+    start.stop = stop
+    yield start
+    for server in list(started):
+        stop(server)
 
 
 @pytest.fixture(scope="module")

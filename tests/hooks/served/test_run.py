@@ -158,8 +158,9 @@ def test_a_resumed_run_requests_nothing_that_it_has(serve, checkpoint, tmp_path)
     before = len(server.asked)
     run = probe_served(folders, teacher, PROMPTS, tmp_path / "run", **settings)
     assert run.steps == [500, 1000]
-    # Requests for the vocabulary, for k, and one per text.
-    assert len(server.asked) - before == 2 + len(PROMPTS)
+    # One request for k, one per text; and four more of each, to see that the answers stay the same.
+    asked = [path for path, _ in server.asked[before:] if path == "/v1/completions"]
+    assert len(asked) == 1 + 5 * len(PROMPTS)
     assert run.load(1000).attrs["checkpoint"] == "checkpoint-1000"
     with pytest.raises(StoreError, match="k: 4 before, 5 now"):
         probe_served(folders, teacher, PROMPTS, tmp_path / "run", **settings | {"k": 5})
@@ -315,7 +316,7 @@ def test_rollouts_are_scored_by_a_server_as_locally(serve, models, rollouts, ser
     want = score_rollouts(*models.values(), rows, tmp_path / "local", **settings).load(0)
     validate(got)
     assert got.attrs["missing"] == served
-    assert "stop_logp" not in got
+    assert ("stop_logp" in got) is (served == ["teacher"])
     for name in ("token_id", "position", "sampled_id", "response_ids", "length"):
         np.testing.assert_array_equal(got[name], want[name])
     np.testing.assert_allclose(got.sampled_logp, want.sampled_logp, atol=1e-4)

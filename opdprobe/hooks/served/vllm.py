@@ -1,0 +1,183 @@
+"""Requests in vLLM's protocol: OpenAI's completions with vLLM's extensions, in token ids.
+
+``prompt_logprobs`` reports the top-k at every position of a text, and the text's own tokens. Newer
+servers have ``/inference/v1/generate`` too, which scores given tokens at each position
+(``prompt_logprob_token_ids``; docs/training/prompt_token_id_logprobs.md in vLLM's repository).
+"""
+
+import base64
+import io
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from opdprobe.errors import ConfigError, ModelError
+from opdprobe.hooks.served.connection import Connection, RefusedError, expected_form
+from opdprobe.hooks.served.told import Drawn, nats
+
+_CAP = re.compile(r"max allowed:? (\d+)")
+# Sent with every request, since the server's own defaults (a model's generation_config.json) may
+# differ: rollouts must come from the student's unchanged distribution.
+_UNCHANGED = {
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "top_k": -1,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}
+# vLLM's own limit on the tokens that it scores at a position (--max-logprobs), unless it is raised.
+_COLUMNS = 20
+# How servers answer that they do not know a field or an address.
+_UNKNOWN = (400, 404, 405, 422, 501)
+
+
+class VLLM:
+    """A model on a vLLM server.
+
+    Parameters
+    ----------
+    url
+        The protocol's base URL, which ends in /v1.
+    name
+        The server's name for the model.
+    connection
+        Timeout, tries and number of parallel requests.
+    """
+
+    def __init__(self, url: str, name: str, connection: Connection):
+        self.url, self.name, self.connection = url, name, connection
+        self._scores_given: bool | None = None  # not asked yet
+        self._columns = _COLUMNS
+
+    def __repr__(self) -> str:
+        return f"{self.url}#{self.name}"
+
+    def draw(self, prompt: Sequence[int], n: int, length: int, seed: int) -> list[Drawn]:
+        """Sample `n` responses."""
+        answer = self._complete(
+            prompt,
+            n=n,
+            max_tokens=length,
+            seed=seed,  # vLLM adds 1 for each further response
+            return_token_ids=True,
+            logprobs=1,
+            **_UNCHANGED,
+        )
+        with expected_form(f"{self.url}/completions"):
+            found = [
+                Drawn(
+                    [int(token) for token in choice.get("token_ids") or []],
+                    str(choice["finish_reason"]),
+                    _sampler_logp(choice.get("logprobs")),
+                )
+                for choice in answer["choices"]
+            ]
+        if not all(one.tokens for one in found):
+            raise ModelError(
+                f"{self} returns no token ids with its responses (return_token_ids), and their "
+                "text does not determine them: use vLLM 0.10.2 or newer."
+            )
+        return found
+
+    def lists(
+        self, prompt: Sequence[int], response: Sequence[int], k: int
+    ) -> list[dict[int, float]]:
+        """Ask for the top-k at each token of the response."""
+        text = [*prompt, *response]
+        answer = self._complete(text, max_tokens=1, temperature=1.0, prompt_logprobs=k)
+        self._columns = max(self._columns, k)  # it did not refuse
+        with expected_form(f"{self.url}/completions"):
+            entries = answer["choices"][0].get("prompt_logprobs")
+            if entries is None:
+                raise ModelError(
+                    f"{self} returns no prompt_logprobs: its server lacks this extension. Serve "
+                    "the model with vLLM or SGLang."
+                )
+            if len(entries) != len(text):
+                raise ModelError(
+                    f"{self} was sent {len(text)} tokens and reports {len(entries)}: its server "
+                    "cuts texts."
+                )
+            return [
+                {int(token): nats(value["logprob"]) for token, value in entry.items()}
+                for entry in entries[len(prompt) :]
+            ]
+
+    def at(
+        self, prompt: Sequence[int], response: Sequence[int], ids: NDArray[np.integer]
+    ) -> NDArray[np.float32] | None:
+        """Ask for given tokens at each token of the response; None from older servers."""
+        if self._scores_given is False:
+            return None
+        url = f"{self.url.removesuffix('/v1')}/inference/v1/generate"
+        parts = []
+        for start in range(0, ids.shape[1], self._columns):
+            part = ids[:, start : start + self._columns]
+            body = {
+                "model": self.name,
+                "token_ids": [*prompt, *response],
+                "sampling_params": {
+                    "max_tokens": 1,
+                    "temperature": 1.0,
+                    "prompt_logprob_start": len(prompt) - 1,
+                    "prompt_logprob_token_ids": part.tolist(),
+                },
+            }
+            try:
+                answer = self.connection.request(url, body, wait=True)
+            except RefusedError as error:
+                if self._scores_given or error.status not in _UNKNOWN:
+                    raise
+                answer = {}
+            with expected_form(url):
+                found = answer.get("prompt_token_id_logprobs")
+                if found is None and not self._scores_given:
+                    self._scores_given = False
+                    return None
+                parts.append(_matrix(found, part.shape))
+            self._scores_given = True
+        return np.concatenate(parts, axis=1)
+
+    def _complete(self, prompt: Sequence[int], *, max_tokens: int, **settings: Any) -> Any:
+        body = {"model": self.name, "prompt": list(prompt), "max_tokens": max_tokens, **settings}
+        try:
+            return self.connection.request(f"{self.url}/completions", body, wait=True)
+        except RefusedError as error:
+            k = settings.get("prompt_logprobs")
+            if k is not None and (cap := _CAP.search(str(error))):
+                raise ConfigError(
+                    f"{self} returns at most {cap[1]} log-probabilities per token, but k = {k}: "
+                    f"use k = {cap[1]} or less, or serve the model with --max-logprobs {k}."
+                ) from error
+            raise
+
+
+def _sampler_logp(logprobs: Any) -> list[float] | None:
+    return None if logprobs is None else [nats(value) for value in logprobs["token_logprobs"]]
+
+
+def _matrix(encoded: Any, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """Read the base64 of an .npy file of log-probabilities.
+
+    Raises
+    ------
+    ValueError
+        It is none, or has another shape.
+    """
+    content = io.BytesIO(base64.b64decode(str(encoded), validate=True))
+    if np.lib.format.read_magic(content) != (1, 0):
+        raise ValueError("scores that are no .npy file of version 1.0")
+    claimed, _, dtype = np.lib.format.read_array_header_1_0(content)
+    if (claimed, dtype) != (shape, np.dtype("<f4")):
+        raise ValueError(
+            f"scores of shape {claimed} and type {dtype}, expected {shape} and float32"
+        )
+    found = np.frombuffer(content.read(), "<f4").reshape(shape)
+    if not (found < 1e-3).all():
+        raise ValueError("a score that is no log-probability")
+    return np.minimum(found, 0)

@@ -1,0 +1,126 @@
+"""An engine that samples in the student's place, and whether it is the student."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from opdprobe.errors import ConfigError, ModelError, VocabularyError
+from opdprobe.probes.sampler import compare_sampler
+from opdprobe.rollout.sample import Rollouts
+
+# Mean absolute difference in nats. bfloat16 in an engine and float32 here differ by 0.01 to 0.03.
+_ROUNDING = 0.05
+
+
+class Sampler(Protocol):
+    """An engine that holds the student's weights; messages name it by its ``str``.
+
+    Attributes
+    ----------
+    name
+        Its name of the model, which is recorded.
+    """
+
+    name: str
+
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        *,
+        num_generations: int,
+        max_completion_length: int,
+        seed: Sequence[int],
+    ) -> Rollouts:
+        """Sample from the unchanged distribution, as `opdprobe.rollout.sample.sample` does."""
+        ...
+
+
+def sample_with(
+    sampler: Sampler,
+    prompts: Sequence[Sequence[int]],
+    *,
+    num_generations: int,
+    max_completion_length: int,
+    seed: Sequence[int],
+    width: int,
+    temperature: float = 1.0,
+) -> Rollouts:
+    """Have an engine sample the student.
+
+    Parameters
+    ----------
+    sampler
+        The engine.
+    prompts
+        Token ids of each prompt.
+    num_generations, max_completion_length, temperature
+        As for `opdprobe.rollout.sample.sample`.
+    seed
+        Seed of the random numbers, if the engine takes one.
+    width
+        Size of the vocabulary that student and teacher share.
+
+    Raises
+    ------
+    ConfigError
+        `temperature` is not 1.
+    VocabularyError
+        A token is outside the vocabulary.
+    ModelError
+        The engine fails, or does not report the log-probabilities that it drew with.
+    """
+    if temperature != 1:
+        raise ConfigError(
+            f"temperature = {temperature} with an engine as sampler; expected 1: engines report "
+            "log-probabilities before they are scaled."
+        )
+    rollouts = sampler.sample(
+        prompts,
+        num_generations=num_generations,
+        max_completion_length=max_completion_length,
+        seed=seed,
+    )
+    if (largest := max((max(ids, default=0) for ids in rollouts.response_ids), default=0)) >= width:
+        raise VocabularyError(
+            f"{sampler} drew token {largest}, and student and teacher share {width} tokens; "
+            "expected an engine that draws the tokenizer's tokens only."
+        )
+    if rollouts.sampler_logp is None:
+        raise ModelError(
+            f"{sampler} does not report the log-probabilities that it drew tokens with, so it "
+            "cannot be compared with the student; expected a server such as vLLM's or SGLang's."
+        )
+    return rollouts
+
+
+def check_sampler(sampler: Sampler, student_logp: ArrayLike, rollouts: Rollouts) -> None:
+    """Compare what an engine says of the tokens that it drew with what the student gives here.
+
+    Parameters
+    ----------
+    sampler
+        The engine.
+    student_logp : (N,) array_like of float
+        The student's log-probabilities of the drawn tokens, in nats, in rollout order.
+    rollouts
+        From `sample_with`.
+
+    Raises
+    ------
+    ModelError
+        They differ by more than rounding; names by how much.
+    """
+    assert rollouts.sampler_logp is not None
+    drew = np.array([logp for row in rollouts.sampler_logp for logp in row])
+    row = np.repeat(np.arange(len(rollouts)), [len(ids) for ids in rollouts.response_ids])
+    found = compare_sampler(student_logp, drew, row)
+    if rollouts.n_tokens and not found.mean_abs < _ROUNDING:  # NaN where it gives them nothing
+        raise ModelError(
+            f"{sampler}: its log-probabilities of the {rollouts.n_tokens} tokens that it drew "
+            f"differ from the student's by {found.mean_abs:.3g} nats on average "
+            f"({found.first:.3g} at the first tokens, KL {found.k3:.2g}); expected less than "
+            f"{_ROUNDING}, which rounding explains: serve the student's own weights, and compute "
+            "in one precision."
+        )
