@@ -61,6 +61,15 @@ def several_teachers(model: str = MODEL) -> list[argparse.ArgumentParser]:
     ]
 
 
+def sampler(what: str = "a server with the student's weights") -> argparse.ArgumentParser:
+    """Declare an engine that samples in the student's place."""
+    return shared(
+        "--sampler",
+        metavar="URL",
+        help=f"{what}, http://HOST:8000/v1#NAME, that samples in the student's place",
+    )
+
+
 def teachers_to_rank() -> argparse.ArgumentParser:
     """Declare one teacher, or several of which to choose."""
     return shared(

@@ -30,6 +30,7 @@ def preflight(arguments: argparse.Namespace) -> None:
         teacher_context,
         template_settings,
     )
+    from opdprobe.hooks.served import ServedModel
     from opdprobe.preflight import Ranking, preflight, rank_teachers
     from opdprobe.preflight.procedure import planned
     from opdprobe.preflight.show import rendered, rendered_ranking
@@ -72,6 +73,7 @@ def preflight(arguments: argparse.Namespace) -> None:
         **template_settings(arguments),
         teacher_context=context,
         seed=arguments.seed,
+        sampler=ServedModel(arguments.sampler) if arguments.sampler else None,
         **tokenizers,
         **options,
     )

@@ -159,6 +159,7 @@ def train(arguments: argparse.Namespace) -> None:
         teacher_settings,
         template_settings,
     )
+    from opdprobe.hooks.served import ServedModel
     from opdprobe.train.freed_memory import keep_freed_memory
     from opdprobe.train.memory import Job
     from opdprobe.train.optim import refuse_float16
@@ -203,6 +204,7 @@ def train(arguments: argparse.Namespace) -> None:
         report_to=arguments.report_to,
         on_error=arguments.on_error,
         one_teacher_at_a_time=arguments.one_teacher_at_a_time,
+        sampler=ServedModel(arguments.sampler) if arguments.sampler else None,
         **tokenizers,
         **options,
     )
@@ -295,6 +297,8 @@ def probe(arguments: argparse.Namespace) -> None:
     tokenizer = arguments.tokenizer
     teacher: Any = resolve_teachers(arguments.teacher, arguments.teacher_by)
     served = bool(served_teachers) or any("://" in name for name in students)
+    if arguments.sampler is not None and any("://" in name for name in students):
+        raise ConfigError("--sampler with a served student, which samples itself; leave it out.")
     if served_teachers:
         teacher = ServedModel(str(teacher))
     if served and prompts is None:
@@ -322,6 +326,7 @@ def probe(arguments: argparse.Namespace) -> None:
             "teacher_context": context,
             "grader": grader,
             "tokenizer": load_tokenizer(resolve_model(tokenizer)) if tokenizer else None,
+            "sampler": ServedModel(arguments.sampler) if arguments.sampler else None,
             "on_progress": lambda done, total: show("checkpoint", done, total),
             **options,
         }

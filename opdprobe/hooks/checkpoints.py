@@ -24,6 +24,7 @@ from opdprobe.models.files import model_directory
 from opdprobe.models.load import load_tokenizer, weight_hash
 from opdprobe.models.processes import Processes
 from opdprobe.models.save import keep_tokenizer
+from opdprobe.rollout.engine import Sampler
 from opdprobe.rollout.grade import Grader
 from opdprobe.rollout.once import probe
 from opdprobe.rollout.prompt_files import as_prompts
@@ -146,6 +147,7 @@ def probe_checkpoints(
     attn_implementation: str | None = None,
     teacher_by: str | None = None,
     one_teacher_at_a_time: bool = False,
+    sampler: Sampler | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Run:
     """Probe every checkpoint of a student on the same prompts, into one run.
@@ -178,6 +180,10 @@ def probe_checkpoints(
         With a mapping of names to teachers: column of the prompts that names the teacher of each.
     one_teacher_at_a_time : bool
         Of several teachers, keep one in memory, and read the next one's files when its turn comes.
+    sampler : ServedModel, optional
+        A server with the weights of the one checkpoint that is given: it samples, at temperature 1,
+        and local models score. What it says of the tokens that it drew is compared with the
+        student's scores (`opdprobe.rollout.engine.check_sampler`).
     on_progress : callable, optional
         Called with (checkpoints done, checkpoints in total).
 
@@ -190,7 +196,8 @@ def probe_checkpoints(
     Raises
     ------
     ModelError, VocabularyError, PromptError, ConfigError
-        A model, the tokenizers, a prompt or a setting cannot be used.
+        A model, the tokenizers, a prompt or a setting cannot be used; the sampler fails, or has
+        other weights than the student.
     StoreError
         `run_dir` holds something else, or `fixed_contexts` no texts.
     NonFiniteError
@@ -211,6 +218,12 @@ def probe_checkpoints(
     )
     found = find_checkpoints(checkpoints)
     first = next(iter(found.values()))
+    if sampler is not None and (len(found) > 1 or fixed_contexts is not None):
+        what = "fixed_contexts" if fixed_contexts is not None else f"{len(found)} checkpoints"
+        raise ConfigError(
+            f"{sampler} as sampler beside {what}; expected one checkpoint, whose weights it "
+            "serves, and prompts."
+        )
     tokenizer = tokenizer or load_tokenizer(first)
     encoded: list[EncodedPrompt] = []
     contexts: xr.Dataset | None = None
@@ -281,6 +294,7 @@ def probe_checkpoints(
                     temperature=config.temperature,
                     top_p=1.0,
                     seed=seed,
+                    **({} if sampler is None else {"sampler": {"name": sampler.name}}),
                     **described,
                 )
                 writer = processes.main_first(
@@ -309,6 +323,7 @@ def probe_checkpoints(
                             step=step,
                             grader=grader,
                             processes=processes,
+                            sampler=sampler,
                             **config.sampling(),
                         )
                     else:

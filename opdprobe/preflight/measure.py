@@ -19,6 +19,7 @@ from opdprobe.probes import curves
 from opdprobe.probes.quantities import MAIN, QUANTITIES
 from opdprobe.rollout.batches import batches
 from opdprobe.rollout.continuation import Sampling, token_rows
+from opdprobe.rollout.engine import Sampler, sample_with
 from opdprobe.rollout.grade import Grader, grade_rollouts
 from opdprobe.rollout.memory import halving, sample_in_parts
 from opdprobe.rollout.pair import Pair, in_rollout_order
@@ -88,6 +89,29 @@ def sampled(
         index,
         teacher_prompt_ids=teacher_prompts(prompts, index),
     )
+
+
+def sampled_by(
+    sampler: Sampler,
+    pair: Pair,
+    prompts: Sequence[EncodedPrompt],
+    sampling: Sampling,
+    num_generations: int,
+) -> Rollouts:
+    """Have an engine sample the student in its place."""
+    ids = [list(prompt.ids) for prompt in prompts]
+    check_prompts(pair.student, ids, sampling.max_completion_length)
+    rollouts = sample_with(
+        sampler,
+        ids,
+        num_generations=num_generations,
+        max_completion_length=sampling.max_completion_length,
+        seed=(sampling.seed,),
+        width=pair.width,
+        temperature=sampling.temperature,
+    )
+    own = teacher_prompts(prompts, rollouts.prompt_index)
+    return replace(rollouts, teacher_prompt_ids=own)
 
 
 def asked_again(

@@ -27,6 +27,7 @@ from opdprobe.preflight.phases import Clock, Phases, wording_means
 from opdprobe.preflight.readout import MAX_STATES, readouts
 from opdprobe.preflight.verdict import WORTH, Evidence, Verdict, judge, obstacle, same
 from opdprobe.rollout.continuation import Sampling
+from opdprobe.rollout.engine import Sampler, check_sampler
 from opdprobe.rollout.grade import Grader
 from opdprobe.rollout.pair import Pair
 from opdprobe.rollout.prompt_attrs import template_attrs
@@ -156,6 +157,7 @@ def preflight(
     micro_batch_tokens: int = MICRO_BATCH_TOKENS,
     seed: int = 0,
     rollouts: Rollouts | None = None,
+    sampler: Sampler | None = None,
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = None,
     teacher_dtype: str | torch.dtype | None = None,
@@ -212,6 +214,10 @@ def preflight(
     rollouts
         The student's, of a `Preflight` with another teacher and otherwise the same settings; they
         are not sampled again.
+    sampler
+        A server with the student's weights (`opdprobe.hooks.served.ServedModel`), which samples the
+        student's rollouts, at temperature 1. Other samples, the teacher's and those under
+        `templates` and in continuations, stay local.
     device, dtype, teacher_dtype, attn_implementation
         Where models that are given by name go, and how they compute; see
         `opdprobe.rollout.pair.Pair.load`.
@@ -305,13 +311,17 @@ def preflight(
 
     given = rollouts is not None
     with clock("sample"):
-        if rollouts is None:
+        if rollouts is None and sampler is not None:
+            rollouts = measure.sampled_by(sampler, pair, encoded, sampling, num_generations)
+        elif rollouts is None:
             rollouts = measure.sampled(pair.student, pair, encoded, sampling, num_generations)
         else:
             rollouts = measure.asked_again(rollouts, encoded, num_generations, pair.width)
     own = [encoded[i].prompt for i in rollouts.prompt_index]
     with clock("score"):
         step, states = phases.recorded(rollouts, own, n_hidden=MAX_STATES)
+        if sampler is not None and not given:
+            check_sampler(sampler, step["sampled_logp"].sel(model="student"), rollouts)
     with clock("noise floor"):
         noise = measure.noise_floor(pair, rollouts, k, temperature)
     with clock("readout"):

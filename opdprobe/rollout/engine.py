@@ -1,6 +1,7 @@
 """An engine that samples in the student's place, and whether it is the student."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -34,6 +35,19 @@ class Sampler(Protocol):
         seed: Sequence[int],
     ) -> Rollouts:
         """Sample from the unchanged distribution, as `opdprobe.rollout.sample.sample` does."""
+        ...
+
+
+class TrainedSampler(Sampler, Protocol):
+    """An engine that may follow a student in training."""
+
+    @property
+    def loads_weights(self) -> bool:
+        """Whether its server can load weights from a directory."""
+        ...
+
+    def load_weights(self, directory: Path) -> None:
+        """Have the engine load the weights of a saved model, which its machine must see."""
         ...
 
 

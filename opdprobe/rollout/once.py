@@ -10,6 +10,7 @@ from opdprobe.errors import ConfigError
 from opdprobe.models.head import evaluating
 from opdprobe.models.processes import Processes
 from opdprobe.models.vocabulary import eos_ids
+from opdprobe.rollout.engine import Sampler, check_sampler, sample_with
 from opdprobe.rollout.grade import Grader, counted, grade_rollouts
 from opdprobe.rollout.memory import sample_in_parts
 from opdprobe.rollout.pair import Pair
@@ -34,6 +35,7 @@ def probe(
     seed: int = 0,
     micro_batch_tokens: int = 16384,
     processes: Processes | None = None,
+    sampler: Sampler | None = None,
 ) -> xr.Dataset:
     """Sample the student and score both models at every state it visits.
 
@@ -66,6 +68,9 @@ def probe(
         Most tokens in a micro-batch, padding included.
     processes
         Processes that share the prompts, each with its own copy of the models.
+    sampler
+        An engine with the student's weights, which samples in its place, at temperature 1. Its
+        log-probabilities of the drawn tokens are the step's ``sampler_logp``.
 
     Returns
     -------
@@ -78,7 +83,8 @@ def probe(
     ConfigError
         There are more processes than prompts.
     ModelError
-        A model's table of positions is too short.
+        A model's table of positions is too short; or the engine fails, or is not the student
+        (`opdprobe.rollout.engine.check_sampler`).
     """
     processes = processes or Processes()
     total, share = len(prompts), processes.share(len(prompts))
@@ -89,18 +95,30 @@ def probe(
         )
     prompts = prompts[share]
     pair.check_teacher(prompts, max_completion_length)
-    rollouts = sample_in_parts(
-        pair.student,
-        [p.ids for p in prompts],
-        num_generations=num_generations,
-        max_completion_length=max_completion_length,
-        eos_ids=eos_ids(pair.student, pair.tokenizer, conversations=has_conversation(prompts)),
-        pad_id=pair.pad_id,
-        temperature=temperature,
-        generator=step_generator(seed, step, pair.student.device),
-        width=pair.width,
-        part=(share.start, total),
-    )
+    ids = [p.ids for p in prompts]
+    if sampler is not None:
+        rollouts = sample_with(
+            sampler,
+            ids,
+            num_generations=num_generations,
+            max_completion_length=max_completion_length,
+            seed=(seed, step, processes.rank),
+            width=pair.width,
+            temperature=temperature,
+        )
+    else:
+        rollouts = sample_in_parts(
+            pair.student,
+            ids,
+            num_generations=num_generations,
+            max_completion_length=max_completion_length,
+            eos_ids=eos_ids(pair.student, pair.tokenizer, conversations=has_conversation(prompts)),
+            pad_id=pair.pad_id,
+            temperature=temperature,
+            generator=step_generator(seed, step, pair.student.device),
+            width=pair.width,
+            part=(share.start, total),
+        )
     own = [prompts[i].prompt for i in rollouts.prompt_index]
     rollouts = replace(
         rollouts,
@@ -120,4 +138,6 @@ def probe(
         scores, _ = pair.all_scores(
             rollouts, k=k, temperature=temperature, micro_batch_tokens=micro_batch_tokens
         )
+    if sampler is not None:
+        check_sampler(sampler, scores.sampled_logp[:, 0].numpy(), rollouts)
     return record_dataset(step, rollouts, scores, own, correct)

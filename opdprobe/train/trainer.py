@@ -54,6 +54,7 @@ from opdprobe.models.save import keep_tokenizer
 from opdprobe.models.sharding import rest, whole
 from opdprobe.models.vocabulary import eos_ids, tokenizer_hash
 from opdprobe.probes.selectors import select_states
+from opdprobe.rollout.engine import TrainedSampler, check_sampler, sample_with
 from opdprobe.rollout.grade import Grader, counted, grade_rollouts
 from opdprobe.rollout.memory import halving, sample_in_parts
 from opdprobe.rollout.pair import in_rollout_order
@@ -72,9 +73,11 @@ from opdprobe.rollout.score import Scores
 from opdprobe.rollout.teacher_context import TeacherContext, teacher_prompts
 from opdprobe.rollout.teachers import TeacherPairs, load_pair
 from opdprobe.store import Run, RunWriter, estimate_bytes, open_run
+from opdprobe.store.files import write_directory
 from opdprobe.store.schema import Step
 from opdprobe.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from opdprobe.train.config import OPDConfig
+from opdprobe.train.engine import check_engine
 from opdprobe.train.evaluate import evaluate
 from opdprobe.train.launch import check_agreement, check_launch, check_trackers
 from opdprobe.train.losses import distillation_loss
@@ -160,6 +163,11 @@ class OPDTrainer:
         CPU.
     one_teacher_at_a_time : bool
         Of several teachers, keep one in memory, and read the next one's files when its turn comes.
+    sampler : ServedModel, optional
+        An SGLang server that samples in the student's place; local models score. Before each step
+        it loads the student's weights from ``run_dir/sampler``, which its machine must see, and
+        after each its log-probabilities of what it drew are compared with the student's
+        (`opdprobe.rollout.engine.check_sampler`). Evaluations are sampled locally.
 
     Raises
     ------
@@ -201,6 +209,7 @@ class OPDTrainer:
         teacher_dtype: str | torch.dtype | None = None,
         attn_implementation: str | None = None,
         one_teacher_at_a_time: bool = False,
+        sampler: TrainedSampler | None = None,
     ):
         if chat_template_kwargs:
             both = {**(config.chat_template_kwargs or {}), **chat_template_kwargs}
@@ -232,6 +241,9 @@ class OPDTrainer:
             own_template=config.teacher_template == "own",
             **loading,
         )
+        self.sampler = sampler
+        if sampler is not None:
+            check_engine(sampler, config, self.pair.outer_student, self.processes)
         if isinstance(self.pair, TeacherPairs) and self.processes.sharded:
             raise ConfigError(
                 "several teachers with sharded models; expected one teacher, or processes that "
@@ -492,6 +504,36 @@ class OPDTrainer:
         )
         self.processes.wait()
 
+    def _sample(
+        self, step: int, prompts: Sequence[EncodedPrompt], part: tuple[int, int]
+    ) -> Rollouts:
+        """Sample the student, here or in an engine that first loads its weights."""
+        c, ids = self.config, [p.ids for p in prompts]
+        sizes: dict[str, Any] = {
+            "num_generations": c.num_generations,
+            "max_completion_length": c.max_completion_length,
+            "width": self.pair.width,
+            "temperature": c.temperature,
+        }
+        if self.sampler is not None:
+            with write_directory(self.run_dir / "sampler") as directory:
+                self.save_student(directory)
+            self.sampler.load_weights(self.run_dir / "sampler")
+            return sample_with(self.sampler, ids, seed=(c.seed, step), **sizes)
+        with self.whole_student(), self._autocast():
+            return sample_in_parts(
+                self.pair.student,
+                ids,
+                eos_ids=eos_ids(
+                    self.pair.student, self.tokenizer, conversations=has_conversation(prompts)
+                ),
+                pad_id=self.pair.pad_id,
+                top_p=c.top_p,
+                generator=step_generator(c.seed, step, self.pair.student.device),
+                part=part,
+                **sizes,
+            )
+
     def _step(self, step: int, writer: RunWriter) -> tuple[dict[str, float], Step]:
         """Do one step; metrics are those of the student before its update."""
         c = self.config
@@ -501,22 +543,7 @@ class OPDTrainer:
         total, share = len(prompts), self.processes.share(len(prompts))
         prompts = prompts[share]
         self.pair.check_teacher(prompts, c.max_completion_length)
-        with self.whole_student(), self._autocast():
-            rollouts = sample_in_parts(
-                self.pair.student,
-                [p.ids for p in prompts],
-                num_generations=c.num_generations,
-                max_completion_length=c.max_completion_length,
-                eos_ids=eos_ids(
-                    self.pair.student, self.tokenizer, conversations=has_conversation(prompts)
-                ),
-                pad_id=self.pair.pad_id,
-                temperature=c.temperature,
-                top_p=c.top_p,
-                generator=step_generator(c.seed, step, self.pair.student.device),
-                width=self.pair.width,
-                part=(share.start, total),
-            )
+        rollouts = self._sample(step, prompts, (share.start, total))
         rollout_prompts = [prompts[i].prompt for i in rollouts.prompt_index]
         rollouts = replace(
             rollouts,
@@ -536,6 +563,8 @@ class OPDTrainer:
         rate = self.optimization.learning_rate
         kept = self._kept(step, rollouts, rollout_prompts)
         scores, loss = self._score_and_backward(rollouts, kept)
+        if self.sampler is not None:
+            check_sampler(self.sampler, scores.sampled_logp[:, 0].numpy(), rollouts)
         self.processes.add_gradients(self.optimization.collect())
         norm = self.optimization.step()
         clock.append(time.perf_counter())
@@ -735,4 +764,5 @@ class OPDTrainer:
             ),
             **precision({"student": student, "teacher": teacher}, self.accelerator.mixed_precision),
             "device": self.device.type,  # with shards, the models are still on the CPU
+            **({} if self.sampler is None else {"sampler": {"name": self.sampler.name}}),
         }

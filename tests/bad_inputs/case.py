@@ -20,6 +20,7 @@ KINDS = (
     "Logits",
     "Training logs",
     "Dumps of rollouts",
+    "Engines",
     "Command line",
 )
 FOLDER = "FOLDER"

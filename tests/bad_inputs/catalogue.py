@@ -8,6 +8,7 @@ from pathlib import Path
 import bad_commands
 import bad_configs
 import bad_dumps
+import bad_engines
 import bad_logits
 import bad_models
 import bad_prompts
@@ -18,7 +19,7 @@ from case import FOLDER, KINDS, Case, Exit1, Exit2
 PAGE = Path(__file__).parents[2] / "docs/errors.md"
 _MODULES = (
     *(bad_prompts, bad_configs, bad_models, bad_runs, bad_rollouts, bad_dumps, bad_logits),
-    bad_commands,
+    *(bad_engines, bad_commands),
 )
 CASES: list[Case] = [case for module in _MODULES for case in module.CASES]
 _CODES = {Exit1: "exit code 1", Exit2: "exit code 2"}

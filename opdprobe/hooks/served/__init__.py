@@ -1,4 +1,4 @@
-"""Served models: rollouts and scores over vLLM's OpenAI-compatible protocol.
+"""Served models: rollouts and scores over vLLM's protocol, or SGLang's.
 
 A server reports its model's top-k and the log-probability of the token that was drawn, which is all
 that overlap, its masses and its advantages need. What it does not report is NaN in the record.

@@ -4,6 +4,7 @@ The server speaks vLLM's protocol or SGLang's; both are asked in token ids.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -244,6 +245,23 @@ class ServedModel:
         found = list(self.connection.side_by_side(ask, range(len(rollouts))))
         known = [part for part in found if part is not None]
         return np.concatenate(known) if len(known) == len(found) else None
+
+    @property
+    def loads_weights(self) -> bool:
+        """Whether the server can load weights from a directory: SGLang's can."""
+        return self.engine.loads_weights
+
+    def load_weights(self, directory: Path) -> None:
+        """Have the server load the weights of a saved model, which its machine must see.
+
+        Raises
+        ------
+        ModelError
+            It does not load them.
+        ConfigError
+            It cannot load any.
+        """
+        self.engine.load(directory.resolve())
 
     def tokenize(self, text: str) -> list[int] | None:
         """Token ids of a text by the server's tokenizer; None if it has no ``/tokenize``."""

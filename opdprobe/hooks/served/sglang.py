@@ -6,13 +6,14 @@ response is read by starting at the last token of its prompt.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from opdprobe.errors import ModelError
-from opdprobe.hooks.served.connection import Connection, expected_form
+from opdprobe.hooks.served.connection import Connection, expected_form, without_key
 from opdprobe.hooks.served.told import Drawn, nats
 
 # As in `opdprobe.hooks.served.vllm`: the server's own defaults may differ.
@@ -43,9 +44,12 @@ class SGLang:
         Timeout, tries and number of parallel requests.
     """
 
+    loads_weights = True
+
     def __init__(self, url: str, name: str, connection: Connection):
         self.url, self.name, self.connection = url, name, connection
-        self._generate = f"{url.removesuffix('/v1')}/generate"
+        self._root = url.removesuffix("/v1")
+        self._generate = f"{self._root}/generate"
 
     def __repr__(self) -> str:
         return f"{self.url}#{self.name}"
@@ -105,6 +109,17 @@ class SGLang:
                     logp = _by_token(row)
                     found[i] = [logp[token] for token in ids[i].tolist()]
         return found
+
+    def load(self, directory: Path) -> None:
+        """Have the server load the weights of a saved model; it then forgets its prefix cache."""
+        url = f"{self._root}/update_weights_from_disk"
+        answer = self.connection.request(url, {"model_path": str(directory)}, wait=True)
+        with expected_form(url):
+            if answer["success"] is not True:
+                raise ModelError(
+                    f"{self} did not load {directory} ({without_key(str(answer['message']))[:500]})"
+                    "; expected a server of this model, on a machine that sees that directory."
+                )
 
     def _ask(self, ids: Sequence[int], length: int, **settings: Any) -> Any:
         body = {

@@ -68,7 +68,7 @@ def check_steady(
         model = models[role]
         served = isinstance(model, ServedModel)
         again = _again(model, some.read_by(role), width) if served else [first, first]
-        answers[role] = np.stack([first, *again])
+        answers[role] = np.stack([first, *again]).astype(np.float64)
     gap = answers["teacher"] - answers["student"]
     n = len(gap)
     square = (gap.sum(0) ** 2 - (gap**2).sum(0)).mean() / (n * (n - 1))
@@ -76,11 +76,26 @@ def check_steady(
     for role, model in models.items():
         if isinstance(model, ServedModel):
             noise = float(np.sqrt(answers[role].var(axis=0, ddof=1).mean()))
-            _judge(model, answers[role].shape, noise, signal)
+            judge(model, answers[role].shape, noise, signal)
 
 
-def _judge(model: ServedModel, shape: tuple[int, ...], noise: float, signal: float) -> None:
-    """Refuse a server, warn of it, or say nothing; `shape` counts the answers and their tokens."""
+def judge(model: object, shape: tuple[int, ...], noise: float, signal: float) -> None:
+    """Refuse a server, warn of it, or say nothing.
+
+    Parameters
+    ----------
+    model
+        The model, as messages name it.
+    shape
+        Numbers of answers and of their tokens.
+    noise, signal
+        In nats; see `check_steady`.
+
+    Raises
+    ------
+    ModelError
+        The noise is above the signal.
+    """
     if noise > max(signal, _NEGLIGIBLE):
         raise ModelError(
             f"{model}: {shape[0]} answers for the same {shape[1]} tokens differ by {noise:.2g} "

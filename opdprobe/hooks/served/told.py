@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -62,7 +63,15 @@ class Drawn:
 
 
 class Engine(Protocol):
-    """Requests in the protocol of one kind of server."""
+    """Requests in the protocol of one kind of server.
+
+    Attributes
+    ----------
+    loads_weights
+        Whether the server can load weights from a directory.
+    """
+
+    loads_weights: bool
 
     def draw(self, prompt: Sequence[int], n: int, length: int, seed: int) -> list[Drawn]:
         """Sample `n` responses of at most `length` tokens, from the unchanged distribution."""
@@ -78,6 +87,10 @@ class Engine(Protocol):
         self, prompt: Sequence[int], response: Sequence[int], ids: NDArray[np.integer]
     ) -> NDArray[np.float32] | None:
         """Ask for the log-probabilities of `ids` (tokens, M); None if the server cannot tell."""
+        ...
+
+    def load(self, directory: Path) -> None:
+        """Have the server load the weights of a saved model of the same shapes."""
         ...
 
 

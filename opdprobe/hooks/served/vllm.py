@@ -9,6 +9,7 @@ import base64
 import io
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -48,6 +49,8 @@ class VLLM:
     connection
         Timeout, tries and number of parallel requests.
     """
+
+    loads_weights = False  # it reloads those that it was started with, and only in its dev mode
 
     def __init__(self, url: str, name: str, connection: Connection):
         self.url, self.name, self.connection = url, name, connection
@@ -142,6 +145,12 @@ class VLLM:
                 parts.append(_matrix(found, part.shape))
             self._scores_given = True
         return np.concatenate(parts, axis=1)
+
+    def load(self, directory: Path) -> None:
+        """Refuse to load other weights."""
+        raise ConfigError(
+            f"{self}: vLLM's server loads no weights from a directory; expected SGLang's."
+        )
 
     def _complete(self, prompt: Sequence[int], *, max_tokens: int, **settings: Any) -> Any:
         body = {"model": self.name, "prompt": list(prompt), "max_tokens": max_tokens, **settings}

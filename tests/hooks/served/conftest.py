@@ -6,10 +6,12 @@ import json
 import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from opdprobe.rollout.sample import sample
 from opdprobe.testing import tiny_model, tiny_tokenizer
@@ -106,6 +108,8 @@ class Handler(BaseHTTPRequestHandler):
             return 200, {"count": len(ids), "max_model_len": 512, "tokens": ids}
         if self.path == "/generate" and server.engine == "sglang":
             return sglang_generate(server, body)
+        if self.path == "/update_weights_from_disk" and server.engine == "sglang":
+            return sglang_load(server, body)
         if self.path == SCORES and server.scores_given:
             return vllm_scores(server, body)
         if self.path != "/v1/completions" or server.engine != "vllm":
@@ -208,6 +212,19 @@ def sglang_generate(server, body):
         reason = {"type": "stop", "matched": EOS} if finished else {"type": "length"}
         meta["finish_reason"] = reason
     return 200, {"text": "…", "meta_info": meta}
+
+
+def sglang_load(server, body):
+    """Replace the weights by those of a saved model, or say why not."""
+    (model,) = server.models.values()
+    try:
+        weights = load_file(Path(body["model_path"]) / "model.safetensors")
+    except OSError:
+        return 400, {"success": False, "message": f"no weights in {body['model_path']}"}
+    if weights["lm_head.weight"].shape != model.lm_head.weight.shape:
+        return 200, {"success": False, "message": "Failed to update weights: a shape differs"}
+    model.load_state_dict(weights)
+    return 200, {"success": True, "message": "Succeeded to update model weights."}
 
 
 def draw(server, model, ids, length, *, seed, **settings):

@@ -1,0 +1,115 @@
+"""An SGLang server samples a student that is trained, and follows its weights."""
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from opdprobe import ConfigError, OPDConfig, OPDTrainer, Prompt, open_run, validate
+from opdprobe.errors import ModelError
+from opdprobe.hooks.served import Connection, ServedModel
+from opdprobe.testing import tiny_model, tiny_tokenizer
+
+pytestmark = pytest.mark.slow
+
+PROMPTS = [Prompt(str(i), text=f"{i} {i + 1}") for i in range(4)]
+QUICK = Connection(timeout=20, tries=1, backoff=0.001, patience=0.05)
+# Steps so large that the weights of the step before are another model.
+SETTINGS = {
+    **{"max_steps": 4, "batch_size": 2, "num_generations": 2, "max_completion_length": 6},
+    **{"k": 4, "learning_rate": 0.05, "warmup_steps": 0, "record_every": 1, "save_steps": 1},
+}
+
+
+def engine(serve, model, kind="sglang", **settings):
+    server = serve({"student": copy.deepcopy(model)}, engine=kind, **settings)
+    return server, ServedModel(server.address(), QUICK)
+
+
+def trainer(models, run_dir, sampler, **changes):
+    config = OPDConfig(**{**SETTINGS, **changes})
+    student, teacher = (copy.deepcopy(model) for model in models.values())
+    return OPDTrainer(
+        student,
+        teacher,
+        tokenizer=tiny_tokenizer(),
+        prompts=PROMPTS,
+        config=config,
+        run_dir=run_dir,
+        sampler=sampler,
+    )
+
+
+def test_the_engine_follows_the_student(serve, models, tmp_path):
+    server, sampler = engine(serve, models["student"])
+    one = trainer(models, tmp_path / "run", sampler)
+    run = one.train()
+    assert run.steps == [0, 1, 2, 3]
+    for step in run.steps:
+        ds = run.load(step)
+        validate(ds)
+        assert "missing" not in ds.attrs
+        own = ds.sampled_logp.sel(model="student")
+        np.testing.assert_allclose(ds.sampler_logp, own, atol=1e-3)
+    loads = [body for path, body in server.asked if path == "/update_weights_from_disk"]
+    assert [body["model_path"] for body in loads] == [str(tmp_path / "run" / "sampler")] * 4
+    # The student did change, and the engine has the weights of the last step's beginning.
+    before = models["student"].lm_head.weight
+    assert (one.student.lm_head.weight - before).abs().max() > 0.1
+    assert not torch.equal(server.models["student"].lm_head.weight, before)
+    assert run.attrs["sampler"] == {"name": "student"}
+
+
+def test_an_engine_that_keeps_old_weights_stops_the_run(serve, models, tmp_path):
+    """It says that it loaded them, and does not."""
+    _, sampler = engine(serve, models["student"])
+    sampler.load_weights = lambda directory: None
+    with pytest.raises(ModelError, match=r"expected less than 0\.05, which rounding explains"):
+        trainer(models, tmp_path / "run", sampler).train()
+    assert open_run(tmp_path / "run").steps == [0]
+
+
+def test_a_run_whose_engine_was_killed_is_resumed(serve, models, tmp_path):
+    server, sampler = engine(serve, models["student"])
+    one = trainer(models, tmp_path / "run", sampler)
+
+    def kill(done, total):
+        if done == 2:
+            serve.stop(server)
+
+    with pytest.raises(ModelError, match="refused; check that the server is up"):
+        one.train(on_progress=kill)
+    assert open_run(tmp_path / "run").steps == [0, 1]
+    # The new server has the weights that it was started with, until it is told others.
+    engine(serve, models["teacher"], port=server.server_address[1])
+    run = trainer(models, tmp_path / "run", sampler).train()
+    assert run.steps == [0, 1, 2, 3]
+    for step in run.steps:
+        ds = run.load(step)
+        own = ds.sampled_logp.sel(model="student")
+        np.testing.assert_allclose(ds.sampler_logp, own, atol=1e-3)
+
+
+def test_weights_that_do_not_fit_the_engine(serve, models, tmp_path):
+    _, sampler = engine(serve, tiny_model(32))
+    with pytest.raises(ModelError, match=r"did not load .*sampler \(Failed to update weights"):
+        trainer(models, tmp_path / "run", sampler).train()
+    with pytest.raises(ModelError, match=r"answered 400 .*no weights in"):
+        sampler.load_weights(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        ("vllm", {}, "its server cannot load a trained student's weights .* expected an SGLang"),
+        ("sglang", {"temperature": 0.7}, r"temperature = 0\.7 and top_p = 1.* expected 1 for both"),
+        ("sglang", {"top_p": 0.9}, r"top_p = 0\.9 with an engine as sampler"),
+    ],
+)
+def test_engines_and_settings_that_do_not_fit(serve, models, tmp_path, kind, changes, message):
+    server, sampler = engine(serve, models["student"], kind)
+    with pytest.raises(ConfigError, match=message):
+        trainer(models, tmp_path / "run", sampler, **changes)
+    assert [path for path, _ in server.asked] == ["/v1/models"]
+    assert not (tmp_path / "run").exists()
