@@ -33,8 +33,8 @@ _UNCHANGED = {
 }
 # vLLM's own limit on the tokens that it scores at a position (--max-logprobs), unless it is raised.
 _COLUMNS = 20
-# How servers answer that they do not know a field or an address.
-_UNKNOWN = (400, 404, 405, 422, 501)
+# How servers answer where they do not know a field or an address, or fail at it.
+_UNKNOWN = (400, 404, 405, 422, 500, 501)
 
 
 class VLLM:

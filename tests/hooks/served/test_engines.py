@@ -87,6 +87,18 @@ def test_an_older_vllm_leaves_out_what_it_cannot_score(serve, models, rollouts):
     assert len(asked) <= len(rollouts)  # once it is known, it is not asked again
 
 
+@pytest.mark.parametrize("status", [400, 422, 500])
+def test_a_server_that_fails_at_given_tokens_cannot_score_them(engine, models, rollouts, status):
+    server, model = engine("vllm", models["teacher"])
+    server.faults = [(status, b"", {})] * (5 if status == 500 else 1)
+    one = rollouts.pick([0])
+    ids = np.zeros((one.n_tokens, 2), int)
+    assert model.tell_at(one, ids) is None
+    before = len(server.asked)
+    assert model.tell_at(one, ids) is None  # the run is of one kind from beginning to end
+    assert len(server.asked) == before
+
+
 def test_two_servers_know_each_others_lists(engine, models, rollouts):
     kinds = dict(zip(MODELS, ENGINES, strict=True))
     served = {role: engine(kinds[role], models[role])[1] for role in MODELS}
