@@ -361,6 +361,7 @@ def preflight(
                 tokenizer, encoded, chat_template_kwargs, system_prompt, teacher_context
             ),
             "states": n_tokens,
+            **({} if sampler is None else {"sampler": sampler.name}),
             **precision({"student": pair.student, "teacher": pair.teacher}),
         },
         states=measure.means(step),

@@ -164,6 +164,7 @@ def test_a_preflight_with_an_engine(serve, models):
     settings = {"tokenizer": tiny_tokenizer(), "k": 4, **SETTINGS}
     found = preflight(*models.values(), PROMPTS, sampler=engine, **settings)
     assert found.rollouts.sampler_logp is not None
+    assert found.settings["sampler"] == "student"
     assert any(path == "/v1/completions" for path, _ in server.asked)
     _, other = sampler(serve, models["teacher"])
     with pytest.raises(ModelError, match=r"expected less than 0\.05"):

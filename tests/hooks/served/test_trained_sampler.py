@@ -1,12 +1,14 @@
 """An SGLang server samples a student that is trained, and follows its weights."""
 
 import copy
+import json
 
 import numpy as np
 import pytest
 import torch
 
 from opdprobe import ConfigError, OPDConfig, OPDTrainer, Prompt, open_run, validate
+from opdprobe.cli.parser import main
 from opdprobe.errors import ModelError
 from opdprobe.hooks.served import Connection, ServedModel
 from opdprobe.testing import tiny_model, tiny_tokenizer
@@ -89,6 +91,19 @@ def test_a_run_whose_engine_was_killed_is_resumed(serve, models, tmp_path):
         ds = run.load(step)
         own = ds.sampled_logp.sel(model="student")
         np.testing.assert_allclose(ds.sampler_logp, own, atol=1e-3)
+
+
+def test_the_command_line(serve, models, checkpoint, tmp_path, capsys):
+    server, _ = engine(serve, models["student"])
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text("".join(json.dumps({"prompt": p.text}) + "\n" for p in PROMPTS))
+    words = ["train", "--student", checkpoint["student"], "--teacher", checkpoint["teacher"]]
+    words += ["--prompts", prompts, "--run-dir", tmp_path / "run", "--sampler", server.address()]
+    for name, value in (SETTINGS | {"max_steps": 1}).items():
+        words += ["--set", f"{name}={value}"]
+    assert main([str(word) for word in [*words, "--json"]]) == 0
+    assert json.loads(capsys.readouterr().out)["sampler_kl"] < 1e-4
+    assert any(path == "/update_weights_from_disk" for path, _ in server.asked)
 
 
 def test_weights_that_do_not_fit_the_engine(serve, models, tmp_path):
