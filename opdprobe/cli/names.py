@@ -33,15 +33,16 @@ def resolve_teachers(given: Sequence[str], by: str | None) -> str | Path | dict[
     Parameters
     ----------
     given
-        A name of a model; with `by`, ``NAME=MODEL`` twice or more.
+        A name of a model; with `by`, ``NAME=MODEL`` twice or more; without, ``WEIGHT=MODEL`` twice
+        or more is a mixture.
     by
-        Column of the prompts that names the teacher; None: there is one teacher.
+        Column of the prompts that names the teacher; None: there is one teacher, or a mixture.
 
     Raises
     ------
     ConfigError
-        There are several, and no `by`; or, with `by`, a teacher has no name, or one that another
-        has.
+        There are several without `by` or weights; or, with `by`, a teacher has no name, or one that
+        another has.
 
     Examples
     --------
@@ -50,10 +51,7 @@ def resolve_teachers(given: Sequence[str], by: str | None) -> str | Path | dict[
     """
     if by is None:
         if len(given) > 1:
-            raise ConfigError(
-                f"{len(given)} teachers; expected one, or --teacher NAME=MODEL for each with "
-                "--teacher-by COLUMN, the column of the prompts that names the teacher."
-            )
+            return _mixture(given)
         return resolve_model(given[0])
     found: dict[str, str | Path] = {}
     for text in given:
@@ -65,6 +63,27 @@ def resolve_teachers(given: Sequence[str], by: str | None) -> str | Path | dict[
             )
         found[name] = resolve_model(model)
     return found
+
+
+def _mixture(given: Sequence[str]) -> dict[str, str | Path]:
+    from opdprobe.rollout.mixture import Mixture
+
+    teachers: dict[str, str | Path] = {}
+    weights: dict[str, float] = {}
+    for text in given:
+        weight, _, model = text.partition("=")
+        try:
+            weights[model] = float(weight)
+        except ValueError:
+            model = ""
+        if not model or model in teachers:
+            raise ConfigError(
+                f"{len(given)} teachers; expected one, or --teacher NAME=MODEL for each with "
+                "--teacher-by COLUMN, the column of the prompts that names the teacher, or "
+                "--teacher WEIGHT=MODEL for each of a mixture, no model twice."
+            ) from None
+        teachers[model] = resolve_model(model)
+    return Mixture(teachers, weights)
 
 
 def reading(arguments: argparse.Namespace) -> dict[str, Any]:

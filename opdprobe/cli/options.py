@@ -45,7 +45,8 @@ def several_teachers(model: str = MODEL) -> list[argparse.ArgumentParser]:
             required=True,
             action="append",
             metavar="[NAME=]MODEL",
-            help=f"the teacher: {model}; may be repeated with --teacher-by, then with a name",
+            help=f"the teacher: {model}; may be repeated with --teacher-by, then with a name, or "
+            "with a weight in its place, for a mixture",
         ),
         shared(
             "--teacher-by",

@@ -286,7 +286,8 @@ def probe(arguments: argparse.Namespace) -> None:
     options = loading(arguments)
     students = arguments.checkpoint
     served_teachers = [name for name in arguments.teacher if "://" in name]
-    if arguments.teacher_by is not None and (served_teachers or any("://" in s for s in students)):
+    several = arguments.teacher_by is not None or len(arguments.teacher) > 1
+    if several and (served_teachers or any("://" in s for s in students)):
         raise ConfigError("several teachers with a served model; expected local models.")
     if len(students) > 1 and any("://" in name for name in students):
         raise ConfigError("a served student is probed alone: give one address as CKPT.")

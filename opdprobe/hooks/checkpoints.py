@@ -26,6 +26,7 @@ from opdprobe.models.processes import Processes
 from opdprobe.models.save import keep_tokenizer
 from opdprobe.rollout.engine import Sampler
 from opdprobe.rollout.grade import Grader
+from opdprobe.rollout.mixture import MixturePair
 from opdprobe.rollout.once import probe
 from opdprobe.rollout.prompt_files import as_prompts
 from opdprobe.rollout.prompts import EncodedPrompt, OnError, Prompt
@@ -279,7 +280,7 @@ def probe_checkpoints(
                 one_teacher_at_a_time=one_teacher_at_a_time,
             )
             student = pair.student
-            if isinstance(pair, TeacherPairs):  # loaded once, unless there is room for one only
+            if isinstance(pair, TeacherPairs | MixturePair):  # once, unless there is room for one
                 teacher = pair.reusable or teacher
             else:
                 teacher, teacher_tokenizer = pair.teacher, pair.teacher_tokenizer

@@ -249,6 +249,10 @@ class Pair:
         pair.teacher_tokenizer = teacher_tokenizer  # compared above
         return pair
 
+    def teacher_states(self, batch: Batch) -> Tensor:
+        """Return what `teacher_head` reads at the states of a batch, (N, D')."""
+        return batch.teacher_hidden(self.teacher_body)
+
     def all_scores(
         self, rollouts: Rollouts, *, k: int, temperature: float, micro_batch_tokens: int
     ) -> tuple[Scores, int]:
@@ -311,7 +315,7 @@ class Pair:
             with recomputing(self.student):
                 hidden = batch.hidden(self.student_body)
             with torch.no_grad():
-                teacher_hidden = batch.teacher_hidden(self.teacher_body)
+                teacher_hidden = self.teacher_states(batch)
             scores = score(
                 hidden,
                 teacher_hidden,

@@ -14,6 +14,7 @@ from opdprobe.errors import ConfigError, VocabularyError, shown
 from opdprobe.models.devices import release
 from opdprobe.models.load import identity
 from opdprobe.models.positions import check_prompts
+from opdprobe.rollout.mixture import Mixture, MixturePair
 from opdprobe.rollout.pair import Pair, Scored
 from opdprobe.rollout.prompt import EncodedPrompt, OnError, Prompt, report_faults
 from opdprobe.rollout.sample import Rollouts
@@ -243,7 +244,7 @@ def load_pair(
     own_template: bool = False,
     **loading: Any,
 ) -> Pair:
-    """Load a student with one teacher, or with several by name.
+    """Load a student with one teacher, with several by name, or with a mixture of several.
 
     Parameters
     ----------
@@ -257,6 +258,13 @@ def load_pair(
     ConfigError
         There are several teachers and no column to choose by, or the other way round.
     """
+    if isinstance(teacher, Mixture):
+        if by is not None or one_at_a_time:
+            raise ConfigError(
+                "a mixture of teachers beside teacher_by, or one teacher at a time; expected "
+                "teachers by name, each for its prompts, or a mixture that is in memory."
+            )
+        return MixturePair(student, teacher, own_template=own_template, **loading)
     if isinstance(teacher, Mapping):
         if by is None:
             raise ConfigError(

@@ -57,6 +57,7 @@ from opdprobe.probes.selectors import select_states
 from opdprobe.rollout.engine import TrainedSampler, check_sampler, sample_with
 from opdprobe.rollout.grade import Grader, counted, grade_rollouts
 from opdprobe.rollout.memory import halving, sample_in_parts
+from opdprobe.rollout.mixture import MixturePair
 from opdprobe.rollout.pair import in_rollout_order
 from opdprobe.rollout.prompt_attrs import template_attrs
 from opdprobe.rollout.prompt_files import as_prompts
@@ -124,7 +125,7 @@ class OPDTrainer:
         require gradients are trained in place: under PEFT, its adapters. If the same PEFT model is
         also the teacher, the teacher is the student without its adapters. With
         ``config.teacher_by``, `teacher` is a mapping of names to models, and each prompt names the
-        one that scores its rollouts.
+        one that scores its rollouts. A `Mixture` of models scores all rollouts.
     tokenizer : PreTrainedTokenizerBase, optional
         The student's. Read from `student` if that is a path.
     prompts : sequence of Prompt
@@ -244,7 +245,7 @@ class OPDTrainer:
         self.sampler = sampler
         if sampler is not None:
             check_engine(sampler, config, self.pair.outer_student, self.processes)
-        if isinstance(self.pair, TeacherPairs) and self.processes.sharded:
+        if isinstance(self.pair, TeacherPairs | MixturePair) and self.processes.sharded:
             raise ConfigError(
                 "several teachers with sharded models; expected one teacher, or processes that "
                 "hold whole models (without FSDP)."

@@ -59,7 +59,13 @@ CASES = [
         "several teachers, and no column to choose by",
         lambda _: resolve_teachers(["my/math", "my/code"], None),
         "2 teachers; expected one, or --teacher NAME=MODEL for each with --teacher-by COLUMN, the "
-        "column of the prompts that names the teacher.",
+        "column of the prompts that names the teacher, or --teacher WEIGHT=MODEL for each of a "
+        "mixture, no model twice.",
+    ),
+    _config(
+        "a mixture of teachers with a weight of 0",
+        lambda _: resolve_teachers(["1=my/math", "0=my/code"], None),
+        "weight 0.0 of teacher 'my/code'; expected a number above 0.",
     ),
     _config(
         "several teachers, one of them without a name",
