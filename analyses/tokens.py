@@ -23,7 +23,7 @@ NAMES = {
     "entropy": "entropy",
     "reverse_kl": "reverse KL",
     "tip": "TIP",
-    "teachability": "teachability",
+    "teachability": "TA-OPD",
     "information_to_error": "IER",
     "early": "first positions",
     "early_signal": "IW-OPD",
