@@ -860,6 +860,35 @@ return [found, el("title-a").textContent, el("found-note").textContent];
 
 
 @needs_browser
+def test_what_a_selector_keeps_is_marked(two_runs, tmp_path):
+    path, (run, _) = two_runs
+    result = played(
+        browse(path, "step=5&rollout=2&mark=tip", tmp_path, play="""
+const spans = () => [...document.querySelectorAll("#pane-a .kept")];
+const kept = () => spans().map((one) => Number(one.dataset.token));
+const seen = [kept(), document.querySelector("#pane-a .facts").textContent,
+              document.querySelector("#legend .kept").textContent];
+el("mark").value = "5";
+el("mark").dispatchEvent(new Event("change"));
+await wait(() => document.querySelector("#legend .kept").textContent.includes("first"));
+seen.push(kept());
+el("mark").value = "-1";
+el("mark").dispatchEvent(new Event("change"));
+await wait(() => !document.querySelector("#legend .kept"));
+return [...seen, kept()];""")
+    )  # fmt: skip
+    by_tip, facts, legend, early, nothing = result
+    ds = run.load(5)
+    mine = ds["rollout"].values == 2
+    for found, name in ((by_tip, "tip"), (early, "early")):
+        kept = select_states(ds, name, 0.2)[mine]
+        assert found == ds["position"].values[mine][kept].tolist(), name
+    assert f"{len(by_tip)} of {mine.sum()} kept" in facts
+    assert legend == "kept: unsure or apart (TIP)"
+    assert nothing == []
+
+
+@needs_browser
 def test_what_the_student_did_not_write_is_shaded(labelled, tmp_path):
     result = played(
         browse(labelled[0], "step=0&rollout=1", tmp_path, play="""
