@@ -2,6 +2,7 @@
 # what it needs into .venv.
 #   make demo       a first run: one success and one failure, drawn and compared; 2 to 4 minutes
 #   make reproduce  every figure of the paper on the built-in testbed, with one seed
+#   make reproduce-selectors   figures 25 and 26 with five seeds: 125 runs, below two hours on two cores
 #   make test       lint, type-check and test
 #   make test-fast  run all but the slow tests, in about 4 minutes
 #   make docs       build the user guide into site/
@@ -19,7 +20,7 @@ BIN := .venv/bin
 # not restarted: it would begin with that test again.
 PYTEST := -m pytest -n 2 --dist loadfile --no-loadscope-reorder --max-worker-restart 0
 
-.PHONY: demo reproduce test test-fast test-oldest test-install benchmarks docs figures lint clean
+.PHONY: demo reproduce reproduce-selectors test test-fast test-oldest test-install benchmarks docs figures lint clean
 .DEFAULT_GOAL := demo
 
 demo: .venv/.installed-train
@@ -27,6 +28,9 @@ demo: .venv/.installed-train
 
 reproduce: .venv/.installed-train
 	@$(BIN)/opdprobe reproduce --preset quick
+
+reproduce-selectors: .venv/.installed-train
+	@$(BIN)/opdprobe reproduce --preset full --only fig25 --only fig26 --out out/selectors
 
 figures: .venv/.installed-train
 	@$(BIN)/opdprobe figures

@@ -137,7 +137,7 @@ def claims_markdown(results: Sequence[Results]) -> str:
             f"{result.claim} Preset {meta.preset}, seed{'s' * (len(meta.seeds) != 1)} {seeds}"
             f"; {meta.n_rollouts:,} rollouts; intervals: {meta.interval}.",
             "",
-            "| claim | paper | ours | test | verdict |",
+            f"| claim | {'paper' if result.section else 'others'} | ours | test | verdict |",
             "|---|---|---|---|---|",
         ]
         for claim in result.claims:

@@ -97,6 +97,29 @@ LENGTHS = {
 
 _PG = {"estimator": "policy_gradient"}
 
+SELECTED = (
+    *("entropy", "reverse_kl", "tip", "teachability", "information_to_error"),
+    *("early", "early_signal", "reward", "random"),
+)
+"""Selectors of `opdprobe.probes.SELECTORS` that a run is trained with, each on a fifth of the
+tokens. All of them: also `early_signal`, whose scores others use as weights of all tokens."""
+
+SWEPT = ("entropy", "reverse_kl", "tip", "early", "random")
+"""Those of them that a tenth and half of the tokens, and all tokens but that fifth, are tried with,
+since others claim something of them; the rest is left out to save runs."""
+
+
+def tokens(selector: str, percent: int = 20, *, rest: bool = False) -> str:
+    """Name the experiment that trains on the tokens that a selector keeps, or on the rest."""
+    return f"tokens_{selector}_{percent}" + "_rest" * rest
+
+
+def _on_tokens(selector: str, percent: int, *, rest: bool = False) -> Experiment:
+    chosen = {"token_selector": selector, "token_fraction": percent / 100}
+    # The rest of a random choice is a random choice, of four times as many tokens.
+    more = {"token_complement": True} if rest else {}
+    return Experiment("student", "rl_student", overrides=chosen | more)
+
 
 RATES = {"slow": 0.25, "fast": 4.0}
 """Learning rates of the arms that fail, as multiples of the usual one."""
@@ -185,4 +208,8 @@ EXPERIMENTS = {
     "control_base_self": Experiment("base", "base"),
     "control_still": Experiment("student", "rl_student", learning_rate=1e-9),
     "control_permuted": Experiment("student", "rl_student", permuted=True),
+    # Figures 25, 26: training on a part of the tokens; `baseline` is trained on all of them.
+    **{tokens(selector): _on_tokens(selector, 20) for selector in SELECTED},
+    **{tokens(selector, rest=True): _on_tokens(selector, 20, rest=True) for selector in SWEPT},
+    **{tokens(selector, n): _on_tokens(selector, n) for n in (10, 50) for selector in SWEPT},
 }

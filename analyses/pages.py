@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from analyses.claims import claims_markdown
+from analyses.fares import with_fares
 from analyses.results import Results, load
 from opdprobe.errors import OPDProbeError
 from opdprobe.store.files import write_text
@@ -52,6 +53,8 @@ def _anchor(heading: str) -> str:
 def write_pages(figure_dir: Path, results_dir: Path) -> list[Path]:
     """Write ``claims.md`` and ``gallery.md`` atomically beside a directory of figures.
 
+    Where ``diagnostics.md`` is beside it, too, its section on how selectors fare is written anew.
+
     Returns
     -------
     list of Path
@@ -82,7 +85,13 @@ def check_pages(figure_dir: Path, results_dir: Path) -> None:
 
 def _pages(figure_dir: Path, results_dir: Path) -> dict[Path, str]:
     results = [load(path) for path in sorted(results_dir.glob("*.json"))]
-    return {
+    pages = {
         figure_dir.with_name("claims.md"): claims_markdown(results),
         figure_dir.with_name("gallery.md"): gallery_markdown(results, figure_dir.name),
     }
+    diagnostics = figure_dir.with_name("diagnostics.md")
+    if diagnostics.exists():
+        text = diagnostics.read_text(encoding="utf-8")
+        if (filled := with_fares(text, results)) != text:
+            pages[diagnostics] = filled
+    return pages

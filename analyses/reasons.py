@@ -169,9 +169,78 @@ REASONS = {
         "At four times the usual rate k = 1 ends at 0.85, as high as k = 16 at its usual rate "
         "(other rates of it were not tried), with an interval of 0.04 on both sides."
     ),
+    "fig25.entropy_suffices": (
+        "It ends 0.16 behind, and 0.08 behind a random fifth. Here the signal lies where the "
+        "student is sure and differs: before training a quarter of the fifth with the largest "
+        "reverse KL is not in the fifth with the highest entropy, and holds 45 % of all of it."
+    ),
+    "fig25.tip_suffices": (
+        "It ends 0.06 behind, by 0.02 to 0.10: behind for sure, and whether by less than 0.05 is "
+        "not told. It is slower rather than lower: at the last step it is behind by 0.01. Its "
+        "score counts where the student is merely unsure, too."
+    ),
+    "fig25.early_suffices": (
+        "By 0.03 behind on average, from 0.06 behind to 0.02 before it: three seeds cannot tell."
+    ),
+    "fig25.random_suffices": (
+        "Over the last quarter it is 0.08 behind, in each of three seeds: what fewer tokens cost. "
+        "At the last step it is behind by 0.02: it is slower rather than lower."
+    ),
+    "fig25.entropy_chosen": "It teaches less than a random fifth, by 0.08.",
+    "fig25.tip_chosen": (
+        "By 0.02, and by no more than 0.07: half of its score is the entropy, whose tokens teach "
+        "less than random ones."
+    ),
+    "fig25.teachability_chosen": (
+        "By 0.08, more than 0 beyond doubt; the interval over three seeds begins at 0.045."
+    ),
+    "fig25.information_to_error_chosen": (
+        "By 0.09, more than 0 beyond doubt; the interval over three seeds begins at 0.037."
+    ),
+    "fig25.early_chosen": "By 0.06, between 0.03 and 0.09 in three seeds, which cannot tell.",
+    "fig25.reward_chosen": (
+        "It does as a random fifth does. Where the teacher likes the drawn token better, hardly "
+        "any of the divergence is: 17 % before training."
+    ),
+    "fig25.tip_better": (
+        "Half of the tokens by TIP ends as high as all of them. With all, the student ends 0.07 "
+        "below its teacher, so that there is little room for better by 0.05."
+    ),
+    "fig25.random_half": (
+        "By 0.04 behind, from 0.02 to 0.07: behind for sure, and whether by less than 0.05 is not "
+        "told."
+    ),
+    "fig25.divergence_tenth": (
+        "By 0.14, and more in each seed than the test asks (0.09 to 0.18); the interval over three "
+        "seeds begins at 0.03."
+    ),
+    "fig26.entropy_kept": (
+        "The other four fifths end at 0.84, this one at 0.71: most of the signal is outside it."
+    ),
+    "fig26.entropy_needed": "By 0.03, between −0.02 and 0.08: not told, and at most a little.",
+    "fig26.entropy_speed": (
+        "Over training it is behind by 0.06, from 0.04 to 0.09: more slowly for sure, and whether "
+        "by more than 0.05 is not told."
+    ),
+    "fig26.tip_needed": (
+        "By 0.20, more in each seed than the test asks (0.14 to 0.26); the interval over three "
+        "seeds begins at 0.04."
+    ),
+    "fig26.tip_speed": (
+        "Over training it is behind by 0.04, from 0.01 to 0.06: more slowly for sure, and by less "
+        "than 0.05 or not is not told."
+    ),
 }
 
 DOUBTS = {
+    "fig25.reverse_kl_suffices": (
+        "At one learning rate, on one task. Also: a fifth does as well in as many steps, which "
+        "saves nothing, since the tokens are scored to be chosen."
+    ),
+    "fig26.reverse_kl_needed": (
+        "In 48 steps and at one learning rate. Figure 7's lesson may hold here: what teaches more "
+        "slowly may still arrive."
+    ),
     "fig07.non_overlap": (
         "At the one rate of this figure. At four times that rate the non-overlap support ends "
         "higher than the student's top-k does here (the sweep of learning rates, below): it "

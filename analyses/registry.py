@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from analyses.experiments import EXPERIMENTS, LENGTHS
+from analyses.experiments import EXPERIMENTS, LENGTHS, SELECTED, SWEPT, tokens
 from opdprobe.errors import OPDProbeError
 
 if TYPE_CHECKING:
@@ -69,6 +69,22 @@ FIGURES = {
     "fig21": Figure("cold_start.mass", ("cold_start", "no_cold_start")),
     "fig22": Figure("template.by_benchmark", ("baseline", "template_original")),
     "fig23": Figure("depth.teacher", ("length_6",)),
+    "fig25": Figure(
+        "tokens.analyse",
+        (
+            "baseline",
+            *(tokens(selector) for selector in SELECTED),
+            *(tokens(selector, percent) for percent in (10, 50) for selector in SWEPT),
+        ),
+    ),
+    "fig26": Figure(
+        "tokens.complements",
+        (
+            "baseline",
+            *(tokens(selector) for selector in SWEPT),
+            *(tokens(selector, rest=True) for selector in SWEPT),
+        ),
+    ),
     "selection": Figure(
         "selection.analyse",
         (

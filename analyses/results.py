@@ -143,14 +143,15 @@ class Results:
     Parameters
     ----------
     figure
-        ``figNN`` with the paper's number; or one that the paper does not have: ``selection``, ways
-        to select data; ``rates``, learning rates of what fails; ``controls``, negative controls.
+        ``figNN`` with the paper's number; or one that the paper does not have: those above 23;
+        ``selection``, ways to select data; ``rates``, learning rates of what fails; ``controls``,
+        negative controls.
     title
         Heading.
     section
-        The paper's section, such as ``"4.1"`` or ``"B.1"``.
+        The paper's section, such as ``"4.1"`` or ``"B.1"``; empty if the claims are others'.
     claim
-        The paper's claim that the figure supports, in one line.
+        The paper's or others' claim that the figure tests, in one line.
     meta
         Provenance.
     panels
@@ -195,6 +196,8 @@ class Results:
     def heading(self) -> str:
         """Name and section in the paper, such as ``"Figure 6 (§4.1)"``."""
         name = _OWN.get(self.figure) or f"Figure {int(self.figure[3:])}"
+        if not self.section:
+            return name
         appendix = self.section[:1].isalpha()
         return f"{name} ({'App. ' if appendix else '§'}{self.section})"
 

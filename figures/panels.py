@@ -86,9 +86,10 @@ def caption(results: Results, reading: str) -> str:
         for name, run in meta.runs.items()
     )
     seeds = ", ".join(map(str, meta.seeds))
+    claim = "The paper's claim" if results.section else "What others claim"
     return (
         f"{results.heading}. {results.title}. "
-        f"The paper's claim: {results.claim} {reading} Intervals: {meta.interval}. "
+        f"{claim}: {results.claim} {reading} Intervals: {meta.interval}. "
         f"Runs: {runs}. Preset {meta.preset}; seed{'s' if len(meta.seeds) != 1 else ''} {seeds}; "
         f"k = {meta.k}; n = {meta.n_rollouts:,} rollouts, {meta.n_states:,} states."
     )

@@ -1,7 +1,7 @@
 """Which states would a token selector keep, how much of the signal is in them, and do two agree?"""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
@@ -94,6 +94,7 @@ def compare_selectors(
     *,
     fraction: float = 0.2,
     selectors: Sequence[str] = tuple(SELECTORS),
+    token_classes: Mapping[int, str] | None = None,
 ) -> xr.Dataset:
     """Measure what each selector keeps of the signal, and how far selectors agree.
 
@@ -106,6 +107,9 @@ def compare_selectors(
         Share of each step's states that is kept, in (0, 1].
     selectors : sequence of str
         Keys of `SELECTORS`.
+    token_classes : mapping of int to str, optional
+        Class of each token id, such as number or word. A drawn token that is not in it, or not
+        recorded, counts as ``other``.
 
     Returns
     -------
@@ -119,10 +123,15 @@ def compare_selectors(
           far as the student's list shows it;
         - ``position``: mean place of the kept states in their responses, 0 for the first and 1 for
           the last token;
-        - ``jaccard`` (selector, other): states that both keep over states that either keeps.
+        - ``jaccard`` (selector, other): states that both keep over states that either keeps;
+        - with `token_classes`, over ``token_class`` (in the order of the mapping, then ``other``):
+          ``class_states``, the class's share of the states by their drawn tokens, and
+          ``class_kept`` (selector, token_class), the share of the class's states that is kept;
+          NaN of a class without a state.
 
         A share above ``states`` says that the signal is denser where the selector keeps states. It
-        does not say that training on them is better.
+        does not say that training on them is better. Of a signal that is infinite at some states,
+        it is the share of these.
 
     Raises
     ------
@@ -143,8 +152,11 @@ def compare_selectors(
     """
     names = list(selectors)
     signals = ("states", "reverse_kl", "reward", "gradient", "position")
-    kept_sum, whole = np.zeros((len(signals), len(names))), np.zeros(len(signals))
+    # Finite values, and the number of infinite ones.
+    kept_sum, whole = np.zeros((2, len(signals), len(names))), np.zeros((2, len(signals)))
     both, either = np.zeros((2, len(names), len(names)))
+    classes = [*dict.fromkeys([*(token_classes or {}).values(), "other"])]
+    by_class, class_states = np.zeros((len(names), len(classes))), np.zeros(len(classes))
     steps = []
     for step, ds in by_step(run_or_dataset):
         steps.append(step)
@@ -159,28 +171,56 @@ def compare_selectors(
                 ds["position"].values / np.maximum(length - 1, 1),
             ]
         )
-        kept_sum += values @ kept.T
-        whole += values.sum(axis=1)
+        infinite = np.isinf(values)
+        parts = np.array([np.where(infinite, 0, values), infinite])
+        kept_sum += parts @ kept.T
+        whole += parts.sum(axis=2)
         shared = kept @ kept.T
         sizes = kept.sum(axis=1)
         both += shared
         either += sizes[:, None] + sizes - shared
+        if token_classes is not None:
+            member = _classes_of(ds, token_classes, classes)[:, None] == np.arange(len(classes))
+            by_class += kept @ member
+            class_states += member.sum(axis=0)
     check_steps(steps)
-    shares = ratio(kept_sum, whole[:, None])
-    shares[-1] = ratio(kept_sum[-1], kept_sum[0])  # a mean, not a share
-    found = {name: ("selector", row) for name, row in zip(signals, shares, strict=True)}
-    return xr.Dataset(
-        {**found, "jaccard": (("selector", "other"), ratio(both, either))},
-        {"selector": names, "other": names},
-        {"fraction": fraction, "n_states": int(whole[0])},
-    )
+    finite, infinite = ratio(kept_sum, whole[:, :, None])
+    shares = np.where(whole[1, :, None] > 0, infinite, finite)
+    shares[-1] = ratio(kept_sum[0, -1], kept_sum[0, 0])  # a mean, not a share
+    n_states = whole[0, 0]
+    found: dict[str, Any] = {
+        name: ("selector", row) for name, row in zip(signals, shares, strict=True)
+    }
+    found["jaccard"] = ("selector", "other"), ratio(both, either)
+    places = {"selector": names, "other": names}
+    if token_classes is not None:
+        places["token_class"] = classes
+        found["class_states"] = "token_class", class_states / n_states
+        found["class_kept"] = ("selector", "token_class"), ratio(by_class, class_states)
+    return xr.Dataset(found, places, {"fraction": fraction, "n_states": int(n_states)})
+
+
+def _classes_of(
+    ds: xr.Dataset, token_classes: Mapping[int, str], classes: Sequence[str]
+) -> NDArray[np.int64]:
+    """Return the place in `classes` of each state's drawn token."""
+    other = classes.index("other")
+    if "sampled_id" not in ds:
+        return np.full(ds.sizes["state"], other)
+    ids, inverse = np.unique(ds["sampled_id"].values, return_inverse=True)
+    known = [classes.index(token_classes.get(token, "other")) for token in ids.tolist()]
+    return np.array(known, np.int64)[inverse]
 
 
 def _gradient_size(ds: xr.Dataset) -> NDArray[np.float64]:
-    """Size of ∂KL(p‖q)/∂logits at each state: p (log p/q - KL), on the student's list."""
+    """Size of ∂KL(p‖q)/∂logits at each state: p (log p/q - KL), on the student's list.
+
+    Infinite where the divergence is.
+    """
     logp = ds["logp"].sel(support="student").transpose("state", "model", "rank").values
     student, teacher = (logp[:, i].astype(np.float64) for i in (0, 1))
     kl = ds.opd.reverse_kl().values[:, None]
     with np.errstate(invalid="ignore"):
         gradient = np.exp(student) * (student - teacher - kl)
-    return np.sqrt(rank_sum(np.nan_to_num(gradient, nan=0.0) ** 2))
+    size = np.sqrt(rank_sum(np.where(np.isfinite(gradient), gradient, 0) ** 2))
+    return np.where(np.isinf(kl[:, 0]), np.inf, size)

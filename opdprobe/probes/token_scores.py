@@ -25,7 +25,8 @@ def tip_score(student_entropy: ArrayLike, divergence: ArrayLike) -> NDArray[np.f
     -------
     (state,) ndarray of float64
         h + d - h d with both scaled to [0, 1] by their smallest and largest value here, so a score
-        depends on which states are scored together. In [0, 1]. A constant is scaled to 0.
+        depends on which states are scored together. In [0, 1]. A constant is scaled to 0, an
+        infinite divergence to 1.
 
     References
     ----------
@@ -41,8 +42,9 @@ def tip_score(student_entropy: ArrayLike, divergence: ArrayLike) -> NDArray[np.f
 
 
 def _scaled(values: NDArray[np.float64], low: float, high: float) -> NDArray[np.float64]:
-    """Clip at two quantiles, and scale these to 0 and 1."""
-    ends = np.nanquantile(values, [low, high]) if values.size else np.zeros(2)
+    """Clip at two quantiles of the finite values, and scale these to 0 and 1; infinity is 1."""
+    finite = values[np.isfinite(values)]
+    ends = np.quantile(finite, [low, high]) if finite.size else np.zeros(2)
     span = ends[1] - ends[0]
     return np.clip((values - ends[0]) / (span or 1), 0, 1)
 
@@ -114,6 +116,9 @@ def early_weights(
         raise ConfigError(f"largest = {largest!r}; expected at least 1.")
     size = np.abs(np.asarray(sampled_reward, np.float64))
     rows = np.unique(np.asarray(rollout), return_inverse=True)[1]
+    infinite = np.isinf(size)
+    if infinite.any():  # what is infinite is all of its rollout's sum
+        size = np.where(np.bincount(rows, infinite)[rows] > 0, infinite, size)
     order = np.argsort(rows, kind="stable")
     running = np.cumsum(size[order])
     first = np.flatnonzero(np.diff(rows[order], prepend=-1))

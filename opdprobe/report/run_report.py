@@ -20,9 +20,9 @@ from opdprobe.report.finding import Finding, interval, shown
 from opdprobe.report.panel import Panel
 from opdprobe.report.reward_signal import signal_rows
 from opdprobe.report.run_panels import report_panels
-from opdprobe.report.selection import selector_rows
+from opdprobe.report.selection import class_rows, kept_at_ends, selector_rows
 from opdprobe.report.token_text import visible
-from opdprobe.report.view import model_name, run_labels, short_name, write_view
+from opdprobe.report.view import model_name, run_labels, short_name, token_texts, write_view
 from opdprobe.store import Run
 from opdprobe.store.files import refuse_links, write_text
 from opdprobe.store.prompt_form import prompt_form
@@ -100,6 +100,8 @@ def write_run_report(
     ]
     panels = report_panels(runs, courses)
     signals = signal_rows(runs, courses)
+    ends = kept_at_ends(runs, courses, [token_texts(run)[0].classes() for run in runs])
+    kinds, kinds_kept = class_rows(ends)
     images = [base64.b64encode(image).decode() for image in draw(panels)]
     # Escape all text: names and settings may come from anywhere.
     environment = Environment(
@@ -116,7 +118,9 @@ def write_run_report(
         numbers=[*_numbers(courses), *signals, *teacher_rows(runs, courses)],
         signals=bool(signals),
         mixes=mix_rows(mixes),
-        selectors=selector_rows(runs, courses),
+        selectors=selector_rows(ends),
+        kinds=kinds,
+        kinds_kept=kinds_kept,
         thinned=_thinned(runs, courses),
         widths=sorted({found.width for found in courses}),
         interval=interval_name(1),

@@ -150,6 +150,14 @@ ROLES = {
     "non_overlap": Role(PINK, "X", DASH_DOTTED),
     "support_overlap": Role(SKY, "D", DASHED),
     "support_non_overlap": Role(PINK, "X", DASH_DOTTED),
+    # selectors of the tokens that a run is trained on; `baseline` is trained on all
+    "tokens_entropy": Role(ORANGE, "X", DASHED),
+    "tokens_reverse_kl": Role(INDIGO, "v", DASH_DOTTED),
+    "tokens_tip": Role(PINK, "P", DASH_DOT_DOTTED),
+    "tokens_early": Role(SKY, "D", LONG_DASHED),
+    "tokens_random": Role(GREY, "p", DOTTED),
+    "tokens_kept": Role(BLUE, "s", SOLID),
+    "tokens_rest": Role(BROWN, "^", DASHED),
     # rollouts
     "correct": Role(BLUE, "o", SOLID),
     "incorrect": Role(ORANGE, "X", DASHED),

@@ -91,6 +91,10 @@ class TokenTexts:
     def __contains__(self, token: int) -> bool:
         return token in self._texts
 
+    def classes(self) -> dict[int, str]:
+        """Return each token's `token_class`; empty without a tokenizer."""
+        return {index: token_class(token) for index, token in self._texts.items()}
+
     def _read(self, rules: dict[str, Any]) -> None:
         vocabulary = rules["model"]["vocab"]
         if isinstance(vocabulary, dict):
@@ -113,6 +117,33 @@ class TokenTexts:
         self._left -= n
         if self._left < 0:
             raise ValueError("its tokens have far more text than its size accounts for")
+
+
+KINDS = ("number", "word", "sign", "space", "special", "other")
+"""What `token_class` tells apart."""
+
+
+def token_class(token: TokenText) -> str:
+    """Return the kind of a token, one of `KINDS`.
+
+    Numbers have a digit and no letter, words a letter; signs are what else is visible. Parts of
+    characters and tokens of unknown text are ``other``.
+
+    Examples
+    --------
+    >>> [token_class(TokenText("text", text)) for text in (" 19", "x2", "+", " ")]
+    ['number', 'word', 'sign', 'space']
+    >>> token_class(TokenText("special", "<eos>")), token_class(TokenText("id", "7"))
+    ('special', 'other')
+    """
+    if token.kind != "text":
+        return "special" if token.kind == "special" else "other"
+    text = token.text
+    if not text.strip():
+        return "space"
+    if any(map(str.isalpha, text)):
+        return "word"
+    return "number" if any(map(str.isdigit, text)) else "sign"
 
 
 def _id(value: Any) -> int:

@@ -20,8 +20,9 @@ from opdprobe.errors import ConfigError, StoreError
 from opdprobe.probes.quantities import QUANTITIES
 from opdprobe.probes.thinning import thinned
 from opdprobe.report.run_tokens import RunTokens
+from opdprobe.report.selection import TITLES
 from opdprobe.report.token_text import TokenTexts
-from opdprobe.report.view_data import VIEWED, level_bounds, pack_json, pack_step
+from opdprobe.report.view_data import VIEWED, level_bounds, pack_json, pack_step, selectable
 from opdprobe.store import Run
 from opdprobe.store.files import OddFileError, refuse_links, within, write_text
 from opdprobe.store.prompt_form import prompt_form
@@ -100,7 +101,7 @@ def write_view(
     if not max_mb > 0:
         raise ConfigError(f"max_mb = {max_mb}; expected more than 0.")
     refuse_links(Path(path))  # before the work
-    found = [_token_texts(run, tokenizer) for run in runs]
+    found = [token_texts(run, tokenizer) for run in runs]
     labels = run_labels(runs)
     notices = [f"{label}: {what}" for label, (_, what) in zip(labels, found, strict=True) if what]
     wanted = [_steps(run, runs, steps) for run in runs]
@@ -158,7 +159,7 @@ def run_labels(runs: Sequence[Run]) -> list[str]:
     return names if len(set(names)) == len(names) else [str(run.path) for run in runs]
 
 
-def _token_texts(run: Run, given: str | Path | None) -> tuple[TokenTexts, str | None]:
+def token_texts(run: Run, given: str | Path | None = None) -> tuple[TokenTexts, str | None]:
     """Find the texts of a run's tokens, and describe a problem with them, if any."""
     student = model_name(run, "student")
     if given is None:
@@ -327,6 +328,7 @@ def _page(
 ) -> str:
     described, blocks, values = [], [], []
     recorded: set[str] = set()
+    marked = False
     for run, label, text, table, steps in zip(runs, labels, texts, tables, kept, strict=True):
         packed, used = [], set[int]()
         if table:
@@ -339,6 +341,7 @@ def _page(
             values.append(one.values)
             used.update(one.ids.tolist())
             recorded |= {name for name, q in VIEWED.items() if q.needs in ds}
+            marked |= selectable(ds)
         shown = {token: text[token] for token in sorted(used)}
         described.append(
             {
@@ -365,7 +368,12 @@ def _page(
         }
         for row, (name, q) in enumerate(VIEWED.items())
     ]
-    index = {"runs": described, "quantities": quantities, "notices": notices}
+    index = {
+        "runs": described,
+        "quantities": quantities,
+        "selectors": list(TITLES.items()) if marked else [],
+        "notices": notices,
+    }
     return _render(labels, pack_json(index), blocks)
 
 

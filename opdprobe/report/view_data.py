@@ -11,6 +11,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from opdprobe.probes.quantities import QUANTITIES, Quantity
+from opdprobe.probes.selectors import SELECTORS, select_states
+from opdprobe.report.selection import FRACTION
 from opdprobe.report.token_text import visible
 
 LOGP_UNIT = 1e-3  # nats per unit of the 16-bit log-probabilities: probabilities are exact to 0.05 %
@@ -50,7 +52,9 @@ class PackedStep(NamedTuple):
         of the prompts, of the teacher's prompts where it reads others, and of the responses, int32;
         log-probabilities (state, model, support, rank)
         and those of the sampled token (state, model), uint16 in multiples of -`LOGP_UNIT` nats:
-        65533 stands for that and all that is lower, 65534 for probability 0, 65535 for unknown.
+        65533 stands for that and all that is lower, 65534 for probability 0, 65535 for unknown;
+        marks (state) uint16, bit i set where the i-th of `opdprobe.probes.SELECTORS` keeps the
+        state, among all of the step.
     values : ndarray of float32, shape (quantity, state)
         The same values as in the block; NaN where a quantity is undefined or not recorded.
     ids : ndarray of int
@@ -88,8 +92,9 @@ def pack_step(ds: xr.Dataset, rollouts: int) -> PackedStep:
     """
     rollout = ds["rollout"].values
     n_rollout = min(rollouts, ds.sizes.get("rollout", int(rollout.max(initial=-1)) + 1))
-    order = np.lexsort((ds["position"].values, rollout))
-    ds = ds.isel(state=order[: int((rollout < n_rollout).sum())])
+    ds = ds.isel(state=np.lexsort((ds["position"].values, rollout)))
+    marks = _marks(ds)  # of the whole step, as in training
+    ds = ds.isel(state=slice(int((rollout < n_rollout).sum())))
     n = ds.sizes["state"]
     n_states = np.bincount(ds["rollout"].values, minlength=n_rollout)
     positions = ds["position"].values
@@ -112,6 +117,7 @@ def pack_step(ds: xr.Dataset, rollouts: int) -> PackedStep:
         values,
         *(ids.astype("<i4") for ids in (positions, token_id, prompt, teacher, response)),
         *(_fixed_point(values) for values in (logp, sampled)),
+        marks[:n],
     ]
     columns = {
         "n": n,
@@ -126,6 +132,21 @@ def pack_step(ds: xr.Dataset, rollouts: int) -> PackedStep:
     block = pack(b"".join(array.tobytes() for array in arrays))
     ids = np.unique(np.concatenate([token_id.ravel(), prompt, teacher, response]))
     return PackedStep(columns, block, values, ids)
+
+
+def selectable(ds: xr.Dataset) -> bool:
+    """Say whether a step has what every selector needs."""
+    needed = ("logp", "entropy", "reverse_kl", "sampled_logp")
+    return all(name in ds for name in needed) and ("match" in ds or "token_id" in ds)
+
+
+def _marks(ds: xr.Dataset) -> NDArray[np.uint16]:
+    """Return for each state which selectors keep it, one bit each; 0 if they cannot tell."""
+    marks = np.zeros(ds.sizes["state"], "<u2")
+    if marks.size and selectable(ds):
+        for bit, name in enumerate(SELECTORS):
+            marks |= select_states(ds, name, FRACTION).astype("<u2") << bit
+    return marks
 
 
 def _texts(ds: xr.Dataset, part: str, n: int) -> tuple[NDArray[np.integer], NDArray[np.integer]]:

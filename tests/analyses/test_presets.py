@@ -99,7 +99,7 @@ def test_the_real_preset_names_models_and_problems_that_there_are(tmp_path):
 def test_the_figures_that_two_models_allow(tmp_path):
     preset = own_preset(write(tmp_path / "my.yaml"), QUICK)
     allowed = [figure for figure in FIGURES if not lacking(preset, figure)]
-    assert allowed == ["fig07", "fig15", "fig16"]
+    assert allowed == ["fig07", "fig15", "fig16", "fig25", "fig26"]
     assert lacking(preset, "fig06") == ["large"]
     assert lacking(preset, "fig10") == ["base", "other", "rl_base_large"]
 

@@ -182,6 +182,7 @@ def test_a_heading_tells_sections_from_appendices():
     selection = replace(example(), figure="selection", section="5.2")
     assert selection.heading == "Data selection (§5.2)"
     assert replace(example(), figure="rates", section="3").heading == "Learning rates (§3)"
+    assert replace(example(), figure="fig25", section="").heading == "Figure 25"
     controls = replace(example(), figure="controls")
     assert controls.heading == "Negative controls (§4.1)"
 

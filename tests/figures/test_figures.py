@@ -75,7 +75,15 @@ LABELS = {
     "control_base_self": "the base student itself",
     "control_still": "RL'd teacher, learning rate 0",
     "control_permuted": "RL'd teacher, tokens permuted",
+    "tokens_entropy": "entropy",
+    "tokens_reverse_kl": "reverse KL",
+    "tokens_tip": "TIP",
+    "tokens_early": "first positions",
+    "tokens_random": "random",
+    "tokens_kept": "the fifth that the selector keeps",
+    "tokens_rest": "all others",
 }
+SELECTORS = [f"tokens_{name}" for name in ("entropy", "reverse_kl", "tip", "early", "random")]
 LENGTHS = [f"length_{i}" for i in range(1, 7)]
 SWEEP = ["sampled", "k1_pg", "k4_pg", "k4", "k16_pg", "baseline", "k64_pg", "k64"]
 SELECTION = ["select_none", "select_template", "template_original", "select_mixed"]
@@ -236,6 +244,19 @@ PANELS = {
         accuracy(["baseline", "template_original"], ["rl_student"], title=b) for b in BENCHMARKS
     ],
     "fig23": [entropy_map("teacher")],
+    "fig25": [
+        lines("Final accuracy", SELECTORS, x=range(4), ticks=["10 %", "20 %", "50 %", "all"]),
+        bars("Gap recovery with a fifth of the tokens", ["tokens_kept"],
+             ["entropy", "reverse KL", "TIP", "TA-OPD", "IER", "first positions", "IW-OPD",
+              "reward"]),
+    ],
+    "fig26": [
+        bars("Final accuracy", ["tokens_kept", "tokens_rest"],
+             ["entropy", "reverse KL", "TIP", "first positions", "random"],
+             labels=["the fifth", "all others"]),
+        accuracy(["baseline", *SELECTORS], title="On the fifth that is kept"),
+        accuracy(["baseline", *SELECTORS], title="On all others"),
+    ],
     "selection": [
         accuracy(SELECTION, ["rl_student"], title="Teacher's kind of problems"),
         accuracy(SELECTION, title="Other kind of problems"),
@@ -402,6 +423,11 @@ def test_a_caption_names_runs_seeds_sizes_and_the_interval(name):
     for part in ("zoo:rl-small", "seed 0", "k = 16", "6,400 rollouts", "204,800 states"):
         assert part in text
     assert "95 % bootstrap over rollouts" in text
+
+
+def test_a_caption_says_whose_claim_a_figure_tests():
+    text = module("fig25").caption(replace(example("fig25"), section=""))
+    assert text.startswith("Figure 25. A title. What others claim: The claim.")
 
 
 def test_caption_of_figure_14_counts_rollouts():

@@ -86,6 +86,51 @@ def test_steps_are_selected_from_by_themselves(steps, tmp_path):
     assert found.attrs == {"fraction": 0.2, "n_states": 50}
 
 
+def test_by_the_class_of_the_drawn_token(steps, tmp_path):
+    ids = np.unique(np.concatenate([ds["sampled_id"].values for ds in steps])).tolist()
+    classes = {token: ("even", "odd")[token % 2] for token in ids[2:]} | {-7: "never"}
+    writer = RunWriter(tmp_path, attrs={"k": 6}, config={}, resume=False)
+    for step, ds in zip((3, 4), steps, strict=True):
+        writer.write_step(step, ds)
+    names = ["entropy", "random"]
+    found = probes.compare_selectors(
+        open_run(tmp_path), fraction=0.3, selectors=names, token_classes=classes
+    )
+    assert sorted(found["token_class"].values) == ["even", "never", "odd", "other"]
+    assert str(found["token_class"].values[-1]) == "other"
+    drawn = [classes.get(token, "other") for ds in steps for token in ds["sampled_id"].values]
+    for name in names:
+        kept = np.concatenate([probes.select_states(ds, name, 0.3) for ds in steps])
+        for kind in ("even", "odd", "other"):
+            among = [k for k, one in zip(kept, drawn, strict=True) if one == kind]
+            row = found.sel(token_class=kind)
+            assert float(row["class_kept"].sel(selector=name)) == pytest.approx(np.mean(among))
+            assert float(row["class_states"]) == pytest.approx(len(among) / len(drawn))
+    assert float(found["class_states"].sel(token_class="never")) == 0
+    assert np.isnan(found["class_kept"].sel(token_class="never")).all()
+    unknown = [ds.drop_vars("sampled_id") for ds in steps]
+    bare = probes.compare_selectors(unknown[0], selectors=names, token_classes=classes)
+    assert float(bare["class_states"].sel(token_class="other")) == 1
+
+
+def test_a_state_that_the_teacher_rules_out(steps):
+    """Its divergence is infinite: it has all of the signal, and every selector has a score."""
+    ds = steps[0].copy(deep=True)
+    state = int(np.argmin(ds["reverse_kl"].values))
+    ds["reverse_kl"].values[state] = np.inf
+    ds["logp"].values[state, 1, 0, 0] = -np.inf
+    ds["sampled_logp"].values[state, 1] = -np.inf
+    found = probes.compare_selectors(ds, fraction=0.1)
+    for name in SELECTORS:
+        kept = probes.select_states(ds, name, 0.1)
+        assert kept.sum() == math.ceil(0.1 * kept.size)
+        for share in ("reverse_kl", "reward", "gradient"):
+            assert float(found[share].sel(selector=name)) == kept[state], (name, share)
+    for name in ("reverse_kl", "tip"):
+        assert probes.select_states(ds, name, 0.1)[state]
+    assert not probes.select_states(ds, "reward", 0.9)[state]
+
+
 def test_settings_out_of_range_are_refused(steps):
     ds, _ = steps
     with pytest.raises(ConfigError, match="selector = 'best'; expected one of entropy"):

@@ -44,6 +44,17 @@ def test_scores_of_equal_states_and_of_none():
     assert probes.teachability([], []).tolist() == []
 
 
+def test_an_infinite_divergence_is_the_largest_and_leaves_the_others_theirs():
+    """As of a teacher that rules tokens out."""
+    entropy, kl = [0.0, 1.0, 2.0, 0.5], [0.1, np.inf, 0.2, 0.3]
+    capped = probes.tip_score(entropy, [0.1, 0.3, 0.2, 0.3])
+    np.testing.assert_allclose(probes.tip_score(entropy, kl), capped)
+    assert probes.tip_score([0.0, 0.0], [np.inf, np.inf]).tolist() == [1, 1]
+    assert probes.teachability(kl, [1.0, 0.9, 0.8, 0.0])[1] == pytest.approx(0.78 / 0.865)
+    weights = probes.early_weights([1.0, -np.inf, 2.0, 1.0, 3.0], [0, 0, 0, 1, 1])
+    assert weights.tolist() == [1.5, 1.5, 1.0, 1.5, 1.375]
+
+
 @given(seeds)
 def test_early_weights_fall_with_the_share_that_was_seen(seed):
     reward, _, rollout, rng = states(seed)

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from opdprobe.cli.parser import main
 from opdprobe.errors import ConfigError, ModelError, StoreError
+from opdprobe.probes.selectors import SELECTORS, select_states
 from opdprobe.probes.sets import overlap_mask
 from opdprobe.report.token_text import TokenText, TokenTexts, visible
 from opdprobe.report.view import write_view
@@ -62,6 +63,7 @@ def arrays(data, header):
         ("response", "<i4", (sum(header["n_response"]),)),
         ("logp", "<u2", (n, 2, 2, k)),
         ("sampled", "<u2", (n, 2)),
+        ("marks", "<u2", (n,)),
     ]
     found = {}
     for name, dtype, shape in shapes:
@@ -126,6 +128,32 @@ def test_a_token_that_is_only_unlikely_is_not_an_impossible_one():
     packed = pack_step(ds, 1)
     found = arrays(gzip.decompress(base64.b64decode(packed.block)), packed.columns)
     assert found["logp"][0, 1, 0].tolist() == [65533, 65534]
+
+
+def test_marks_are_what_the_selectors_keep_of_the_whole_step():
+    ds = synthetic_step(n_rollouts=6, length=[9, 3, 0, 7, 8, 5], k=4)
+    packed = pack_step(ds, 4)
+    marks = arrays(gzip.decompress(base64.b64decode(packed.block)), packed.columns)["marks"]
+    assert len(marks) == 19
+    for bit, name in enumerate(SELECTORS):
+        kept = select_states(ds, name, 0.2)
+        assert kept.sum() == 7
+        np.testing.assert_array_equal((marks >> bit) & 1, kept[:19])
+
+
+def test_the_page_names_the_selectors_only_where_their_marks_are_known(tmp_path):
+    run = synthetic_run(tmp_path / "run", steps=[0], n_rollouts=2, length=3)
+    write_view(tmp_path / "view.html", [run])
+    assert [name for name, _ in index_of(tmp_path / "view.html")["selectors"]] == list(SELECTORS)
+    lists = ["token_id", "logp", "entropy", "reverse_kl", "match", "stop_logp", "support"]
+    bare = synthetic_step(n_rollouts=2, length=3).drop_vars(lists)
+    writer = RunWriter(tmp_path / "bare", attrs={}, config={}, resume=False)
+    writer.write_step(0, bare)
+    write_view(tmp_path / "bare.html", [open_run(tmp_path / "bare")])
+    assert index_of(tmp_path / "bare.html")["selectors"] == []
+    packed = pack_step(bare, 2)
+    found = arrays(gzip.decompress(base64.b64decode(packed.block)), packed.columns)
+    assert not found["marks"].any()
 
 
 def test_labels_and_the_samplers_log_probabilities_come_with_the_step():
@@ -527,6 +555,16 @@ def test_the_page_marks_the_shared_tokens_that_the_probes_count():
 
 
 @needs_node
+def test_a_state_is_marked_by_its_selectors_bit():
+    marks = "Uint16Array.from([0, 5, 256])"
+    found = evaluated(
+        f"[0, 1, 2, -1].map((i) => [-1, 0, 1, 2, 8].map((s) => isKept({marks}, i, s)))"
+    )
+    none = [False] * 5
+    assert found == [none, [False, True, False, True, False], [False] * 4 + [True], none]
+
+
+@needs_node
 def test_what_the_student_did_not_draw():
     states = "Int32Array.from([4, -1, -1, 5, 6, -1])"
     want = ["drawn", "given", "given", "drawn", "drawn", "none"]
@@ -819,6 +857,35 @@ return [found, el("title-a").textContent, el("found-note").textContent];
     assert query.lower() in item
     assert title.endswith("step 5, rollout 1")
     assert note == "1 times in 1 rollouts of the steps on this page."
+
+
+@needs_browser
+def test_what_a_selector_keeps_is_marked(two_runs, tmp_path):
+    path, (run, _) = two_runs
+    result = played(
+        browse(path, "step=5&rollout=2&mark=tip", tmp_path, play="""
+const spans = () => [...document.querySelectorAll("#pane-a .kept")];
+const kept = () => spans().map((one) => Number(one.dataset.token));
+const seen = [kept(), document.querySelector("#pane-a .facts").textContent,
+              document.querySelector("#legend .kept").textContent];
+el("mark").value = "5";
+el("mark").dispatchEvent(new Event("change"));
+await wait(() => document.querySelector("#legend .kept").textContent.includes("first"));
+seen.push(kept());
+el("mark").value = "-1";
+el("mark").dispatchEvent(new Event("change"));
+await wait(() => !document.querySelector("#legend .kept"));
+return [...seen, kept()];""")
+    )  # fmt: skip
+    by_tip, facts, legend, early, nothing = result
+    ds = run.load(5)
+    mine = ds["rollout"].values == 2
+    for found, name in ((by_tip, "tip"), (early, "early")):
+        kept = select_states(ds, name, 0.2)[mine]
+        assert found == ds["position"].values[mine][kept].tolist(), name
+    assert f"{len(by_tip)} of {mine.sum()} kept" in facts
+    assert legend == "kept: unsure or apart (TIP)"
+    assert nothing == []
 
 
 @needs_browser

@@ -37,7 +37,7 @@ function spoken(pane, position) {
   if (state < 0) return `${name}, token ${position}, ${pane.origins[position] === "given" ? "not drawn by the student" : "not recorded"}`;
   const [p, q] = [0, 1].map((model) => chance(probability(pane.data.sampled[state * 2 + model])));
   const out = level(quantity(), value(pane, position)).replace(/bad|good/, "level ");
-  return `${name}, token ${position}, ${quantity().long_name} ${withUnit(value(pane, position), quantity())}${out ? ", " + out : ""}, student ${p}, teacher ${q}`;
+  return `${name}, token ${position}, ${quantity().long_name} ${withUnit(value(pane, position), quantity())}${out ? ", " + out : ""}${isKept(pane.data.marks, state, view.mark) ? ", kept" : ""}, student ${p}, teacher ${q}`;
 }
 
 function detail(pane, position) {
@@ -96,6 +96,7 @@ function remember() {
   if (view.with) parts.with = key(view.with);
   if (view.scope === "step") parts.scope = "step";
   if (view.only) parts.only = view.only;
+  if (view.mark >= 0) parts.mark = index.selectors[view.mark][0];
   // Browsers refuse more than about three changes per second, which a held arrow key would exceed.
   clearTimeout(remembering);
   remembering = setTimeout(() => history.replaceState(null, "", "#" + new URLSearchParams(parts)), 400);
@@ -112,7 +113,7 @@ function read() {
   byId("astray").textContent = astray ? `The link leads to step ${whole("step") ?? steps[step].step}, rollout ${whole("rollout") ?? 0}, which this page does not have; the nearest is shown.` : "";
   byId("astray").hidden = !astray;
   const by = index.quantities.findIndex((one) => one.name === wish.get("by") && one.units);
-  view = { run, step, rollout, token: whole("token"), by: by >= 0 ? by : Math.max(index.quantities.findIndex((one) => one.units), 0), scope: wish.get("scope") === "step" ? "step" : "rollout", only: filters.find(({ value }) => value === wish.get("only"))?.value ?? "", with: null };
+  view = { run, step, rollout, token: whole("token"), by: by >= 0 ? by : Math.max(index.quantities.findIndex((one) => one.units), 0), scope: wish.get("scope") === "step" ? "step" : "rollout", only: filters.find(({ value }) => value === wish.get("only"))?.value ?? "", mark: index.selectors.findIndex(([name]) => name === wish.get("mark")), with: null };
   const other = wish.get("with") ? place(wish.get("with")) : null;
   if (other && companions(view).some((one) => same(one, other))) view.with = other;
   return draw();
@@ -162,6 +163,7 @@ function listen() {
   });
   byId("step").addEventListener("change", (event) => go({ step: Number(event.target.value) }));
   byId("rollout").addEventListener("change", (event) => go({ rollout: Number(event.target.value) }));
+  byId("mark").addEventListener("change", (event) => go({ mark: Number(event.target.value), token: view.token, with: view.with }));
   byId("by").addEventListener("change", (event) => go({ by: Number(event.target.value), token: view.token, with: view.with }));
   byId("with").addEventListener("change", (event) => go({ with: event.target.value ? place(event.target.value) : null, token: view.token }));
   byId("scope").addEventListener("change", (event) => { view.scope = event.target.value; rank(); markWorst(); remember(); });

@@ -40,6 +40,7 @@ async function load(run, step) {
       response: take(Int32Array, total(header.n_response)),
       logp: take(Uint16Array, n * 4 * k), // (state, model, support, rank)
       sampled: take(Uint16Array, n * 2), // (state, model)
+      marks: take(Uint16Array, n), // a bit for each selector that keeps the state
       states: starts(header.n_states), prompts: starts(header.n_prompt), teacherPrompts: starts(header.n_teacher_prompt), responses: starts(header.n_response),
     };
   });
@@ -124,6 +125,9 @@ function level(quantity, value) {
   if (passed === 0) return "";
   return (two_sided && value > 0 ? "good" : "bad") + (5 - bounds.length + passed);
 }
+
+// Whether a selector keeps a state; without a selector or a state, no.
+const isKept = (marks, state, selector) => selector >= 0 && state >= 0 && ((marks[state] >> selector) & 1) === 1;
 
 function make(tag, className, text) {
   const element = document.createElement(tag);

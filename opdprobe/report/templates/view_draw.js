@@ -70,6 +70,8 @@ function drawControls() {
   fill(byId("rollout"), shown.map((rollout) => ({ value: rollout, label: rolloutLabel({ ...view, rollout }) + (matches({ ...view, rollout }) ? "" : " (not among those chosen)") })), view.rollout);
   drawFilter();
   fill(byId("by"), index.quantities.flatMap(({ long_name, name, units }, value) => units ? [{ value, label: long_name ?? name }] : []), view.by);
+  byId("mark-field").hidden = index.selectors.length === 0;
+  fill(byId("mark"), [{ value: -1, label: "none" }, ...index.selectors.map(([, label], value) => ({ value, label }))], view.mark);
   byId("step-back").disabled = view.step === 0;
   byId("step-on").disabled = view.step === steps.length - 1;
   byId("rollout-back").disabled = nextMatch(view, -1) < 0;
@@ -97,6 +99,7 @@ function drawLegend() {
   items.unshift(make("li", "", plain));
   if (two_sided) bounds.forEach((_, i) => items.unshift(make("li", `good${top(i)}`, range(i, 1))));
   if (Object.values(panes).some(({ origins }) => origins.includes("given"))) items.push(make("li", "given", "not drawn by the student, as of a tool or a user"));
+  if (view.mark >= 0) items.push(make("li", "kept", `kept: ${index.selectors[view.mark][1]}`));
   list.replaceChildren(...items);
 }
 
@@ -143,7 +146,7 @@ function drawPane(name, { run, step, rollout }, data) {
   panes[name] = { run, step, rollout, data, head, response, spans, states, origins: origins(states), selected: -1 };
   colour(name);
   const facts = [head.prompt_id[rollout] === null ? null : `prompt ${head.prompt_id[rollout]}`, grade(head.correct[rollout]),
-    ended(head.finished[rollout]), `${response.length} tokens${n_states < response.length ? `, ${n_states} recorded` : ""}`, turns(name),
+    ended(head.finished[rollout]), `${response.length} tokens${n_states < response.length ? `, ${n_states} recorded` : ""}`, turns(name), keeps(name),
     ...Object.entries(head.labels).map(([label, values]) => (values[rollout] ? `${label}: ${values[rollout]}` : null)), mean(name)];
   if (name === "b" && shared() > 0) facts.push(`the first ${shared()} tokens are the same`);
   pane.querySelector(".facts").textContent = facts.filter(Boolean).join(" · ");
@@ -159,6 +162,12 @@ function promptTurns(run, ids, gap) {
 function turns(name) {
   const { origins } = panes[name], n = origins.filter((one, i) => one === "drawn" && origins[i - 1] !== "drawn").length;
   return origins.includes("given") ? `${n} turns of the student` : null;
+}
+
+// How many of the recorded tokens the chosen selector keeps.
+function keeps(name) {
+  const { states, data } = panes[name], recorded = states.filter((state) => state >= 0);
+  return view.mark >= 0 ? `${recorded.filter((state) => isKept(data.marks, state, view.mark)).length} of ${recorded.length} kept` : null;
 }
 
 // A token's leading space is before its box: inside, it would hang at the end of a line.
@@ -180,7 +189,8 @@ function mean(name) {
 function colour(name) {
   const pane = panes[name];
   pane.spans.forEach((span, i) => {
-    span.className = `t ${span.dataset.kind} ${pane.states[i] < 0 ? pane.origins[i] : level(quantity(), value(pane, i))}`;
+    const kept = isKept(pane.data.marks, pane.states[i], view.mark) ? " kept" : "";
+    span.className = `t ${span.dataset.kind} ${pane.states[i] < 0 ? pane.origins[i] : level(quantity(), value(pane, i))}${kept}`;
   });
 }
 
