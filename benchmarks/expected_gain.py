@@ -21,31 +21,36 @@ from opdprobe.testing.testbed.members import manifest
 Line = dict[str, Any]
 
 READOUT = {
-    ("sft-small", "rl-small"): (0.26, 0.27),
-    ("sft-small", "rl-large"): (0.25, 0.27),
-    ("post-small", "post-large-rl"): (0.28, 0.26),
-    ("base-small", "base-large-rl"): (0.29, 0.31),
-    ("base-small", "post-large-rl"): (0.15, 0.23),
-    ("base-small", "post-large"): (-0.04, 0.02),
-    ("sft-small", "sft-large"): (0.01, 0.05),
-    ("post-small", "post-large"): (0.07, -0.01),
-    ("cold-start-small", "post-large-rl"): (-0.01, -0.04),
-    ("sft-large", "rl-large"): (0.02, 0.03),
-    ("sft-large", "sft-extra-large"): (0.00, 0.03),
-    ("rl-small", "sft-small"): (-0.16, -0.15),
-    ("rl-small", "sft-large"): (-0.16, -0.15),
+    ("sft-small", "rl-small"): ((0.26, 0.27), 0.24),
+    ("sft-small", "rl-large"): ((0.25, 0.27), 0.21),
+    ("post-small", "post-large-rl"): ((0.28, 0.26), 0.20),
+    ("base-small", "base-large-rl"): ((0.29, 0.31), 0.29),
+    ("base-small", "post-large-rl"): ((0.15, 0.23), 0.25),
+    ("base-small", "post-large"): ((-0.04, 0.02), -0.07),
+    ("sft-small", "sft-large"): ((0.01, 0.05), 0.00),
+    ("post-small", "post-large"): ((0.07, -0.01), 0.00),
+    ("cold-start-small", "post-large-rl"): ((-0.01, -0.04), -0.05),
+    ("sft-large", "rl-large"): ((0.02, 0.03), -0.01),
+    ("sft-large", "sft-extra-large"): ((0.00, 0.03), 0.00),
+    ("rl-small", "sft-small"): ((-0.16, -0.15), -0.12),
+    ("rl-small", "sft-large"): ((-0.16, -0.15), -0.13),
 }
-"""Gains of the refitted readout in two draws of 128 prompts × 4: the table of docs/verdicts.md."""
+"""Gains of the refitted readout: in two draws of 128 prompts × 4 (the table of docs/verdicts.md),
+and in one of 64 × 4 (`preflight_pairs.py --n-prompts 64`)."""
+
+SIZES = (512, 256)
+"""Rollouts of each of these."""
 
 
-def known_pairs() -> list[Line]:
+def known_pairs(rollouts: int) -> list[Line]:
     """Return the known pairs: gain of training, the student as lineage, what was measured."""
+    size = SIZES.index(rollouts)
     accuracy = {name: entry["accuracy"] for name, entry in manifest().items()}
     return [
         {
             "lineage": student,
             "gain": training,
-            "readout": float(np.mean(READOUT[student, teacher])),
+            "readout": float(np.mean(READOUT[student, teacher][size])),
             "gap": accuracy[teacher] - accuracy[student],
         }
         for (student, teacher), training in PAIRS.items()
@@ -63,11 +68,18 @@ def left_out(lines: Sequence[Line], number: str) -> list[Expected]:
 
 
 def main() -> None:
-    """Print the fit and the scores."""
-    lines = known_pairs()
+    """Print the fit and the scores of each size."""
+    for rollouts in SIZES:
+        lines = known_pairs(rollouts)
+        fit = fit_line([one["readout"] for one in lines], [one["gain"] for one in lines])
+        print(f"\n{rollouts}: {fit}")
+        scores(lines)
+
+
+def scores(lines: Sequence[Line]) -> None:
+    """Print how well pairs that are left out are predicted."""
     gains = np.array([line["gain"] for line in lines])
     came = [outcome(gain) for gain in gains]
-    print(fit_line([line["readout"] for line in lines], gains.tolist()))
     print("\n| predicted from | squared error | inside | Brier score |\n|---|---|---|---|")
     for name in ("readout", "gap"):
         stated = left_out(lines, name)

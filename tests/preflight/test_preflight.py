@@ -393,7 +393,7 @@ def test_the_command_prints_a_verdict(capsys):
     assert "zoo:rl-small without layers 1-1 from zoo:sft-small" in out
     for words in ("overlap ratio", "with known answers", "please {question}", "Tried on"):
         assert words in out
-    assert "No gain of training is stated: 16 rollouts are too few; expected 512 or more" in out
+    assert "No gain of training is stated: 16 rollouts are too few; expected 256 or more" in out
 
 
 def test_the_command_refuses_what_is_no_model(capsys):

@@ -180,8 +180,9 @@ def _reward(trace: Row) -> float:
             score, weight = (trace.at(reward, str(name)).data.get(n) for n in ("score", "weight"))
             if not isinstance(score, int | float) or abs(score) > _LARGEST:
                 return float("nan")
-            usable = isinstance(weight, int | float) and abs(weight) <= _LARGEST
-            total += float(score) * (weight if usable else 1)
+            if not isinstance(weight, int | float) or abs(weight) > _LARGEST:
+                weight = 1
+            total += float(score) * weight
     return Row({"reward": total}, trace.source).grade("reward") if rewards else float("nan")
 
 
