@@ -83,7 +83,8 @@ def render(
     given = {"add_generation_prompt": add_generation_prompt, **options}
     conversation = [dict(message) for message in messages]
     try:
-        if type(tokenizer).apply_chat_template is not PreTrainedTokenizerBase.apply_chat_template:
+        applies = getattr(type(tokenizer), "apply_chat_template", None)
+        if applies is not PreTrainedTokenizerBase.apply_chat_template:
             # It applies no template of the model's files, or is the user's own.
             text = tokenizer.apply_chat_template(conversation, tokenize=False, **given)
         else:
