@@ -11,7 +11,6 @@ from analyses.presets import PRESETS
 from analyses.reasons import DOUBTS, REASONS
 from analyses.registry import FIGURES
 from analyses.results import load
-from opdprobe.report.estimate import MIN_SEEDS
 
 ROOT = Path(__file__).parents[2]
 PINNED = dict(
@@ -24,20 +23,13 @@ def published():
     return {path.stem: load(path) for path in sorted(figures.COMMITTED.glob("*.json"))}
 
 
-# Figures of fewer seeds than the others, until their runs are complete; their page says how many.
-PARTIAL = ("fig25", "fig26")
-
-
 def test_there_are_results_for_every_figure_of_five_seeds_and_one_commit(published):
     assert sorted(published) == sorted(FIGURES)
     for figure, result in published.items():
         assert result.figure == figure
         assert result.claims
         assert result.meta.preset == "full"
-        seeds = list(PRESETS["full"].seeds)
-        if figure in PARTIAL:
-            seeds = seeds[: max(len(result.meta.seeds), MIN_SEEDS)]
-        assert list(result.meta.seeds) == seeds
+        assert list(result.meta.seeds) == list(PRESETS["full"].seeds)
         assert result.meta.commit
         assert result.meta.config
 
