@@ -97,16 +97,28 @@ LENGTHS = {
 
 _PG = {"estimator": "policy_gradient"}
 
-SELECTED = (
-    *("entropy", "reverse_kl", "tip", "teachability", "information_to_error"),
-    *("early", "early_signal", "reward", "random"),
-)
+SELECTED = {
+    "entropy": "entropy",
+    "reverse_kl": "reverse KL",
+    "tip": "TIP",
+    "teachability": "TA-OPD",
+    "information_to_error": "IER",
+    "early": "first positions",
+    "early_signal": "IW-OPD",
+    "reward": "reward",
+    "random": "random",
+}
 """Selectors of `opdprobe.probes.SELECTORS` that a run is trained with, each on a fifth of the
-tokens. All of them: also `early_signal`, whose scores others use as weights of all tokens."""
+tokens, and what they are called in figures. All of them: also `early_signal`, whose scores others
+use as weights of all tokens."""
 
 SWEPT = ("entropy", "reverse_kl", "tip", "early", "random")
 """Those of them that a tenth and half of the tokens, and all tokens but that fifth, are tried with,
 since others claim something of them; the rest is left out to save runs."""
+
+
+SELECTION_MATTERS = 0.05
+"""Difference of accuracies between choices of tokens that is more than none."""
 
 
 def tokens(selector: str, percent: int = 20, *, rest: bool = False) -> str:

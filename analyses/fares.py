@@ -3,9 +3,8 @@
 from collections.abc import Sequence
 
 from analyses.claims import SIGNS, finding
-from analyses.experiments import SELECTED
+from analyses.experiments import SELECTED, SELECTION_MATTERS
 from analyses.results import Claim, Results
-from analyses.tokens import MATTERS, NAMES
 
 BEGIN = "<!-- fares: written by `opdprobe figures` from the results files; not edited by hand -->"
 END = "<!-- end of fares -->"
@@ -46,8 +45,8 @@ def fares_markdown(results: Sequence[Results]) -> str:
         f"{meta.preset}, seeds {', '.join(map(str, meta.seeds))}); the [claims](claims.md) have "
         "tenths and halves, too. Numbers are differences of accuracies with their intervals. ✓: "
         "what the column says holds on the whole interval, ✗: nowhere on it, –: this is not told. "
-        f"*Better* and *more* are by {MATTERS:g} or more; *as good* and *as fast* allow for "
-        f"{MATTERS:g} less. One student, one task, one learning rate, and "
+        f"*Better* and *more* are by {SELECTION_MATTERS:g} or more; *as good* and *as fast* allow "
+        f"for {SELECTION_MATTERS:g} less. One student, one task, one learning rate, and "
         "short runs: a selector that teaches more slowly may still arrive.",
         "",
         "| selector | " + " | ".join(COLUMNS) + " |",
@@ -55,7 +54,7 @@ def fares_markdown(results: Sequence[Results]) -> str:
     ]
     for selector in SELECTED:
         found = [claims.get(name.format(selector)) for name in COLUMNS.values()]
-        lines.append(f"| {NAMES[selector]} | " + " | ".join(map(_cell, found)) + " |")
+        lines.append(f"| {SELECTED[selector]} | " + " | ".join(map(_cell, found)) + " |")
     return "\n".join(lines)
 
 

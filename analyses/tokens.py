@@ -10,26 +10,12 @@ from dataclasses import replace
 from analyses.bars import bar_series
 from analyses.dynamics import points
 from analyses.evidence import Evidence, accuracy_panel, claim, differences
-from analyses.experiments import SELECTED, SWEPT, tokens
+from analyses.experiments import SELECTED, SELECTION_MATTERS, SWEPT, tokens
 from analyses.registry import FIGURES
 from analyses.results import Claim, Results
 from opdprobe.report.estimate import combine
 from opdprobe.report.panel import Panel, Reference
 
-MATTERS = 0.05
-"""Difference of accuracies that is more than none."""
-
-NAMES = {
-    "entropy": "entropy",
-    "reverse_kl": "reverse KL",
-    "tip": "TIP",
-    "teachability": "TA-OPD",
-    "information_to_error": "IER",
-    "early": "first positions",
-    "early_signal": "IW-OPD",
-    "reward": "reward",
-    "random": "random",
-}
 KEPT = {
     "entropy": "the fifth of the tokens with the highest entropy",
     "reverse_kl": "the fifth with the largest reverse KL",
@@ -85,7 +71,7 @@ def analyse(evidence: Evidence) -> Results:
                 y_label=f"accuracy (avg@{evidence.runs['baseline'][0].config['eval_n']})",
                 kind="line",
                 series=[
-                    points(f"tokens_{s}", NAMES[s], shares | {len(SHARES): everything})
+                    points(f"tokens_{s}", SELECTED[s], shares | {len(SHARES): everything})
                     for s, shares in by_share.items()
                 ],
                 ticks=(*(f"{n} %" for n in SHARES), "all"),
@@ -107,7 +93,7 @@ def analyse(evidence: Evidence) -> Results:
                     Reference("baseline", "all tokens", combine(recovery["baseline"])[0]),
                     Reference("tokens_random", "random", combine(recovery[tokens("random")])[0]),
                 ],
-                ticks=[NAMES[selector] for selector in others],
+                ticks=[SELECTED[selector] for selector in others],
             ),
         ],
         claims=[
@@ -118,7 +104,7 @@ def analyse(evidence: Evidence) -> Results:
                     paper=paper,
                     ours=differences(end[tokens(selector)], everything),
                     statistic=f"{after}, the fifth − all",
-                    above=-MATTERS,
+                    above=-SELECTION_MATTERS,
                 )
                 for selector, paper in SUFFICES.items()
             ),
@@ -129,7 +115,7 @@ def analyse(evidence: Evidence) -> Results:
                     paper=paper,
                     ours=differences(end[tokens(selector)], at_random),
                     statistic=f"{after}, the fifth − a random fifth",
-                    above=MATTERS,
+                    above=SELECTION_MATTERS,
                 )
                 for selector, paper in BETTER.items()
             ),
@@ -139,7 +125,7 @@ def analyse(evidence: Evidence) -> Results:
                 paper="matches or exceeds (2604.14084)",
                 ours=differences(end[tokens("tip", 50)], everything),
                 statistic=f"{after}, the half − all",
-                above=MATTERS,
+                above=SELECTION_MATTERS,
             ),
             claim(
                 "fig25.tip_half",
@@ -147,7 +133,7 @@ def analyse(evidence: Evidence) -> Results:
                 paper="matches or exceeds (2604.14084)",
                 ours=differences(end[tokens("tip", 50)], everything),
                 statistic=f"{after}, the half − all",
-                above=-MATTERS,
+                above=-SELECTION_MATTERS,
             ),
             claim(
                 "fig25.random_half",
@@ -155,8 +141,8 @@ def analyse(evidence: Evidence) -> Results:
                 paper="not tested",
                 ours=differences(end[tokens("random", 50)], everything),
                 statistic=f"{after}, the half − all",
-                above=-MATTERS,
-                below=MATTERS,
+                above=-SELECTION_MATTERS,
+                below=SELECTION_MATTERS,
             ),
             claim(
                 "fig25.divergence_tenth",
@@ -164,7 +150,7 @@ def analyse(evidence: Evidence) -> Results:
                 paper="carries the signal",
                 ours=differences(end[tokens("reverse_kl", 10)], end[tokens("random", 10)]),
                 statistic=f"{after}, the tenth − a random tenth",
-                above=MATTERS,
+                above=SELECTION_MATTERS,
             ),
         ],
     )
@@ -199,7 +185,7 @@ def complements(evidence: Evidence) -> Results:
                     for rest, (role, label) in parts.items()
                 ],
                 references=[Reference("baseline", "all tokens", combine(end["baseline"])[0])],
-                ticks=[NAMES[selector] for selector in SWEPT],
+                ticks=[SELECTED[selector] for selector in SWEPT],
             ),
             *(
                 _by_step(
@@ -228,7 +214,7 @@ def _against_rest(selector: str, end: Mapping, whole: Mapping) -> list[Claim]:
             paper="carries the signal",
             ours=differences(end[kept], end[rest]),
             statistic="difference of the accuracies at the end, kept − others",
-            above=-MATTERS,
+            above=-SELECTION_MATTERS,
         ),
         claim(
             f"fig26.{selector}_needed",
@@ -237,7 +223,7 @@ def _against_rest(selector: str, end: Mapping, whole: Mapping) -> list[Claim]:
             ours=differences(end[tokens("random", rest=True)], end[rest]),
             statistic="difference of the accuracies at the end, without a random fifth − without "
             "this one",
-            above=MATTERS,
+            above=SELECTION_MATTERS,
         ),
         claim(
             f"fig26.{selector}_speed",
@@ -245,14 +231,16 @@ def _against_rest(selector: str, end: Mapping, whole: Mapping) -> list[Claim]:
             paper="as fast or faster",
             ours=differences(whole[kept], whole["baseline"]),
             statistic="difference of the mean accuracies over training, the fifth − all",
-            above=-MATTERS,
+            above=-SELECTION_MATTERS,
         ),
     ]
 
 
 def _by_step(evidence: Evidence, runs: Mapping[str, str], *, title: str) -> Panel:
     """Accuracy by step; each line looks like its selector's in every panel."""
-    labels = {"baseline": "all tokens"} | {name: NAMES[selector] for name, selector in runs.items()}
+    labels = {"baseline": "all tokens"} | {
+        name: SELECTED[selector] for name, selector in runs.items()
+    }
     panel = accuracy_panel(evidence, labels, {}, title=title)
     roles = {name: f"tokens_{selector}" for name, selector in runs.items()}
     lines = [replace(one, role=roles.get(one.role, one.role)) for one in panel.series]
