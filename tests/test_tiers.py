@@ -109,7 +109,8 @@ def test_names_that_need_the_extra_say_so(tmp_path):
     hooked = {"ProbeCallback", "capture", "probe_checkpoints"}
     hooked |= {"import_rollouts", "sample", "score_rollouts"}
     hooks = ["opdprobe.hooks"] * len(hooked)
-    others = {"Callback", "OPDTrainer", "drop_layers", "load_model", "load_tokenizer"}
+    others = {"Callback", "OPDTrainer", "coherence"}
+    others |= {"drop_layers", "load_model", "load_tokenizer"}
     assert {*works, *others, *hooked} == {*opdprobe._LAZY}
     fakes = [f"opdprobe.testing.{name}" for name in ("tiny_model", "tiny_tokenizer")]
     subjects = [f"opdprobe.{name}" for name in others]

@@ -8,16 +8,18 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import jinja2
 from jinja2 import nodes
 from jinja2.ext import Extension
-from transformers import PreTrainedTokenizerBase
 
 from opdprobe.errors import ModelError, PromptError, shown
 from opdprobe.models.in_time import in_time
 from opdprobe.models.template_process import render_apart
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 # What a template may raise: it is a program.
 _FAILURES = (
@@ -80,6 +82,8 @@ def render(
     PromptError
         The template refuses the conversation, or fails.
     """
+    from transformers import PreTrainedTokenizerBase  # prompt files are read without it
+
     given = {"add_generation_prompt": add_generation_prompt, **options}
     conversation = [dict(message) for message in messages]
     try:
