@@ -88,14 +88,17 @@ def _check_columns(columns: list[ColumnClaims], file_size: int) -> None:
 
 
 def _written_out(column: Any) -> int:
-    """Bytes of the texts of a column, of which its dictionaries have each once."""
+    """Bytes that the texts of a column take more than its dictionaries, which have each once.
+
+    Negative where few of a dictionary's texts are in the column: each batch has all of it.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
     if isinstance(column, pa.DictionaryArray):
         lengths: Any = pc.binary_length(column.dictionary)  # pyright: ignore[reportAttributeAccessIssue]
         total = pc.sum(pc.take(lengths, column.indices))  # pyright: ignore[reportAttributeAccessIssue]
-        return total.as_py() or 0
+        return (total.as_py() or 0) - column.dictionary.nbytes
     if isinstance(column, pa.StructArray):
         return sum(map(_written_out, column.flatten()))
     if isinstance(column, pa.ListArray | pa.LargeListArray | pa.MapArray | pa.FixedSizeListArray):

@@ -1,11 +1,13 @@
 """What a parquet file's pages claim: as pyarrow tells it, of every kind of sound file."""
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from opdprobe.rollout.parquet import parquet_rows
 from opdprobe.rollout.parquet_pages import column_claims
+from opdprobe.store.budget import most_bytes, most_unpacked
 
 ROWS = [
     {
@@ -72,3 +74,19 @@ def test_reading_stops_at_the_budget(tmp_path):
     found = column_claims(tmp_path / "a.parquet", 2000)
     assert sum(one.unpacked for one in found) > 2000
     assert len(found) < 9
+
+
+def test_a_dictionary_counts_once_and_not_in_each_batch_of_rows(tmp_path):
+    """Messages of which some are in every row, others in one: prompt files are like this."""
+    draws = np.random.default_rng(0)
+    system = {"role": "system", "content": "Solve the problem."}
+    rows = [
+        {"prompt": [{"role": "user", "content": draws.bytes(100).hex()}, system]}
+        for _ in range(16000)
+    ]
+    file = tmp_path / "prompts.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), file, dictionary_pagesize_limit=2**26)
+    columns = column_claims(file, most_unpacked(file.stat().st_size))
+    # So much, were each text as long as the dictionary.
+    assert max(c.values * c.dictionary for c in columns) > most_bytes(file.stat().st_size)
+    assert list(parquet_rows(file, kept=True)) == rows
