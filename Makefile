@@ -4,7 +4,7 @@
 #   make reproduce  every figure of the paper on the built-in testbed, with one seed
 #   make reproduce-selectors   figures 25 and 26 with five seeds: 125 runs, below two hours on two cores
 #   make test       lint, type-check and test
-#   make test-fast  run all but the slow tests, in about 4 minutes
+#   make test-fast  run all but the slow tests, in about 3 minutes
 #   make docs       build the user guide into site/
 #   make figures    redraw the figures and relist the claims from the published results
 #   make lint       lint and type-check only
