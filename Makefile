@@ -50,7 +50,7 @@ test-fast: .venv/.installed-dev
 	@$(BIN)/python $(PYTEST) -m "not slow"
 
 benchmarks: .venv/.installed-dev
-	@for name in step_parts training_step head_loss sampling recording importing analysis; do \
+	@for name in processor step_parts training_step head_loss sampling recording importing analysis; do \
 	  echo; echo "## $$name"; echo; $(BIN)/python benchmarks/$$name.py || exit 1; done
 	@if $(BIN)/python -c 'import sys, torch; sys.exit(not torch.cuda.is_available())'; then \
 	  echo; echo "## gpu"; echo; $(BIN)/python benchmarks/gpu.py; fi

@@ -168,7 +168,9 @@ def _design(results: Sequence[Results]) -> list[str]:
         return []
     return [
         "The lengths of the runs, their learning rates, the statistics and the limits were chosen "
-        "on runs with the seeds 0 to 4, and frozen before any run with another seed; [the "
+        "on runs with the seeds 0 to 4, and frozen before any run with another seed, "
+        "but for figures 25 and 26: their claims were stated before any run on selected tokens, "
+        "when the runs on all tokens, with the same seeds, were known; [the "
         "notebook](lab-notebook.md) says how. Intervals are for other seeds, prompts and problems "
         "of these kinds, given these models; only the RL'd student (`zoo:rl-small`) is another one "
         "with each seed, from an RL of its own. The first of the five served the plans, too.",

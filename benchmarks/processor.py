@@ -1,6 +1,6 @@
 """Which choices depend on the processor: each beside its alternatives.
 
-    python benchmarks/processor.py           # about four minutes
+    python benchmarks/processor.py           # about five minutes
 
 Three constants and one switch of the scoring and sampling code were chosen by measurement: how
 large a tile of logits is, how many tokens a pile has, whether NumPy sorts short rows, and for how
@@ -90,7 +90,7 @@ def with_constant(
 def packing() -> None:
     """Products with packed weights against the layers' own, by rows."""
     layers = nn.ModuleList(nn.Linear(576, 1536, bias=False) for _ in range(60))  # 212 MB
-    for rows in (1, 2, 4, 8, 16, 32, 64):
+    for rows in (1, 2, 3, 4, 8, 16, 32, 48, 64, 128):
         x = torch.randn(rows, 576)
 
         def plain(x: torch.Tensor = x) -> None:

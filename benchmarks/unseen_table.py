@@ -175,13 +175,13 @@ def _print_pairs(lines: Sequence[Line]) -> None:
 
 
 def _print_ranks(lines: Sequence[Line]) -> None:
-    print("\n| number | pairs | rank correlation | over pairs | over lineages | without each |")
+    print("\n| number | pairs | rank correlation | over students | over lineages | without each |")
     print("|---|---|---|---|---|---|")
     for name, of in NUMBERS.items():
         known = [line for line in lines if not math.isnan(of(line))]
         values = np.array([of(line) for line in known])
         gains = np.array([line["gain"] for line in known])
-        value, *pairs = rank_correlation(values, gains, [str(i) for i in range(len(known))])
+        value, *students = rank_correlation(values, gains, [line["student"] for line in known])
         lineages = [line["lineage"] for line in known]
         _, *whole = rank_correlation(values, gains, lineages)
         without = []
@@ -190,7 +190,7 @@ def _print_ranks(lines: Sequence[Line]) -> None:
             if len(set(values[rows])) > 1 and len(set(gains[rows])) > 1:
                 without.append(f"{spearmanr(values[rows], gains[rows]).statistic:.2f}")
         print(
-            f"| {name} | {len(known)} | {value:.2f} | {_bounds(pairs)} | {_bounds(whole)} "
+            f"| {name} | {len(known)} | {value:.2f} | {_bounds(students)} | {_bounds(whole)} "
             f"| {', '.join(without)} |"
         )
 

@@ -1,6 +1,7 @@
 """What all tests share: no deadline for hypothesis, one thread for torch, the mark of the slow."""
 
 import gc
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,6 +29,8 @@ SLOW_EXAMPLES = {"opdprobe.preflight.procedure.preflight"}
 
 
 def pytest_collection_modifyitems(items):
+    gone = [name for name in SLOW_FILES if not (Path(__file__).parent / name).exists()]
+    assert not gone, gone
     for item in items:
         slow = SLOW_FIXTURES.intersection(getattr(item, "fixturenames", ()))
         slow = slow or item.nodeid.partition("::")[0].removeprefix("tests/") in SLOW_FILES

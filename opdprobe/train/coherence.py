@@ -7,7 +7,7 @@ cosines between whole responses, within a prompt and between prompts.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from opdprobe.rollout.memory import sample_in_parts
 from opdprobe.rollout.pair import Pair, Scored
 from opdprobe.rollout.prompts import Prompt, encode_prompts, has_conversation
 from opdprobe.rollout.sample import Rollouts, step_generator
+from opdprobe.rollout.teacher_context import teacher_prompts
 from opdprobe.train.config import OPDConfig
 from opdprobe.train.losses import distillation_loss
 
@@ -99,7 +100,7 @@ def coherence(
     prompts
         Prompts, or a file of them; all of them are used. An interval needs 16.
     config
-        Objective, k, temperature, rollouts per prompt, longest response and seed are read from it.
+        Objective, k, temperature, rollouts per prompt, lengths, prompts and seed are read from it.
         By default Eq. 5 on the student's top 16, with two rollouts per prompt.
     tokens_per_rollout
         How many tokens of each response, drawn at random, stand for all in the sum of the tokens'
@@ -116,7 +117,8 @@ def coherence(
     Raises
     ------
     ConfigError
-        There are fewer than two prompts, the models are the same, or an argument is out of range.
+        There are fewer than two prompts, the models are the same, an argument is out of range, or
+        `config` selects tokens or teachers.
     ModelError, VocabularyError, PromptError, NonFiniteError
         As for `opdprobe.probe_checkpoints`.
 
@@ -135,6 +137,10 @@ def coherence(
         raise ConfigError(
             f"tokens_per_rollout = {tokens_per_rollout}; expected a positive number, or None."
         )
+    if config.token_selector is not None or config.teacher_by is not None:
+        raise ConfigError(
+            "token_selector or teacher_by; expected a loss of all tokens, and one teacher."
+        )
     pair = Pair.load(student, teacher, tokenizer=tokenizer, device=device)
     encoded = encode_prompts(
         pair.tokenizer,
@@ -142,6 +148,8 @@ def coherence(
         max_prompt_length=config.max_prompt_length,
         chat_template_kwargs=config.chat_template_kwargs,
         system_prompt=config.system_prompt,
+        teacher=config.teacher_context,
+        teacher_tokenizer=pair.teacher_tokenizer,
     )
     if len(encoded) < 2:
         raise ConfigError(f"{len(encoded)} prompts; expected at least two to compare.")
@@ -159,6 +167,8 @@ def coherence(
             generator=step_generator(config.seed, 0, pair.student.device),
             width=pair.width,
         )
+        own = teacher_prompts(encoded, rollouts.prompt_index)
+        rollouts = replace(rollouts, teacher_prompt_ids=own)
         return rollout_coherence(pair, rollouts, config, tokens_per_rollout=tokens_per_rollout)
 
 

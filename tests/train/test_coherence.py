@@ -165,6 +165,28 @@ def test_a_sampled_student_and_its_own_settings(models):
     assert all(map(torch.equal, before, student.parameters()))
 
 
+def test_a_teacher_reads_its_own_prompt(models):
+    """Behind other words the teacher says something else; behind the student's, the same."""
+
+    def measured(words):
+        prompts = [Prompt(str(i), text=f"w{i} w{i + 1}", teacher=words(i)) for i in range(2)]
+        return opdprobe.coherence(
+            models[0], models[1], prompts, config=CONFIG, tokenizer=tiny_tokenizer()
+        ).token_norm
+
+    shared = measured(lambda i: f"w{i} w{i + 1}")
+    assert measured(lambda i: None) == pytest.approx(shared)
+    assert measured(lambda i: "w9 w8 w7") != pytest.approx(shared, rel=1e-3)
+
+
+@pytest.mark.parametrize("chosen", [{"token_selector": "entropy"}, {"teacher_by": "domain"}])
+def test_settings_that_it_does_not_follow_are_refused(models, chosen):
+    with pytest.raises(ConfigError, match="expected a loss of all tokens, and one teacher"):
+        opdprobe.coherence(
+            models[0], models[1], [], config=OPDConfig(**chosen), tokenizer=tiny_tokenizer()
+        )
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
-from itertools import count
 from typing import Any, NoReturn, TypeVar
 from urllib.error import HTTPError, URLError
 from urllib.parse import SplitResult, urljoin, urlsplit
@@ -126,7 +125,9 @@ class Connection:
             headers["Authorization"] = f"Bearer {key}"
         data = None if body is None else json.dumps(body).encode()
         most, began = most_of_answer(body), time.monotonic()
-        for attempt in count(1):
+        attempt = 0
+        while True:
+            attempt += 1
             pause, away = self.backoff * 2 ** min(attempt - 1, 60), True
             try:
                 return _json(url, self._answer(Request(url, data, headers), most), most)
@@ -154,7 +155,6 @@ class Connection:
             if attempt == self.tries:
                 logger.warning("%s Asking it again for %.0f s.", problem, left)
             time.sleep(min(pause, _LONGEST_PAUSE))
-        raise AssertionError("unreachable: the count has no end")
 
     def _answer(self, request: Request, most: int) -> bytes:
         """Read one answer to its end; the time limit is of all of it, not of each of its pieces."""

@@ -14,18 +14,8 @@ from numpy.typing import NDArray
 
 from opdprobe.errors import ModelError
 from opdprobe.hooks.served.connection import Connection, expected_form, without_key
-from opdprobe.hooks.served.told import Drawn, nats
+from opdprobe.hooks.served.told import UNCHANGED, Drawn, nats
 
-# As in `opdprobe.hooks.served.vllm`: the server's own defaults may differ.
-_UNCHANGED = {
-    "temperature": 1.0,
-    "top_p": 1.0,
-    "top_k": -1,
-    "min_p": 0.0,
-    "repetition_penalty": 1.0,
-    "presence_penalty": 0.0,
-    "frequency_penalty": 0.0,
-}
 # SGLang reports one list of tokens at all places of a text. Where each place has tokens of its own,
 # their union is asked for, piece by piece of the response, with at most so many numbers a piece.
 _MOST_NUMBERS = 200_000
@@ -124,7 +114,7 @@ class SGLang:
     def _ask(self, ids: Sequence[int], length: int, **settings: Any) -> Any:
         body = {
             "input_ids": list(ids),
-            "sampling_params": {"max_new_tokens": length, **_UNCHANGED},
+            "sampling_params": {"max_new_tokens": length, **UNCHANGED},
             "return_logprob": True,
             **settings,
         }

@@ -10,6 +10,17 @@ from numpy.typing import NDArray
 
 from opdprobe.errors import ConfigError, ModelError, VocabularyError
 
+# Sent with every request, since the server's own defaults (a model's generation_config.json) may
+# differ: rollouts must come from the student's unchanged distribution.
+UNCHANGED = {
+    "temperature": 1.0,
+    "top_p": 1.0,
+    "top_k": -1,
+    "min_p": 0.0,
+    "repetition_penalty": 1.0,
+    "presence_penalty": 0.0,
+    "frequency_penalty": 0.0,
+}
 # Padding has no trained weights; models of another family give their own tokens most of the mass.
 _MOST_PADDING = 0.5
 # How vLLM writes a log-probability of -inf, which JSON cannot represent.

@@ -17,20 +17,9 @@ from numpy.typing import NDArray
 
 from opdprobe.errors import ConfigError, ModelError
 from opdprobe.hooks.served.connection import Connection, RefusedError, expected_form
-from opdprobe.hooks.served.told import Drawn, nats
+from opdprobe.hooks.served.told import UNCHANGED, Drawn, nats
 
 _CAP = re.compile(r"max allowed:? (\d+)")
-# Sent with every request, since the server's own defaults (a model's generation_config.json) may
-# differ: rollouts must come from the student's unchanged distribution.
-_UNCHANGED = {
-    "temperature": 1.0,
-    "top_p": 1.0,
-    "top_k": -1,
-    "min_p": 0.0,
-    "repetition_penalty": 1.0,
-    "presence_penalty": 0.0,
-    "frequency_penalty": 0.0,
-}
 # vLLM's own limit on the tokens that it scores at a position (--max-logprobs), unless it is raised.
 _COLUMNS = 20
 # How servers answer where they do not know a field or an address, or fail at it.
@@ -69,7 +58,7 @@ class VLLM:
             seed=seed,  # vLLM adds 1 for each further response
             return_token_ids=True,
             logprobs=1,
-            **_UNCHANGED,
+            **UNCHANGED,
         )
         with expected_form(f"{self.url}/completions"):
             found = [
