@@ -36,6 +36,7 @@ from opdprobe.models.files import (
     saved_model,
     wrapper,
 )
+from opdprobe.models.gguf_once import parsed_once
 from opdprobe.models.head import Body, Head, split_head
 from opdprobe.models.quiet import bars_on_terminals, without_load_report
 from opdprobe.models.sharding import full
@@ -137,7 +138,7 @@ def load_model(
     place, precision = resolve_device(device), resolve_dtype(dtype)
     check_attention(attn_implementation, precision)
     explain = explained(name_or_path, place, attn_implementation)
-    with explain, bars_on_terminals(), without_load_report():
+    with explain, bars_on_terminals(), without_load_report(), parsed_once():
         model = _loaded(name_or_path, base, precision, attn_implementation, trust_remote_code)
         return model.to(place).eval()  # pyright: ignore[reportArgumentType]  # transformers' stub of `to`
 
@@ -338,7 +339,8 @@ def load_tokenizer(
     if not extra:
         check_tokenizer_claims(directory / "tokenizer.json")
     try:
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **extra)
+        with parsed_once():
+            return AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, **extra)
     except BaseException as error:
         # The tokenizer's Rust part raises a bare Exception for a damaged tokenizer.json, or panics.
         panicked = type(error).__name__ == "PanicException"
