@@ -22,6 +22,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from opdprobe.errors import VocabularyError
 from opdprobe.models.lengths import as_new, kept_apart
+from opdprobe.models.positions import position_limit
 
 __all__ = ["Body", "Head", "evaluating", "logit_width", "split_head"]
 
@@ -355,7 +356,8 @@ def _agrees(model: PreTrainedModel, body: nn.Module, head: Head) -> bool:
     """
     assert head.projection is not None
     weight = head.projection.weight
-    ids = (torch.arange(1, 9, device=weight.device) % weight.shape[0])[None]  # (1, 8), no RNG
+    length = min(8, position_limit(model) or 8)
+    ids = (torch.arange(1, length + 1, device=weight.device) % weight.shape[0])[None]  # no RNG
     ramp = torch.linspace(-_RAMP, _RAMP, weight.shape[0], device=weight.device, dtype=weight.dtype)
     received: list[Tensor] = []
 

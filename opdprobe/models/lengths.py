@@ -23,6 +23,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from opdprobe.models.positions import position_limit
+
 logger = logging.getLogger("opdprobe")
 
 _told: WeakSet[nn.Module] = WeakSet()
@@ -284,7 +286,8 @@ def _mixes_texts(model: Any, body: Callable[..., BaseModelOutputWithPast]) -> bo
     """Whether a text's hidden states depend on the other texts of the batch."""
     width = model.config.get_text_config().vocab_size
     column = torch.arange(_PROBED, device=model.device)[:, None]
-    mixed_ids = (torch.arange(1, 9, device=model.device) * (2 * column + 1) + 31 * column) % width
+    place = torch.arange(1, min(8, position_limit(model) or 8) + 1, device=model.device)
+    mixed_ids = (place * (2 * column + 1) + 31 * column) % width
     # Passes of one shape, so that they round alike.
     same, mixed = (
         body(input_ids=ids, use_cache=False).last_hidden_state

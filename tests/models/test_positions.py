@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from opdprobe.errors import ModelError, PromptError
+from opdprobe.models.head import split_head
 from opdprobe.models.positions import position_limit
 from opdprobe.rollout.once import probe
 from opdprobe.rollout.pair import Pair
@@ -65,6 +66,16 @@ def test_the_limit_is_where_the_model_itself_fails(family):
         ModelError, match=r"16 positions, .* 5 tokens .* 13 needs 17: lower .* to 12"
     ):
         sampled(model, longest + 1)
+
+
+@pytest.mark.parametrize("length", [1, 7])
+def test_a_short_table_is_split_into_body_and_head(length):
+    torch.manual_seed(0)
+    model = GPT2LMHeadModel(GPT2Config(**{**GPT_LIKE, **IDS, "n_positions": length})).eval()
+    body, head = split_head(model)
+    ids = torch.arange(1, length + 1)[None]
+    found = head(body(input_ids=ids).last_hidden_state)
+    torch.testing.assert_close(found, model(input_ids=ids).logits)
 
 
 def test_a_prompt_beyond_the_table():
