@@ -69,6 +69,11 @@ class ProbeConfig(Config):
         return {name: value for name, value in self.to_dict().items() if name != "every"}
 
 
+def innermost(model: nn.Module) -> PreTrainedModel:
+    """Find the transformers model inside a trainer's wrappers, whether or not it is sharded."""
+    return causal_lm(extract_model_from_parallel(model, keep_torch_compile=False))
+
+
 def unwrap(model: nn.Module) -> PreTrainedModel:
     """Find the transformers model inside a trainer's wrappers.
 
@@ -87,10 +92,11 @@ def unwrap(model: nn.Module) -> PreTrainedModel:
     if any(hasattr(p, mark) for p in model.parameters() for mark in _SHARDED):
         raise ConfigError(
             "the student's parameters are sharded over processes (FSDP, tensor parallelism or "
-            "DeepSpeed ZeRO-3), so one process cannot run it alone; save checkpoints and use "
+            "DeepSpeed ZeRO-3), so one process cannot run it alone. ProbeCallback gathers a "
+            "student under FSDP 2 (fsdp_version: 2); otherwise save checkpoints and use "
             "probe_checkpoints on them."
         )
-    return causal_lm(extract_model_from_parallel(model, keep_torch_compile=False))
+    return innermost(model)
 
 
 @contextmanager
@@ -131,7 +137,8 @@ def make_pair(
     teacher_by, one_teacher_at_a_time
         As for `opdprobe.rollout.teachers.load_pair`, with several teachers by name.
     **loading
-        ``dtype``, ``teacher_dtype`` and ``attn_implementation``, as for `Pair.load`.
+        ``dtype``, ``teacher_dtype`` and ``attn_implementation``, as for `Pair.load`, and
+        ``own_template``, as for `opdprobe.rollout.teachers.load_pair`.
 
     Raises
     ------

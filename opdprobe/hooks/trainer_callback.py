@@ -3,11 +3,12 @@
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -22,17 +23,20 @@ from opdprobe.errors import ConfigError, NonFiniteError
 from opdprobe.hooks.shared import (
     ProbeConfig,
     encode,
+    innermost,
     make_pair,
     recorded_attrs,
     run_attrs,
     undisturbed,
     unwrap,
 )
-from opdprobe.models.load import identity
+from opdprobe.models.load import identity, weight_hash
 from opdprobe.models.save import keep_tokenizer
+from opdprobe.models.sharding import is_sharded, named_as_whole, whole
 from opdprobe.rollout.grade import Grader
 from opdprobe.rollout.once import probe
 from opdprobe.rollout.pair import Pair
+from opdprobe.rollout.prompt_files import as_prompts
 from opdprobe.rollout.prompts import EncodedPrompt, OnError, Prompt
 from opdprobe.rollout.rows import step_metrics
 from opdprobe.rollout.teacher_context import TeacherContext
@@ -56,7 +60,8 @@ class ProbeCallback(TrainerCallback):
     torch), every module's mode, gradients, generation settings and tokenizer are what they were.
     It costs time: `num_generations` rollouts per prompt of up to `max_completion_length` tokens,
     and one pass of both models over them. On several processes the main one probes and the others
-    wait.
+    wait. A model that FSDP 2 shards over them is gathered in every process for the probe, in the
+    precision that its forward pass has.
 
     The step's means (`opdprobe.rollout.rows.step_metrics`) go, under ``opd/``, to the trainer's
     ``state.log_history``; with `attach` they reach its trackers and progress bar too. The run's
@@ -68,9 +73,10 @@ class ProbeCallback(TrainerCallback):
 
     Parameters
     ----------
-    teacher : PreTrainedModel or str or Path
+    teacher : PreTrainedModel or str or Path or mapping of them
         A causal LM of the student's vocabulary; a name is loaded when training begins. It is moved
-        to the student's device.
+        to the student's device. A `opdprobe.rollout.mixture.Mixture` of several scores as one; with
+        `teacher_by`, a mapping of names to models has one for each prompt.
     prompts : sequence of Prompt or str or Path
         The same prompts for every probe; or a file, directory or data set of them for
         `opdprobe.load_prompts`, which is read when training begins; or rows. Both models see them
@@ -110,12 +116,17 @@ class ProbeCallback(TrainerCallback):
         on a CPU.
     attn_implementation : str, optional
         How such a teacher computes attention; see `opdprobe.load_model`.
+    teacher_by : str, optional
+        Column of the prompts that names the teacher of each.
+    one_teacher_at_a_time : bool
+        Of several teachers, keep one in memory, and read the next one's files when its turn comes.
 
     Raises
     ------
     ConfigError
         A setting is out of range. When training begins: there is no tokenizer, the student is
-        sharded over processes, or the run in `run_dir` has other settings.
+        sharded otherwise (FSDP 1, tensor parallelism, DeepSpeed ZeRO-3), or the run in `run_dir`
+        has other settings.
     VocabularyError
         When training begins: the tokenizers differ.
     StoreError
@@ -148,7 +159,7 @@ class ProbeCallback(TrainerCallback):
 
     def __init__(
         self,
-        teacher: PreTrainedModel | str | Path,
+        teacher: PreTrainedModel | str | Path | Mapping[str, PreTrainedModel | str | Path],
         prompts: Sequence[Prompt] | str | Path,
         run_dir: str | Path,
         k: int = 16,
@@ -168,6 +179,8 @@ class ProbeCallback(TrainerCallback):
         temperature: float = 1.0,
         teacher_dtype: str | torch.dtype | None = None,
         attn_implementation: str | None = None,
+        teacher_by: str | None = None,
+        one_teacher_at_a_time: bool = False,
     ):
         self.config = ProbeConfig(
             k=k,
@@ -179,9 +192,12 @@ class ProbeCallback(TrainerCallback):
         )
         self.every = every
         self.teacher = teacher
-        self._loading = {
+        self._loading: dict[str, Any] = {
             "teacher_dtype": teacher_dtype,
             "attn_implementation": attn_implementation,
+            "teacher_by": teacher_by,
+            "one_teacher_at_a_time": one_teacher_at_a_time,
+            "own_template": teacher_context is not None and teacher_context.template == "own",
         }
         self.prompts = prompts
         self.max_prompt_length = max_prompt_length
@@ -198,6 +214,10 @@ class ProbeCallback(TrainerCallback):
         self._writer: RunWriter | None = None
         self._pair: Pair
         self._encoded: list[EncodedPrompt]
+        # Models of which each process holds a part, and the step that was probed last: the same in
+        # every process, since all must gather the weights together.
+        self._sharded: list[nn.Module] = []
+        self._probed: int | None = None
 
     def attach(self, trainer: Trainer) -> None:
         """Add this callback to a trainer, and send the scalars to its trackers and progress bar.
@@ -219,11 +239,32 @@ class ProbeCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Open the run and probe the student as it is."""
-        if not state.is_world_process_zero:
-            return
-        student = unwrap(kwargs["model"])
+        several = isinstance(self.teacher, Mapping)
+        teachers = self.teacher.values() if several else [self.teacher]
+        models = [kwargs["model"], *teachers]
+        self._sharded = [m for m in models if isinstance(m, nn.Module) and is_sharded(m)]
+        # Every process takes part: the weights come one at a time, from the shards.
+        hashes = {id(inner := innermost(m)): weight_hash(inner) for m in self._sharded}
+        with self._gathered():
+            student = unwrap(kwargs["model"])
+            if state.is_world_process_zero:
+                self._open(args, state, student, kwargs.get("processing_class"), hashes)
+        self._probe(args, state, control)
+
+    def _open(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        student: PreTrainedModel,
+        given: Any,
+        hashes: Mapping[int, str],
+    ) -> None:
+        """Make the pair, encode the prompts and open the run.
+
+        `given` is the trainer's processing class, `hashes` has the weight hashes of sharded models
+        by id.
+        """
         # A multimodal processor holds the tokenizer.
-        given = kwargs.get("processing_class")
         tokenizer = self.tokenizer or getattr(given, "tokenizer", given)
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
             raise ConfigError(
@@ -241,9 +282,12 @@ class ProbeCallback(TrainerCallback):
                 student, self.teacher, tokenizer, self.teacher_tokenizer, **self._loading
             )
         self._pair = pair
+        prompts = self.prompts
+        if self._loading["teacher_by"] is not None:
+            prompts = pair.taught(as_prompts(prompts, on_error=self.on_error), self.on_error)
         self._encoded, described = encode(
             tokenizer,
-            self.prompts,
+            prompts,
             self.max_prompt_length,
             self.on_error,
             self.chat_template_kwargs,
@@ -257,8 +301,10 @@ class ProbeCallback(TrainerCallback):
             self.run_dir,
             attrs=run_attrs(
                 pair,
-                identity(student, recorded.get("student")),
-                identity(pair.teacher),
+                _identity(student, hashes, recorded.get("student")),
+                _identity(pair.teacher, hashes)
+                if id(pair.teacher) in hashes
+                else pair.teacher_identity(),
                 recorded_by="ProbeCallback",
                 k=self.config.k,
                 temperature=self.config.temperature,
@@ -272,7 +318,14 @@ class ProbeCallback(TrainerCallback):
         )
         keep_tokenizer(self.run_dir, pair.tokenizer)
         self._writer.truncate_after(state.global_step)
-        self._probe(args, state, control)
+
+    def _gathered(self) -> ExitStack:
+        """Make sharded models full and plain ones in every process inside the block."""
+        stack = ExitStack()
+        for model in self._sharded:
+            stack.enter_context(whole(model))
+            stack.enter_context(named_as_whole(model))
+        return stack
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -301,9 +354,23 @@ class ProbeCallback(TrainerCallback):
 
     def _probe(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
         step = state.global_step
-        if self._writer is None or step in open_run(self.run_dir).steps:
+        if self._writer is None and not self._sharded:
+            return  # the main process has the full models, and probes alone
+        if step == self._probed:
             return
-        pair = self._pair
+        self._probed = step
+        with self._gathered():
+            if self._writer is not None and step not in open_run(self.run_dir).steps:
+                self._record(self._writer, args, state, control)
+
+    def _record(
+        self,
+        writer: RunWriter,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+    ) -> None:
+        step, pair = state.global_step, self._pair
         try:
             with undisturbed(pair.student, pair.teacher), _precision(args, pair.student):
                 dataset = probe(
@@ -311,9 +378,9 @@ class ProbeCallback(TrainerCallback):
                 )
         except NonFiniteError as error:
             raise NonFiniteError(f"step {step}: {error}") from error
-        self._writer.write_step(step, dataset)
+        writer.write_step(step, dataset)
         metrics = step_metrics(dataset)
-        self._writer.log_metrics(step, metrics)
+        writer.log_metrics(step, metrics)
         # NaN means that there is nothing to average (nothing graded, say); trackers that write
         # JSON cannot represent it.
         self._log(
@@ -331,6 +398,12 @@ class ProbeCallback(TrainerCallback):
         due = control.should_log
         Trainer.log(self._trainer, logs)
         control.should_log = due
+
+
+def _identity(
+    model: PreTrainedModel, hashes: Mapping[int, str], recorded: Any = None
+) -> dict[str, Any]:
+    return identity(model, recorded or {"weight_hash": hashes.get(id(model))})
 
 
 def _precision(args: TrainingArguments, model: PreTrainedModel) -> AbstractContextManager:

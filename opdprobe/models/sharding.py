@@ -7,7 +7,7 @@ model (`whole`).
 """
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -84,19 +84,40 @@ def as_pass(model: PreTrainedModel, name: str, body: Callable[..., Any]) -> Call
 def whole(model: nn.Module) -> Iterator[None]:
     """Gather the full model in every process inside the block, where each can run it on its own.
 
-    Every process must enter the block and leave the weights unchanged. Does nothing to a model that
-    is not sharded.
+    Every process must enter the block and leave the weights unchanged. Inside, FSDP's hooks do not
+    run: none gathers, frees or notes anything, so that training goes on as if nothing had been
+    computed, and the settings of whoever sharded the model stay. Does nothing to a model that is
+    not sharded.
     """
     groups = _groups(model)
-    for group in groups:
-        group.set_reshard_after_forward(False, recurse=False)
-        group.unshard()
+    with ExitStack() as hooks:
+        for group in groups:
+            hooks.enter_context(_unhooked(group))
+        for group in groups:
+            group.unshard()
+        try:
+            yield
+        finally:
+            for group in groups:
+                group.reshard()
+
+
+@contextmanager
+def _unhooked(module: Any) -> Iterator[None]:
+    """Take FSDP's hooks from a module inside the block; those of others stay."""
+    kept = []
+    for hooks in (module._forward_pre_hooks, module._forward_hooks):
+        kept.append((hooks, dict(hooks)))
+        for key, hook in kept[-1][1].items():
+            if getattr(hook, "__module__", "").startswith("torch.distributed."):
+                del hooks[key]
     try:
         yield
     finally:
-        for place, group in enumerate(groups):
-            group.reshard()
-            group.set_reshard_after_forward(place > 0, recurse=False)  # False for the model itself
+        for hooks, before in kept:  # in the same order, in the dicts that hooks' handles know
+            now = before | hooks
+            hooks.clear()
+            hooks.update(now)
 
 
 def rest(model: nn.Module) -> None:
@@ -112,13 +133,17 @@ def is_sharded(model: nn.Module) -> bool:
 
 @contextmanager
 def named_as_whole(model: nn.Module) -> Iterator[None]:
-    """Give a model its unsharded class inside the block, for code that saves the class's name."""
-    own = type(model)
-    model.__class__ = next(kind for kind in own.__mro__ if not issubclass(kind, FSDPModule))
+    """Give a model's modules their unsharded classes inside the block, for code that reads them."""
+    groups = _groups(model)
+    own = [type(group) for group in groups]
+    for group in groups:
+        plain = next(kind for kind in type(group).__mro__ if not issubclass(kind, FSDPModule))
+        group.__class__ = plain  # pyright: ignore[reportAttributeAccessIssue]
     try:
         yield
     finally:
-        model.__class__ = own
+        for group, kind in zip(groups, own, strict=True):
+            group.__class__ = kind
 
 
 def full(tensor: Tensor) -> Tensor:
