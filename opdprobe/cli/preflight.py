@@ -3,6 +3,7 @@
 import argparse
 import json
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from opdprobe.cli.runs import console, progress
@@ -52,6 +53,14 @@ def preflight(arguments: argparse.Namespace) -> None:
     names = arguments.teacher
     if len(set(names)) < len(names):
         raise ConfigError(f"--teacher {', '.join(names)}; expected each teacher once.")
+    for name in names:
+        if "=" in name and not Path(name).exists():
+            raise ConfigError(
+                f"--teacher {name}; expected --teacher MODEL, once for each model: preflight has "
+                "each teacher answer the prompts, so it judges and ranks them one by one. What a "
+                "mixture, or a teacher by label, changes at the student's states is measured by "
+                "`opdprobe probe` with the same options."
+            )
     arguments.teacher = names[0]
     student, teacher, tokenizers = models(arguments, options, job)
     teachers = {names[0]: teacher} | {name: resolve_model(name) for name in names[1:]}

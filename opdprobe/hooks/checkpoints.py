@@ -278,6 +278,7 @@ def probe_checkpoints(
                 attn_implementation=attn_implementation,
                 teacher_by=teacher_by,
                 one_teacher_at_a_time=one_teacher_at_a_time,
+                own_template=teacher_context is not None and teacher_context.template == "own",
             )
             student = pair.student
             if isinstance(pair, TeacherPairs | MixturePair):  # once, unless there is room for one

@@ -41,6 +41,7 @@ from opdprobe.rollout.given import (
 )
 from opdprobe.rollout.grade import Grader, grade_rollouts
 from opdprobe.rollout.memory import sample_in_parts
+from opdprobe.rollout.mixture import Mixture
 from opdprobe.rollout.prompts import OnError, Prompt, has_conversation
 from opdprobe.rollout.rollout import Rollout
 from opdprobe.rollout.rows import rollout_arrays, score_arrays, step_metrics
@@ -81,7 +82,8 @@ def score_rollouts(
     Parameters
     ----------
     student, teacher : model, ServedModel, str or Path, or None
-        A loaded model, its directory or name, or a served one. The student should be the one that
+        A loaded model, its directory or name, or a served one; the teacher may be a
+        `opdprobe.rollout.mixture.Mixture` of models. The student should be the one that
         sampled the rollouts. None for both: the rollouts themselves hold both models' top lists, or
         log-probabilities of both for the drawn tokens.
     rollouts : iterable of Rollout
@@ -138,6 +140,11 @@ def score_rollouts(
     >>> run = score_rollouts("my/student", "my/teacher", [rollout], "runs/x")   # doctest: +SKIP
     >>> run.load(0).reverse_kl                                                  # doctest: +SKIP
     """
+    if isinstance(teacher, Mapping) and not isinstance(teacher, Mixture):
+        raise ConfigError(
+            f"{len(teacher)} teachers by name; expected one, or a Mixture: score the rollouts of "
+            "each teacher's prompts by themselves, into a run of their own."
+        )
     if (student is None) != (teacher is None):
         raise ConfigError("only one model is given; expected a student and a teacher, or neither.")
     settings = {"k": k, "temperature": float(temperature)}
@@ -313,7 +320,7 @@ def _local(
     attrs = run_attrs(
         pair,
         identity(pair.student),
-        identity(pair.teacher),
+        pair.teacher_identity(),
         recorded_by="score_rollouts",
         k=k,
         temperature=temperature,

@@ -128,6 +128,10 @@ def capture(
     if spread and torch.distributed.get_rank() != 0:
         yield Capture(None, step, k, temperature)
         return
+    if not isinstance(teacher, nn.Module):
+        raise ConfigError(
+            f"teacher is a {type(teacher).__name__}; expected one model that is already loaded."
+        )
     inner = unwrap(student)
     with undisturbed(inner, teacher):
         pair = make_pair(inner, teacher, tokenizer, teacher_tokenizer)

@@ -264,6 +264,11 @@ def preflight(
         raise ConfigError(f"temperature = {temperature}; expected a number above 0.")
     if seed < 0:
         raise ConfigError(f"seed = {seed}; expected 0 or more.")
+    if isinstance(teacher, Mapping):
+        raise ConfigError(
+            f"{len(teacher)} teachers; expected one, which also answers the prompts: rank several "
+            "with rank_teachers, or measure a mixture with probe_checkpoints."
+        )
     names = [_name(student), _name(teacher)]
     pair = Pair.load(
         student,

@@ -167,6 +167,10 @@ class MixturePair(Pair):
         """The mixture of the loaded teachers, for another student."""
         return Mixture({name: one.teacher for name, one in self.pairs.items()}, self.weights)
 
+    def with_each_teacher(self) -> list[Pair]:
+        """Return the pairs of the student and one teacher."""
+        return list(self.pairs.values())
+
     def length_class(self, student: int, teacher: int) -> Hashable:
         """Name what all the models compute; see `Pair.length_class`."""
         bodies = [(self.student_body, student)]

@@ -146,6 +146,10 @@ class Pair:
         )
         return student, teacher
 
+    def with_each_teacher(self) -> list["Pair"]:
+        """Return a pair for each teacher whose hidden states this one has: here, itself."""
+        return [self]
+
     def teachers_of(self, prompts: Sequence[Prompt]) -> list[str] | None:
         """Name the teacher of each prompt; None: there is only one teacher."""
 

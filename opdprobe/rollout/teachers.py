@@ -78,9 +78,11 @@ class TeacherPairs(Pair):
             )
         self.by, self._keep, self._own_template = by, not one_at_a_time, own_template
         self._pairs: dict[str, Pair] = {}
+        self._models, self._files = dict(teachers), {}
         self.identities: dict[str, dict[str, Any]] = {}
         self._load: dict[str, Callable[[], Pair]] = {}
         for name, teacher in teachers.items():
+            self._files[name] = _stamp(teacher)
             pair = Pair.load(student, teacher, **loading)
             if pair.teacher is pair.student:
                 raise ConfigError(
@@ -89,6 +91,7 @@ class TeacherPairs(Pair):
                 )
             if not self.identities:  # the student is loaded once, and serves all teachers
                 student, loading = pair.outer_student, {**loading, "tokenizer": pair.tokenizer}
+                loading.pop("teacher_tokenizer", None)  # the others have their own
                 own = {key: value for key, value in vars(pair).items() if key not in _TEACHERS}
                 vars(self).update(own)
             if pair.width != self.width:
@@ -135,12 +138,15 @@ class TeacherPairs(Pair):
             for attribute in _TEACHERS:
                 vars(self).pop(attribute, None)
             release(self.student.device)
+            files = _stamp(self._models[name])
             pair = self._load[name]()
-            if identity(pair.teacher)["weight_hash"] != self.identities[name]["weight_hash"]:
-                raise ConfigError(
-                    f"the files of teacher {shown(name)} have changed since the run began; "
-                    "expected the same weights at each step."
-                )
+            if files is None or files != self._files[name]:  # hashing takes as long as reading
+                if identity(pair.teacher)["weight_hash"] != self.identities[name]["weight_hash"]:
+                    raise ConfigError(
+                        f"the files of teacher {shown(name)} have changed since the run began; "
+                        "expected the same weights at each step."
+                    )
+                self._files[name] = files
             self._pairs[name] = self._frozen(pair)
             self._show(name)
         return self._pairs[name]
@@ -200,6 +206,14 @@ class TeacherPairs(Pair):
             ):
                 batch = replace(part.batch, state=places[part.batch.state])
                 yield replace(part, batch=batch)
+
+
+def _stamp(teacher: Teacher) -> tuple[tuple[str, int, int], ...] | None:
+    """Name, size and time of a model's files; None where they cannot be listed (the hub)."""
+    if isinstance(teacher, nn.Module) or not Path(teacher).is_dir():
+        return None
+    found = ((file.name, file.stat()) for file in sorted(Path(teacher).iterdir()))
+    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in found)
 
 
 def taught(

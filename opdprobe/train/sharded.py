@@ -1,26 +1,27 @@
-"""Training with both models sharded: what all processes must run together and equally often."""
+"""Training with all models sharded: what all processes must run together and equally often."""
 
 from collections.abc import Iterator
 
 import torch
 
 from opdprobe.models.processes import Processes
-from opdprobe.models.sharding import as_pass, shard
+from opdprobe.models.sharding import as_pass, is_sharded, shard
 from opdprobe.rollout.batches import batches
 from opdprobe.rollout.pair import Pair, Scored
 from opdprobe.rollout.sample import Rollouts
 
 
 def shard_models(pair: Pair, device: torch.device) -> None:
-    """Shard both models over the processes, in place, and make the pair run the shards."""
+    """Shard all models over the processes, in place, and make the pair run the shards."""
     shard(pair.student, device)
-    if pair.teacher is not pair.student:
-        shard(pair.teacher, device)
     # Without a separate head, the body is the full model, whose call is a pass already.
     if pair.student_head.projection is not None:
         pair.student_body = as_pass(pair.student, "student_pass", pair.student_body)
-    if pair.teacher_head.projection is not None:
-        pair.teacher_body = as_pass(pair.teacher, "teacher_pass", pair.teacher_body)
+    for one in pair.with_each_teacher():
+        if not is_sharded(one.teacher):
+            shard(one.teacher, device)
+        if one.teacher_head.projection is not None:
+            one.teacher_body = as_pass(one.teacher, "teacher_pass", one.teacher_body)
 
 
 def scored_together(

@@ -57,7 +57,6 @@ from opdprobe.probes.selectors import select_states
 from opdprobe.rollout.engine import TrainedSampler, check_sampler, sample_with
 from opdprobe.rollout.grade import Grader, counted, grade_rollouts
 from opdprobe.rollout.memory import halving, sample_in_parts
-from opdprobe.rollout.mixture import MixturePair
 from opdprobe.rollout.pair import in_rollout_order
 from opdprobe.rollout.prompt_attrs import template_attrs
 from opdprobe.rollout.prompt_files import as_prompts
@@ -245,10 +244,10 @@ class OPDTrainer:
         self.sampler = sampler
         if sampler is not None:
             check_engine(sampler, config, self.pair.outer_student, self.processes)
-        if isinstance(self.pair, TeacherPairs | MixturePair) and self.processes.sharded:
+        if isinstance(self.pair, TeacherPairs) and self.processes.sharded:
             raise ConfigError(
-                "several teachers with sharded models; expected one teacher, or processes that "
-                "hold whole models (without FSDP)."
+                "a teacher by name for each prompt, with sharded models; expected one teacher, a "
+                "mixture of several, or processes that hold whole models (without FSDP)."
             )
         self.tokenizer = tokenizer = self.pair.tokenizer
         # Evaluation mode throughout: with dropout, the distribution that is trained would not be
@@ -409,8 +408,8 @@ class OPDTrainer:
             )
         )
         self.processes.wait()
-        for model in (self.student, self.pair.teacher):
-            rest(model)  # a failed step may leave layers gathered
+        rest(self.student)  # a failed step may leave layers gathered
+        self._rest_teachers()
         checkpoint = latest_checkpoint(self.run_dir)
         first = 0
         if checkpoint is not None:
@@ -639,8 +638,12 @@ class OPDTrainer:
                 device=self.device,
                 doing="scoring and training on",
             )
-        rest(self.pair.teacher)
+        self._rest_teachers()
         return in_rollout_order(parts), sum(self.processes.gather(total)) / n_states
+
+    def _rest_teachers(self) -> None:
+        for one in self.pair.with_each_teacher():
+            rest(one.teacher)
 
     def _together(self, work: Callable[[], T]) -> T:
         """Run passes that gather shards; a process that runs out of memory ends the launch.

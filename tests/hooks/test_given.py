@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 from transformers import GPT2Config, GPT2LMHeadModel
 
@@ -20,6 +21,7 @@ from opdprobe import (
 )
 from opdprobe.cli.parser import main
 from opdprobe.report import write_run_report
+from opdprobe.rollout.mixture import Mixture
 from opdprobe.rollout.once import probe
 from opdprobe.rollout.pair import Pair
 from opdprobe.rollout.prompts import encode_prompts
@@ -334,3 +336,24 @@ def test_two_runs_of_two_forms_are_compared(drawn_only, trained, tmp_path):
     draw = lambda panels: [b""] * len(panels)  # noqa: E731
     findings = write_run_report(tmp_path / "report.html", [trained, drawn_only], draw=draw)
     assert [some[0].name for some in findings][1] == "not_recorded"
+
+
+def test_a_mixture_scores_as_one_teacher(tmp_path):
+    student, teacher = models()
+    mixed = Mixture({"a": teacher, "b": tiny_model(seed=2)}, {"a": 1, "b": 1})
+    rows = [Rollout(0, "a", prompt_ids=[5, 6], response_ids=[7, 8, 2])]
+    given = {"tokenizer": tiny_tokenizer(), "k": 4}
+    run = opdprobe.score_rollouts(student, mixed, rows, tmp_path / "run", **given)
+    assert run.attrs["teacher"]["name"] == "0.5 a + 0.5 b"
+    ids = torch.tensor([[5, 6, 7, 8, 2]])
+    logp, *logq = (m(ids).logits[0, 1:4].log_softmax(-1) for m in (student, *mixed.values()))
+    q = torch.stack(logq).exp().mean(0)
+    want = (logp.exp() * (logp - q.log())).sum(-1)
+    np.testing.assert_allclose(run.load(0).reverse_kl, want.detach(), rtol=1e-4)
+
+
+def test_teachers_by_name_are_refused(tmp_path):
+    student, teacher = models()
+    rows = [Rollout(0, "a", prompt_ids=[5, 6], response_ids=[7, 8, 2])]
+    with pytest.raises(ConfigError, match="2 teachers by name; expected one, or a Mixture: score"):
+        opdprobe.score_rollouts(student, {"a": teacher, "b": teacher}, rows, tmp_path / "run")

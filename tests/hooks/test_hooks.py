@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -37,6 +38,10 @@ from opdprobe.hooks.shared import undisturbed, unwrap
 from opdprobe.models.load import load_model, weight_hash
 from opdprobe.report.token_text import TokenTexts
 from opdprobe.report.view import write_view
+from opdprobe.rollout.mixture import Mixture
+from opdprobe.rollout.once import probe
+from opdprobe.rollout.prompts import encode_prompts
+from opdprobe.rollout.teachers import load_pair
 from opdprobe.store.prompt_form import prompt_form
 from opdprobe.testing import tiny_model, tiny_tokenizer
 
@@ -299,6 +304,64 @@ def test_settings_out_of_range():
     ):
         with pytest.raises(ConfigError, match=f"{next(iter(bad))} = "):
             ProbeCallback("teacher", PROMPTS, "run", **bad)
+
+
+@pytest.fixture
+def two_teachers(tmp_path):
+    return {
+        name: save(tiny_model(seed=i), tmp_path / name, tiny_tokenizer())
+        for i, name in enumerate(("math", "code"), start=1)
+    }
+
+
+def watched_by(teacher, folder, **more):
+    folder.mkdir()
+    prompts = [
+        replace(one, meta={"domain": domain})
+        for one, domain in zip(PROMPTS, ("math", "code", "math"), strict=True)
+    ]
+    callback = watch(folder, teacher, every=1, **more)
+    callback.prompts = prompts
+    trainer_of(models()[0], folder, [callback], max_steps=1).train()
+    return open_run(folder / "run")
+
+
+@pytest.mark.parametrize("one_at_a_time", [False, True])
+def test_each_prompt_has_its_teacher(tmp_path, two_teachers, one_at_a_time):
+    run = watched_by(
+        two_teachers, tmp_path / "two", teacher_by="domain", one_teacher_at_a_time=one_at_a_time
+    )
+    assert run.attrs["teacher"]["by"] == "domain"
+    assert set(run.attrs["teacher"]["teachers"]) == {"math", "code"}
+    alone = {name: watched_by(one, tmp_path / f"{name}-run") for name, one in two_teachers.items()}
+    for step in run.steps:
+        rows = run.to_dataframe(step, by="state")
+        for rollout, name in enumerate(("math", "code", "math")):
+            want = alone[name].to_dataframe(step, by="state")
+            np.testing.assert_allclose(
+                rows[rows.rollout == rollout].reverse_kl,
+                want[want.rollout == rollout].reverse_kl,
+                rtol=1e-5,
+            )
+    with pytest.raises(PromptError, match="domain is 'code'; expected one of 'math', 'c'"):
+        watched_by(
+            {"math": two_teachers["math"], "c": two_teachers["code"]},
+            tmp_path / "unknown",
+            teacher_by="domain",
+        )
+
+
+def test_a_mixture_is_one_teacher(tmp_path, two_teachers):
+    mixed = Mixture(two_teachers, {"math": 3, "code": 1})
+    run = watched_by(mixed, tmp_path / "mixed")
+    assert run.attrs["teacher"]["name"] == "0.75 math + 0.25 code"
+    path = save(models()[0], tmp_path / "student")
+    pair = load_pair(path, mixed, by=None, device="cpu")
+    sizes = {"num_generations": 1, "max_completion_length": 5, "k": 4}
+    want = probe(pair, encode_prompts(pair.tokenizer, PROMPTS), **sizes)
+    np.testing.assert_allclose(run.load(0).reverse_kl, want.reverse_kl, rtol=1e-4, atol=1e-6)
+    with pytest.raises(ConfigError, match="2 teachers by name and no teacher_by"):
+        watched_by(two_teachers, tmp_path / "no column")
 
 
 # --- what is inside a student ---

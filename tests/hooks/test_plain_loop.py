@@ -389,6 +389,16 @@ def test_capture_names_what_is_wrong(message, tmp_path):
     assert not student._forward_hooks
 
 
+def test_capture_wants_a_loaded_teacher(tmp_path):
+    for teacher in ("my/teacher", {"a": tiny_model(seed=1)}):
+        captured = capture(models()[0], teacher, tmp_path, step=0, tokenizer=tiny_tokenizer())
+        with (
+            pytest.raises(ConfigError, match="expected one model that is already loaded"),
+            captured,
+        ):
+            pass
+
+
 def test_a_failing_block_writes_nothing(tmp_path):
     student, teacher = models()
     ids = torch.tensor([[1, 7, 8]])

@@ -142,3 +142,15 @@ def test_on_the_command_line(capsys):
     values = json.loads(capsys.readouterr().out)
     assert {one["teacher"] for one in values["teachers"]} == {WORSE, BETTER}
     assert values["teachers"][0]["settings"]["student"] == "zoo:sft-small"
+
+
+def test_a_mixture_is_not_judged(capsys):
+    models = tiny_model(), {"a": tiny_model(seed=1), "b": tiny_model(seed=2)}
+    with pytest.raises(ConfigError, match=r"2 teachers; expected one, which also answers"):
+        preflight(*models, [Prompt("a", text="7")], tokenizer=tiny_tokenizer())
+    for given in (["0.7=zoo:rl-small", "0.3=zoo:sft-large"], ["math=zoo:rl-small"]):
+        teachers = [text for name in given for text in ("--teacher", name)]
+        code = main(["preflight", "--student", "zoo:sft-small", *teachers, "--prompts", "zoo:easy"])
+        assert code == 2
+        said = capsys.readouterr().err
+        assert f"--teacher {given[0]}; expected --teacher MODEL, once for each model" in said

@@ -13,13 +13,16 @@ from opdprobe import (
     OPDTrainer,
     Prompt,
     PromptError,
+    VocabularyError,
     curves,
     open_run,
     probe_checkpoints,
     validate,
 )
+from opdprobe.models.load import identity
 from opdprobe.report.by_teacher import teacher_rows
 from opdprobe.report.course import course
+from opdprobe.rollout import teachers as teachers_module
 from opdprobe.rollout.once import probe
 from opdprobe.rollout.pair import Pair
 from opdprobe.rollout.prompts import encode_prompts
@@ -193,16 +196,41 @@ def test_teachers_that_cannot_be(saved, tmp_path):
         train(saved, tmp_path, teacher=loaded, one_at_a_time=True)
 
 
-def test_files_that_changed_under_a_run(saved, tmp_path):
+def test_files_that_changed_under_a_run(saved, tmp_path, monkeypatch):
     paths = {name: tmp_path / name for name in ("math", "code")}
     for name, path in paths.items():
         tiny_model(seed=5).save_pretrained(path)
         tiny_tokenizer().save_pretrained(path)
         assert name
     pair = TeacherPairs(saved["student"], paths, by="domain", one_at_a_time=True, device="cpu")
+    hashed = []
+    monkeypatch.setattr(teachers_module, "identity", lambda m: hashed.append(m) or identity(m))
+    pair.of("code")
+    pair.of("math")
+    assert not hashed  # the files are as they were
+    (paths["code"] / "model.safetensors").touch()
+    pair.of("code")
+    assert len(hashed) == 1  # written again with the same weights
+    pair.of("math")
     tiny_model(seed=6).save_pretrained(paths["code"])
     with pytest.raises(ConfigError, match="the files of teacher 'code' have changed"):
         pair.of("code")
+
+
+def test_every_teacher_has_its_own_tokenizer(saved, tmp_path):
+    """The first one's, given by the caller, is not taken for the others'."""
+    other = tmp_path / "code"
+    tiny_model(seed=2, vocab_size=64).save_pretrained(other)
+    tokenizer = tiny_tokenizer()
+    tokenizer.chat_template = "<bos>" + tokenizer.chat_template
+    tokenizer.save_pretrained(other)
+    given = {"math": saved["math"], "code": other}
+    first = {"teacher_tokenizer": tiny_tokenizer(), "device": "cpu", "by": "domain"}
+    with pytest.raises(ConfigError, match="the chat templates of teachers 'math' and 'code' diff"):
+        TeacherPairs(saved["student"], given, own_template=True, **first)
+    tiny_tokenizer(60).save_pretrained(other)
+    with pytest.raises(VocabularyError, match="first at id 60"):
+        TeacherPairs(saved["student"], given, **first)
 
 
 def test_curves_and_report_by_teacher(saved, tmp_path):

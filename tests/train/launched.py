@@ -20,6 +20,7 @@ from torch.distributed.tensor import DTensor
 from opdprobe import Callback, NonFiniteError, OPDProbeError, Prompt, PromptError
 from opdprobe.hooks import probe_checkpoints
 from opdprobe.models.load import weight_hash
+from opdprobe.rollout.mixture import Mixture
 
 CONFTEST = runpy.run_path(str(Path(__file__).with_name("conftest.py")))
 make_trainer, make_model = CONFTEST["make_trainer"], CONFTEST["make_model"]
@@ -120,7 +121,14 @@ def probed(run_dir, folder):
     )
 
 
-RUNS = {"whole": whole, "thinned": thinned, "adapter": adapter, "cut_up": cut_up}
+def mixed(folder):
+    """Two teachers that score as one."""
+    teacher = Mixture({"a": make_model(1), "b": make_model(2)}, {"a": 0.7, "b": 0.3})
+    settings = {"batch_size": 3, "objective": "full", "max_steps": 2}
+    return make_trainer(folder, teacher=teacher, settings=settings)
+
+
+RUNS = {"mixed": mixed, "whole": whole, "thinned": thinned, "adapter": adapter, "cut_up": cut_up}
 
 
 def stop_after_step_1(folder, make=whole):

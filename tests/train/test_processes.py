@@ -109,7 +109,7 @@ def assert_same_weights(got: Path, want: Path):
             assert (weights[name] - expected[name]).abs().mean() < 1e-5
 
 
-@pytest.mark.parametrize("name", ["whole", "thinned", "adapter", "cut_up"])
+@pytest.mark.parametrize("name", ["whole", "thinned", "adapter", "cut_up", "mixed"])
 def test_two_processes_train_what_one_does(one, two, name, assert_same_runs):
     got, want = open_run(two / name), open_run(one / name)
     assert_same_runs(got, want, rtol=2e-4)
@@ -121,7 +121,7 @@ def test_two_processes_train_what_one_does(one, two, name, assert_same_runs):
 
 def test_both_processes_end_with_the_same_weights(two):
     first, second = noted(two)
-    for name in ("whole", "thinned", "adapter", "cut_up"):
+    for name in ("whole", "thinned", "adapter", "cut_up", "mixed"):
         assert first[name] == second[name]
 
 
