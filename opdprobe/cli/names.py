@@ -104,7 +104,9 @@ def template_settings(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def teacher_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     """Return a command's settings of the teacher's context that were given, as in OPDConfig."""
-    variables = chat_template_kwargs(arguments.teacher_chat_template_kwargs or [])
+    variables = chat_template_kwargs(
+        arguments.teacher_chat_template_kwargs or [], "--teacher-chat-template-kwargs"
+    )
     found = {
         "teacher_prompt": arguments.teacher_prompt,
         "teacher_system_prompt": arguments.teacher_system_prompt,
@@ -120,13 +122,17 @@ def teacher_context(arguments: argparse.Namespace) -> TeacherContext:
     return TeacherContext(**{name.removeprefix("teacher_"): v for name, v in given.items()})
 
 
-def chat_template_kwargs(texts: Sequence[str]) -> dict[str, Any] | None:
+def chat_template_kwargs(
+    texts: Sequence[str], option: str = "--chat-template-kwargs"
+) -> dict[str, Any] | None:
     """Parse variables for the chat template.
 
     Parameters
     ----------
     texts
         ``NAME=VALUE`` with a value as YAML reads it, or JSON objects; later ones precede.
+    option
+        What they were given as, for messages.
 
     Returns
     -------
@@ -157,7 +163,7 @@ def chat_template_kwargs(texts: Sequence[str]) -> dict[str, Any] | None:
             parsed = None
         if parsed is None:
             raise ConfigError(
-                f"--chat-template-kwargs {text!r}; expected NAME=VALUE, such as "
+                f"{option} {text!r}; expected NAME=VALUE, such as "
                 "enable_thinking=true, or a JSON object."
             )
         # YAML reads dates, too; a template is given the text.

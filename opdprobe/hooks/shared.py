@@ -5,6 +5,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -29,9 +30,9 @@ from opdprobe.train.config import Config
 
 logger = logging.getLogger("opdprobe")
 
-# Attributes of a parameter of which this process holds only a part: DeepSpeed ZeRO-3; FSDP 2 and
-# tensor parallelism; FSDP 1, whether it shows its flat parameters or the original ones.
-_SHARDED = ("ds_id", "device_mesh", "_fsdp_flattened")
+# Attributes of a parameter of which this process holds only a part: FSDP 2 and tensor parallelism;
+# FSDP 1, whether it shows its flat parameters or the original ones.
+_SHARDED = ("device_mesh", "_fsdp_flattened")
 
 
 @dataclass(frozen=True)
@@ -89,14 +90,35 @@ def unwrap(model: nn.Module) -> PreTrainedModel:
         Its parameters are sharded over processes, it has a learned prompt, or it is not a
         transformers model.
     """
-    if any(hasattr(p, mark) for p in model.parameters() for mark in _SHARDED):
+    if any(map(_is_part, model.parameters())):
         raise ConfigError(
-            "the student's parameters are sharded over processes (FSDP, tensor parallelism or "
-            "DeepSpeed ZeRO-3), so one process cannot run it alone. ProbeCallback gathers a "
-            "student under FSDP 2 (fsdp_version: 2); otherwise save checkpoints and use "
-            "probe_checkpoints on them."
+            "the student's parameters are sharded over processes, so one process cannot run it "
+            "alone. ProbeCallback gathers a student under FSDP 2 (fsdp_version: 2) and DeepSpeed "
+            "ZeRO-3; otherwise save checkpoints and use probe_checkpoints on them."
         )
     return innermost(model)
+
+
+def _is_part(parameter: Any) -> bool:
+    """Whether this process holds only a part of a parameter, which is not gathered now."""
+    if hasattr(parameter, "ds_numel"):  # DeepSpeed ZeRO-3
+        return parameter.numel() < parameter.ds_numel
+    return any(hasattr(parameter, mark) for mark in _SHARDED)
+
+
+@contextmanager
+def loading_whole_models() -> Iterator[None]:
+    """Have transformers load full models inside the block, though it trains with ZeRO-3.
+
+    It would partition a model that only one process loads, and wait for the others.
+    """
+    settings: Any = import_module("transformers.integrations.deepspeed")
+    before = settings._hf_deepspeed_config_weak_ref
+    settings.unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        settings._hf_deepspeed_config_weak_ref = before
 
 
 @contextmanager

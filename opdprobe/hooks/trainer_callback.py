@@ -24,6 +24,7 @@ from opdprobe.hooks.shared import (
     ProbeConfig,
     encode,
     innermost,
+    loading_whole_models,
     make_pair,
     recorded_attrs,
     run_attrs,
@@ -32,7 +33,7 @@ from opdprobe.hooks.shared import (
 )
 from opdprobe.models.load import identity, weight_hash
 from opdprobe.models.save import keep_tokenizer
-from opdprobe.models.sharding import is_sharded, named_as_whole, whole
+from opdprobe.models.sharding import is_sharded, named_as_whole, whole, zero_3_parts
 from opdprobe.rollout.grade import Grader
 from opdprobe.rollout.once import probe
 from opdprobe.rollout.pair import Pair
@@ -60,8 +61,8 @@ class ProbeCallback(TrainerCallback):
     torch), every module's mode, gradients, generation settings and tokenizer are what they were.
     It costs time: `num_generations` rollouts per prompt of up to `max_completion_length` tokens,
     and one pass of both models over them. On several processes the main one probes and the others
-    wait. A model that FSDP 2 shards over them is gathered in every process for the probe, in the
-    precision that its forward pass has.
+    wait. A model that FSDP 2 or DeepSpeed ZeRO-3 shards over them is gathered in every process for
+    the probe, in the precision that its forward pass has.
 
     The step's means (`opdprobe.rollout.rows.step_metrics`) go, under ``opd/``, to the trainer's
     ``state.log_history``; with `attach` they reach its trackers and progress bar too. The run's
@@ -125,8 +126,7 @@ class ProbeCallback(TrainerCallback):
     ------
     ConfigError
         A setting is out of range. When training begins: there is no tokenizer, the student is
-        sharded otherwise (FSDP 1, tensor parallelism, DeepSpeed ZeRO-3), or the run in `run_dir`
-        has other settings.
+        sharded otherwise (FSDP 1, tensor parallelism), or the run in `run_dir` has other settings.
     VocabularyError
         When training begins: the tokenizers differ.
     StoreError
@@ -242,9 +242,11 @@ class ProbeCallback(TrainerCallback):
         several = isinstance(self.teacher, Mapping)
         teachers = self.teacher.values() if several else [self.teacher]
         models = [kwargs["model"], *teachers]
-        self._sharded = [m for m in models if isinstance(m, nn.Module) and is_sharded(m)]
+        loaded = [model for model in models if isinstance(model, nn.Module)]
+        shards = [model for model in loaded if is_sharded(model)]
         # Every process takes part: the weights come one at a time, from the shards.
-        hashes = {id(inner := innermost(m)): weight_hash(inner) for m in self._sharded}
+        hashes = {id(inner := innermost(model)): weight_hash(inner) for model in shards}
+        self._sharded = shards + [model for model in loaded if zero_3_parts(model)]
         with self._gathered():
             student = unwrap(kwargs["model"])
             if state.is_world_process_zero:
@@ -277,7 +279,7 @@ class ProbeCallback(TrainerCallback):
                 "by ProbeCallback(…).attach(trainer) instead of callbacks=[…].",
                 ", ".join(args.report_to),
             )
-        with undisturbed(student), _precision(args, student):
+        with undisturbed(student), _precision(args, student), loading_whole_models():
             pair = make_pair(
                 student, self.teacher, tokenizer, self.teacher_tokenizer, **self._loading
             )

@@ -8,6 +8,7 @@ model (`whole`).
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -84,15 +85,17 @@ def as_pass(model: PreTrainedModel, name: str, body: Callable[..., Any]) -> Call
 def whole(model: nn.Module) -> Iterator[None]:
     """Gather the full model in every process inside the block, where each can run it on its own.
 
-    Every process must enter the block and leave the weights unchanged. Inside, FSDP's hooks do not
-    run: none gathers, frees or notes anything, so that training goes on as if nothing had been
-    computed, and the settings of whoever sharded the model stay. Does nothing to a model that is
-    not sharded.
+    Every process must enter the block and leave the weights unchanged. Inside, the hooks of FSDP
+    and DeepSpeed do not run: none gathers, frees or notes anything, so that training goes on as if
+    nothing had been computed, and the settings of whoever sharded the model stay. Does nothing to a
+    model that is not sharded.
     """
-    groups = _groups(model)
-    with ExitStack() as hooks:
-        for group in groups:
-            hooks.enter_context(_unhooked(group))
+    groups, parts = _groups(model), zero_3_parts(model)
+    with ExitStack() as stack:
+        for module in model.modules() if parts else groups:
+            stack.enter_context(_unhooked(module))
+        if parts:
+            stack.enter_context(import_module("deepspeed").zero.GatheredParameters(parts))
         for group in groups:
             group.unshard()
         try:
@@ -102,14 +105,19 @@ def whole(model: nn.Module) -> Iterator[None]:
                 group.reshard()
 
 
+def zero_3_parts(model: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of which DeepSpeed's ZeRO-3 keeps a part in each process."""
+    return [parameter for parameter in model.parameters() if hasattr(parameter, "ds_id")]
+
+
 @contextmanager
 def _unhooked(module: Any) -> Iterator[None]:
-    """Take FSDP's hooks from a module inside the block; those of others stay."""
+    """Take FSDP's and DeepSpeed's hooks from a module inside the block; others stay."""
     kept = []
     for hooks in (module._forward_pre_hooks, module._forward_hooks):
         kept.append((hooks, dict(hooks)))
         for key, hook in kept[-1][1].items():
-            if getattr(hook, "__module__", "").startswith("torch.distributed."):
+            if getattr(hook, "__module__", "").startswith(("torch.distributed.", "deepspeed.")):
                 del hooks[key]
     try:
         yield

@@ -163,6 +163,11 @@ def encode_prompts(
     encode.report(given, [prompt.prompt for prompt in encoded])
     if all(prompt.teacher_ids == prompt.ids for prompt in encoded):
         encoded = [replace(prompt, teacher_ids=None) for prompt in encoded]
+        if not context.is_shared:
+            logger.warning(
+                "What was asked for the teacher's prompts changes none of them: both models read "
+                "the same."
+            )
     return encoded
 
 

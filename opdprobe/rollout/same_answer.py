@@ -41,6 +41,8 @@ _DIGITS = 100  # to which irrational numbers are compared
 _DOTS = re.compile(r"\\(?:[lc]?dots[cbo]?)(?![a-z])|…|\.\.\.+")
 _RATIO = re.compile(r"[0-9]{1,50}(?:\.[0-9]{1,50})?(?::[0-9]{1,50}(?:\.[0-9]{1,50})?)+")
 _REPEATING = re.compile(r"(?<![\d.])(\d{0,50})\.(\d{0,50})\\(?:overline|bar|dot)\s*\{(\d{1,50})\}")
+# One number after an equals sign, which would be read as a list: x = -1,450
+_THOUSANDS = re.compile(r"(?<==)\s*[-+−]?\d{1,3}(?:,\d{3})+(?:\.\d+)?\s*$")
 _BARE = re.compile(r"(?<![\\A-Za-z_{])(sin|cos|tan|cot|ln|log|pi)(?![A-Za-z])")
 _PRIME = re.compile(r"(?<=[A-Za-z0-9)}])(?:'+|\^\{?(?:\\prime\s*)+\}?)")
 _LIMITS = (sympy.factorial, sympy.factorial2, sympy.gamma, sympy.binomial)
@@ -67,6 +69,7 @@ def read_answer(text: str) -> Answer:
         return Answer(_plain(text), ())
     text = _REPEATING.sub(_as_fraction, text).replace("°", r"^\circ")
     text = re.sub(r"(?<=\d)\\[,!;: ]\s*(?=\d{3}(?!\d))", "", text)  # 1\,000
+    text = _THOUSANDS.sub(lambda match: match[0].replace(",", ""), text)
     text = re.sub(r"^(-?\d+)\s+(\d+)/(\d+)$", r"\1\\frac{\2}{\3}", text)
     if not re.search(r"\\(?:text|math|operatorname)", text):
         text = _BARE.sub(r"\\\1 ", text)

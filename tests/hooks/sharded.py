@@ -5,6 +5,7 @@ All are forks of one process: importing the libraries takes longest.
 
 import json
 import os
+import signal
 import sys
 import traceback
 from pathlib import Path
@@ -138,6 +139,7 @@ def forked(folder, environment):
     """Train all in a fork of this process; return the fork's id."""
     child = os.fork()
     if child == 0:
+        signal.alarm(500)  # nothing waits for a hung one
         status = 1
         try:
             os.environ |= environment
@@ -163,7 +165,7 @@ def launch(folder, environment):
         rank = ranks.pop(child)
         if status:
             for other in ranks:  # which would wait for the one that failed
-                os.kill(other, 9)
+                os.kill(other, signal.SIGKILL)
             return f"process {rank}"
     return None
 

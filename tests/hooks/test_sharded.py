@@ -43,7 +43,7 @@ def both(tmp_path_factory):
         capture_output=True,
         text=True,
         env=os.environ | {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"},
-        timeout=280,
+        timeout=1200,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     return folder, done.stderr
