@@ -5,7 +5,9 @@ real DeepSpeed compiles for minutes before it trains; docs/lab-notebook.md says 
 """
 
 import sys
-from types import SimpleNamespace
+from importlib.machinery import ModuleSpec
+from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -35,11 +37,10 @@ class Gathered:
 @pytest.fixture
 def partitioned(monkeypatch):
     """A model as ZeRO-3 leaves it, and the modules whose hooks ran."""
-    monkeypatch.setitem(
-        sys.modules,
-        "deepspeed",
-        SimpleNamespace(zero=SimpleNamespace(GatheredParameters=Gathered)),
-    )
+    stand_in: Any = ModuleType("deepspeed")
+    stand_in.__spec__ = ModuleSpec("deepspeed", None)
+    stand_in.zero = SimpleNamespace(GatheredParameters=Gathered)
+    monkeypatch.setitem(sys.modules, "deepspeed", stand_in)
     model, ran = tiny_model(), []
     for number, parameter in enumerate(model.parameters()):
         parameter.full, parameter.ds_numel = parameter.data, parameter.numel()
