@@ -2,8 +2,8 @@
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -242,11 +242,12 @@ class ProbeCallback(TrainerCallback):
         several = isinstance(self.teacher, Mapping)
         teachers = self.teacher.values() if several else [self.teacher]
         models = [kwargs["model"], *teachers]
-        loaded = [model for model in models if isinstance(model, nn.Module)]
-        shards = [model for model in loaded if is_sharded(model)]
+        # By the model inside, since a student may be its own teacher.
+        loaded = {innermost(model): model for model in models if isinstance(model, nn.Module)}
         # Every process takes part: the weights come one at a time, from the shards.
-        hashes = {id(inner := innermost(model)): weight_hash(inner) for model in shards}
-        self._sharded = shards + [model for model in loaded if zero_3_parts(model)]
+        hashes = {id(inner): weight_hash(inner) for inner in loaded if is_sharded(inner)}
+        self._sharded = [m for m in loaded.values() if is_sharded(m) or zero_3_parts(m)]
+        self._probed = None
         with self._gathered():
             student = unwrap(kwargs["model"])
             if state.is_world_process_zero:
@@ -321,13 +322,14 @@ class ProbeCallback(TrainerCallback):
         keep_tokenizer(self.run_dir, pair.tokenizer)
         self._writer.truncate_after(state.global_step)
 
-    def _gathered(self) -> ExitStack:
+    @contextmanager
+    def _gathered(self) -> Iterator[None]:
         """Make sharded models full and plain ones in every process inside the block."""
-        stack = ExitStack()
-        for model in self._sharded:
-            stack.enter_context(whole(model))
-            stack.enter_context(named_as_whole(model))
-        return stack
+        with ExitStack() as stack:
+            for model in self._sharded:
+                stack.enter_context(whole(model))
+                stack.enter_context(named_as_whole(model))
+            yield
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
