@@ -142,11 +142,11 @@ def is_sharded(model: nn.Module) -> bool:
 @contextmanager
 def named_as_whole(model: nn.Module) -> Iterator[None]:
     """Give a model's modules their unsharded classes inside the block, for code that reads them."""
-    groups = _groups(model)
+    groups: list[Any] = list(_groups(model))
     own = [type(group) for group in groups]
     for group in groups:
         plain = next(kind for kind in type(group).__mro__ if not issubclass(kind, FSDPModule))
-        group.__class__ = plain  # pyright: ignore[reportAttributeAccessIssue]
+        group.__class__ = plain
     try:
         yield
     finally:
