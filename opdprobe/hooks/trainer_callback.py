@@ -239,9 +239,8 @@ class ProbeCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Open the run and probe the student as it is."""
-        several = isinstance(self.teacher, Mapping)
-        teachers = self.teacher.values() if several else [self.teacher]
-        models = [kwargs["model"], *teachers]
+        given = self.teacher
+        models = [kwargs["model"], *(given.values() if isinstance(given, Mapping) else [given])]
         # By the model inside, since a student may be its own teacher.
         loaded = {innermost(model): model for model in models if isinstance(model, nn.Module)}
         # Every process takes part: the weights come one at a time, from the shards.
