@@ -286,10 +286,10 @@ def _overlap_reason(e: Evidence) -> str:
 
 def _advice(e: Evidence, learns: bool | None, worth: str | None) -> list[str]:
     advice = []
-    if e.overlap.high < _OVERLAP:
+    if e.overlap.high < _OVERLAP and worth != "worse":
         advice.append(
-            "The patterns differ: try a cold start (SFT on the teacher's rollouts), or prompts in "
-            "the teacher's template (§5)."
+            "The overlap is low: a cold start (SFT on the teacher's rollouts), or prompts in the "
+            "teacher's template, raise it (§5)."
         )
     if e.gap.low > 0 and worth == "no better":
         advice.append(

@@ -131,7 +131,7 @@ def test_the_rule(changes, word, reason):
 @pytest.mark.parametrize(
     ("changes", "advice"),
     [
-        ({"overlap": Number(0.5, 0.45, 0.55)}, "try a cold start"),
+        ({"overlap": Number(0.5, 0.45, 0.55)}, "The overlap is low: a cold start"),
         (NO_BETTER | ABLE, "lineage"),
         (NOTHING_SHARED, "keep the learning rate low"),
         ({"tail": 4000}, "After 4000 student tokens"),
@@ -142,6 +142,10 @@ def test_the_rule(changes, word, reason):
 def test_the_advice(changes, advice):
     assert judge(WORKS).advice == ()
     assert [advice in line for line in judge(replace(WORKS, **changes)).advice] == [True]
+
+
+def test_no_cold_start_on_a_pattern_that_harms():
+    assert judge(replace(WORKS, **WORSE, overlap=Number(0.5, 0.45, 0.55))).advice == ()
 
 
 def test_a_single_prompt_is_said_to_have_no_interval():
