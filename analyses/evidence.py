@@ -47,6 +47,9 @@ class Evidence:
     continuations
         Experiment to the teacher's continuations of its rollouts' prefixes, one Dataset per seed
         from `opdprobe.rollout.continuation.continuation_gain`.
+    measured
+        Name of a measurement and experiment to what was found, one per seed; see
+        `opdprobe.cli.measures`.
     sums
         Directory of a run to its sums by rollout; filled on first use.
     evaluated
@@ -58,6 +61,7 @@ class Evidence:
     runs: dict[str, list[Run]]
     scores: dict[str, list[dict[str, NDArray[np.float64]]]]
     continuations: dict[str, list[xr.Dataset]] = field(default_factory=dict)
+    measured: dict[tuple[str, str], list[dict[str, Any]]] = field(default_factory=dict)
     sums: dict[Path, RolloutSums] = field(default_factory=dict)
     evaluated: dict[tuple[Path, str], xr.DataArray] = field(default_factory=dict)
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from analyses.experiments import EXPERIMENTS, LENGTHS, SELECTED, SWEPT, tokens
+from analyses.experiments import EXPERIMENTS, LENGTHS, POINTS, SELECTED, SWEPT, tokens
 from opdprobe.errors import OPDProbeError
 
 if TYPE_CHECKING:
@@ -28,10 +28,14 @@ class Figure:
         drawing a figure or planning a run does not import all analyses.
     experiments
         Names of the experiments that the analysis uses, from `analyses.experiments.EXPERIMENTS`.
+    measure
+        What else is measured on each of their runs, once it is done: a name in
+        `opdprobe.cli.measures.MEASURES`.
     """
 
     analysis: str
     experiments: tuple[str, ...]
+    measure: str | None = None
 
     def analyse(self, evidence: "Evidence") -> "Results":
         """Turn the runs of the experiments into the figure's results."""
@@ -84,6 +88,11 @@ FIGURES = {
             *(tokens(selector) for selector in SWEPT),
             *(tokens(selector, rest=True) for selector in SWEPT),
         ),
+    ),
+    "fig27": Figure(
+        "cancelling.analyse",
+        tuple(dict.fromkeys(name for points in POINTS.values() for name, _ in points)),
+        measure="coherence",
     ),
     "selection": Figure(
         "selection.analyse",

@@ -266,7 +266,7 @@ def analyse(figure: str, preset: Preset, folder: Path, report: Report) -> None:
     """Turn a figure's runs into its results file."""
     report(0, 1)
     made = FIGURES[figure]
-    results = made.analyse(evidence(preset, folder, made.experiments))
+    results = made.analyse(evidence(preset, folder, made.experiments, made.measure))
     save(results, results_path(folder, figure))
     report(1, 1)
 
@@ -279,8 +279,13 @@ def _add_up(name: str, seed: int, folder: Path) -> None:
         sums.save(sums.add_up(run), path)
 
 
-def evidence(preset: Preset, folder: Path, names: Sequence[str]) -> Evidence:
-    """Open the runs of some experiments and read the accuracies of all models."""
+def evidence(
+    preset: Preset, folder: Path, names: Sequence[str], measure: str | None = None
+) -> Evidence:
+    """Open the runs of some experiments and read the accuracies of all models.
+
+    With what was measured on the runs besides, if it is named.
+    """
     gains = {
         name: [continuation_path(folder, name, seed) for seed in preset.seeds]
         for name in names
@@ -306,6 +311,14 @@ def evidence(preset: Preset, folder: Path, names: Sequence[str]) -> Evidence:
             name: [_read_gain(path, run) for path, run in zip(paths, runs[name], strict=True)]
             for name, paths in gains.items()
             if all(path.exists() for path in paths)
+        },
+        measured={
+            (measure, name): [
+                json.loads(measured_path(folder, measure, name, seed).read_text())
+                for seed in preset.seeds
+            ]
+            for name in names
+            if measure is not None
         },
     )
 
@@ -349,6 +362,11 @@ def run_dir(folder: Path, name: str, seed: int) -> Path:
 def continuation_path(folder: Path, name: str, seed: int) -> Path:
     """Where the continuations of a probe's rollouts are kept: in the run, to be deleted with it."""
     return run_dir(folder, name, seed) / "continuation.npz"
+
+
+def measured_path(folder: Path, measure: str, name: str, seed: int) -> Path:
+    """Where what is measured on a run is kept: in the run, to be deleted with it."""
+    return run_dir(folder, name, seed) / f"{measure}.json"
 
 
 def scores_path(folder: Path, role: str, seed: int, preset: Preset) -> Path:

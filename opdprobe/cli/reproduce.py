@@ -21,7 +21,7 @@ from analyses.page import write_report
 from analyses.presets import Preset, lacking
 from analyses.registry import FIGURES, needed
 from analyses.results import Results, load
-from opdprobe.cli import jobs
+from opdprobe.cli import jobs, measures
 from opdprobe.errors import OPDProbeError
 from opdprobe.train.pool import Progress, Task, work
 
@@ -53,21 +53,42 @@ def plan(preset: Preset, folder: Path, figure_names: Sequence[str]) -> list[Task
     ]
     # Wait for all scores: an analysis uses those that it finds.
     before = frozenset(task.label for task in scores)
+    measured = [
+        Task(
+            measures.label(measure, name, seed),
+            measures.MEASURES[measure],
+            (name, seed, preset, folder),
+            frozenset([jobs.run_name(name, seed)]),
+        )
+        for measure in dict.fromkeys(FIGURES[figure].measure for figure in figure_names)
+        if measure is not None
+        for seed in preset.seeds
+        for name in names
+        if any(
+            FIGURES[figure].measure == measure and name in FIGURES[figure].experiments
+            for figure in figure_names
+        )
+    ]
     analyses = [
         Task(
             f"analysis of {figure}",
             jobs.analyse,
             (figure, preset, folder),
-            before
-            | {
-                jobs.run_name(name, seed)
-                for name in FIGURES[figure].experiments
-                for seed in preset.seeds
-            },
+            before | _awaited(figure, preset),
         )
         for figure in figure_names
     ]
-    return [*scores, *runs, *analyses]
+    return [*scores, *runs, *measured, *analyses]
+
+
+def _awaited(figure: str, preset: Preset) -> set[str]:
+    """Labels of a figure's runs, and of what is measured on them."""
+    made = FIGURES[figure]
+    runs = [(name, seed) for name in made.experiments for seed in preset.seeds]
+    found = {jobs.run_name(*run) for run in runs}
+    if made.measure is not None:
+        found |= {measures.label(made.measure, *run) for run in runs}
+    return found
 
 
 def _cost(name: str) -> float:

@@ -1,0 +1,268 @@
+"""Figure 27: do the signals of a failing teacher cancel when they are summed (§6.2)?
+
+The arms' gradients are compared over training. The arms of the lower panels have teachers of one
+size, before and after RL, so that neither size nor the student's capacity sets them apart.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from analyses.bars import bar_series
+from analyses.dynamics import points
+from analyses.evidence import FIRST, Evidence, claim, differences, ratios
+from analyses.experiments import POINTS
+from analyses.registry import FIGURES
+from analyses.results import Claim, Results
+from opdprobe.probes.bootstrap import Estimate, ratio
+from opdprobe.report.estimate import exact
+from opdprobe.report.panel import Panel
+
+ARMS = {"success": "RL'd same-size teacher", "failure": "larger same-pipeline teacher"}
+TICKS = ("0 %", "25 %", "50 %", "100 %")
+LATER = (1, 2, 3)  # places of the points after the start
+RL = {
+    "before": ("before RL", ("failure", "post_same")),
+    "after": ("after RL", ("large_rl", "post_rl")),
+}
+LITTLE = 0.05
+"""A cosine whose size is below this is that of directions that have nothing in common."""
+KNOWN = "; known before, but for four of the five RL'd students"
+
+
+def analyse(evidence: Evidence) -> Results:
+    """Norms, cosines and spectrum of the gradients, success against failure, over training."""
+    experiments = FIGURES["fig27"].experiments
+    read = _Measured(evidence)
+    numbers = {
+        "cosine_between": ("Cosine between prompts", "cosine"),
+        "cosine_within": ("Cosine within a prompt", "cosine"),
+        "over_chance": ("What survives the sum", "share / share by chance"),
+        "token_norm": ("Gradient of a token", "norm [nats]"),
+    }
+    return Results(
+        figure="fig27",
+        title="Do a failing teacher's signals cancel?",
+        section="6.2",
+        claim="A failing teacher's signals per token are large and point in too many directions, "
+        "so that they cancel in the sum; the paper supposes it and does not test it.",
+        meta=evidence.meta(experiments),
+        panels=[
+            *(
+                Panel(
+                    name=name,
+                    title=title,
+                    x_label="share of the training",
+                    y_label=label,
+                    kind="line",
+                    series=[
+                        points(arm, ARMS[arm], {i: read(arm, i, name) for i in range(len(TICKS))})
+                        for arm in ARMS
+                    ],
+                    ticks=TICKS,
+                )
+                for name, (title, label) in numbers.items()
+            ),
+            Panel(
+                name="spectrum",
+                title="Spectrum, at 25 %",
+                x_label="eigenvalue of the prompts' cosines",
+                y_label="share",
+                kind="line",
+                series=[
+                    points(arm, ARMS[arm], dict(enumerate(read.spectrum(arm, 1)))) for arm in ARMS
+                ],
+                ticks=tuple(str(i + 1) for i in range(len(read.spectrum("success", 1)))),
+            ),
+            Panel(
+                name="same_size",
+                title="Larger teachers, cosine between prompts",
+                x_label="family and step",
+                y_label="cosine",
+                kind="bar",
+                series=[
+                    bar_series(
+                        [
+                            read(arm, place, "cosine_between")
+                            for arm in arms
+                            for place in (0, 2 if arm == "failure" else 1)
+                        ],
+                        role=role,
+                        label=text,
+                    )
+                    for role, (text, arms) in RL.items()
+                ],
+                ticks=("1, start", "1, later", "2, start", "2, later"),
+            ),
+        ],
+        claims=_claims(evidence, read),
+    )
+
+
+class _Measured:
+    """What was measured at an arm's points, one estimate per seed."""
+
+    def __init__(self, evidence: Evidence) -> None:
+        self._evidence = evidence
+
+    def _found(self, arm: str, place: int) -> list[dict]:
+        name, end = POINTS[arm][place]
+        return [found[end] for found in self._evidence.measured["coherence", name]]
+
+    def __call__(self, arm: str, place: int, number: str) -> list[Estimate]:
+        """Return a number at a point; ``over_chance``: what survives, over that by chance."""
+        found = self._found(arm, place)
+        if number == "over_chance":
+            return [exact(one["survives"] / one["by_chance"]) for one in found]
+        return [exact(one[number]) for one in found]
+
+    def mean(self, arm: str, places: Sequence[int], number: str) -> list[Estimate]:
+        """Return the mean of a number over some points."""
+        first, *others = (self(arm, place, number) for place in places)
+        return [
+            one.map(*rest, by=lambda *values: np.mean(values, axis=0))
+            for one, *rest in zip(first, *others, strict=True)
+        ]
+
+    def spectrum(self, arm: str, place: int) -> list[list[Estimate]]:
+        """Return the shares of the largest eigenvalues, the largest first."""
+        shares = zip(*(one["spectrum"] for one in self._found(arm, place)), strict=True)
+        return [[exact(value) for value in rank] for rank in shares]
+
+
+def _claims(evidence: Evidence, read: _Measured) -> list[Claim]:
+    between, within = "cosine_between", "cosine_within"
+    apart = "success − failure"
+    return [
+        claim(
+            "fig27.cancel",
+            "while the success learns, its prompts' gradients agree more than the failure's",
+            paper="supposed",
+            ours=differences(
+                read.mean("success", (0, 1), between), read.mean("failure", (0, 1), between)
+            ),
+            statistic=f"cosine between prompts, mean of 0 and 25 %, {apart}",
+            above=LITTLE,
+        ),
+        claim(
+            "fig27.cancel_start",
+            f"so they do before training{KNOWN}",
+            paper="supposed",
+            ours=differences(read("success", 0, between), read("failure", 0, between)),
+            statistic=f"cosine between prompts, {apart}",
+            above=LITTLE,
+        ),
+        claim(
+            "fig27.cancel_later",
+            "so they do later",
+            paper="supposed",
+            ours=differences(
+                read.mean("success", LATER, between), read.mean("failure", LATER, between)
+            ),
+            statistic=f"cosine between prompts, mean of 25, 50 and 100 %, {apart}",
+            above=LITTLE,
+        ),
+        claim(
+            "fig27.nothing",
+            "under the failing teacher two prompts' gradients have nothing in common at any later "
+            "point",
+            paper="supposed",
+            ours=read.mean("failure", LATER, between),
+            statistic="cosine between prompts, mean of 25, 50 and 100 %",
+            above=-LITTLE,
+            below=LITTLE,
+        ),
+        claim(
+            "fig27.chance",
+            "less than twice of what chance leaves survives the sum over its batch",
+            paper="supposed",
+            ours=read.mean("failure", LATER, "over_chance"),
+            statistic="what survives / by chance, mean of 25, 50 and 100 %",
+            below=2,
+        ),
+        claim(
+            "fig27.within",
+            "and yet two rollouts of one prompt agree: it is not noise",
+            paper="not in the paper",
+            ours=read.mean("failure", LATER, within),
+            statistic="cosine within a prompt, mean of 25, 50 and 100 %",
+            above=0.1,
+        ),
+        claim(
+            "fig27.spectrum",
+            "the success has a common direction that the failure lacks",
+            paper="supposed",
+            ours=[
+                s.map(f, by=np.subtract)
+                for s, f in zip(
+                    read.spectrum("success", 1)[0], read.spectrum("failure", 1)[0], strict=True
+                )
+            ],
+            statistic=f"share of the first eigenvalue at 25 %, {apart}",
+            above=LITTLE,
+        ),
+        claim(
+            "fig27.large",
+            f"the failing teacher's gradients per token are large before training{KNOWN}",
+            paper="large",
+            ours=ratios(read("failure", 0, "token_norm"), read("success", 0, "token_norm")),
+            statistic="mean norm of a token's gradient, failure / success",
+            above=0.5,
+        ),
+        claim(
+            "fig27.large_later",
+            "and stay as large, since nothing of what they ask is learnt",
+            paper="large",
+            ours=ratios(
+                read.mean("failure", LATER, "token_norm"), read("failure", 0, "token_norm")
+            ),
+            statistic="mean norm of a token's gradient, mean of 25, 50 and 100 % / start",
+            above=0.7,
+        ),
+        claim(
+            "fig27.divergence",
+            "the failing teacher differs from the student no less than the other (else there "
+            "is little to learn, and nothing has to cancel)",
+            paper="not in the paper",
+            ours=[
+                f.map(s, by=ratio)
+                for f, s in zip(
+                    evidence.mean("failure", "reverse_kl", FIRST),
+                    evidence.mean("success", "reverse_kl", FIRST),
+                    strict=True,
+                )
+            ],
+            statistic="reverse KL per state, mean of the first 5 steps, failure / success",
+            above=0.5,
+        ),
+        claim(
+            "fig27.same_size",
+            "it is not the teacher's size or the student's capacity: RL gives the same larger "
+            "teacher a common direction",
+            paper="not in the paper",
+            ours=differences(
+                read.mean("large_rl", (0, 1), between), read.mean("failure", (0, 2), between)
+            ),
+            statistic="cosine between prompts, mean of 0 and 50 %, after − before RL",
+            above=LITTLE,
+        ),
+        claim(
+            "fig27.family",
+            "the same of the second family",
+            paper="not in the paper",
+            ours=differences(
+                read.mean("post_rl", (0, 1), between), read.mean("post_same", (0, 1), between)
+            ),
+            statistic="cosine between prompts, mean of 0 and 50 %, after − before RL",
+            above=LITTLE,
+        ),
+        claim(
+            "fig27.family_nothing",
+            "before RL, nothing is in common in the second family, either, after training",
+            paper="not in the paper",
+            ours=read("post_same", 1, between),
+            statistic="cosine between prompts at 50 %",
+            above=-LITTLE,
+            below=LITTLE,
+        ),
+    ]

@@ -1,0 +1,80 @@
+"""What some figures measure on a finished run: jobs of `opdprobe.cli.reproduce`, beside the run.
+
+Like every job, they do nothing if the result is there.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from analyses.experiments import EXPERIMENTS, POINTS
+from analyses.presets import Preset
+from opdprobe.cli.jobs import measured_path, run_dir, run_name
+from opdprobe.errors import OPDProbeError
+from opdprobe.store.files import write_text
+from opdprobe.train.pool import Report
+
+_PROMPTS, _GENERATIONS, _TOKENS = 48, 2, 4
+_SPECTRUM = 8
+
+
+def label(measure: str, name: str, seed: int) -> str:
+    """Name of the task that measures something on an experiment's run with one seed."""
+    return f"{measure} of {run_name(name, seed)}"
+
+
+def cohere(name: str, seed: int, preset: Preset, folder: Path, report: Report) -> None:
+    """Compare the gradients of a run's student before training or after it; see `POINTS`."""
+    from opdprobe.cli.names import resolve_model, resolve_prompts
+    from opdprobe.train.checkpoint import latest_checkpoint
+    from opdprobe.train.coherence import coherence
+
+    path = measured_path(folder, "coherence", name, seed)
+    if path.exists():
+        return
+    experiment = EXPERIMENTS[name]
+    prompts, _ = resolve_prompts(preset.prompts[experiment.prompts], preset.n_prompts)
+    n = min(_PROMPTS, preset.n_probe, len(prompts))
+    chosen = np.random.default_rng(seed).choice(len(prompts), n, replace=False)
+    ends = sorted({end for points in POINTS.values() for run, end in points if run == name})
+    found: dict[str, Any] = {}
+    for done, end in enumerate(ends):
+        report(done, len(ends))
+        student = resolve_model(preset.model(experiment.student, seed))
+        if end == "end":
+            checkpoint = latest_checkpoint(run_dir(folder, name, seed))
+            if checkpoint is None:
+                raise OPDProbeError(
+                    f"{run_dir(folder, name, seed)} has no checkpoint; expected the trained "
+                    "student: delete the directory, and run this again."
+                )
+            student = checkpoint.path
+        one = coherence(
+            student,
+            resolve_model(preset.model(experiment.teacher, seed)),
+            [prompts[i] for i in chosen],
+            config=replace(preset.config, num_generations=_GENERATIONS, seed=seed),
+            tokens_per_rollout=_TOKENS,
+            device=preset.device,
+        )
+        found[end] = {
+            "n_rollouts": one.n_rollouts,
+            "n_tokens": one.n_tokens,
+            "token_norm": one.token_norm,
+            "survives": one.survives["all"],
+            "by_chance": one.by_chance["all"],
+            "cosine_within": one.cosine_within[0],
+            "cosine_between": one.cosine_between[0],
+            "directions": one.effective_directions,
+            "spectrum": one.spectrum[:_SPECTRUM].tolist(),
+        }
+    report(len(ends), len(ends))
+    write_text(path, json.dumps(found))
+
+
+MEASURES: dict[str, Callable[..., None]] = {"coherence": cohere}
+"""Measurement to its job, which takes what a run's takes."""
