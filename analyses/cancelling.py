@@ -19,15 +19,15 @@ from opdprobe.report.estimate import exact
 from opdprobe.report.panel import Panel
 
 ARMS = {"success": "RL'd same-size teacher", "failure": "larger same-pipeline teacher"}
-TICKS = ("0 %", "25 %", "50 %", "100 %")
-LATER = (1, 2, 3)  # places of the points after the start
+LATER = {"success": (48, 192), "failure": (96, 192)}  # steps at which trained students are measured
 RL = {
     "before": ("before RL", ("failure", "post_same")),
     "after": ("after RL", ("large_rl", "post_rl")),
 }
 LITTLE = 0.05
 """A cosine whose size is below this is that of directions that have nothing in common."""
-KNOWN = "; known before, but for four of the five RL'd students"
+EARLY = "step 48 (success) or 96 (failure)"
+KNOWN = "; known before but for four of the five RL'd students"
 
 
 def analyse(evidence: Evidence) -> Results:
@@ -52,27 +52,28 @@ def analyse(evidence: Evidence) -> Results:
                 Panel(
                     name=name,
                     title=title,
-                    x_label="share of the training",
+                    x_label="training step",
                     y_label=label,
                     kind="line",
                     series=[
-                        points(arm, ARMS[arm], {i: read(arm, i, name) for i in range(len(TICKS))})
+                        points(
+                            arm, ARMS[arm], {step: read(arm, step, name) for step in POINTS[arm]}
+                        )
                         for arm in ARMS
                     ],
-                    ticks=TICKS,
                 )
                 for name, (title, label) in numbers.items()
             ),
             Panel(
                 name="spectrum",
-                title="Spectrum, at 25 %",
+                title="Spectrum, before training",
                 x_label="eigenvalue of the prompts' cosines",
                 y_label="share",
                 kind="line",
                 series=[
-                    points(arm, ARMS[arm], dict(enumerate(read.spectrum(arm, 1)))) for arm in ARMS
+                    points(arm, ARMS[arm], dict(enumerate(read.spectrum(arm, 0)))) for arm in ARMS
                 ],
-                ticks=tuple(str(i + 1) for i in range(len(read.spectrum("success", 1)))),
+                ticks=tuple(str(i + 1) for i in range(len(read.spectrum("success", 0)))),
             ),
             Panel(
                 name="same_size",
@@ -82,11 +83,7 @@ def analyse(evidence: Evidence) -> Results:
                 kind="bar",
                 series=[
                     bar_series(
-                        [
-                            read(arm, place, "cosine_between")
-                            for arm in arms
-                            for place in (0, 2 if arm == "failure" else 1)
-                        ],
+                        [read(arm, step, "cosine_between") for arm in arms for step in (0, 96)],
                         role=role,
                         label=text,
                     )
@@ -100,33 +97,33 @@ def analyse(evidence: Evidence) -> Results:
 
 
 class _Measured:
-    """What was measured at an arm's points, one estimate per seed."""
+    """What was measured at an arm's steps, one estimate per seed."""
 
     def __init__(self, evidence: Evidence) -> None:
         self._evidence = evidence
 
-    def _found(self, arm: str, place: int) -> list[dict]:
-        name, end = POINTS[arm][place]
+    def _found(self, arm: str, step: int) -> list[dict]:
+        name, end = POINTS[arm][step]
         return [found[end] for found in self._evidence.measured["coherence", name]]
 
-    def __call__(self, arm: str, place: int, number: str) -> list[Estimate]:
-        """Return a number at a point; ``over_chance``: what survives, over that by chance."""
-        found = self._found(arm, place)
+    def __call__(self, arm: str, step: int, number: str) -> list[Estimate]:
+        """Return a number at a step; ``over_chance``: what survives, over that by chance."""
+        found = self._found(arm, step)
         if number == "over_chance":
             return [exact(one["survives"] / one["by_chance"]) for one in found]
         return [exact(one[number]) for one in found]
 
-    def mean(self, arm: str, places: Sequence[int], number: str) -> list[Estimate]:
-        """Return the mean of a number over some points."""
-        first, *others = (self(arm, place, number) for place in places)
+    def mean(self, arm: str, steps: Sequence[int], number: str) -> list[Estimate]:
+        """Return the mean of a number over some steps."""
+        first, *others = (self(arm, step, number) for step in steps)
         return [
             one.map(*rest, by=lambda *values: np.mean(values, axis=0))
             for one, *rest in zip(first, *others, strict=True)
         ]
 
-    def spectrum(self, arm: str, place: int) -> list[list[Estimate]]:
+    def spectrum(self, arm: str, step: int) -> list[list[Estimate]]:
         """Return the shares of the largest eigenvalues, the largest first."""
-        shares = zip(*(one["spectrum"] for one in self._found(arm, place)), strict=True)
+        shares = zip(*(one["spectrum"] for one in self._found(arm, step)), strict=True)
         return [[exact(value) for value in rank] for rank in shares]
 
 
@@ -139,9 +136,9 @@ def _claims(evidence: Evidence, read: _Measured) -> list[Claim]:
             "while the success learns, its prompts' gradients agree more than the failure's",
             paper="supposed",
             ours=differences(
-                read.mean("success", (0, 1), between), read.mean("failure", (0, 1), between)
+                read.mean("success", (0, 48), between), read.mean("failure", (0, 96), between)
             ),
-            statistic=f"cosine between prompts, mean of 0 and 25 %, {apart}",
+            statistic=f"cosine between prompts, mean of step 0 and {EARLY}, {apart}",
             above=LITTLE,
         ),
         claim(
@@ -157,9 +154,10 @@ def _claims(evidence: Evidence, read: _Measured) -> list[Claim]:
             "so they do later",
             paper="supposed",
             ours=differences(
-                read.mean("success", LATER, between), read.mean("failure", LATER, between)
+                read.mean("success", LATER["success"], between),
+                read.mean("failure", LATER["failure"], between),
             ),
-            statistic=f"cosine between prompts, mean of 25, 50 and 100 %, {apart}",
+            statistic=f"cosine between prompts, mean of {EARLY} and step 192, {apart}",
             above=LITTLE,
         ),
         claim(
@@ -167,8 +165,8 @@ def _claims(evidence: Evidence, read: _Measured) -> list[Claim]:
             "under the failing teacher two prompts' gradients have nothing in common at any later "
             "point",
             paper="supposed",
-            ours=read.mean("failure", LATER, between),
-            statistic="cosine between prompts, mean of 25, 50 and 100 %",
+            ours=read.mean("failure", LATER["failure"], between),
+            statistic="cosine between prompts, mean of steps 96 and 192",
             above=-LITTLE,
             below=LITTLE,
         ),
@@ -176,16 +174,16 @@ def _claims(evidence: Evidence, read: _Measured) -> list[Claim]:
             "fig27.chance",
             "less than twice of what chance leaves survives the sum over its batch",
             paper="supposed",
-            ours=read.mean("failure", LATER, "over_chance"),
-            statistic="what survives / by chance, mean of 25, 50 and 100 %",
+            ours=read.mean("failure", LATER["failure"], "over_chance"),
+            statistic="what survives / by chance, mean of steps 96 and 192",
             below=2,
         ),
         claim(
             "fig27.within",
             "and yet two rollouts of one prompt agree: it is not noise",
             paper="not in the paper",
-            ours=read.mean("failure", LATER, within),
-            statistic="cosine within a prompt, mean of 25, 50 and 100 %",
+            ours=read.mean("failure", LATER["failure"], within),
+            statistic="cosine within a prompt, mean of steps 96 and 192",
             above=0.1,
         ),
         claim(
@@ -195,10 +193,10 @@ def _claims(evidence: Evidence, read: _Measured) -> list[Claim]:
             ours=[
                 s.map(f, by=np.subtract)
                 for s, f in zip(
-                    read.spectrum("success", 1)[0], read.spectrum("failure", 1)[0], strict=True
+                    read.spectrum("success", 0)[0], read.spectrum("failure", 0)[0], strict=True
                 )
             ],
-            statistic=f"share of the first eigenvalue at 25 %, {apart}",
+            statistic=f"share of the first eigenvalue before training, {apart}",
             above=LITTLE,
         ),
         claim(
@@ -214,9 +212,10 @@ def _claims(evidence: Evidence, read: _Measured) -> list[Claim]:
             "and stay as large, since nothing of what they ask is learnt",
             paper="large",
             ours=ratios(
-                read.mean("failure", LATER, "token_norm"), read("failure", 0, "token_norm")
+                read.mean("failure", LATER["failure"], "token_norm"),
+                read("failure", 0, "token_norm"),
             ),
-            statistic="mean norm of a token's gradient, mean of 25, 50 and 100 % / start",
+            statistic="mean norm of a token's gradient, mean of steps 96 and 192 / start",
             above=0.7,
         ),
         claim(
@@ -241,9 +240,9 @@ def _claims(evidence: Evidence, read: _Measured) -> list[Claim]:
             "teacher a common direction",
             paper="not in the paper",
             ours=differences(
-                read.mean("large_rl", (0, 1), between), read.mean("failure", (0, 2), between)
+                read.mean("large_rl", (0, 96), between), read.mean("failure", (0, 96), between)
             ),
-            statistic="cosine between prompts, mean of 0 and 50 %, after − before RL",
+            statistic="cosine between prompts, mean of steps 0 and 96, after − before RL",
             above=LITTLE,
         ),
         claim(
@@ -251,17 +250,17 @@ def _claims(evidence: Evidence, read: _Measured) -> list[Claim]:
             "the same of the second family",
             paper="not in the paper",
             ours=differences(
-                read.mean("post_rl", (0, 1), between), read.mean("post_same", (0, 1), between)
+                read.mean("post_rl", (0, 96), between), read.mean("post_same", (0, 96), between)
             ),
-            statistic="cosine between prompts, mean of 0 and 50 %, after − before RL",
+            statistic="cosine between prompts, mean of steps 0 and 96, after − before RL",
             above=LITTLE,
         ),
         claim(
             "fig27.family_nothing",
             "before RL, nothing is in common in the second family, either, after training",
             paper="not in the paper",
-            ours=read("post_same", 1, between),
-            statistic="cosine between prompts at 50 %",
+            ours=read("post_same", 96, between),
+            statistic="cosine between prompts at step 96",
             above=-LITTLE,
             below=LITTLE,
         ),

@@ -134,24 +134,16 @@ def _on_tokens(selector: str, percent: int, *, rest: bool = False) -> Experiment
 
 
 POINTS = {
-    "success": (
-        ("success", "start"),
-        ("baseline", "end"),
-        ("success_half", "end"),
-        ("success", "end"),
-    ),
-    "failure": (
-        ("failure", "start"),
-        ("failure_quarter", "end"),
-        ("large_same", "end"),
-        ("failure", "end"),
-    ),
-    **{name: ((name, "start"), (name, "end")) for name in ("large_rl", "post_same", "post_rl")},
+    "success": {0: ("success", "start"), 48: ("baseline", "end"), 192: ("success", "end")},
+    "failure": {0: ("failure", "start"), 96: ("large_same", "end"), 192: ("failure", "end")},
+    **{
+        name: {0: (name, "start"), 96: (name, "end")}
+        for name in ("large_rl", "post_same", "post_rl")
+    },
 }
-"""Arms of figure 27, and the runs at whose start or end the student is measured, in order: a run
-that is shorter than another and like it otherwise ends where the other one passes. Those of the
-first two arms are 0, 25, 50 and 100 % of the training, those of the others 0 and 50 % of as many
-steps."""
+"""Arms of figure 27: number of steps of the preset *full* to the run at whose start or end the
+student is measured. A run that is shorter than another and like it otherwise ends where the other
+one passes."""
 
 RATES = {"slow": 0.25, "fast": 4.0}
 """Learning rates of the arms that fail, as multiples of the usual one."""
@@ -175,9 +167,6 @@ EXPERIMENTS = {
     "probe_failure": Experiment("student", "large", train=False),
     # The first quarter of the success, to compare its variants with at equal steps.
     "baseline": Experiment("student", "rl_student", crossed=True),
-    # Figure 27: a quarter of the failure and half of the success; see `POINTS`.
-    "failure_quarter": Experiment("student", "large"),
-    "success_half": Experiment("student", "rl_student", steps=2.0),
     # Figure 7.
     "support_overlap": Experiment("student", "rl_student", overrides={"support": "overlap"}),
     "support_non_overlap": Experiment(

@@ -91,7 +91,7 @@ FIGURES = {
     ),
     "fig27": Figure(
         "cancelling.analyse",
-        tuple(dict.fromkeys(name for points in POINTS.values() for name, _ in points)),
+        tuple(dict.fromkeys(name for by_step in POINTS.values() for name, _ in by_step.values())),
         measure="coherence",
     ),
     "selection": Figure(

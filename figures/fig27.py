@@ -13,7 +13,7 @@ from analyses.results import Results
 from figures import panels
 
 READING = (
-    "Gradients by all weights, of 48 prompts × 2 rollouts: (a) mean cosine of two prompts' "
+    "Gradients by all weights, of 24 prompts × 2 rollouts: (a) mean cosine of two prompts' "
     "gradients and (b) of two rollouts of one prompt's; (c) norm of the batch's gradient over the "
     "sum of its tokens' norms, divided by what would remain of orthogonal ones; (d) mean norm of a "
     "token's gradient; (e) largest eigenvalues of the cosines between prompts, over their sum; (f) "

@@ -18,7 +18,7 @@ from opdprobe.errors import OPDProbeError
 from opdprobe.store.files import write_text
 from opdprobe.train.pool import Report
 
-_PROMPTS, _GENERATIONS, _TOKENS = 48, 2, 4
+_PROMPTS, _GENERATIONS, _TOKENS = 24, 2, 2
 _SPECTRUM = 8
 
 
@@ -40,7 +40,7 @@ def cohere(name: str, seed: int, preset: Preset, folder: Path, report: Report) -
     prompts, _ = resolve_prompts(preset.prompts[experiment.prompts], preset.n_prompts)
     n = min(_PROMPTS, preset.n_probe, len(prompts))
     chosen = np.random.default_rng(seed).choice(len(prompts), n, replace=False)
-    ends = sorted({end for points in POINTS.values() for run, end in points if run == name})
+    ends = sorted({end for steps in POINTS.values() for run, end in steps.values() if run == name})
     found: dict[str, Any] = {}
     for done, end in enumerate(ends):
         report(done, len(ends))
