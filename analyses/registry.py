@@ -31,11 +31,21 @@ class Figure:
     measure
         What else is measured on each of their runs, once it is done: a name in
         `opdprobe.cli.measures.MEASURES`.
+    measured
+        The experiments on whose runs that is done; by default, all of `experiments`.
     """
 
     analysis: str
     experiments: tuple[str, ...]
     measure: str | None = None
+    measured: tuple[str, ...] = ()
+
+    @property
+    def measurements(self) -> list[tuple[str, str]]:
+        """What is measured on the runs of which experiments."""
+        if self.measure is None:
+            return []
+        return [(self.measure, name) for name in self.measured or self.experiments]
 
     def analyse(self, evidence: "Evidence") -> "Results":
         """Turn the runs of the experiments into the figure's results."""
@@ -93,6 +103,12 @@ FIGURES = {
         "cancelling.analyse",
         tuple(dict.fromkeys(name for by_step in POINTS.values() for name, _ in by_step.values())),
         measure="coherence",
+    ),
+    "fig28": Figure(
+        "ideal.analyse",
+        ("probe_success", "probe_failure"),
+        measure="forced",
+        measured=("probe_success",),
     ),
     "selection": Figure(
         "selection.analyse",

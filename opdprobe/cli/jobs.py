@@ -266,7 +266,7 @@ def analyse(figure: str, preset: Preset, folder: Path, report: Report) -> None:
     """Turn a figure's runs into its results file."""
     report(0, 1)
     made = FIGURES[figure]
-    results = made.analyse(evidence(preset, folder, made.experiments, made.measure))
+    results = made.analyse(evidence(preset, folder, made.experiments, made.measurements))
     save(results, results_path(folder, figure))
     report(1, 1)
 
@@ -280,11 +280,14 @@ def _add_up(name: str, seed: int, folder: Path) -> None:
 
 
 def evidence(
-    preset: Preset, folder: Path, names: Sequence[str], measure: str | None = None
+    preset: Preset,
+    folder: Path,
+    names: Sequence[str],
+    measurements: Sequence[tuple[str, str]] = (),
 ) -> Evidence:
     """Open the runs of some experiments and read the accuracies of all models.
 
-    With what was measured on the runs besides, if it is named.
+    Also read what was measured on the runs, by `measurements`: of what, on which experiment's.
     """
     gains = {
         name: [continuation_path(folder, name, seed) for seed in preset.seeds]
@@ -317,8 +320,7 @@ def evidence(
                 json.loads(measured_path(folder, measure, name, seed).read_text())
                 for seed in preset.seeds
             ]
-            for name in names
-            if measure is not None
+            for measure, name in measurements
         },
     )
 

@@ -10,16 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
 
 from analyses.experiments import EXPERIMENTS, POINTS
 from analyses.presets import Preset
 from opdprobe.cli.jobs import measured_path, run_dir, run_name
 from opdprobe.errors import OPDProbeError
+from opdprobe.store import open_run
 from opdprobe.store.files import write_text
 from opdprobe.train.pool import Report
 
 _PROMPTS, _GENERATIONS, _TOKENS = 24, 2, 2
 _SPECTRUM = 8
+_STATES, _CANDIDATES, _SAMPLES = 60, 4, 12
+_CHOICE = 0.1
 
 
 def label(measure: str, name: str, seed: int) -> str:
@@ -76,5 +81,60 @@ def cohere(name: str, seed: int, preset: Preset, folder: Path, report: Report) -
     write_text(path, json.dumps(found))
 
 
-MEASURES: dict[str, Callable[..., None]] = {"coherence": cohere}
+def force(name: str, seed: int, preset: Preset, folder: Path, report: Report) -> None:
+    """Sample the untrained student's success after each of its likely tokens, at some states.
+
+    The states are drawn among those in which its second choice has a probability of 0.1 or more,
+    one of a prompt.
+    """
+    from opdprobe.cli.names import resolve_model, resolve_prompts
+    from opdprobe.models.load import load_model, load_tokenizer
+    from opdprobe.rollout.continuation import Sampling
+    from opdprobe.rollout.forced import forced_success
+
+    path = measured_path(folder, "forced", name, seed)
+    if path.exists():
+        return
+    experiment, config = EXPERIMENTS[name], preset.config
+    prompts, grader = resolve_prompts(preset.prompts[experiment.prompts], preset.n_probe)
+    if grader is None:
+        raise OPDProbeError(f"{preset.prompts[experiment.prompts]}: expected prompts with answers.")
+    model_name = resolve_model(preset.model(experiment.student, seed))
+    model = load_model(
+        model_name,
+        device=preset.device,
+        dtype=preset.dtype,
+        attn_implementation=preset.attn_implementation,
+    )
+    step = open_run(run_dir(folder, name, seed)).load(0)
+    states = branching(step, config.max_completion_length, np.random.default_rng(seed))
+    ids = step["token_id"].sel(support="student").values[states, :_CANDIDATES]
+    report(0, 1)
+    scores = forced_success(
+        step,
+        model,
+        load_tokenizer(model_name),
+        prompts,
+        grader,
+        Sampling(config.max_completion_length, seed=seed, unfinished=config.unfinished),
+        states=states,
+        tokens=ids,
+        n=_SAMPLES,
+    )
+    report(1, 1)
+    found = {"states": states.tolist(), "tokens": ids.tolist(), "scores": scores.tolist()}
+    write_text(path, json.dumps(found))
+
+
+def branching(step: xr.Dataset, limit: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Draw states in which the student has a choice, at most one of a prompt."""
+    second = step["logp"].sel(model="student", support="student").values[:, 1]
+    open_ = (second >= np.log(_CHOICE)) & (step["position"].values + 1 < limit)
+    prompts = step["prompt_id"].values[step["rollout"].values]
+    shuffled = rng.permutation(np.flatnonzero(open_))
+    _, first = np.unique(prompts[shuffled], return_index=True)
+    return np.sort(shuffled[np.sort(first)[:_STATES]])
+
+
+MEASURES: dict[str, Callable[..., None]] = {"coherence": cohere, "forced": force}
 """Measurement to its job, which takes what a run's takes."""

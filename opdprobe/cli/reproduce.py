@@ -53,6 +53,7 @@ def plan(preset: Preset, folder: Path, figure_names: Sequence[str]) -> list[Task
     ]
     # Wait for all scores: an analysis uses those that it finds.
     before = frozenset(task.label for task in scores)
+    pairs = dict.fromkeys(pair for name in figure_names for pair in FIGURES[name].measurements)
     measured = [
         Task(
             measures.label(measure, name, seed),
@@ -60,14 +61,8 @@ def plan(preset: Preset, folder: Path, figure_names: Sequence[str]) -> list[Task
             (name, seed, preset, folder),
             frozenset([jobs.run_name(name, seed)]),
         )
-        for measure in dict.fromkeys(FIGURES[figure].measure for figure in figure_names)
-        if measure is not None
         for seed in preset.seeds
-        for name in names
-        if any(
-            FIGURES[figure].measure == measure and name in FIGURES[figure].experiments
-            for figure in figure_names
-        )
+        for measure, name in pairs
     ]
     analyses = [
         Task(
@@ -84,11 +79,11 @@ def plan(preset: Preset, folder: Path, figure_names: Sequence[str]) -> list[Task
 def _awaited(figure: str, preset: Preset) -> set[str]:
     """Labels of a figure's runs, and of what is measured on them."""
     made = FIGURES[figure]
-    runs = [(name, seed) for name in made.experiments for seed in preset.seeds]
-    found = {jobs.run_name(*run) for run in runs}
-    if made.measure is not None:
-        found |= {measures.label(made.measure, *run) for run in runs}
-    return found
+    return {jobs.run_name(name, seed) for name in made.experiments for seed in preset.seeds} | {
+        measures.label(measure, name, seed)
+        for measure, name in made.measurements
+        for seed in preset.seeds
+    }
 
 
 def _cost(name: str) -> float:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from opdprobe.errors import ConfigError
 from opdprobe.probes.quantities import PER_STATE
+from opdprobe.probes.union import UNION_STATISTICS
 from opdprobe.store.schema import MODELS
 
 if TYPE_CHECKING:
@@ -30,7 +31,15 @@ _BY_MODEL = (
     "effective_support",
 )
 
-_TOGETHER = ("overlap_token_advantage", "student_overlap_mass", "teacher_overlap_mass")
+_TOGETHER = {
+    "overlap_statistics": (
+        "student_overlap_mass",
+        "teacher_overlap_mass",
+        "overlap_token_advantage",
+    ),
+    "union_statistics": UNION_STATISTICS,
+}
+"""Methods of ``ds.opd`` to what they compute at once, that last which takes and needs the most."""
 
 
 def check_coords(source: "Run | xr.Dataset", *names: str) -> None:
@@ -117,10 +126,13 @@ def evaluate_all(probes: Sequence[Probe], part: xr.Dataset) -> list[xr.DataArray
         rest = [probe for probe in probes if probe not in absent]
         found = dict(zip(rest, evaluate_all(rest, part), strict=True))
         return [nothing[str(probe)] if probe in absent else found[probe] for probe in probes]
-    together = [probe for probe in probes if probe in _TOGETHER]
-    shared = part.opd.overlap_statistics() if len(together) > 1 else {}
+    shared: dict[Any, xr.DataArray] = {}
+    for at_once, names in _TOGETHER.items():
+        asked = [name for name in names if name in probes]
+        if len(asked) > 1 and names[-1] in asked:
+            shared |= dict(getattr(part.opd, at_once)().data_vars)
     return [
-        shared[probe] if probe in shared else evaluate(probe, part)  # pyright: ignore[reportArgumentType]  # its keys are names
+        shared[probe] if isinstance(probe, str) and probe in shared else evaluate(probe, part)
         for probe in probes
     ]
 
