@@ -2,7 +2,7 @@
 # what it needs into .venv.
 #   make demo       a first run: one success and one failure, drawn and compared; 2 to 4 minutes
 #   make reproduce  every figure of the paper on the built-in testbed, with one seed
-#   make reproduce-selectors   figures 25 and 26 with five seeds: 125 runs, below two hours on two cores
+#   make reproduce-selectors   figures 25 to 28 with five seeds: 165 runs, below two hours on two cores
 #   make test       lint, type-check and test
 #   make test-fast  run all but the slow tests, in about 3 minutes
 #   make docs       build the user guide into site/
@@ -30,7 +30,7 @@ reproduce: .venv/.installed-train
 	@$(BIN)/opdprobe reproduce --preset quick
 
 reproduce-selectors: .venv/.installed-train
-	@$(BIN)/opdprobe reproduce --preset full --only fig25 --only fig26 --out out/selectors
+	@$(BIN)/opdprobe reproduce --preset full --only fig25 --only fig26 --only fig27 --only fig28 --out out/selectors
 
 figures: .venv/.installed-train
 	@$(BIN)/opdprobe figures

@@ -171,7 +171,9 @@ def _design(results: Sequence[Results]) -> list[str]:
         "on runs with the seeds 0 to 4, and frozen before any run with another seed, "
         "but for figures 25 and 26: their claims were stated before any run on selected tokens, "
         "when the runs on all tokens, with the same seeds, were known; [the "
-        "notebook](lab-notebook.md) says how. Intervals are for other seeds, prompts and problems "
+        "notebook](lab-notebook.md) says how. The claims of figures 27 and 28 were stated when all "
+        "runs were known, and before what these figures measure on them; what was known of that, "
+        "too, is in the notebook. Intervals are for other seeds, prompts and problems "
         "of these kinds, given these models; only the RL'd student (`zoo:rl-small`) is another one "
         "with each seed, from an RL of its own. The first of the five served the plans, too.",
         "",

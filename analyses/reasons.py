@@ -227,9 +227,48 @@ REASONS = {
         "Over training it is behind by 0.04, from 0.03 to 0.05: more slowly for sure, and by less "
         "than 0.05 or not is not told."
     ),
+    "fig28.aligned": (
+        "By 0.13, between 0.01 and 0.24: it points to success, and whether by a cosine of 0.1 is "
+        "not told. Twelve samples for each token leave noise: a gradient without fault would have "
+        "roughly 0.7."
+    ),
+    "fig28.aligned_failing": (
+        "By 0.12, between 0.06 and 0.17: it does point to success, as much as the other; whether "
+        "by less than 0.1 is not told."
+    ),
+    "fig28.better": (
+        "They do not differ, by 0.01, and five seeds do not tell 0.1 from it: its sign changes "
+        "from seed to seed."
+    ),
+    "fig28.harm": (
+        "In 41 % of the states, from 34 to 49 %: more than a third. Most of the gain is at the few "
+        "words that choose a way of working; the harm is at numbers."
+    ),
+    "fig28.information_to_error": (
+        "0.02, between −0.10 and 0.13: it says nothing of the direction here, or little."
+    ),
+    "fig28.early": (
+        "0.23, between 0.09 and 0.36: there is a relation, and whether by 0.1 is not told."
+    ),
+    "fig28.early_signal": (
+        "0.25, between 0.08 and 0.42: there is a relation, and whether by 0.1 is not told."
+    ),
+    "fig28.reward": (
+        "If anything the other way round: −0.07. The reward is of one token, the drawn one; the "
+        "direction is of all."
+    ),
 }
 
 DOUBTS = {
+    "fig28.entropy": (
+        "Under this teacher. Under the larger one the correlation is −0.25: entropy finds the "
+        "states where this RL'd teacher is right, not those where a teacher is."
+    ),
+    "fig28.tip": "Under this teacher; under the larger one it is −0.15, as for entropy.",
+    "fig28.reverse_kl": (
+        "Half with half, the ideal direction itself has 0.25: part of it is that success depends "
+        "on the token where the models differ."
+    ),
     "fig25.reverse_kl_suffices": (
         "At one learning rate, on one task. Also: a fifth does as well in as many steps, which "
         "saves nothing, since the tokens are scored to be chosen."

@@ -244,7 +244,8 @@ def mass_set_size(logp: ArrayLike, *, mass: float = 0.97) -> NDArray[np.float64]
     if not 0 < mass <= 1:
         raise ConfigError(f"mass = {mass!r}; expected a probability in (0, 1].")
     probability = np.exp(np.asarray(logp, dtype=np.float64))
-    descending = np.flip(np.sort(probability, axis=-1), axis=-1)
-    reached = np.cumsum(descending, axis=-1) >= mass - _MASS_SLACK
-    size = np.where(reached.any(axis=-1), reached.argmax(axis=-1), reached.shape[-1]) + 1.0
+    descending = probability
+    if not (probability[..., 1:] <= probability[..., :-1]).all():  # not in the order of rank
+        descending = np.flip(np.sort(probability, axis=-1), axis=-1)
+    size = (np.cumsum(descending, axis=-1) < mass - _MASS_SLACK).sum(axis=-1) + 1.0
     return np.where(np.isnan(probability).any(axis=-1), np.nan, size)[()]

@@ -63,7 +63,7 @@ def union(student_logp: ArrayLike, teacher_logp: ArrayLike, match: ArrayLike) ->
     logs, parts = [], []
     for logp in (student_logp, teacher_logp):
         log = np.array(logp, np.float64).reshape(here.shape)
-        np.copyto(log[..., k:], 0.0, where=~only)
+        log[..., k:] = np.where(only, log[..., k:], 0.0)
         part = np.exp(log)
         part[..., k:] *= only
         logs.append(log)

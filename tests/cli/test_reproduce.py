@@ -20,17 +20,26 @@ from analyses.presets import PRESETS
 from analyses.registry import FIGURES, needed
 from analyses.results import VERDICTS, load
 from opdprobe import open_run
-from opdprobe.cli import jobs, reproduce
+from opdprobe.cli import jobs, measures, reproduce
 from opdprobe.cli import runs as commands
 from opdprobe.cli.parser import main
 from opdprobe.cli.reproduce import drawable, plan
 from opdprobe.errors import ConfigError, OPDProbeError
+from opdprobe.testing import synthetic_step
 
 STEPS = 2
 # Every role is played by a small model: what is tested is the plan, not the players.
 TINY = replace(
     PRESETS["quick"],
-    models={r: "zoo:rl-small" if r.startswith("rl") else "zoo:sft-small" for r in MODEL_ROLES},
+    models={
+        role: "zoo:rl-small"
+        if role.startswith("rl")
+        # A student and the larger model that teaches it differ, or there is no gradient to compare.
+        else "zoo:cold-start-small"
+        if role.endswith("large")
+        else "zoo:sft-small"
+        for role in MODEL_ROLES
+    },
     benchmarks={"easy": "zoo:easy", "hard": "zoo:hard"},
     n_prompts=16,
     n_problems=2,
@@ -156,9 +165,9 @@ def test_a_second_time_nothing_is_trained_or_measured(
 ):
     """Of each kind of job: chosen prompts, roles on either side, a student that is not trained."""
     monkeypatch.setattr(figures, "make", lambda *_: [])  # drawn already
-    again = ["selection", "fig02", "fig05", "fig14"]
+    again = ["selection", "fig02", "fig05", "fig27", "fig28"]
     folder, results, *_ = killed_and_resumed
-    kept = ("runs/*/steps/*", "runs/*/checkpoints/*/*", "scores/*", "runs/*/*.npz")
+    kept = ("runs/*/steps/*", "runs/*/checkpoints/*/*", "scores/*", "runs/*/*.npz", "runs/*/*.json")
     before = times(folder, *kept)
     bytes_before = {p: p.read_bytes() for p in folder.rglob("*.json")}
     only = [argument for name in again for argument in ("--only", name)]
@@ -322,6 +331,33 @@ def test_the_plan_does_what_a_figure_needs_and_analyses_it_last(figure, roles):
     }
     assert last.function == jobs.analyse
     assert last.after == {t.label for t in before}
+
+
+def test_what_is_measured_on_a_run_waits_for_it_and_is_waited_for():
+    *before, last = plan(TINY, Path("out"), ["fig28"])
+    (forced,) = (task for task in before if task.function == measures.force)
+    assert forced.label == "forced of probe_success-s0"
+    assert forced.after == {"probe_success-s0"}
+    assert last.after == {task.label for task in before}
+    tasks = plan(replace(TINY, seeds=(0, 1)), Path("out"), ["fig27", "fig06"])
+    measured = [task.arguments[:2] for task in tasks if task.function == measures.cohere]
+    assert sorted(measured) == sorted((n, s) for n in FIGURES["fig27"].experiments for s in (0, 1))
+
+
+def test_states_with_a_choice_are_drawn_one_of_a_prompt():
+    step = synthetic_step(n_rollouts=8, length=6, k=3)
+    second = np.full(step.sizes["state"], -9.0)
+    second[::2] = np.log(0.1) + 1e-6  # positions 0, 2 and 4
+    logp = step["logp"].transpose("state", "support", "rank", "model").copy()
+    logp.loc[{"support": "student", "model": "student"}] = np.stack([second * 0, second, second], 1)
+    step["logp"] = logp.transpose(*step["logp"].dims)
+    prompts = step["prompt_id"].values
+    for limit, places in ((6, {0, 2, 4}), (4, {0, 2}), (1, set())):
+        seen = [measures.branching(step, limit, np.random.default_rng(s)) for s in range(20)]
+        for states in seen:
+            of = prompts[step["rollout"].values[states]]
+            assert len(of) == len(set(of)) == (len(set(prompts)) if places else 0)
+        assert {int(p) for states in seen for p in step["position"].values[states]} == places
 
 
 def test_figures_analyses_and_experiments_fit_together():

@@ -257,6 +257,25 @@ PANELS = {
         accuracy(["baseline", *SELECTORS], title="On the fifth that is kept"),
         accuracy(["baseline", *SELECTORS], title="On all others"),
     ],
+    "fig27": [
+        *(lines(title, ["success", "failure"], x=[0, 96, 192])
+          for title in ("Cosine between prompts", "Cosine within a prompt", "What survives the sum",
+                        "Gradient of a token")),
+        lines("Spectrum", ["success", "failure"], x=range(8), ticks=[str(i) for i in range(1, 9)]),
+        bars("Larger teachers, cosine between prompts", RL,
+             ["1, start", "1, later", "2, start", "2, later"], labels=RL.values()),
+    ],
+    "fig28": [
+        Panel("alignment", "Cosine of the gradients", "cosine", "density", "histogram",
+              [Series(role, LABELS[role], values=np.linspace(-1, 1, 90).tolist())
+               for role in ("success", "failure")]),
+        bars("By entropy and divergence", ["success", "failure"],
+             ["sure, close", "unsure, close", "sure, apart", "unsure, apart"]),
+        bars("What goes with it", ["success", "failure"],
+             ["entropy", "reverse KL", "TIP", "TA-OPD", "IER", "first positions", "IW-OPD",
+              "reward", "teacher's entropy", "overlap ratio", "Jensen–Shannon",
+              "other first choice"]),
+    ],
     "selection": [
         accuracy(SELECTION, ["rl_student"], title="Teacher's kind of problems"),
         accuracy(SELECTION, title="Other kind of problems"),

@@ -65,6 +65,14 @@ def test_kendall_tau_is_scipys_on_the_shared_tokens(lists):
     assert found == pytest.approx(sum(pairs) / len(pairs))
 
 
+def test_kendall_tau_of_long_lists():
+    match = np.random.default_rng(0).permutation(300)
+    match[::7] = -1
+    shared = match[match >= 0]
+    want = stats.kendalltau(range(len(shared)), shared).statistic
+    assert probes.kendall_tau(match) == pytest.approx(want)
+
+
 @given(two_lists(), st.integers(0, 14))
 def test_the_drawn_tokens_rank(lists, drawn):
     s, _ = lists

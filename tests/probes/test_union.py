@@ -2,12 +2,15 @@
 
 import numpy as np
 import pytest
+import xarray as xr
 from hypothesis import given
 from hypothesis import strategies as st
 
 from opdprobe import probes
-from opdprobe.probes.union import union
+from opdprobe.probes.evaluate import evaluate, evaluate_all
+from opdprobe.probes.union import UNION_STATISTICS, union, union_statistics
 from opdprobe.store.schema import match_tokens
+from opdprobe.testing import synthetic_step
 
 V = 12
 
@@ -119,3 +122,22 @@ def test_information_to_error_by_its_definition(seed, k):
     found = probes.information_to_error(*lists, np.log([p[y], q[y]]), alone)
     # The denominator is a small difference of equal numbers for few tokens.
     assert found == pytest.approx(variance / max(error, 1e-8), rel=1e-6, abs=1e-9)
+
+
+@given(seeds, st.integers(1, V))
+def test_all_at_once_are_each_by_itself(seed, k):
+    p, q = models(seed, sharpness=5.0)
+    lists, ids = stored(p, q, k)
+    y = int(np.random.default_rng(seed).integers(V))
+    drawn = np.log([p[y], q[y]]), y not in set(ids[0]) | set(ids[1])
+    want = [getattr(probes, name)(*lists) for name in UNION_STATISTICS[:-1]]
+    want.append(probes.information_to_error(*lists, *drawn))
+    np.testing.assert_array_equal(union_statistics(*lists, *drawn), want)
+
+
+def test_probes_that_are_asked_for_together_are_as_by_themselves():
+    ds = synthetic_step(n_rollouts=3, length=700, k=8)  # more than a block
+    names = ["jensen_shannon", "information_to_error", "entropy_gap", "forward_kl"]
+    for name, found in zip(names, evaluate_all(names, ds), strict=True):
+        xr.testing.assert_identical(found, evaluate(name, ds))
+    xr.testing.assert_identical(ds.opd.union_statistics()["bhattacharyya"], ds.opd.bhattacharyya())
