@@ -77,7 +77,7 @@ def analyse(evidence: Evidence) -> Results:
             ),
             Panel(
                 name="same_size",
-                title="Larger teachers, cosine between prompts",
+                title="As (a), before and after RL",
                 x_label="family and step",
                 y_label="cosine",
                 kind="bar",

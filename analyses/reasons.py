@@ -227,6 +227,35 @@ REASONS = {
         "Over training it is behind by 0.04, from 0.03 to 0.05: more slowly for sure, and by less "
         "than 0.05 or not is not told."
     ),
+    "fig27.nothing": (
+        "0.04, between 0.01 and 0.08: a tenth of what the success has (0.58 and 0.20), and whether "
+        "it is less than 0.05 is not told."
+    ),
+    "fig27.chance": (
+        "2.8 times, from 1.3 to 4.8 from seed to seed: 24 prompts with a few long gradients among "
+        "them tell it badly. Of the success 6 and 12 times of it survive."
+    ),
+    "fig27.spectrum": "By 0.10, between 0.04 and 0.15: it is larger; by 0.05 or not is not told.",
+    "fig27.large": (
+        "0.36 of the other's, between 0.14 and 0.58: smaller, and not small. Later they are larger "
+        "than those of the success, which has learnt what there was."
+    ),
+    "fig27.large_later": (
+        "1.3 of those at the start on average, from 0.3 to 2.2 from seed to seed: a few tokens have "
+        "most of the norm, and two of each response are measured."
+    ),
+    "fig27.divergence": (
+        "It is a tenth of the other's (9 %). A small divergence is therefore an explanation, too: "
+        "this teacher has less to say, and says it in no common direction."
+    ),
+    "fig27.family": (
+        "By 0.01, between −0.05 and 0.07, though the teacher after RL teaches (figure 4): before "
+        "training its gradients have 0.05 in common, and at step 96 all is learnt. A common "
+        "direction is not what teaching takes."
+    ),
+    "fig27.family_nothing": (
+        "0.03, between −0.03 and 0.10; four seeds have −0.01 to 0.01, one has 0.16."
+    ),
     "fig28.aligned": (
         "By 0.13, between 0.01 and 0.24: it points to success, and whether by a cosine of 0.1 is "
         "not told. Twelve samples for each token leave noise: a gradient without fault would have "
@@ -260,6 +289,11 @@ REASONS = {
 }
 
 DOUBTS = {
+    "fig27.cancel": (
+        "The failing pair was known before training, and one of the five others. That directions "
+        "differ does not say that this is why nothing is learnt: the divergence differs, too "
+        "(above), and a pair of the second family learns with a cosine of 0.05."
+    ),
     "fig28.entropy": (
         "Under this teacher. Under the larger one the correlation is −0.25: entropy finds the "
         "states where this RL'd teacher is right, not those where a teacher is."

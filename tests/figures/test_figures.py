@@ -262,7 +262,7 @@ PANELS = {
           for title in ("Cosine between prompts", "Cosine within a prompt", "What survives the sum",
                         "Gradient of a token")),
         lines("Spectrum", ["success", "failure"], x=range(8), ticks=[str(i) for i in range(1, 9)]),
-        bars("Larger teachers, cosine between prompts", RL,
+        bars("As (a), before and after RL", RL,
              ["1, start", "1, later", "2, start", "2, later"], labels=RL.values()),
     ],
     "fig28": [
