@@ -241,7 +241,7 @@ REASONS = {
         "than those of the success, which has learnt what there was."
     ),
     "fig27.large_later": (
-        "1.3 of those at the start on average, from 0.3 to 2.2 from seed to seed: a few tokens have "
+        "1.3 of those at the start on average, 0.3 to 2.2 from seed to seed: a few tokens have "
         "most of the norm, and two of each response are measured."
     ),
     "fig27.divergence": (
