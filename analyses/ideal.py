@@ -7,6 +7,7 @@ p (f - mean f) with f = log q - log p, p renormalised on these tokens and means 
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -221,7 +222,8 @@ def _related(one: Mapping[str, NDArray], name: str) -> Estimate:
     score, cosine = one[name][one["there"]], one["cosine"][one["there"]]
     if len(np.unique(score)) < 2 or len(np.unique(cosine)) < 2:
         return exact(np.nan)
-    return exact(float(spearmanr(score, cosine)[0]))
+    found: Any = spearmanr(score, cosine)
+    return exact(float(found.statistic))
 
 
 def _quadrant(one: Mapping[str, NDArray], place: int) -> Estimate:
