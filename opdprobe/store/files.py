@@ -147,18 +147,35 @@ def refuse_links(*paths: Path) -> None:
 def open_append(path: Path, *, buffering: int = -1) -> IO[bytes]:
     """Open a file for appending, unless it is a link.
 
+    A file that has a second name (a hard link) is replaced by a copy first: the other one, of a
+    backup or of a stranger's choice, stays as it is.
+
     Raises
     ------
     StoreError
-        `path` is a link or an odd file.
+        `path` is a link or an odd file, or is given a second name again and again.
     """
-    refuse_links(path)
+    for _ in range(2):
+        refuse_links(path)
+        file = _append(path, buffering)
+        if os.fstat(file.fileno()).st_nlink <= 1:
+            return file
+        file.close()
+        with path.open("rb") as whole:
+            write_whole(path, lambda copy: shutil.copyfileobj(whole, copy))
+    raise StoreError(
+        f"{path} has a second name (a hard link), which would change with it: end what makes such "
+        "links, or write to another place."
+    )
 
-    def opener(name: str, flags: int) -> int:
-        # Fails for a link that was made since; Windows has no such flag.
-        return os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
-    return open(path, "ab", buffering=buffering, opener=opener)
+def _append(path: Path, buffering: int) -> IO[bytes]:
+    return open(path, "ab", buffering=buffering, opener=_opens_no_link)
+
+
+def _opens_no_link(name: str, flags: int) -> int:
+    # Fails for a link that was made since; Windows has no such flag.
+    return os.open(name, flags | getattr(os, "O_NOFOLLOW", 0), 0o666)
 
 
 def write_whole(path: Path, fill: Callable[[BinaryIO], object], *, follow: bool = True) -> None:

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import pickle
+import shutil
 import zipfile
 
 import numpy as np
@@ -197,6 +198,35 @@ def test_a_lock_with_a_second_name_is_not_emptied(run, outside):
     os.link(outside / "file", run.path / ".lock")
     with pytest.raises(StoreError, match=r"\.lock has a second name"):
         continued(run)
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_no_file_is_changed_that_has_a_second_name(run, tmp_path, when):
+    """As in a copy by ``cp -al``, or in an archive that names a file outside."""
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    with (run.path / "evaluations.jsonl").open("a") as file:
+        file.write('{"step": 0, "benchmark": "easy", "prompt_id": ["a"], "score": [0.5]}\n')
+    writer = continued(run) if when == "after" else None
+    other = synthetic_run(tmp_path / "other", [2], n_rollouts=2, length=2, k=4)
+    shutil.copy(other.path / "steps/000002.zarr.zip", run.path / "steps")
+    names = [p.relative_to(run.path) for p in run.path.rglob("*") if p.is_file()]
+    names = [name for name in names if name.name != ".lock"]
+    for name in names:
+        os.link(run.path / name, outside / name.name)
+    before = {file.name: file.read_bytes() for file in outside.iterdir()}
+    writer = writer or continued(run)
+    writer.log_metrics(2, {"loss": 1.0})
+    writer.submit_metrics(2, {"grad_norm": 1.0})
+    writer.log_evaluation(2, "easy", ["a"], [1.0])
+    writer.write_step(2, other.load(2))
+    writer.flush()
+    writer.truncate_after(0)
+    assert {file.name: file.read_bytes() for file in outside.iterdir()} == before
+    writer.log_metrics(1, {"loss": 0.25})
+    assert open_run(run.path).metrics.loss.values[-1] == 0.25
+    assert open_run(run.path).evaluation("easy").score.values.tolist() == [[0.5]]
+    assert {name.name for name in names} == before.keys()
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs POSIX")

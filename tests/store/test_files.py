@@ -165,6 +165,20 @@ def test_only_files_of_a_directory_are_removed(tmp_path):
     assert names(tmp_path) == ["b", "kept"]
 
 
+def test_a_file_with_a_second_name_is_copied_before_it_grows(tmp_path, monkeypatch):
+    (tmp_path / "kept").write_text("1\n")
+    os.link(tmp_path / "kept", tmp_path / "grows")
+    with open_append(tmp_path / "grows") as file:
+        assert file.tell() == 2
+        file.write(b"2\n")
+    assert (tmp_path / "kept").read_text() == "1\n"
+    assert (tmp_path / "grows").read_text() == "1\n2\n"
+    os.link(tmp_path / "kept", tmp_path / "again")
+    monkeypatch.setattr("opdprobe.store.files.write_whole", lambda *_: None)
+    with pytest.raises(StoreError, match=r"again has a second name \(a hard link\)"):
+        open_append(tmp_path / "again")
+
+
 @pytest.mark.parametrize("target", ["victim", "absent"])
 def test_nothing_is_written_or_deleted_through_a_link(tmp_path, target):
     victim, link = tmp_path / "victim", tmp_path / "link"

@@ -33,6 +33,7 @@ from opdprobe.rollout.prompts import EncodedPrompt, OnError, Prompt, encode_prom
 from opdprobe.store.claim import differences, refuse_other_files
 from opdprobe.store.files import (
     explain_unwritable,
+    open_append,
     read_entries,
     refuse_links,
     write_directory,
@@ -317,10 +318,10 @@ def _train(
     kept = [line for line in read_entries(file) if line["step"] < first]
     write_text(file, "".join(json.dumps(line) + "\n" for line in kept))
     # Dropout draws from torch's global random numbers: a fresh process must draw the same.
-    with same_randomness(student), open(file, "a", buffering=1) as log:
+    with same_randomness(student), open_append(file, buffering=0) as log:
         torch.manual_seed(config.seed)
         for metrics in sft(student, tokenizer, batch_at, n_steps, config, out_dir, stopping):
-            log.write(json.dumps(metrics) + "\n")
+            log.write(f"{json.dumps(metrics)}\n".encode())
             if on_progress:
                 on_progress("SFT step", int(metrics["step"]) + 1, n_steps)
 
