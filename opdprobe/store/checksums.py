@@ -1,4 +1,4 @@
-"""Checksums of a checkpoint, and of the run's text files up to its step.
+"""Checksums of a checkpoint, of the run's text files up to its step, and of the run's tokenizer.
 
 Weights carry no checksum of their own, and a flipped bit in a text can turn one number into
 another. The checksum file lies in the checkpoint and is written before the checkpoint gets its
@@ -7,6 +7,7 @@ final name.
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,8 @@ from opdprobe.store.safe_text import parse_json
 CHECKSUMS = "checksums.json"
 LINES = ("metrics.jsonl", "evaluations.jsonl")
 TEXTS = ("run.json", "config.yaml", *LINES)
+TOKENIZER = "tokenizer"
+"""Directory of the run's own tokenizer, which does not change once it is written."""
 
 
 class Fault(NamedTuple):
@@ -34,7 +37,7 @@ class Sum(NamedTuple):
 
 
 def write_checksums(checkpoint: Path, run_dir: Path) -> None:
-    """Record length and SHA-256 of a checkpoint's files and of the run's text files as they are.
+    """Record length and SHA-256 of a checkpoint's files and of the run's texts and tokenizer.
 
     Parameters
     ----------
@@ -45,6 +48,7 @@ def write_checksums(checkpoint: Path, run_dir: Path) -> None:
     """
     files = checkpoint_files(checkpoint)
     files |= {name: run_dir / name for name in TEXTS if (run_dir / name).exists()}
+    files |= tokenizer_files(run_dir)
     sums = {}
     for name, path in files.items():
         size = path.stat().st_size
@@ -90,7 +94,7 @@ def check_checkpoint(checkpoint: Path) -> list[Fault]:
     except StoreError as error:
         return [Fault(checkpoint / CHECKSUMS, str(error))]
     files = checkpoint_files(checkpoint)
-    missing = sorted(sums.keys() - files.keys() - {*TEXTS})
+    missing = sorted(name for name in sums.keys() - files.keys() if not _of_run(name))
     faults = [Fault(checkpoint / name, "is missing") for name in missing]
     for name, path in files.items():
         if name not in sums:
@@ -103,22 +107,43 @@ def check_checkpoint(checkpoint: Path) -> list[Fault]:
 
 
 def check_texts(checkpoint: Path, run_dir: Path) -> list[Fault]:
-    """Compare the run's text files with the checksums that a checkpoint has of them."""
+    """Compare the run's texts and tokenizer with the checksums that a checkpoint has of them.
+
+    Checkpoints of older versions have none of the tokenizer.
+    """
     try:
         sums = read_checksums(checkpoint)
     except StoreError:  # `check_checkpoint` reports it
         return []
-    return [
-        Fault(run_dir / name, f"is not as it was when {checkpoint} was written")
-        for name in TEXTS
-        if name in sums and not _fits(run_dir / name, sums[name], grown=name in LINES)
-    ]
+    faults = []
+    for name in filter(_of_run, sums):
+        path = run_dir / name
+        if (reason := _leads_out(path, run_dir)) is not None:
+            faults.append(Fault(path, reason))
+        elif not _fits(path, sums[name], grown=name in LINES):
+            faults.append(Fault(path, f"is not as it was when {checkpoint} was written"))
+    own = tokenizer_files(run_dir)
+    if not own.keys().isdisjoint(sums):
+        added = sorted(own.keys() - sums.keys())
+        faults += [Fault(own[name], "does not belong to the run's tokenizer") for name in added]
+    return faults
 
 
 def checkpoint_files(checkpoint: Path) -> dict[str, Path]:
     """List the files of a checkpoint by relative name, without the checksum file."""
     found = (p for p in sorted(checkpoint.rglob("*")) if p.is_file() and p.name != CHECKSUMS)
     return {path.relative_to(checkpoint).as_posix(): path for path in found}
+
+
+def tokenizer_files(run_dir: Path) -> dict[str, Path]:
+    """List the files of a run's own tokenizer by their names in the run; empty if it has none."""
+    found = (path for path in sorted((run_dir / TOKENIZER).rglob("*")) if path.is_file())
+    return {path.relative_to(run_dir).as_posix(): path for path in found}
+
+
+def _of_run(name: str) -> bool:
+    """Whether a file that a checkpoint has a checksum of lies in the run, beside checkpoints."""
+    return name in TEXTS or re.fullmatch(rf"{TOKENIZER}(/[\w.-]+){{1,2}}", name) is not None
 
 
 def _fits(path: Path, noted: Sum, *, grown: bool = False) -> bool:

@@ -17,6 +17,7 @@ from opdprobe.store.checksums import (
     check_texts,
     checkpoint_files,
     read_checksums,
+    tokenizer_files,
 )
 from opdprobe.store.files import read_entries, within
 from opdprobe.store.run import open_run
@@ -52,7 +53,7 @@ def verify_run(path: str | Path) -> Verification:
     """Read all files of a run to their ends and compare them with their checksums.
 
     No process should be writing the run meanwhile. Files derived from a run (pages, figures, sums)
-    and the copy of the tokenizer beside them are left out.
+    are left out, and so is its tokenizer if no checkpoint has checksums of it.
 
     Parameters
     ----------
@@ -100,7 +101,10 @@ def verify_run(path: str | Path) -> Verification:
     for fault in faults:
         first.setdefault(fault.path, fault)
     return Verification(
-        len(texts) + len(steps) + sum(len(checkpoint_files(c)) for c in checkpoints),
+        len(texts)
+        + len(steps)
+        + sum(len(checkpoint_files(c)) for c in checkpoints)
+        + len(tokenizer_files(folder).keys() & summed),
         list(first.values()),
         [text for text in texts if text.name not in summed],
     )

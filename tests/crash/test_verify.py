@@ -17,6 +17,7 @@ FILES = [
     "run.json", "config.yaml", "metrics.jsonl", "evaluations.jsonl", "steps/000001.zarr.zip",
     "checkpoints/000002/model.safetensors", "checkpoints/000002/optimizer.pt",
     "checkpoints/000002/config.json", "checkpoints/000002/tokenizer.json",
+    "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json",
 ]  # fmt: skip
 
 
@@ -60,8 +61,7 @@ def faults(run_dir):
 def test_a_run_as_it_was_written(run_dir):
     found = verify_run(str(run_dir))
     assert found.faults == found.unproven == []
-    kept = run_dir / "tokenizer"  # for the page of tokens; a checkpoint has one with a checksum
-    on_disk = [p for p in run_dir.rglob("*") if p.is_file() and kept not in p.parents]
+    on_disk = [p for p in run_dir.rglob("*") if p.is_file()]
     # But for the lock, and the checksums themselves.
     assert found.n_files == len(on_disk) - 2
 
@@ -177,6 +177,31 @@ def test_a_missing_step_is_named(tmp_path):
     assert faults(tmp_path / "sparse") == {"steps/000006.zarr.zip": missing}
     RunWriter(tmp_path / "none", attrs={}, config={"record_every": 0}, resume=False)
     assert faults(tmp_path / "none") == {}
+
+
+def test_checkpoints_without_sums_of_the_runs_tokenizer_are_no_fault(run_dir, changed):
+    """As those of older versions; and a file that is not among the sums is named."""
+    name = f"checkpoints/000002/{CHECKSUMS}"
+    sums = json.loads((run_dir / name).read_bytes())
+    changed("tokenizer/tokenizer.json", b"{}")
+    whole = verify_run(run_dir).n_files
+    own = [name for name in sums if name.startswith("tokenizer/")]
+    older = {name: entry for name, entry in sums.items() if name not in own}
+    changed(name, json.dumps(older).encode())
+    found = verify_run(run_dir)
+    assert (found.faults, found.n_files) == ([], whole - len(own))
+    del sums["tokenizer/tokenizer.json"]
+    changed(name, json.dumps(sums).encode())
+    assert faults(run_dir) == {"tokenizer/tokenizer.json": "does not belong to the run's tokenizer"}
+
+
+@pytest.mark.parametrize("name", ["tokenizer/..", "tokenizer/a\0b", "tokenizer/../../../x"])
+def test_checksums_of_files_elsewhere_are_faults(run_dir, changed, name):
+    file = f"checkpoints/000002/{CHECKSUMS}"
+    sums = json.loads((run_dir / file).read_bytes())
+    sums[name] = {"bytes": 1, "sha256": ""}
+    changed(file, json.dumps(sums).encode())
+    assert len(faults(run_dir)) == 1
 
 
 def test_a_step_under_another_name_is_named(run_dir, changed):
