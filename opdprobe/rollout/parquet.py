@@ -10,7 +10,7 @@ from opdprobe.errors import needs_train_extra, shown
 from opdprobe.rollout.parquet_pages import ColumnClaims, column_claims
 from opdprobe.store.budget import ROW, OverBudgetError, most_bytes, most_unpacked
 
-_BATCH = 64  # rows
+_BATCH = 2048  # rows; for far fewer, starting a batch costs more than its values
 # A row becomes Python's objects, which take several times the memory of Arrow's numbers and texts.
 _AS_OBJECTS = 8
 _VALUE = 8  # bytes that a value takes at least, as one of Python's objects or in a dictionary
@@ -47,11 +47,12 @@ def parquet_rows(path: Path, *, kept: bool = False) -> Iterator[dict[str, Any]]:
     try:
         columns = column_claims(path, most_unpacked(size))
         _check_columns(columns, size)
-        largest = max((column.unpacked for column in columns), default=0)
         # A value that stands in the file once may be that of every row.
-        n_rows = max(1, min(_BATCH, most // max(largest * _AS_OBJECTS, 1)))
+        of_row = sum(c.unpacked if c.beginnings else c.dictionary for c in columns)
+        n_rows = max(1, min(_BATCH, most // max(of_row, 1)))
         # One row may have so many of them that its texts should not be written out to count them.
         kept_apart = {c.path for c in columns if c.repeated and c.values * c.dictionary > most}
+        plain = pq.read_schema(path) if kept_apart else None
         with pq.ParquetFile(path, read_dictionary=sorted(kept_apart)) as file:
             for batch in file.iter_batches(n_rows):
                 n_bytes = batch.nbytes
@@ -62,7 +63,9 @@ def parquet_rows(path: Path, *, kept: bool = False) -> Iterator[dict[str, Any]]:
                     raise OverBudgetError(
                         f"its rows take more than {most} bytes, too many for a file of {size}"
                     )
-                yield from batch.to_pylist()
+                # One by one, texts of a dictionary are read slowly.
+                rows = pa.Table.from_batches([batch]).cast(plain) if kept_apart else batch
+                yield from rows.to_pylist()
     except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
         raise ParquetError(str(error)) from error
 
