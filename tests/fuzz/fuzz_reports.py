@@ -3,17 +3,20 @@
     python tests/fuzz/fuzz_reports.py --seconds 600
 
 The first byte of an input says which text of a run, or which of its steps' metadata, the rest
-replaces, and which command looks at it.
+replaces, and which command looks at it. matplotlib takes two thirds of a report's time, so all
+figures are made, but only those of one input in eight are drawn: which, its content decides.
 """
 
 import contextlib
 import io
 import warnings
 import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import run_fuzzer
+from matplotlib.figure import Figure
 
 with run_fuzzer.instrumented():
     from opdprobe.cli.parser import main
@@ -45,6 +48,7 @@ with zipfile.ZipFile(STEP) as found:
     MEMBERS = {name: found.read(name) for name in found.namelist()}
     GROUP = "zarr.json"
 SOUND = {name: (RUN / name).read_bytes() for name in (*TEXTS, "steps/000000.zarr.zip")}
+DRAW = Figure.savefig
 COMMANDS = (["inspect", "--json"], ["inspect", "--verify"], ["view"], ["report", "--no-view"], None)
 
 
@@ -69,6 +73,7 @@ def one_input(data: bytes) -> None:
             for member, sound in MEMBERS.items():
                 archive.writestr(zipfile.ZipInfo(member), data[1:] if member == GROUP else sound)
     said = io.StringIO()
+    Figure.savefig = DRAW if zlib.crc32(data) % 8 == 0 else lambda *_, **__: None
     try:
         with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
             if command is None:
@@ -78,6 +83,7 @@ def one_input(data: bytes) -> None:
     except OPDProbeError:
         assert command is None
     finally:
+        Figure.savefig = DRAW
         (RUN / name).write_bytes(SOUND[name])
         for page in RUN.glob("*.html"):
             page.unlink()

@@ -103,6 +103,7 @@ def _mutate(one_input: Callable[[bytes], None], seeds: list[bytes]) -> int:
         one_input(data)
     _limit_memory(given.memory)
     rng, end = random.Random(given.seed), time.monotonic() + given.seconds
+    before = time.process_time()
     known: dict[str, bytes] = {}
     n = 0
     given.out.mkdir(exist_ok=True, parents=True)
@@ -117,7 +118,8 @@ def _mutate(one_input: Callable[[bytes], None], seeds: list[bytes]) -> int:
             file.write_bytes(data)
             print(f"{file}: {what}", flush=True)
     running.unlink(missing_ok=True)
-    print(f"{n} inputs, {len(known)} findings")
+    computed = time.process_time() - before
+    print(f"{n} inputs, {len(known)} findings, {computed:.0f} s of computing")
     return bool(known)
 
 
