@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from opdprobe.errors import needs_train_extra, shown
+from opdprobe.rollout.parquet_deltas import check_deltas
 from opdprobe.rollout.parquet_pages import ColumnClaims, column_claims
 from opdprobe.store.budget import ROW, OverBudgetError, most_bytes, most_unpacked
 
@@ -47,6 +48,7 @@ def parquet_rows(path: Path, *, kept: bool = False) -> Iterator[dict[str, Any]]:
     try:
         columns = column_claims(path, most_unpacked(size))
         _check_columns(columns, size)
+        check_deltas(path, columns)
         # A value that stands in the file once may be that of every row.
         of_row = sum(c.unpacked if c.beginnings else c.dictionary for c in columns)
         n_rows = max(1, min(_BATCH, most // max(of_row, 1)))

@@ -7,6 +7,7 @@ from test_budget import MIB, at_most
 
 from opdprobe.errors import PromptError, RolloutError
 from opdprobe.rollout.dumps.read import read_dumps
+from opdprobe.rollout.parquet import parquet_rows
 from opdprobe.rollout.prompt_files import load_prompts
 from opdprobe.store.budget import LEAST
 
@@ -116,3 +117,68 @@ def test_a_footer_on_which_pyarrow_ends_the_process(tmp_path, name):
 def test_a_footer_that_is_none(tmp_path, content, message):
     (tmp_path / "1.parquet").write_bytes(content)
     refused(tmp_path / "1.parquet", message)
+
+
+@pytest.mark.parametrize("encoding", ["DELTA_LENGTH_BYTE_ARRAY", "DELTA_BYTE_ARRAY"])
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("codec", ["none", "snappy", "zstd"])
+@pytest.mark.parametrize("nullable", [True, False])
+def test_texts_with_packed_lengths_are_read(tmp_path, encoding, version, codec, nullable):
+    """Of honest files: with absent texts, empty ones, and blocks that are whole and cut off."""
+    texts = [f"{i % 37 * 'ab'}{i}" for i in range(1001)]
+    absent = [None, *texts[1:]] if nullable else texts
+    fields = [
+        pa.field("prompt", pa.string(), nullable=False),
+        pa.field("meta", pa.string(), nullable=nullable),
+        pa.field("many", pa.list_(pa.string())),
+    ]
+    rows = {"prompt": texts, "meta": absent, "many": [texts[i : i + i % 3] for i in range(1001)]}
+    path = tmp_path / "1.parquet"
+    pq.write_table(
+        pa.Table.from_pydict(rows, pa.schema(fields)),
+        path,
+        use_dictionary=False,
+        column_encoding=dict.fromkeys(("prompt", "meta", "many.list.element"), encoding),
+        compression=codec,
+        data_page_version=version,
+        data_page_size=4000,
+    )
+    assert [*parquet_rows(path)] == pq.read_table(path).to_pylist()
+
+
+@pytest.mark.parametrize(
+    ("encoding", "place"),
+    [("DELTA_LENGTH_BYTE_ARRAY", 0), ("DELTA_BYTE_ARRAY", 0), ("DELTA_BYTE_ARRAY", 1)],
+)
+@pytest.mark.parametrize(("block", "parts"), [(2**31 - 128, 1), (128, 4)])
+def test_a_page_that_claims_very_many_lengths(tmp_path, encoding, place, block, parts):
+    """pyarrow takes 4 bytes for each that is claimed, and fills them from a block of no bits."""
+    path = tmp_path / "1.parquet"
+    texts = [f"{i:02d}{'x' * 40}{i}" for i in range(60)]
+    pq.write_table(
+        pa.Table.from_pydict(
+            {"prompt": texts}, pa.schema([pa.field("prompt", pa.string(), nullable=False)])
+        ),
+        path,
+        use_dictionary=False,
+        column_encoding={"prompt": encoding},
+        compression="none",
+        write_statistics=False,
+    )
+    content = path.read_bytes()
+    assert load_prompts(path)[59].text == texts[59]
+    head = bytes([128, 1, 4, 60])  # blocks of 128 numbers in four parts; 60 numbers
+    start = content.index(head)
+    if place:
+        start = content.index(head, start + 1)
+    lie = _unsigned(block) + bytes([parts]) + _unsigned(2**31 - 1) + bytes(1 + 1 + parts)
+    path.write_bytes(content[:start] + lie + content[start + len(lie) :])
+    refused(path, "a page has 2147483647 lengths of 60 texts")
+
+
+def _unsigned(value):
+    found = bytearray()
+    while value > 127:
+        found.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*found, value])
