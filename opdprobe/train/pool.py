@@ -9,6 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
+from multiprocessing import util
 from typing import Any
 
 from opdprobe.errors import OPDProbeError
@@ -172,5 +173,7 @@ def _do(task: Task) -> None:
         task.function(*task.arguments, lambda done, total: _progress.put((task.label, done, total)))
     except SystemExit as stopped:
         # SIGTERM came, and everything is on disk. The executor would take the exception for an
-        # error of the task, and give this process the next one.
+        # error of the task, and give this process the next one. The function is what ends any other
+        # process of multiprocessing; without it, locks such as tqdm's would be left in the system.
+        util._exit_function()
         os._exit(stopped.code if isinstance(stopped.code, int) else 1)

@@ -1,5 +1,6 @@
 """Tasks for test_sigterm.py: the processes that do them import this module by its name."""
 
+import multiprocessing
 import os
 import signal
 import time
@@ -20,6 +21,15 @@ def steps(folder: Path, report) -> None:
             raise AssertionError("nobody said to stop")
         (folder / "checkpoint").touch()
         raise SystemExit(EXIT_CODE)
+
+
+def locked(folder: Path, report) -> None:
+    """Hold a lock of this process's own, as tqdm makes one, and stop."""
+    lock = multiprocessing.RLock()
+    os.kill(os.getppid(), signal.SIGTERM)
+    with lock:
+        (folder / "locked").touch()
+    raise SystemExit(EXIT_CODE)
 
 
 def later(folder: Path, report) -> None:

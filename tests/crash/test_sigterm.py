@@ -168,3 +168,26 @@ def test_processes_side_by_side_each_finish_their_step(tmp_path, monkeypatch, ca
     assert stopped.value.code == 143
     assert "stopped by SIGTERM; the same command resumes the work" in caplog.text
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+
+
+@pytest.mark.slow  # starts two processes, one of them by the other
+def test_no_locks_are_left_in_the_system(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from pathlib import Path\n"
+        "from opdprobe.train.pool import Task, work\n"
+        "import sigterm_tasks\n"
+        "if __name__ == '__main__':\n"
+        f"    work([Task('a', sigterm_tasks.locked, (Path({str(tmp_path)!r}),))], workers=1)\n"
+    )
+    paths = [str(Path(__file__).parent), *sys.path]
+    ended = subprocess.run(
+        [sys.executable, script],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (tmp_path / "locked").exists()
+    assert ended.returncode == 143
+    assert "leaked" not in ended.stderr
