@@ -248,7 +248,7 @@ def _train(commands: Any) -> None:
         "distil a student on its own rollouts, and record the run",
         *options.models(roles=["student"]),
         *options.several_teachers(),
-        options.sampler("an SGLang server"),
+        options.sampler("an SGLang server, or vLLM's in its development mode"),
         options.prompts(),
         *options.reading(),
         *options.computing(),

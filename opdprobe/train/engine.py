@@ -21,8 +21,9 @@ def check_engine(
     """
     if not sampler.loads_weights:
         raise ConfigError(
-            f"{sampler} as sampler: its server cannot load a trained student's weights from a "
-            "directory; expected an SGLang server, or no sampler."
+            f"{sampler} as sampler: its server does not take a trained student's weights from a "
+            "directory; expected an SGLang server, a vLLM server in its development mode "
+            "(VLLM_SERVER_DEV_MODE=1), or no sampler."
         )
     if (config.temperature, config.top_p) != (1, 1):
         raise ConfigError(

@@ -164,9 +164,10 @@ class OPDTrainer:
     one_teacher_at_a_time : bool
         Of several teachers, keep one in memory, and read the next one's files when its turn comes.
     sampler : ServedModel, optional
-        An SGLang server that samples in the student's place; local models score. Before each step
-        it loads the student's weights from ``run_dir/sampler``, which its machine must see, and
-        after each its log-probabilities of what it drew are compared with the student's
+        A server of SGLang's, or of vLLM's in its development mode (``VLLM_SERVER_DEV_MODE=1``),
+        that samples in the student's place; local models score. Before each step it loads the
+        student's weights from ``run_dir/sampler``, which its machine must see, and after each its
+        log-probabilities of what it drew are compared with the student's
         (`opdprobe.rollout.engine.check_sampler`). Evaluations are sampled locally.
 
     Raises

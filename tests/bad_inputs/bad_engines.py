@@ -94,10 +94,11 @@ CASES = [
         "whose weights it serves, and prompts.",
     ),
     _engine(
-        "a vLLM server as sampler in training",
+        "a vLLM server as sampler in training, outside its development mode",
         lambda _: check_engine(_Engine(), OPDConfig(), tiny_model(), Processes()),
         ConfigError,
-        "http://gpu:8000/v1#student as sampler: its server cannot load a trained student's weights "
-        "from a directory; expected an SGLang server, or no sampler.",
+        "http://gpu:8000/v1#student as sampler: its server does not take a trained student's "
+        "weights from a directory; expected an SGLang server, a vLLM server in its development "
+        "mode (VLLM_SERVER_DEV_MODE=1), or no sampler.",
     ),
 ]

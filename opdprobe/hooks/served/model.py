@@ -248,7 +248,10 @@ class ServedModel:
 
     @property
     def loads_weights(self) -> bool:
-        """Whether the server can load weights from a directory: SGLang's can."""
+        """Whether the server can load weights from a directory.
+
+        SGLang's can, and vLLM's in its development mode, for which it is asked.
+        """
         return self.engine.loads_weights
 
     def load_weights(self, directory: Path) -> None:
@@ -258,8 +261,6 @@ class ServedModel:
         ------
         ModelError
             It does not load them.
-        ConfigError
-            It cannot load any.
         """
         self.engine.load(directory.resolve())
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opdprobe.errors import ModelError
-from opdprobe.hooks.served.connection import Connection, expected_form, without_key
+from opdprobe.hooks.served.connection import Connection, RefusedError, expected_form, without_key
 from opdprobe.hooks.served.told import UNCHANGED, Drawn, nats
 
 # SGLang reports one list of tokens at all places of a text. Where each place has tokens of its own,
@@ -70,13 +70,16 @@ class SGLang:
             meta = answer["meta_info"]
             own, top = meta["input_token_logprobs"], meta["input_top_logprobs"]
             self._check_length(len(response), len(own), len(top))
-            if [int(row[1]) for row in own[1:]] != list(response):
+            # It writes 0 in place of the last token of its vocabulary.
+            if any(
+                int(row[1]) not in (token, 0) for row, token in zip(own[1:], response, strict=True)
+            ):
                 raise ModelError(
                     f"{self} reports other tokens than it was sent: its server changes texts."
                 )
             return [
-                {**_by_token(listed), int(row[1]): nats(row[0])}
-                for row, listed in zip(own[1:], top[1:], strict=True)
+                {**_by_token(listed), token: nats(row[0])}
+                for row, listed, token in zip(own[1:], top[1:], response, strict=True)
             ]
 
     def at(
@@ -103,13 +106,19 @@ class SGLang:
     def load(self, directory: Path) -> None:
         """Have the server load the weights of a saved model; it then forgets its prefix cache."""
         url = f"{self._root}/update_weights_from_disk"
-        answer = self.connection.request(url, {"model_path": str(directory)}, wait=True)
-        with expected_form(url):
-            if answer["success"] is not True:
-                raise ModelError(
-                    f"{self} did not load {directory} ({without_key(str(answer['message']))[:500]})"
-                    "; expected a server of this model, on a machine that sees that directory."
-                )
+        why = None
+        try:
+            answer = self.connection.request(url, {"model_path": str(directory)}, wait=True)
+            with expected_form(url):
+                if answer["success"] is not True:
+                    why = without_key(str(answer["message"]))
+        except RefusedError as error:
+            why = str(error)
+        if why is not None:
+            raise ModelError(
+                f"{self} did not load {directory} ({why[:500]}); expected a server of this model, "
+                "on a machine that sees that directory."
+            )
 
     def _ask(self, ids: Sequence[int], length: int, **settings: Any) -> Any:
         body = {

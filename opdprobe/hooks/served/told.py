@@ -74,15 +74,12 @@ class Drawn:
 
 
 class Engine(Protocol):
-    """Requests in the protocol of one kind of server.
+    """Requests in the protocol of one kind of server."""
 
-    Attributes
-    ----------
-    loads_weights
-        Whether the server can load weights from a directory.
-    """
-
-    loads_weights: bool
+    @property
+    def loads_weights(self) -> bool:
+        """Whether the server can load weights from a directory."""
+        ...
 
     def draw(self, prompt: Sequence[int], n: int, length: int, seed: int) -> list[Drawn]:
         """Sample `n` responses of at most `length` tokens, from the unchanged distribution."""

@@ -3,11 +3,15 @@
 ``prompt_logprobs`` reports the top-k at every position of a text, and the text's own tokens. Newer
 servers have ``/inference/v1/generate`` too, which scores given tokens at each position
 (``prompt_logprob_token_ids``; docs/training/prompt_token_id_logprobs.md in vLLM's repository).
+
+In its development mode (``VLLM_SERVER_DEV_MODE=1``) a server runs methods of its workers
+(``/collective_rpc``); ``reload_weights`` reads a saved model.
 """
 
 import base64
 import io
 import re
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,10 +43,9 @@ class VLLM:
         Timeout, tries and number of parallel requests.
     """
 
-    loads_weights = False  # it reloads those that it was started with, and only in its dev mode
-
     def __init__(self, url: str, name: str, connection: Connection):
         self.url, self.name, self.connection = url, name, connection
+        self._root = url.removesuffix("/v1")
         self._scores_given: bool | None = None  # not asked yet
         self._columns = _COLUMNS
 
@@ -106,7 +109,7 @@ class VLLM:
         """Ask for given tokens at each token of the response; None from older servers."""
         if self._scores_given is False:
             return None
-        url = f"{self.url.removesuffix('/v1')}/inference/v1/generate"
+        url = f"{self._root}/inference/v1/generate"
         parts = []
         for start in range(0, ids.shape[1], self._columns):
             part = ids[:, start : start + self._columns]
@@ -135,10 +138,44 @@ class VLLM:
             self._scores_given = True
         return np.concatenate(parts, axis=1)
 
+    @property
+    def loads_weights(self) -> bool:
+        """Whether the server is in its development mode, where it takes other weights."""
+        try:
+            self.connection.request(f"{self._root}/collective_rpc")
+        except RefusedError as error:
+            if error.status in (404, 405):
+                return error.status == 405  # the address exists, and wants a POST
+            raise
+        return False  # no server of vLLM's answers this
+
     def load(self, directory: Path) -> None:
-        """Refuse to load other weights."""
-        raise ConfigError(
-            f"{self}: vLLM's server loads no weights from a directory; expected SGLang's."
+        """Have the server load the weights of a saved model, and forget its prefix cache."""
+        body = {"method": "reload_weights", "kwargs": {"weights_path": str(directory)}}
+        try:
+            self.connection.request(f"{self._root}/collective_rpc", body, wait=True)
+        except RefusedError as error:
+            raise ModelError(
+                f"{self} did not load {directory} ({str(error)[:500]}); expected a "
+                "server of this model in its development mode (VLLM_SERVER_DEV_MODE=1), on a "
+                "machine that sees that directory. Its log has the cause; start it again, since "
+                "half of the weights may be loaded."
+            ) from error
+        self._forget()
+
+    def _forget(self) -> None:
+        """Empty the prefix cache, whose entries are of the weights before."""
+        url = f"{self._root}/reset_prefix_cache"
+        for attempt in range(self.connection.tries):
+            answer = self.connection.request(url, {}, wait=True)
+            with expected_form(url):
+                if answer["success"] is True:
+                    return
+            time.sleep(self.connection.backoff * 2**attempt)
+        raise ModelError(
+            f"{self} keeps its prefix cache of the weights before; expected a server that answers "
+            "no one else while it loads weights, or one without a prefix cache "
+            "(--no-enable-prefix-caching)."
         )
 
     def _complete(self, prompt: Sequence[int], *, max_tokens: int, **settings: Any) -> Any:

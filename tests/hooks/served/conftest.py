@@ -32,13 +32,15 @@ class Server(ThreadingHTTPServer):
     `faults` are answered first, each (status, body, headers) or a callable that runs before the
     true answer; `alter` changes true completions; `asked` holds the requests, `most` the largest
     number of concurrent ones; `noise` is the standard deviation of what is added to logits;
-    `scores_given` says whether vLLM's server is new enough to score given tokens.
+    `scores_given` says whether vLLM's server is new enough to score given tokens, and `dev`
+    whether it is in its development mode; `busy` times it cannot empty its prefix cache.
     """
 
     def __init__(self, models, tokenizer=None, engine="vllm", port=0):
         super().__init__(("127.0.0.1", port), Handler)
         self.models, self.tokenizer, self.engine = models, tokenizer, engine
         self.scores_given, self.noise, self.random = False, 0.0, np.random.default_rng(0)
+        self.dev, self.busy = False, 0
         self.faults, self.asked, self.headers = [], [], []
         self.now = self.most = 0
         self.tells_context: int | None = CONTEXT
@@ -112,6 +114,8 @@ class Handler(BaseHTTPRequestHandler):
             return sglang_load(server, body)
         if self.path == SCORES and server.scores_given:
             return vllm_scores(server, body)
+        if self.path in ("/collective_rpc", "/reset_prefix_cache") and server.dev:
+            return vllm_dev(server, self.path, body)
         if self.path != "/v1/completions" or server.engine != "vllm":
             return 404, {"detail": "Not Found"}
         return vllm_completions(server, body)
@@ -178,18 +182,46 @@ def vllm_scores(server, body):
     return 200, {"choices": [{"index": 0}], "prompt_token_id_logprobs": encoded}
 
 
+def vllm_dev(server, path, body):
+    """Two addresses of vLLM's development mode; its answers do not say why a method failed."""
+    if body is None:
+        return 405, {"detail": "Method Not Allowed"}
+    if path == "/reset_prefix_cache":
+        server.busy -= 1
+        return 200, {"success": server.busy < 0}
+    assert body["method"] == "reload_weights"
+    if why := load(server, body["kwargs"]["weights_path"]):
+        return refusal(500, why)
+    return 200, {"results": [None]}
+
+
+def load(server, folder):
+    """Replace the weights by those of a saved model, or return why not."""
+    (model,) = server.models.values()
+    try:
+        weights = load_file(Path(folder) / "model.safetensors")
+    except OSError:
+        return f"no weights in {folder}"
+    if weights["lm_head.weight"].shape != model.lm_head.weight.shape:
+        return "Failed to update weights: a shape differs"
+    model.load_state_dict(weights)
+    return None
+
+
 def sglang_generate(server, body):
     """SGLang's lists: [log-probability, id, text]; the first place of a text has none."""
     (model,) = server.models.values()  # one on each server
     ids, settings = body["input_ids"], body["sampling_params"]
-    if len(ids) + settings["max_new_tokens"] > CONTEXT:
+    if len(ids) >= CONTEXT or len(ids) + settings["max_new_tokens"] > CONTEXT:
         return refusal(400, f"Requested token count exceeds the model's context of {CONTEXT}")
     meta = {"id": "x", "finish_reason": {"type": "length", "length": 0}}
     if (start := body.get("logprob_start_len", -1)) >= 0:
         logp = server.logp(model, ids)
         places = range(start + 1, len(ids))
-        own = [[float(logp[at - 1, ids[at]]), ids[at], None] for at in places]
-        meta["input_token_logprobs"] = [[None, ids[start], None], *own]
+        last = model.config.vocab_size - 1
+        shown = [0 if token == last else token for token in ids]  # SGLang hides the last token
+        own = [[float(logp[at - 1, ids[at]]), shown[at], None] for at in places]
+        meta["input_token_logprobs"] = [[None, shown[start], None], *own]
         if k := body.get("top_logprobs_num"):
             best = {at: logp[at - 1].topk(k) for at in places}
             top = [
@@ -215,16 +247,9 @@ def sglang_generate(server, body):
 
 
 def sglang_load(server, body):
-    """Replace the weights by those of a saved model, or say why not."""
-    (model,) = server.models.values()
-    try:
-        weights = load_file(Path(body["model_path"]) / "model.safetensors")
-    except OSError:
-        return 400, {"success": False, "message": f"no weights in {body['model_path']}"}
-    if weights["lm_head.weight"].shape != model.lm_head.weight.shape:
-        return 200, {"success": False, "message": "Failed to update weights: a shape differs"}
-    model.load_state_dict(weights)
-    return 200, {"success": True, "message": "Succeeded to update model weights."}
+    why = load(server, body["model_path"])
+    answer = {"success": why is None, "message": why or "Succeeded to update model weights."}
+    return 400 if why else 200, {**answer, "num_paused_requests": 0}
 
 
 def draw(server, model, ids, length, *, seed, **settings):

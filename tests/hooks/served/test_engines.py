@@ -192,6 +192,17 @@ def test_a_run_has_the_same_probes_as_a_local_one(engine, models, checkpoint, tm
     assert any(path == "/tokenize" for path, _ in server.asked)
 
 
+def test_sglang_hides_the_last_token_of_its_vocabulary(engine, models):
+    """It reports token 0 in its place; the log-probability is the token's own."""
+    server, model = engine("sglang", models["teacher"])
+    ids, response = [7, 8], [WIDTH - 1, 9]
+    told = model.tell(Rollouts([ids], [response], [False], [0]), k=3, width=WIDTH)
+    logp = server.logp(models["teacher"], [*ids, *response])
+    want = [logp[1, WIDTH - 1], logp[2, 9]]
+    np.testing.assert_allclose(told.sampled_logp, want, atol=1e-5)
+    np.testing.assert_array_equal(told.token_id[0], logp[1].topk(3).indices)
+
+
 # --- answers of another form ---
 
 

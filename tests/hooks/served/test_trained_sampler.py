@@ -1,4 +1,4 @@
-"""An SGLang server samples a student that is trained, and follows its weights."""
+"""A server samples a student that is trained, and follows its weights."""
 
 import copy
 import json
@@ -24,8 +24,12 @@ SETTINGS = {
 }
 
 
-def engine(serve, model, kind="sglang", **settings):
+LOADS = {"sglang": "/update_weights_from_disk", "vllm": "/collective_rpc"}
+
+
+def engine(serve, model, kind="sglang", dev=True, **settings):
     server = serve({"student": copy.deepcopy(model)}, engine=kind, **settings)
+    server.dev = dev
     return server, ServedModel(server.address(), QUICK)
 
 
@@ -43,8 +47,9 @@ def trainer(models, run_dir, sampler, **changes):
     )
 
 
-def test_the_engine_follows_the_student(serve, models, tmp_path):
-    server, sampler = engine(serve, models["student"])
+@pytest.mark.parametrize("kind", LOADS)
+def test_the_engine_follows_the_student(serve, models, tmp_path, kind):
+    server, sampler = engine(serve, models["student"], kind)
     one = trainer(models, tmp_path / "run", sampler)
     run = one.train()
     assert run.steps == [0, 1, 2, 3]
@@ -54,8 +59,13 @@ def test_the_engine_follows_the_student(serve, models, tmp_path):
         assert "missing" not in ds.attrs
         own = ds.sampled_logp.sel(model="student")
         np.testing.assert_allclose(ds.sampler_logp, own, atol=1e-3)
-    loads = [body for path, body in server.asked if path == "/update_weights_from_disk"]
-    assert [body["model_path"] for body in loads] == [str(tmp_path / "run" / "sampler")] * 4
+    folder = str(tmp_path / "run" / "sampler")
+    want = {
+        "sglang": {"model_path": folder},
+        "vllm": {"method": "reload_weights", "kwargs": {"weights_path": folder}},
+    }
+    loads = [body for path, body in server.asked if path == LOADS[kind] and body]
+    assert loads == [want[kind]] * 4
     # The student did change, and the engine has the weights of the last step's beginning.
     before = models["student"].lm_head.weight
     assert (one.student.lm_head.weight - before).abs().max() > 0.1
@@ -72,8 +82,23 @@ def test_an_engine_that_keeps_old_weights_stops_the_run(serve, models, tmp_path)
     assert open_run(tmp_path / "run").steps == [0]
 
 
-def test_a_run_whose_engine_was_killed_is_resumed(serve, models, tmp_path):
-    server, sampler = engine(serve, models["student"])
+def test_vllm_forgets_its_prefix_cache_with_the_weights(serve, models, tmp_path):
+    server, sampler = engine(serve, models["student"], "vllm")
+    server.busy = 2  # its cache is in use twice
+    models["teacher"].save_pretrained(tmp_path)
+    sampler = ServedModel(server.address(), Connection(timeout=20, backoff=0.001))
+    sampler.load_weights(tmp_path)
+    asked = [path for path, body in server.asked if body is not None]
+    assert asked == ["/collective_rpc", *["/reset_prefix_cache"] * 3]
+    assert torch.equal(server.models["student"].lm_head.weight, models["teacher"].lm_head.weight)
+    server.busy = 100
+    with pytest.raises(ModelError, match=r"keeps its prefix cache .*--no-enable-prefix-caching"):
+        sampler.load_weights(tmp_path)
+
+
+@pytest.mark.parametrize("kind", LOADS)
+def test_a_run_whose_engine_was_killed_is_resumed(serve, models, tmp_path, kind):
+    server, sampler = engine(serve, models["student"], kind)
     one = trainer(models, tmp_path / "run", sampler)
 
     def kill(done, total):
@@ -84,7 +109,7 @@ def test_a_run_whose_engine_was_killed_is_resumed(serve, models, tmp_path):
         one.train(on_progress=kill)
     assert open_run(tmp_path / "run").steps == [0, 1]
     # The new server has the weights that it was started with, until it is told others.
-    engine(serve, models["teacher"], port=server.server_address[1])
+    engine(serve, models["teacher"], kind, port=server.server_address[1])
     run = trainer(models, tmp_path / "run", sampler).train()
     assert run.steps == [0, 1, 2, 3]
     for step in run.steps:
@@ -106,25 +131,26 @@ def test_the_command_line(serve, models, checkpoint, tmp_path, capsys):
     assert any(path == "/update_weights_from_disk" for path, _ in server.asked)
 
 
-def test_weights_that_do_not_fit_the_engine(serve, models, tmp_path):
-    _, sampler = engine(serve, tiny_model(32))
-    with pytest.raises(ModelError, match=r"did not load .*sampler \(Failed to update weights"):
+@pytest.mark.parametrize("kind", LOADS)
+def test_weights_that_do_not_fit_the_engine(serve, models, tmp_path, kind):
+    _, sampler = engine(serve, tiny_model(32), kind)
+    with pytest.raises(ModelError, match=r"did not load .*sampler \(.*Failed to update weights"):
         trainer(models, tmp_path / "run", sampler).train()
-    with pytest.raises(ModelError, match=r"answered 400 .*no weights in"):
+    with pytest.raises(ModelError, match=r"did not load .*no weights in"):
         sampler.load_weights(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("kind", "changes", "message"),
     [
-        ("vllm", {}, "its server cannot load a trained student's weights .* expected an SGLang"),
+        ("vllm", {}, r"does not take a trained .* development mode \(VLLM_SERVER_DEV_MODE=1\)"),
         ("sglang", {"temperature": 0.7}, r"temperature = 0\.7 and top_p = 1.* expected 1 for both"),
         ("sglang", {"top_p": 0.9}, r"top_p = 0\.9 with an engine as sampler"),
     ],
 )
 def test_engines_and_settings_that_do_not_fit(serve, models, tmp_path, kind, changes, message):
-    server, sampler = engine(serve, models["student"], kind)
+    server, sampler = engine(serve, models["student"], kind, dev=False)
     with pytest.raises(ConfigError, match=message):
         trainer(models, tmp_path / "run", sampler, **changes)
-    assert [path for path, _ in server.asked] == ["/v1/models"]
+    assert {path for path, body in server.asked if body is not None} == set()
     assert not (tmp_path / "run").exists()
