@@ -54,6 +54,19 @@ def compare_scores(told, logp, rollouts, tolerance):
     return max(listed, sampled, gap) <= tolerance
 
 
+def compare_given(served, logp, rollouts, k, tolerance):
+    """Have given tokens scored, half of them improbable; return whether they agree, if known."""
+    ids = np.argsort(-logp, axis=1, kind="stable")[:, :k]
+    ids = np.concatenate([ids, np.random.default_rng(0).integers(logp.shape[1], size=ids.shape)], 1)
+    found = served.tell_at(rollouts, ids)
+    if found is None:
+        print("given tokens                     this server does not score them")
+        return True
+    error = np.abs(found - np.take_along_axis(logp, ids, 1)).max()
+    print(f"{ids.size} given tokens, nats".ljust(33) + f"{error:.2e}")
+    return error <= tolerance
+
+
 def compare_samples(served, model, width, prompt, n):
     """Draw next tokens and compare their frequencies with the model's; return whether they fit."""
     drawn = served.sample([prompt], num_generations=n, max_completion_length=1, seed=[0])
@@ -102,6 +115,12 @@ def main():
     told = served.tell(rollouts, k=arguments.k, width=width)
     logp = local_logp(model, rollouts, width)
     fine = compare_scores(told, logp, rollouts, arguments.tolerance)
+    fine &= compare_given(served, logp, rollouts, arguments.k, arguments.tolerance)
+    said = np.concatenate([np.array(row) for row in rollouts.sampler_logp or [[np.nan]]])
+    drawn = np.concatenate([np.array(row) for row in rollouts.response_ids])
+    error = np.abs(said - logp[np.arange(len(logp)), drawn]).max()
+    print(f"drawn token's, by the sampler    {error:.2e}")
+    fine &= error <= arguments.tolerance
     # Taken where the model is least certain: elsewhere, a second token is rarely drawn.
     entropy = -(np.exp(logp) * logp).sum(1)
     before = [
