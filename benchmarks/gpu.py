@@ -3,6 +3,7 @@
     python benchmarks/gpu.py --json gpu.json            # at most eight minutes
     python benchmarks/gpu.py --size 0.5b --batch 8      # a card of 24 GB
     python benchmarks/gpu.py --smoke                    # tiny models on the CPU: does it run?
+    python benchmarks/gpu.py --engine http://127.0.0.1:8000/v1 --engine-models STUDENT TEACHER
 
 Prints the tables of *GPU* in docs/performance.md. Everything is made on the device from a seed: a
 student and a teacher of Qwen2's shape with random weights, 151,936 tokens, and prompts of random
@@ -22,6 +23,7 @@ length limit.
 * sampling: ours beside `generate`, four rollouts per prompt.
 * recording: nothing, a tenth and everything recorded, in turn, in one run.
 * long: one step on a few rollouts of 7,168 tokens, with gradient checkpointing.
+* engine, if a server is named: `benchmarks/engine.py` with its student, after all else.
 
 A part that does not fit into its time is cut, and says so; one that fails gives its reason, the
 others go on, and the exit status is 1. Each job is a process of its own, synchronises with the
@@ -34,6 +36,7 @@ import importlib.util
 import json
 import os
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -44,6 +47,7 @@ from typing import Any
 from fresh import ONE_THREAD, Failed, fresh
 
 PARTS = Path(__file__).with_name("gpu_parts.py")
+ENGINE = Path(__file__).with_name("engine.py")
 # Seconds of each part if the whole takes eight minutes. What a part leaves over goes to the next.
 SECONDS = {"scores": 50, "training": 140, "sampling": 45, "recording": 75, "long": 165}
 MINUTES = 8.0
@@ -328,6 +332,15 @@ def markdown(results: dict[str, Any], jobs: Jobs) -> str:
     return "\n".join(lines)
 
 
+def engine(url: str, models: Sequence[str], s: Settings) -> bool:
+    """Measure a server as sampler, print its table, and return whether that went well."""
+    student, teacher = models
+    options = {"teacher": teacher, "device": s.device, "dtype": s.dtype, "length": s.length}
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    print("\n### An engine as sampler\n", flush=True)
+    return not subprocess.run([sys.executable, str(ENGINE), url, student, *words]).returncode
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print the tables, and return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -337,11 +350,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=MINUTES)
     parser.add_argument("--json", type=Path, help="also write the results here")
     parser.add_argument("--dtype", choices=["bfloat16", "float32"])
+    parser.add_argument("--engine", metavar="URL", help="also measure this server as sampler")
+    parser.add_argument("--engine-models", nargs=2, metavar=("STUDENT", "TEACHER"))
     parser.add_argument("--gradient-checkpointing", action="store_true", default=None)
     numbers = ("batch", "length", "steps", "rounds", "turns", "layers", "long_length")
     for name in (*numbers, "long_rollouts", "micro_batch_tokens"):
         parser.add_argument(f"--{name.replace('_', '-')}", type=int)
     given = parser.parse_args(arguments)
+    if given.engine and not given.engine_models:
+        parser.error("--engine without --engine-models; expected the served student and a teacher")
     if not given.smoke:
         import torch
 
@@ -362,6 +379,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         jobs.begin(part)
         results[part] = RUN[part](jobs)
     print(markdown(results, jobs))
+    if given.engine and not engine(given.engine, given.engine_models, settings):
+        jobs.failures.append("engine: see its message")
     if given.json:
         everything = {
             "settings": asdict(settings),
