@@ -10,6 +10,7 @@ In its development mode (``VLLM_SERVER_DEV_MODE=1``) a server runs methods of it
 
 import base64
 import io
+import logging
 import re
 import time
 from collections.abc import Sequence
@@ -23,11 +24,14 @@ from opdprobe.errors import ConfigError, ModelError
 from opdprobe.hooks.served.connection import Connection, RefusedError, expected_form
 from opdprobe.hooks.served.told import UNCHANGED, Drawn, nats
 
+logger = logging.getLogger("opdprobe")
+
 _CAP = re.compile(r"max allowed:? (\d+)")
 # vLLM's own limit on the tokens that it scores at a position (--max-logprobs), unless it is raised.
 _COLUMNS = 20
-# How servers answer where they do not know a field or an address, or fail at it.
-_UNKNOWN = (400, 404, 405, 422, 500, 501)
+# How servers answer where they do not know a field or an address, have it disabled (403, unless
+# vLLM is started with --enable-scale-out), or fail at it.
+_UNKNOWN = (400, 403, 404, 405, 422, 500, 501)
 
 
 class VLLM:
@@ -128,6 +132,9 @@ class VLLM:
             except RefusedError as error:
                 if self._scores_given or error.status not in _UNKNOWN:
                     raise
+                first, self._scores_given = self._scores_given is None, False
+                if first and error.status == 403:  # a newer one, which says how to enable it
+                    logger.warning("%s Until then, its scores of given tokens are missing.", error)
                 answer = {}
             with expected_form(url):
                 found = answer.get("prompt_token_id_logprobs")

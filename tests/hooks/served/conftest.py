@@ -32,8 +32,9 @@ class Server(ThreadingHTTPServer):
     `faults` are answered first, each (status, body, headers) or a callable that runs before the
     true answer; `alter` changes true completions; `asked` holds the requests, `most` the largest
     number of concurrent ones; `noise` is the standard deviation of what is added to logits;
-    `scores_given` says whether vLLM's server is new enough to score given tokens, and `dev`
-    whether it is in its development mode; `busy` times it cannot empty its prefix cache.
+    `scores_given` says whether vLLM's server is new enough to score given tokens (None: it is, and
+    they are disabled), and `dev` whether it is in its development mode; `busy` times it
+    cannot empty its prefix cache.
     """
 
     def __init__(self, models, tokenizer=None, engine="vllm", port=0):
@@ -114,6 +115,8 @@ class Handler(BaseHTTPRequestHandler):
             return sglang_load(server, body)
         if self.path == SCORES and server.scores_given:
             return vllm_scores(server, body)
+        if self.path == SCORES and server.scores_given is None:  # vLLM 0.32, as it starts
+            return refusal(403, "Scale-out endpoints are disabled. Restart vllm serve with …")
         if self.path in ("/collective_rpc", "/reset_prefix_cache") and server.dev:
             return vllm_dev(server, self.path, body)
         if self.path != "/v1/completions" or server.engine != "vllm":

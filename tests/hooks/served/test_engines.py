@@ -74,8 +74,11 @@ def test_all_but_entropy_and_divergence_is_known(engine, models, rollouts, kind,
     assert got.stop_logp[:, :, m].isnan().all()
 
 
-def test_an_older_vllm_leaves_out_what_it_cannot_score(serve, models, rollouts):
+@pytest.mark.parametrize("given", [False, None])
+def test_a_vllm_leaves_out_what_it_cannot_score(serve, models, rollouts, given, caplog):
+    """An older one, and one that was started without --enable-scale-out, which says so."""
     server = serve({"teacher": models["teacher"]})
+    server.scores_given = given
     model = ServedModel(server.address(), QUICK)
     assert model.tell_at(rollouts, np.zeros((rollouts.n_tokens, 2), int)) is None
     mixed = {**models, "teacher": model}
@@ -85,6 +88,8 @@ def test_an_older_vllm_leaves_out_what_it_cannot_score(serve, models, rollouts):
     assert got.stop_logp[:, 1].isnan().all()
     asked = [path for path, _ in server.asked if path.startswith("/inference")]
     assert len(asked) <= len(rollouts)  # once it is known, it is not asked again
+    said = [r for r in caplog.messages if "Scale-out endpoints are disabled" in r]
+    assert len(said) == (given is None)
 
 
 @pytest.mark.parametrize("status", [400, 422, 500])
