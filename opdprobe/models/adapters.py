@@ -19,6 +19,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast
 from opdprobe.errors import ConfigError, ModelError
 from opdprobe.models.head import Body, Head, split_head
 from opdprobe.models.lengths import ApartBody
+from opdprobe.models.quiet import bars_on_terminals
 from opdprobe.models.sharding import is_sharded, load_parts, named_as_whole, on_main
 
 
@@ -112,7 +113,7 @@ def save_weights(model: Any, directory: Path, weights: dict[str, Tensor] | None 
         given |= {"selected_adapters": [model.active_adapter], "save_embedding_layers": False}
     else:
         given |= {"max_shard_size": "1000GB"}
-    with named_as_whole(causal_lm(model)):
+    with named_as_whole(causal_lm(model)), bars_on_terminals():
         model.save_pretrained(directory, **given)
 
 
