@@ -175,5 +175,5 @@ def _do(task: Task) -> None:
         # SIGTERM came, and everything is on disk. The executor would take the exception for an
         # error of the task, and give this process the next one. The function is what ends any other
         # process of multiprocessing; without it, locks such as tqdm's would be left in the system.
-        util._exit_function()
+        util._exit_function()  # pyright: ignore[reportAttributeAccessIssue]  # in no stub
         os._exit(stopped.code if isinstance(stopped.code, int) else 1)
