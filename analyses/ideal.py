@@ -64,7 +64,7 @@ def analyse(evidence: Evidence) -> Results:
     }
     return Results(
         figure="fig28",
-        title="The gradient of distillation and the ideal one, where responses branch",
+        title="Does the gradient point to success?",
         section="",
         claim="The gradient points to success where the teacher teaches; what others select tokens "
         "by finds the states where it does.",
