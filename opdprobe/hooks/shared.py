@@ -113,7 +113,10 @@ def loading_whole_models() -> Iterator[None]:
     It would partition a model that only one process loads, and wait for the others.
     """
     settings: Any = import_module("transformers.integrations.deepspeed")
-    before = settings._hf_deepspeed_config_weak_ref
+    before = getattr(settings, "_hf_deepspeed_config_weak_ref", None)
+    if before is None:  # no ZeRO-3
+        yield
+        return
     settings.unset_hf_deepspeed_config()
     try:
         yield
