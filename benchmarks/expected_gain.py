@@ -1,19 +1,24 @@
 """The line from which preflight states an expected gain, and how well it does on pairs left out.
 
-    python benchmarks/expected_gain.py
+    python benchmarks/expected_gain.py out/unseen   # pairs of benchmarks/unseen_pairs.py
+    python benchmarks/expected_gain.py              # the testbed's thirteen pairs
 
-Prints the constants of `opdprobe.preflight.expected.FITS`, and scores of predictions for the pairs
-of each student from those of the others: their mean squared error, the share inside the 80 %
-interval, and the Brier score of *helps*, *neither*, *harms*; beside those of the teacher's accuracy
-minus the student's in the readout's place, and of the base rates.
+The first prints the constants of `opdprobe.preflight.expected.FITS`. Both print scores of
+predictions for the pairs of each lineage (of the testbed: of each student) from those of the
+others: their mean squared error, the share inside the 80 % interval, and the Brier score of
+*helps*, *neither*, *harms*; beside those of the teacher's accuracy minus the student's in the
+readout's place, and of the base rates.
 """
 
+import argparse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from preflight_pairs import PAIRS
-from unseen_table import OUTCOMES, base_rates, brier, outcome
+from unseen_pairs import NUM_GENERATIONS, done, predictions_of
+from unseen_table import NUMBERS, OUTCOMES, base_rates, brier, outcome
 
 from opdprobe.preflight.expected import Expected, fit_line, predicted
 from opdprobe.testing.testbed.members import manifest
@@ -57,6 +62,23 @@ def known_pairs(rollouts: int) -> list[Line]:
     ]
 
 
+def trained_pairs(folder: Path, rollouts: int) -> list[Line]:
+    """Return the pairs of fresh zoos whose readout's gain is known, in the same form."""
+    predicted = done(predictions_of(folder, rollouts // NUM_GENERATIONS))
+    trained = done(folder / "gains.jsonl")
+    found = [line | trained[name] for name, line in predicted.items() if name in trained]
+    lines = [
+        {
+            "lineage": line["lineage"],
+            "gain": line["gain"],
+            "readout": NUMBERS["gain of the refitted readout"](line),
+            "gap": NUMBERS["accuracy gap"](line),
+        }
+        for line in found
+    ]
+    return [line for line in lines if not np.isnan(line["readout"])]
+
+
 def left_out(lines: Sequence[Line], number: str) -> list[Expected]:
     """Predict each pair from the pairs of all other students."""
     found = []
@@ -67,10 +89,10 @@ def left_out(lines: Sequence[Line], number: str) -> list[Expected]:
     return found
 
 
-def main() -> None:
+def main(folder: Path | None) -> None:
     """Print the fit and the scores of each size."""
     for rollouts in SIZES:
-        lines = known_pairs(rollouts)
+        lines = known_pairs(rollouts) if folder is None else trained_pairs(folder, rollouts)
         fit = fit_line([one["readout"] for one in lines], [one["gain"] for one in lines])
         print(f"\n{rollouts}: {fit}")
         scores(lines)
@@ -96,4 +118,6 @@ def scores(lines: Sequence[Line]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=Path, nargs="?", help="of benchmarks/unseen_pairs.py")
+    main(parser.parse_args().folder)

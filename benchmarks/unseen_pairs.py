@@ -2,6 +2,7 @@
 
     python benchmarks/unseen_pairs.py out/unseen             # hours: 24 models, 64 pairs
     python benchmarks/unseen_pairs.py out/unseen --table     # what is known so far, and a figure
+    python benchmarks/unseen_pairs.py out/unseen --again 64  # predict trained pairs with 64 prompts
 
 For each pair, preflight's prediction (128 prompts × 4 rollouts) is written to ``predictions.jsonl``
 before the pair is trained; then the pair is trained for 96 steps of 16 prompts × 4 rollouts at the
@@ -163,6 +164,25 @@ def run(folder: Path, seed: int, limit: int | None) -> None:
         )
 
 
+def predict_again(folder: Path, n_prompts: int) -> None:
+    """Predict the trained pairs from another number of prompts: for a line of that size."""
+    path = predictions_of(folder, n_prompts)
+    before = done(folder / "predictions.jsonl")
+    for number, name in enumerate(done(folder / "gains.jsonl")):
+        if name not in done(path):
+            row = {k: v for k, v in before[name].items() if k not in ("preflight", "cpu_seconds")}
+            case = Case(row["student"], row["teacher"], row["kind"])
+            # Other prompts and rollouts than those of the prediction from more.
+            seed = row["seed"] + 1000 + number
+            add(path, row | predict(case, folder / "zoo", seed, n_prompts))
+            print(f"{name}, {n_prompts} prompts", flush=True)
+
+
+def predictions_of(folder: Path, n_prompts: int) -> Path:
+    """Return where the predictions from a number of prompts are."""
+    return folder / ("predictions.jsonl" if n_prompts == N_PROMPTS else f"again-{n_prompts}.jsonl")
+
+
 def main() -> None:
     """Run the command."""
     parser = argparse.ArgumentParser(
@@ -173,6 +193,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="pairs to run; default: all")
     parser.add_argument("--table", action="store_true", help="print what is known so far")
     parser.add_argument("--figure", type=Path, help="with --table: where the figure goes")
+    parser.add_argument("--again", type=int, help="predict the trained pairs from so many prompts")
     arguments = parser.parse_args()
     if arguments.table:
         predicted = done(arguments.folder / "predictions.jsonl")
@@ -183,7 +204,10 @@ def main() -> None:
     lock = FileLock(arguments.folder / "lock")
     try:
         with lock.acquire(timeout=0):
-            run(arguments.folder, arguments.seed, arguments.limit)
+            if arguments.again is not None:
+                predict_again(arguments.folder, arguments.again)
+            else:
+                run(arguments.folder, arguments.seed, arguments.limit)
     except Timeout:
         raise SystemExit(f"{arguments.folder} is in use by another process.") from None
 

@@ -114,6 +114,38 @@ def test_the_gain_is_that_of_the_last_quarter(modules):
     assert pairs.gain(accuracy) == pytest.approx(0.55 - 0.3)
 
 
+def test_trained_pairs_are_predicted_again_and_give_a_line(modules, tmp_path, monkeypatch):
+    pairs = modules[1]
+    gains = importlib.import_module("expected_gain")
+    lines = [
+        line(UNLIKELY, 0.1 * i, "ab"[i % 2], gap=0.3, readout=0.2 * i, name=str(i)) | {"seed": 5}
+        for i in range(4)
+    ]
+    for one in lines[:3]:  # the last is not trained yet
+        pairs.add(tmp_path / "gains.jsonl", {k: one[k] for k in ("case", "lineage", "gain")})
+    for one in lines:
+        pairs.add(tmp_path / "predictions.jsonl", one)
+    found = gains.trained_pairs(tmp_path, 512)
+    assert [one["readout"] for one in found] == pytest.approx([0, 0.2, 0.4])
+    assert gains.fit_line(*zip(*((o["readout"], o["gain"]) for o in found), strict=True)).slope == (
+        pytest.approx(0.5)
+    )
+
+    asked = []
+
+    def predict(case, zoo, seed, n_prompts):
+        asked.append((case.name, seed, n_prompts))
+        return {"preflight": line(UNLIKELY, 0, readout=0.1 * len(asked))["preflight"]}
+
+    monkeypatch.setattr(pairs, "predict", predict)
+    pairs.predict_again(tmp_path, 64)
+    pairs.predict_again(tmp_path, 64)  # nothing is left to do
+    assert asked == [("a-s--a-t", 1005, 64), ("b-s--b-t", 1006, 64), ("a-s--a-t", 1007, 64)]
+    assert [o["readout"] for o in gains.trained_pairs(tmp_path, 256)] == pytest.approx([
+        0.1, 0.2, 0.3
+    ])  # fmt: skip
+
+
 # ---- the table ----
 
 
