@@ -52,12 +52,12 @@ def analyse(evidence: Evidence) -> Results:
         ]
         for teacher in TEACHERS
     }
-    cosine = {t: [exact(float(np.nanmean(one["cosine"]))) for one in found[t]] for t in TEACHERS}
+    cosine = {t: [_mean(one["cosine"]) for one in found[t]] for t in TEACHERS}
     harmed = {
-        t: [exact(float((one["gain"][one["there"]] < 0).mean())) for one in found[t]]
+        t: [_mean((one["gain"][one["there"]] < 0).astype(float)) for one in found[t]]
         for t in TEACHERS
     }
-    halves = [exact(float(np.nanmean(one["halves"]))) for one in found["success"]]
+    halves = [_mean(one["halves"]) for one in found["success"]]
     related = {
         t: {name: [_related(one, name) for one in found[t]] for name in (*_SEEN, *OTHERS)}
         for t in TEACHERS
@@ -230,4 +230,10 @@ def _quadrant(one: Mapping[str, NDArray], place: int) -> Estimate:
     """Mean cosine of the states of a quadrant of entropy and divergence."""
     unsure, apart = (one[name] > np.median(one[name]) for name in ("entropy", "reverse_kl"))
     inside = (unsure + 2 * apart == place) & one["there"]
-    return exact(float(one["cosine"][inside].mean()) if inside.any() else np.nan)
+    return _mean(one["cosine"][inside])
+
+
+def _mean(values: NDArray[np.float64]) -> Estimate:
+    """Average what is known; NaN if nothing is."""
+    known = values[~np.isnan(values)]
+    return exact(float(known.mean()) if known.size else np.nan)

@@ -290,9 +290,10 @@ def union_statistics(
 
     Examples
     --------
-    >>> p, q = np.log([0.7, 0.2]), np.log([0.2, 0.7])
-    >>> union_statistics([p, p[::-1]], [q, q[::-1]], [1, 0], [p[0], q[0]], False).round(4)
-    array([0.6264, 0.1471, 0.7483, 1.5556])
+    >>> p, q, order = np.log([0.6, 0.3, 0.1]), np.log([0.5, 0.2, 0.3]), [0, 2, 1]
+    >>> lists = [p, p[order]], [q, q[order]]
+    >>> union_statistics(*lists, [0, 2, 1], [p[0], q[0]], False).round(4)
+    array([0.1573, 0.0335, 0.9659, 0.2088])
     """
     both = union(student_logp, teacher_logp, match)
     error = _information_to_error(both, np.asarray(sampled_logp), np.asarray(alone))

@@ -51,7 +51,7 @@ def parquet_rows(path: Path, *, kept: bool = False) -> Iterator[dict[str, Any]]:
         check_deltas(path, columns)
         # A value that stands in the file once may be that of every row.
         of_row = sum(c.unpacked if c.beginnings else c.dictionary for c in columns)
-        n_rows = max(1, min(_BATCH, most // max(of_row, 1)))
+        n_rows = max(1, min(_BATCH, most // max(of_row * _AS_OBJECTS, 1)))
         # One row may have so many of them that its texts should not be written out to count them.
         kept_apart = {c.path for c in columns if c.repeated and c.values * c.dictionary > most}
         plain = pq.read_schema(path) if kept_apart else None

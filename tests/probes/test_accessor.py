@@ -120,7 +120,7 @@ METHODS = {
 def test_the_table_is_complete():
     methods = {name for name in dir(OPDAccessor) if not name.startswith("_")}
     assert methods == METHODS.keys() | {
-        *("overlap_mask", "overlap_statistics", "sequence_mean_reward")
+        *("overlap_mask", "overlap_statistics", "sequence_mean_reward", "union_statistics")
     }
 
 
