@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -19,6 +19,9 @@ from opdprobe.store import Run, open_run
 from opdprobe.store.files import refuse_links
 from opdprobe.store.safe_text import parse_yaml
 from opdprobe.train.config import Config, OPDConfig
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 class _Console(Console):
@@ -406,7 +409,22 @@ def _missing(run: Run) -> dict[str, str]:
     # Without a model, a run of rollouts has no vocabulary.
     alone = run.attrs.get("recorded_by") == "score_rollouts" and "vocabulary" not in run.attrs
     told = "not in the rollouts" if alone else "served"
-    return {"missing": f"entropy, reverse KL of {names} ({told})"} if roles else {}
+    if first is None or not roles:
+        return {}
+    parts = ["entropy", "reverse KL"]
+    if any(_unknown(first, "logp", role) for role in roles):
+        parts.append("log-probabilities of some tokens that it does not list")
+    if any(_unknown(first, "stop_logp", role) for role in roles):
+        parts.append("stop-token mass")
+    return {"missing": f"{', '.join(parts)} of {names} ({told})"}
+
+
+def _unknown(step: "xr.Dataset", name: str, role: str) -> bool:
+    """Whether a model did not report all that it gives to the other model's tokens."""
+    from opdprobe.store.schema import MODELS
+
+    m = MODELS.index(role)
+    return name in step and bool(step[name].isel(model=m, support=1 - m).isnull().any())
 
 
 def _verify(arguments: argparse.Namespace) -> dict[str, str]:

@@ -487,6 +487,12 @@ def source(name_or_path: str | Path, *, weights: bool) -> tuple[str, dict[str, A
             )
         return str(path.parent), {"gguf_file": path.name}
     if not path.is_dir():
+        if isinstance(name_or_path, str) and re.match("https?://", name):
+            raise ModelError(
+                f"{name}: a served model, which does not report all that is needed here; expected "
+                "a model directory, a .gguf file or a hub id (owner/name). probe takes a served "
+                "model, and the student's server may sample (--sampler)."
+            )
         if isinstance(name_or_path, Path) or path.exists() or not _HUB_ID.fullmatch(name):
             found = "not a model" if path.exists() else "no such file or directory"
             raise ModelError(

@@ -205,6 +205,13 @@ _MODELS = [
         "hub id (owner/name).",
     ),
     _model(
+        "a served model, where one must be loaded",
+        lambda folder: load_model("http://gpu:8000/v1#my/teacher"),
+        "http://gpu:8000/v1#my/teacher: a served model, which does not report all that is needed "
+        "here; expected a model directory, a .gguf file or a hub id (owner/name). probe takes a "
+        "served model, and the student's server may sample (--sampler).",
+    ),
+    _model(
         "an empty directory",
         load_model,
         "FOLDER: no config.json in this directory; expected a saved model.",

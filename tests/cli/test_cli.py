@@ -8,6 +8,7 @@ from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -323,6 +324,20 @@ def test_inspect_names_what_a_server_did_not_tell(tmp_path, capsys):
     assert main(["inspect", str(tmp_path / "served"), "--json"]) == 0
     printed = json.loads(capsys.readouterr().out)
     assert printed["missing"] == "entropy, reverse KL of my/teacher (served)"
+    # A server that cannot score given tokens leaves out those that only the student lists.
+    logp, ids = ds["logp"].values.copy(), ds["token_id"].values
+    logp[:, 1, 0][(ids[:, 0, :, None] != ids[:, 1, None]).all(-1)] = float("nan")
+    ds = ds.assign(logp=ds["logp"].copy(data=logp), reverse_kl=ds["reverse_kl"] * float("nan"))
+    stops = np.full((ds.sizes["state"], 2, 2), np.nan, np.float32)
+    stops[:, 0, 0] = -3
+    ds["stop_logp"] = ("state", "model", "support"), stops
+    writer = RunWriter(tmp_path / "older", attrs=attrs, config={}, resume=False)
+    writer.write_step(0, ds)
+    assert main(["inspect", str(tmp_path / "older"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["missing"] == (
+        "entropy, reverse KL, log-probabilities of some tokens that it does not list, "
+        "stop-token mass of my/teacher (served)"
+    )
     synthetic_run(tmp_path / "local")
     assert main(["inspect", str(tmp_path / "local"), "--json"]) == 0
     assert "missing" not in json.loads(capsys.readouterr().out)
