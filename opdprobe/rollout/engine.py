@@ -1,8 +1,9 @@
 """An engine that samples in the student's place, and whether it is the student."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -11,8 +12,12 @@ from opdprobe.errors import ConfigError, ModelError, VocabularyError
 from opdprobe.probes.sampler import compare_sampler
 from opdprobe.rollout.sample import Rollouts
 
+logger = logging.getLogger("opdprobe")
+
 # Mean absolute difference in nats. bfloat16 in an engine and float32 here differ by 0.01 to 0.03.
 _ROUNDING = 0.05
+# Most times that an engine loads a step's weights.
+_LOADS = 3
 
 
 class Sampler(Protocol):
@@ -48,6 +53,10 @@ class TrainedSampler(Sampler, Protocol):
 
     def load_weights(self, directory: Path) -> None:
         """Have the engine load the weights of a saved model, which its machine must see."""
+        ...
+
+    def has_loaded(self) -> bool:
+        """Whether the engine still has them, as far as it can say."""
         ...
 
 
@@ -107,6 +116,40 @@ def sample_with(
             "cannot be compared with the student; expected a server such as vLLM's or SGLang's."
         )
     return rollouts
+
+
+def sample_trained(sampler: TrainedSampler, weights: Path, *args: Any, **settings: Any) -> Rollouts:
+    """Have an engine load the student's weights and sample, again if it was restarted meanwhile.
+
+    Parameters
+    ----------
+    sampler
+        The engine.
+    weights
+        Directory of the saved student.
+    *args, **settings
+        As for `sample_with`.
+
+    Returns
+    -------
+    Rollouts
+        All of them sampled with these weights, as far as the engine can say.
+
+    Raises
+    ------
+    ModelError
+        The engine fails, or lost the weights each time.
+    """
+    for _ in range(_LOADS):
+        sampler.load_weights(weights)
+        rollouts = sample_with(sampler, *args, **settings)
+        if sampler.has_loaded():
+            return rollouts
+        logger.warning("%s was restarted while it sampled, so the step is sampled again.", sampler)
+    raise ModelError(
+        f"{sampler} lost the weights that it had loaded {_LOADS} times in one step; expected a "
+        "server that stays up, and whose weights no one else changes: see its log."
+    )
 
 
 def check_sampler(sampler: Sampler, student_logp: ArrayLike, rollouts: Rollouts) -> None:

@@ -54,7 +54,7 @@ from opdprobe.models.save import keep_tokenizer
 from opdprobe.models.sharding import rest, whole
 from opdprobe.models.vocabulary import eos_ids, tokenizer_hash
 from opdprobe.probes.selectors import select_states
-from opdprobe.rollout.engine import TrainedSampler, check_sampler, sample_with
+from opdprobe.rollout.engine import TrainedSampler, check_sampler, sample_trained
 from opdprobe.rollout.grade import Grader, counted, grade_rollouts
 from opdprobe.rollout.memory import halving, sample_in_parts
 from opdprobe.rollout.pair import in_rollout_order
@@ -519,8 +519,8 @@ class OPDTrainer:
         if self.sampler is not None:
             with write_directory(self.run_dir / "sampler") as directory:
                 self.save_student(directory)
-            self.sampler.load_weights(self.run_dir / "sampler")
-            return sample_with(self.sampler, ids, seed=(c.seed, step), **sizes)
+            weights = self.run_dir / "sampler"
+            return sample_trained(self.sampler, weights, ids, seed=(c.seed, step), **sizes)
         with self.whole_student(), self._autocast():
             return sample_in_parts(
                 self.pair.student,

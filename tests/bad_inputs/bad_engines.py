@@ -9,7 +9,7 @@ from opdprobe.errors import ConfigError, ModelError
 from opdprobe.hooks.checkpoints import probe_checkpoints
 from opdprobe.hooks.served.steady import judge
 from opdprobe.models.processes import Processes
-from opdprobe.rollout.engine import check_sampler, sample_with
+from opdprobe.rollout.engine import check_sampler, sample_trained, sample_with
 from opdprobe.rollout.prompts import Prompt
 from opdprobe.rollout.sample import Rollouts
 from opdprobe.testing import tiny_model, tiny_tokenizer
@@ -28,15 +28,27 @@ class _Engine:
         return "http://gpu:8000/v1#student"
 
     def load_weights(self, directory: Path) -> None:
-        raise NotImplementedError
+        pass
+
+    def has_loaded(self) -> bool:
+        return False
 
     def sample(self, prompts: object, **settings: object) -> Rollouts:
         return Rollouts([[7]], [[8, 9]], [True], [0])
 
 
+class _Telling(_Engine):
+    """One that says it."""
+
+    def sample(self, prompts: object, **settings: object) -> Rollouts:
+        return _DRAWN
+
+
+_SIZES: dict[str, float] = {"num_generations": 1, "max_completion_length": 2, "width": 64}
+
+
 def _drawn(**settings: float) -> Rollouts:
-    sizes = {"num_generations": 1, "max_completion_length": 2, "width": 64}
-    return sample_with(_Engine(), [[7]], seed=(0,), **{**sizes, **settings})
+    return sample_with(_Engine(), [[7]], seed=(0,), **{**_SIZES, **settings})
 
 
 def _several(folder: Path) -> object:
@@ -78,6 +90,13 @@ CASES = [
         "http://gpu:8000/v1#student does not report the log-probabilities that it drew tokens "
         "with, so it cannot be compared with the student; expected a server such as vLLM's or "
         "SGLang's.",
+    ),
+    _engine(
+        "an engine that has other weights again after each step's sampling",
+        lambda _: sample_trained(_Telling(), Path("weights"), [[7]], seed=(0,), **_SIZES),
+        ModelError,
+        "http://gpu:8000/v1#student lost the weights that it had loaded 3 times in one step; "
+        "expected a server that stays up, and whose weights no one else changes: see its log.",
     ),
     _engine(
         "an engine at another temperature",

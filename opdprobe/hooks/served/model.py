@@ -264,6 +264,14 @@ class ServedModel:
         """
         self.engine.load(directory.resolve())
 
+    def has_loaded(self) -> bool:
+        """Whether the server still has the weights that it loaded last.
+
+        A server that was started again has its first ones. True if the server cannot say: SGLang's,
+        and older ones of vLLM's.
+        """
+        return self.engine.has_loaded()
+
     def tokenize(self, text: str) -> list[int] | None:
         """Token ids of a text by the server's tokenizer; None if it has no ``/tokenize``."""
         url = self.url.removesuffix("/v1") + "/tokenize"

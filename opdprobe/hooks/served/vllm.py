@@ -5,7 +5,9 @@ servers have ``/inference/v1/generate`` too, which scores given tokens at each p
 (``prompt_logprob_token_ids``; docs/training/prompt_token_id_logprobs.md in vLLM's repository).
 
 In its development mode (``VLLM_SERVER_DEV_MODE=1``) a server runs methods of its workers
-(``/collective_rpc``); ``reload_weights`` reads a saved model.
+(``/collective_rpc``); ``reload_weights`` reads a saved model. Newer ones keep a name of their
+weights, too (``/update_weight_version``, ``/weight_info``); a server that is started again has lost
+it.
 """
 
 import base64
@@ -13,6 +15,7 @@ import io
 import logging
 import re
 import time
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -52,6 +55,7 @@ class VLLM:
         self._root = url.removesuffix("/v1")
         self._scores_given: bool | None = None  # not asked yet
         self._columns = _COLUMNS
+        self._version: str | None = None  # what the loaded weights were named, if the server can
 
     def __repr__(self) -> str:
         return f"{self.url}#{self.name}"
@@ -158,6 +162,7 @@ class VLLM:
 
     def load(self, directory: Path) -> None:
         """Have the server load the weights of a saved model, and forget its prefix cache."""
+        self._name_weights()
         body = {"method": "reload_weights", "kwargs": {"weights_path": str(directory)}}
         try:
             self.connection.request(f"{self._root}/collective_rpc", body, wait=True)
@@ -169,6 +174,31 @@ class VLLM:
                 "half of the weights may be loaded."
             ) from error
         self._forget()
+
+    def has_loaded(self) -> bool:
+        """Whether the weights are still those of the last `load`, as far as the server can say."""
+        if self._version is None:
+            return True
+        url = f"{self._root}/weight_info"
+        answer = self.connection.request(url, wait=True)
+        with expected_form(url):
+            return answer["weight_version"] == self._version
+
+    def _name_weights(self) -> None:
+        """Give the weights that are loaded next a new name.
+
+        Before they are loaded: a server that is started again in between has no name, while one
+        that is named afterwards might have the name and other weights.
+        """
+        version = uuid.uuid4().hex
+        body = {"new_version": version}
+        try:
+            self.connection.request(f"{self._root}/update_weight_version", body, wait=True)
+        except RefusedError as error:
+            if error.status not in (404, 405):
+                raise
+            version = None
+        self._version = version
 
     def _forget(self) -> None:
         """Empty the prefix cache, whose entries are of the weights before."""

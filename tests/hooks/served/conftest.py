@@ -34,14 +34,14 @@ class Server(ThreadingHTTPServer):
     number of concurrent ones; `noise` is the standard deviation of what is added to logits;
     `scores_given` says whether vLLM's server is new enough to score given tokens (None: it is, and
     they are disabled), and `dev` whether it is in its development mode; `busy` times it
-    cannot empty its prefix cache.
+    cannot empty its prefix cache; `version` names its weights (None: it has no such address).
     """
 
     def __init__(self, models, tokenizer=None, engine="vllm", port=0):
         super().__init__(("127.0.0.1", port), Handler)
         self.models, self.tokenizer, self.engine = models, tokenizer, engine
         self.scores_given, self.noise, self.random = False, 0.0, np.random.default_rng(0)
-        self.dev, self.busy = False, 0
+        self.dev, self.busy, self.version = False, 0, "default"
         self.faults, self.asked, self.headers = [], [], []
         self.now = self.most = 0
         self.tells_context: int | None = CONTEXT
@@ -117,6 +117,9 @@ class Handler(BaseHTTPRequestHandler):
             return vllm_scores(server, body)
         if self.path == SCORES and server.scores_given is None:  # vLLM 0.32, as it starts
             return refusal(403, "Scale-out endpoints are disabled. Restart vllm serve with …")
+        if self.path in NAMED and server.dev and server.version:
+            server.version = body["new_version"] if body else server.version
+            return 200, {"weight_version": server.version}
         if self.path in ("/collective_rpc", "/reset_prefix_cache") and server.dev:
             return vllm_dev(server, self.path, body)
         if self.path != "/v1/completions" or server.engine != "vllm":
@@ -125,6 +128,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 SCORES = "/inference/v1/generate"
+NAMED = ("/weight_info", "/update_weight_version")
 
 
 def vllm_completions(server, body):

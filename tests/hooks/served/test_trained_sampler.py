@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+import xarray as xr
 
 from opdprobe import ConfigError, OPDConfig, OPDTrainer, Prompt, open_run, validate
 from opdprobe.cli.parser import main
@@ -89,7 +90,10 @@ def test_vllm_forgets_its_prefix_cache_with_the_weights(serve, models, tmp_path)
     sampler = ServedModel(server.address(), Connection(timeout=20, backoff=0.001))
     sampler.load_weights(tmp_path)
     asked = [path for path, body in server.asked if body is not None]
-    assert asked == ["/collective_rpc", *["/reset_prefix_cache"] * 3]
+    assert asked == [
+        *("/update_weight_version", "/collective_rpc"),  # one that is lost between has no name
+        *["/reset_prefix_cache"] * 3,
+    ]
     assert torch.equal(server.models["student"].lm_head.weight, models["teacher"].lm_head.weight)
     server.busy = 100
     with pytest.raises(ModelError, match=r"keeps its prefix cache .*--no-enable-prefix-caching"):
@@ -116,6 +120,52 @@ def test_a_run_whose_engine_was_killed_is_resumed(serve, models, tmp_path, kind)
         ds = run.load(step)
         own = ds.sampled_logp.sel(model="student")
         np.testing.assert_allclose(ds.sampler_logp, own, atol=1e-3)
+
+
+@pytest.mark.parametrize("when", ["load", "draw", "has_loaded"])
+def test_a_step_whose_engine_was_started_again_is_sampled_again(
+    serve, models, tmp_path, caplog, when
+):
+    """The new server has its first weights; the run is that of a server that stayed up."""
+    first = copy.deepcopy(models["student"].state_dict())
+    kept = trainer(models, tmp_path / "kept", engine(serve, models["student"], "vllm")[1]).train()
+    server, sampler = engine(serve, models["student"], "vllm")
+    asks, calls = getattr(sampler.engine, when), iter(range(100))
+
+    def start_again():
+        if next(calls) == 3:
+            server.version = "default"
+            server.models["student"].load_state_dict(first)
+
+    def ask(*given):
+        if when != "load":
+            start_again()
+        answer = asks(*given)
+        if when == "load":
+            start_again()
+        return answer
+
+    setattr(sampler.engine, when, ask)
+    run = trainer(models, tmp_path / "run", sampler).train()
+    assert caplog.text.count("was restarted while it sampled") == 1
+    assert run.steps == [0, 1, 2, 3]
+    for step in run.steps:
+        xr.testing.assert_equal(run.load(step).load(), kept.load(step).load())
+
+
+def test_an_engine_that_never_keeps_its_weights(serve, models, tmp_path):
+    server, sampler = engine(serve, models["student"], "vllm")
+    sampler.engine.has_loaded = lambda: False
+    with pytest.raises(ModelError, match=r"lost the weights that it had loaded 3 times in"):
+        trainer(models, tmp_path / "run", sampler).train()
+    assert sum(path == "/collective_rpc" and body is not None for path, body in server.asked) == 3
+
+
+def test_an_older_vllm_does_not_name_its_weights(serve, models, tmp_path):
+    server, sampler = engine(serve, models["student"], "vllm")
+    server.version = None
+    assert trainer(models, tmp_path / "run", sampler, max_steps=1).train().steps == [0]
+    assert "/weight_info" not in {path for path, _ in server.asked}
 
 
 def test_the_command_line(serve, models, checkpoint, tmp_path, capsys):
