@@ -1,6 +1,7 @@
 """Servers whose answers cannot be used, and engines that are not the student."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from case import Case
@@ -44,10 +45,10 @@ class _Telling(_Engine):
         return _DRAWN
 
 
-_SIZES: dict[str, float] = {"num_generations": 1, "max_completion_length": 2, "width": 64}
+_SIZES: dict[str, Any] = {"num_generations": 1, "max_completion_length": 2, "width": 64}
 
 
-def _drawn(**settings: float) -> Rollouts:
+def _drawn(**settings: Any) -> Rollouts:
     return sample_with(_Engine(), [[7]], seed=(0,), **{**_SIZES, **settings})
 
 
