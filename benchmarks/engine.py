@@ -154,7 +154,8 @@ def measure(address: str, model: str, teacher: str, prompts: str, **given: Any) 
         slower = found["tokens/s"][OURS] / found["tokens/s"][GENERATE]
         ours = found["step"][OURS]
         found["step"][GENERATE] = ours | {"sample": ours["sample"] * slower}
-    return {"rounds": rounds[1:], "prompts": len(ids), "threads": torch.get_num_threads(), **given}
+    about = {"prompts": len(ids), "threads": torch.get_num_threads()}
+    return {**given, **about, "rounds": rounds[1:]}
 
 
 def table(found: dict[str, Any]) -> list[str]:
