@@ -1,7 +1,7 @@
 """The line from which preflight states an expected gain, and how well it does on pairs left out.
 
-    python benchmarks/expected_gain.py out/unseen   # pairs of benchmarks/unseen_pairs.py
-    python benchmarks/expected_gain.py              # the testbed's thirteen pairs
+    python benchmarks/expected_gain.py out/unseen   # with the pairs of benchmarks/unseen_pairs.py
+    python benchmarks/expected_gain.py              # the testbed's thirteen pairs alone
 
 The first prints the constants of `opdprobe.preflight.expected.FITS`. Both print scores of
 predictions for the pairs of each lineage (of the testbed: of each student) from those of the
@@ -92,7 +92,9 @@ def left_out(lines: Sequence[Line], number: str) -> list[Expected]:
 def main(folder: Path | None) -> None:
     """Print the fit and the scores of each size."""
     for rollouts in SIZES:
-        lines = known_pairs(rollouts) if folder is None else trained_pairs(folder, rollouts)
+        lines = known_pairs(rollouts)
+        if folder is not None:
+            lines += trained_pairs(folder, rollouts)
         fit = fit_line([one["readout"] for one in lines], [one["gain"] for one in lines])
         print(f"\n{rollouts}: {fit}")
         scores(lines)
