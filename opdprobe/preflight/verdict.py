@@ -11,11 +11,11 @@ HARMFUL = "harmful"
 UNKNOWN = "cannot tell"
 
 VALIDATED = (
-    "Tried on 13 pairs of the testbed's models only, with 128 prompts × 4 rollouts, and made with "
-    "all of them in view: right on 11, no answer on one that gains 0.10, wrong on one, where too "
-    "high a learning rate harms. The accuracy gap alone is right on 10. An expected gain is fitted "
-    "to the same pairs; each student's left out, 10 of 13 were in the interval. Neither has been "
-    "tested on more than two pairs that it was not made with, nor on a real language model."
+    "Tested on 62 pairs of small models from fresh seeds, which played no part in making it: right "
+    "on 36 of the 56 that it judges (a change of 0.05 counts). No pair that gains was called "
+    "harmful; of 33 that were called unlikely to help, 4 gain 0.05 to 0.11; likely to work was "
+    "said once, rightly. The readout's gain orders the pairs with a rank correlation of 0.83 "
+    "[0.66, 0.90]. Expected losses are too large. Not tested on a real language model."
 )
 """How far the rule is validated; part of every verdict."""
 
