@@ -72,6 +72,7 @@ def rank_correlation(
     gains: NDArray[np.float64],
     units: Sequence[str],
     n_boot: int = 2000,
+    less: NDArray[np.float64] | None = None,
 ) -> tuple[float, float, float]:
     """Spearman's correlation with a 95 % interval; bootstrap over units, such as lineages.
 
@@ -83,18 +84,26 @@ def rank_correlation(
         The unit that each belongs to, which is drawn as a whole.
     n_boot
         Replicates. Those in which one side is constant have no correlation and do not count.
+    less : ndarray (n,), optional
+        Other values, whose correlation is subtracted.
     """
+
+    def correlation(rows: Any) -> float:
+        found = float(spearmanr(values[rows], gains[rows]).statistic)
+        return found if less is None else found - spearmanr(less[rows], gains[rows]).statistic
+
     names = sorted(set(units))
     rows = [np.flatnonzero(np.array(units) == name) for name in names]
     rng = np.random.default_rng(0)
     found = []
     for _ in range(n_boot):
         drawn = np.concatenate([rows[i] for i in rng.integers(len(rows), size=len(rows))])
-        if len(set(values[drawn])) > 1 and len(set(gains[drawn])) > 1:
-            found.append(spearmanr(values[drawn], gains[drawn]).statistic)
+        sides = [side for side in (values, gains, less) if side is not None]
+        if all(len(set(side[drawn])) > 1 for side in sides):
+            found.append(correlation(drawn))
     if not found:
         return math.nan, math.nan, math.nan
-    value = float(spearmanr(values, gains).statistic)
+    value = correlation(slice(None))
     if len(names) < 2:
         return value, math.nan, math.nan
     low, high = np.quantile(found, (0.025, 0.975))
@@ -194,13 +203,29 @@ def _print_ranks(lines: Sequence[Line]) -> None:
             f"| {', '.join(without)} |"
         )
 
+    readout, gap = NUMBERS["gain of the refitted readout"], NUMBERS["accuracy gap"]
+    known = [line for line in lines if not math.isnan(readout(line) + gap(line))]
+    gains, one, other = (
+        np.array([of(line) for line in known]) for of in (lambda line: line["gain"], readout, gap)
+    )
+    value, *ends = rank_correlation(one, gains, [line["student"] for line in known], less=other)
+    print(f"\nReadout minus accuracy gap, on the same pairs: {value:.2f} {_bounds(ends)}")
+
+
+def is_right(line: Line, rule: Callable[[Line], str]) -> bool:
+    """Whether a rule's word is what happened; *cannot tell* is not right."""
+    return RIGHT.get(rule(line)) == outcome(line["gain"])
+
 
 def _print_words(lines: Sequence[Line]) -> None:
+    judged = [line for line in lines if word_of(line) != UNKNOWN]
     for name, rule in RULES.items():
         found = counts(lines, rule)
         right = sum(found[word][RIGHT[word]] for word in RIGHT)
         said = len(lines) - found[UNKNOWN].total()
         print(f"\n{name}: right on {right} of {said} pairs that it judges, of {len(lines)}\n")
+        same = sum(is_right(line, rule) for line in judged)
+        print(f"On the {len(judged)} pairs that preflight judges: right on {same}.\n")
         print(f"| word | {' | '.join(OUTCOMES)} |\n|---|---|---|---|")
         for word in WORDS:
             print(f"| {word} | {' | '.join(str(found[word][o]) for o in OUTCOMES)} |")

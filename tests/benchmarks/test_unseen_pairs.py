@@ -240,7 +240,11 @@ def test_the_table_is_printed_and_the_figure_drawn(modules, tmp_path, capsys):
     assert "6 pairs of 2 lineages" in out
     assert "| accuracy gap | 6 | 1.00 |" in out
     assert "| gain of the refitted readout | 6 | -1.00 |" in out
+    assert "Readout minus accuracy gap, on the same pairs: -2.00" in out
     assert "preflight: right on 5 of 6 pairs" in out  # one gains nothing
+    # The gap is 0.1 or more where it should be, but for the pair that gains nothing, rightly.
+    assert out.count("On the 6 pairs that preflight judges: right on 5.") == 1
+    assert out.count("On the 6 pairs that preflight judges: right on 6.") == 2
     assert "the 80% interval holds 100% of the gains" in out
     assert (tmp_path / "figure.png").stat().st_size > 5000
     with pytest.raises(SystemExit, match="no pair is trained yet"):
