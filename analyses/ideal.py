@@ -33,6 +33,7 @@ OTHERS = {
 }
 """Probes beside what others select tokens by."""
 QUADRANTS = ("sure, close", "unsure, close", "sure, apart", "unsure, apart")
+HALVES = "ideal, half of the samples with the other"
 ALIGNED, RELATED = 0.1, 0.1
 """A mean cosine and a rank correlation that count."""
 _SEEN = {name: text for name, text in SELECTED.items() if name != "random"}
@@ -62,6 +63,9 @@ def analyse(evidence: Evidence) -> Results:
         t: {name: [_related(one, name) for one in found[t]] for name in (*_SEEN, *OTHERS)}
         for t in TEACHERS
     }
+    noise = [
+        [_related(one, name, "halves") for one in found["success"]] for name in (*_SEEN, *OTHERS)
+    ]
     return Results(
         figure="fig28",
         title="Does the gradient point to success?",
@@ -80,12 +84,11 @@ def analyse(evidence: Evidence) -> Results:
                     Series(
                         teacher,
                         label,
-                        values=np.concatenate(
-                            [one["cosine"][one["there"]] for one in found[teacher]]
-                        ).tolist(),
+                        values=_all_known(found, "cosine", teacher),
                     )
                     for teacher, label in TEACHERS.items()
-                ],
+                ]
+                + [Series("tokens_random", HALVES, values=_all_known(found, "halves"))],
             ),
             Panel(
                 name="quadrants",
@@ -104,7 +107,7 @@ def analyse(evidence: Evidence) -> Results:
                 references=[
                     Reference(
                         "tokens_random",
-                        "ideal, half of the samples with the other",
+                        HALVES,
                         combine(halves)[0],
                     )
                 ],
@@ -119,7 +122,8 @@ def analyse(evidence: Evidence) -> Results:
                 series=[
                     bar_series(list(related[teacher].values()), role=teacher, label=label)
                     for teacher, label in TEACHERS.items()
-                ],
+                ]
+                + [bar_series(noise, role="tokens_random", label=HALVES)],
                 ticks=(*_SEEN.values(), *OTHERS.values()),
             ),
         ],
@@ -216,10 +220,20 @@ def cosines(a: NDArray, b: NDArray) -> NDArray[np.float64]:
     return ratio((a * b).sum(-1), np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1))
 
 
-def _related(one: Mapping[str, NDArray], name: str) -> Estimate:
+def _all_known(
+    found: Mapping[str, list[dict[str, NDArray]]], name: str, teacher: str = "success"
+) -> list[float]:
+    """Return the known numbers of all seeds' states; the ideal's own do not depend on a teacher."""
+    values = np.concatenate([one[name] for one in found[teacher]])
+    return values[~np.isnan(values)].tolist()
+
+
+def _related(one: Mapping[str, NDArray], name: str, of: str = "cosine") -> Estimate:
+    """Rank correlation of a score with a cosine, where this is known."""
     from scipy.stats import spearmanr  # a fifth of what importing opdprobe takes
 
-    score, cosine = one[name][one["there"]], one["cosine"][one["there"]]
+    known = ~np.isnan(one[of])
+    score, cosine = one[name][known], one[of][known]
     if len(np.unique(score)) < 2 or len(np.unique(cosine)) < 2:
         return exact(np.nan)
     found: Any = spearmanr(score, cosine)

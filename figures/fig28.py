@@ -15,10 +15,10 @@ from figures import panels
 READING = (
     "At states in which the student's second choice has a probability of 0.1 or more, one of a "
     "prompt, on the logits of its four likeliest tokens, each continued 12 times: (a) cosine of "
-    "the distillation gradient with the ideal one, where success depends on the token; (b) its "
-    "mean by the student's entropy and the reverse KL; line: of the ideal direction from half of "
-    "the samples with that from the other half, which noise alone keeps below 1; (c) rank "
-    "correlation of a state's score with the cosine, by what others select tokens by and more."
+    "the distillation gradient with the ideal one, where success depends on the token, and of the "
+    "ideal direction from half of the samples with that from the other half, which noise alone "
+    "keeps below 1; (b) the mean by the student's entropy and the reverse KL; (c) rank correlation "
+    "of a state's score with the cosine, by what others select tokens by and more."
 )
 
 

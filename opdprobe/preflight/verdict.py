@@ -13,9 +13,9 @@ UNKNOWN = "cannot tell"
 VALIDATED = (
     "Tested on 64 pairs of small models from fresh seeds, which played no part in making it: right "
     "on 38 of the 58 that it judges (a change of 0.05 counts); the accuracy gap alone is right on "
-    "33 of these. Only seven pairs gain: none was called harmful, four were called unlikely to help "
-    "(they gain 0.05 to 0.11), and one likely to work, so that this word is nearly untested. "
-    "Expected losses are too large. Not tested on a real language model."
+    "33 of these. Only seven pairs gain: none was called harmful, four unlikely to help (they gain "
+    "0.05 to 0.11), and one likely to work, so that this word is nearly untested. Expected losses "
+    "are too large. Not tested on a real language model."
 )
 """How far the rule is validated; part of every verdict."""
 
