@@ -1,6 +1,6 @@
 # Needs Python 3.11 or newer, make and a network connection. The first run of a target installs
 # what it needs into .venv.
-#   make demo       a first run: one success and one failure, drawn and compared; 2 to 4 minutes
+#   make demo       a first run: one success and one failure, drawn and compared; 2 to 6 minutes
 #   make reproduce  every figure of the paper on the built-in testbed, with one seed
 #   make reproduce-selectors   figures 25 to 28 with five seeds: 165 runs, below two hours on two cores
 #   make test       lint, type-check and test

@@ -5,9 +5,9 @@ All are forks of one process: importing the libraries takes longest.
 
 import json
 import os
-import signal
+import runpy
 import sys
-import traceback
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -21,6 +21,8 @@ from torch.distributed.tensor import DTensor
 from opdprobe import ProbeCallback, Prompt
 from opdprobe.models.load import weight_hash
 from opdprobe.testing import tiny_model, tiny_tokenizer
+
+launch = runpy.run_path(str(Path(__file__).parents[1] / "two_processes.py"))["launch"]
 
 PROMPTS = [Prompt("a", text="7 8"), Prompt("b", messages=({"role": "user", "content": "9"},))]
 PROBING = {"k": 4, "every": 2, "num_generations": 2, "max_completion_length": 5}
@@ -135,43 +137,16 @@ def shard_on_cpus():
     AcceleratorState.__init__ = with_fsdp
 
 
-def forked(folder, environment):
-    """Train all in a fork of this process; return the fork's id."""
-    child = os.fork()
-    if child == 0:
-        signal.alarm(500)  # nothing waits for a hung one
-        status = 1
-        try:
-            os.environ |= environment
-            if "ACCELERATE_USE_FSDP" in environment:
-                shard_on_cpus()
-            main(folder)
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    return child
-
-
-def launch(folder, environment):
-    """Train all in two processes, with the variables that torchrun sets; return what failed."""
-    environment |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    ranks = {
-        forked(folder, environment | {"RANK": rank, "LOCAL_RANK": rank}): rank for rank in "01"
-    }
-    while ranks:
-        child, status = os.wait()
-        rank = ranks.pop(child)
-        if status:
-            for other in ranks:  # which would wait for the one that failed
-                os.kill(other, signal.SIGKILL)
-            return f"process {rank}"
-    return None
+def train_all(folder):
+    """Do all trainings in this process, one of two."""
+    if "ACCELERATE_USE_FSDP" in os.environ:
+        shard_on_cpus()
+    main(folder)
 
 
 if __name__ == "__main__":
     for name, environment in json.loads(sys.argv[2]).items():
         Path(sys.argv[1], name).mkdir(parents=True)
-        if failed := launch(Path(sys.argv[1], name), environment):
+        work = partial(train_all, Path(sys.argv[1], name))
+        if failed := launch(work, environment, 500):
             sys.exit(f"{failed} failed in the launch with {name}.")

@@ -7,10 +7,8 @@ process: importing the libraries takes longest.
 import json
 import os
 import runpy
-import signal
 import sys
-import time
-import traceback
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -24,6 +22,7 @@ from opdprobe.rollout.mixture import Mixture
 
 CONFTEST = runpy.run_path(str(Path(__file__).with_name("conftest.py")))
 make_trainer, make_model = CONFTEST["make_trainer"], CONFTEST["make_model"]
+launch = runpy.run_path(str(Path(__file__).parents[1] / "two_processes.py"))["launch"]
 
 PROBLEMS = {"three": [Prompt("a", text="7 8"), Prompt("b", text="9"), Prompt("c", text="7 7 7")]}
 
@@ -210,45 +209,7 @@ def main(folder):
     (folder / f"noted-{rank}.json").write_text(json.dumps(noted))
 
 
-def forked(folder, environment):
-    """Run all in a fork of this process, which has no threads yet; return the fork's id."""
-    child = os.fork()
-    if child == 0:
-        os.environ |= environment
-        status = 1
-        try:
-            main(folder)
-            status = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(status)
-    return child
-
-
-def launch(folder, environment):
-    """Run all in two processes, with the variables that torchrun sets; return what failed."""
-    environment |= {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    ranks = {
-        forked(folder, environment | {"RANK": rank, "LOCAL_RANK": rank}): rank for rank in "01"
-    }
-    until, failed = time.monotonic() + 130, None
-    while ranks and failed is None:
-        done, status = os.waitpid(-1, os.WNOHANG)
-        if done:
-            rank = ranks.pop(done)
-            failed = f"process {rank}" if status else None
-        elif time.monotonic() > until:
-            failed = "waiting"
-        else:
-            time.sleep(0.01)
-    for child in ranks:  # which would wait for the one that failed
-        os.kill(child, signal.SIGKILL)
-        os.waitpid(child, 0)
-    return failed
-
-
 if __name__ == "__main__":
     for name, environment in json.loads(sys.argv[2]).items():
-        if failed := launch(Path(sys.argv[1], name), environment):
+        if failed := launch(partial(main, Path(sys.argv[1], name)), environment, 130):
             sys.exit(f"{failed} failed in the launch with {name}.")
