@@ -56,7 +56,7 @@ def test_the_verdict_on_the_testbeds_pairs(student, teacher, word, n_prompts):
     models = resolve_model(f"zoo:{student}"), resolve_model(f"zoo:{teacher}")
     result = preflight(*models, prompts, grader=grader, n_prompts=n_prompts)
     assert result.verdict.word == word, result.verdict.reasons
-    assert "testbed's models only" in result.verdict.validated
+    assert "Not tested on a real language model" in result.verdict.validated
     assert any("of the divergence" in reason for reason in result.verdict.reasons)
 
 
@@ -395,7 +395,7 @@ def test_the_command_prints_a_verdict(capsys):
     assert main([*COMMAND, "--template", "please {question}", "--drop-layers", "1-1"]) == 0
     out = " ".join(capsys.readouterr().out.split())
     assert "zoo:rl-small without layers 1-1 from zoo:sft-small" in out
-    for words in ("overlap ratio", "with known answers", "please {question}", "Tried on"):
+    for words in ("overlap ratio", "with known answers", "please {question}", "Tested on"):
         assert words in out
     assert "No gain of training is stated: 16 rollouts are too few; expected 256 or more" in out
 
