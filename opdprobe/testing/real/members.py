@@ -11,22 +11,22 @@ from opdprobe.train.config import GRPOConfig, SFTConfig
 RECORD = "zoo.json"
 """File in a member's directory that records its recipe, hash and accuracy."""
 
-MAX_COMPLETION_LENGTH = 96
-"""Longest response, in tokens; of 4,000 demonstrations, SmolLM2's tokenizer gives none above 77."""
+MAX_COMPLETION_LENGTH = 72
+"""Longest response, in tokens; of 8,000 demonstrations, SmolLM2's tokenizer gives none above 64."""
 
 _SFT = SFTConfig(
-    learning_rate=2e-4, batch_size=16, max_steps=150, micro_batch_tokens=2048, save_steps=10
+    learning_rate=2e-4, batch_size=12, max_steps=80, micro_batch_tokens=2048, save_steps=20
 )
-_REPAIR = replace(_SFT, learning_rate=3e-4)  # a model without some of its layers has more to learn
+_REPAIR = replace(_SFT, learning_rate=4e-4)  # a model without some of its layers has more to learn
 _GRPO = GRPOConfig(
-    learning_rate=2e-5,
-    batch_size=8,
+    learning_rate=4e-5,
+    batch_size=4,
     num_generations=8,
     max_completion_length=MAX_COMPLETION_LENGTH,
-    max_steps=80,
-    warmup_steps=5,
+    max_steps=28,
+    warmup_steps=2,
     micro_batch_tokens=2048,
-    save_steps=5,
+    save_steps=7,
 )
 
 

@@ -1,6 +1,6 @@
 """Word problems in English: a number that grows and shrinks, told as a short story.
 
-A problem is a first number from 5 to 40 and three to five changes of 2 to 20 up or down; every
+A problem is a first number from 5 to 40 and two to four changes of 2 to 20 up or down; every
 total on the way is between 0 and 99. A story of one of two **kinds** tells it:
 
 things
@@ -156,7 +156,7 @@ CORPORA = {
 }
 """The students' data, and a noisy mixture with other weights for the base student."""
 
-N_CHANGES = (3, 5)
+N_CHANGES = (2, 4)
 """Fewest and most changes in training problems."""
 
 

@@ -59,7 +59,7 @@ def measure(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    n_problems: int = 48,
+    n_problems: int = 32,
     num_generations: int = 2,
 ) -> dict[str, Any]:
     """Measure avg@n at temperature 0.7, top-p 0.95, and the patterns of the answers.

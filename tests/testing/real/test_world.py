@@ -37,7 +37,7 @@ def draw(seed: int, kind: str = "things", wording: str = "plain") -> world.Probl
 def test_the_answer_is_what_the_story_says(seed, kind, wording):
     problem = draw(seed, kind, wording)
     assert told(problem.question) == int(problem.answer)
-    assert 3 <= len(problem.changes) <= 5
+    assert world.N_CHANGES[0] <= len(problem.changes) <= world.N_CHANGES[1]
     assert 5 <= problem.first <= 40
     assert all(2 <= abs(change) <= 20 for change in problem.changes)
     assert all(0 <= total <= world.LARGEST_TOTAL for total in problem.totals)
