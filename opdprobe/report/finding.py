@@ -153,8 +153,9 @@ def accuracy_change(found: Course) -> Evidence | None:
     if len(found.scores) > 1:
         first, last = (found.scores[end] for end in (0, -1))
         ends = [(step, step) for step in (found.evaluated[0], found.evaluated[-1])]
+        before, after = (resample(scores, bounds=(0, 1)) for scores in (first, last))
         difference = resample(last - first, bounds=(-1, 1))
-        return _compared("accuracy", resample(first), resample(last), ends, difference=difference)
+        return _compared("accuracy", before, after, ends, difference=difference)
     if len(found.steps) > 1 and found.has("correct"):
         return change(found, "correct")
     return None
