@@ -17,16 +17,18 @@ MAX_COMPLETION_LENGTH = 72
 _SFT = SFTConfig(
     learning_rate=2e-4, batch_size=12, max_steps=80, micro_batch_tokens=2048, save_steps=20
 )
-_REPAIR = replace(_SFT, learning_rate=4e-4)  # a model without some of its layers has more to learn
+# A model that lacks some of its layers: before it learnt the task, and after.
+_REPAIR = replace(_SFT, learning_rate=4e-4)
+_HEAL = replace(_SFT, max_steps=40)
 _GRPO = GRPOConfig(
     learning_rate=4e-5,
     batch_size=4,
     num_generations=8,
     max_completion_length=MAX_COMPLETION_LENGTH,
-    max_steps=28,
+    max_steps=40,
     warmup_steps=2,
     micro_batch_tokens=2048,
-    save_steps=7,
+    save_steps=10,
 )
 
 
@@ -61,7 +63,9 @@ class Member:
 MEMBERS = {
     "base": Member("a pre-trained model, unpacked as it is", None, parent=None),
     "student-large": Member("DeepSeek-R1-Distill-Qwen-7B", _SFT),
-    "student-small": Member("DeepSeek-R1-Distill-Qwen-1.5B", _REPAIR, smaller=True),
+    "student-small": Member(
+        "DeepSeek-R1-Distill-Qwen-1.5B", _HEAL, parent="student-large", smaller=True
+    ),
     "rl-small": Member("JustRL-DeepSeek-1.5B", _GRPO, parent="student-small"),
     "rl-large": Member("Skywork-OR1-Math-7B", _GRPO, parent="student-large"),
     "base-small": Member("Qwen3-1.7B-Base", _REPAIR, smaller=True, corpus="pretraining"),
@@ -75,14 +79,14 @@ MEMBERS = {
 
 
 def removed_layers(count: int) -> range:
-    """Return the layers that a smaller member lacks: a fifth of all, from the middle.
+    """Return the layers that a smaller member lacks: a tenth of all, from the middle.
 
     Examples
     --------
     >>> removed_layers(30)
-    range(12, 18)
+    range(13, 16)
     """
-    n = max(1, count // 5)
+    n = max(1, count // 10)
     first = (count - n) // 2
     return range(first, first + n)
 
