@@ -254,10 +254,10 @@ def test_members_come_after_those_they_are_made_from(monkeypatch, tmp_path):
     assert zoo.with_ancestors(list(MEMBERS)) == list(MEMBERS)
 
 
-def test_a_fifth_of_the_layers_is_removed_from_the_middle():
-    assert removed_layers(30) == range(12, 18)
+def test_a_tenth_of_the_layers_is_removed_from_the_middle():
+    assert removed_layers(30) == range(13, 16)
     assert removed_layers(3) == range(1, 2)
-    assert len(removed_layers(24)) == 4
+    assert len(removed_layers(24)) == 2
 
 
 def test_by_the_command_line(tiny, tmp_path, base, monkeypatch, capsys):
