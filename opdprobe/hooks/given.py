@@ -161,8 +161,10 @@ def score_rollouts(
         models = _Models(settings, tokenizer)
         if student is not None and teacher is not None:
             served = isinstance(student, ServedModel) or isinstance(teacher, ServedModel)
-            cached = isinstance(teacher, TeacherCache)
-            models = (_cached if cached else _served if served else _local)(
+            score: Any = _served if served else _local
+            if isinstance(teacher, TeacherCache):
+                score = _cached
+            models = score(
                 student,
                 teacher,
                 tokenizer,
@@ -286,9 +288,7 @@ def _prompt(row: Rollout, tokenizer: PreTrainedTokenizerBase) -> Prompt:
     return Prompt(row.prompt_id, text=text, answer=answer)
 
 
-def _place(
-    device: str | torch.device, models: Sequence[Model], processes: Processes
-) -> torch.device:
+def _place(device: str | torch.device, models: Sequence[Any], processes: Processes) -> torch.device:
     """Return the device of a loaded model, or the one that was asked for."""
     loaded = [model for model in models if isinstance(model, nn.Module)]
     if loaded and str(device) == "auto":

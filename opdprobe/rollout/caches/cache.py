@@ -236,10 +236,9 @@ class TeacherCache:
                 "--tokenizer)."
             )
         end = turn_end(tokenizer)
-        ends = {*(end.ids[:1] if end else ()), tokenizer.eos_token_id}
-        encoder = TextEncoder(
-            tokenizer, [e for e in ends if isinstance(e, int)], self._chat_template_kwargs
-        )
+        ends: list[Any] = [*(end.ids[:1] if end else ()), tokenizer.eos_token_id]
+        known = [one for one in ends if isinstance(one, int)]
+        encoder = TextEncoder(tokenizer, known, self._chat_template_kwargs)
 
         def read(row: Row, file: Path, name: str) -> list[Rollout]:
             axolotl.check_not_prepared(row)

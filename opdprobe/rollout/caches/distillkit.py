@@ -315,7 +315,8 @@ def _bytes(row: Row, name: str, n: int) -> NDArray[np.uint8]:
     """Lists of bytes as an array (lists, n)."""
     found = row.need(name)
     parts: list[bytes] = []
-    for one in found if isinstance(found, list) else [None]:
+    lists: list[Any] = found if isinstance(found, list) else [None]
+    for one in lists:
         if not _is_bytes(one) or len(one) != n:
             has = f"a list of {len(one)} bytes" if _is_bytes(one) else shown(one)
             raise row.fault(
