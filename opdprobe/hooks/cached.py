@@ -38,17 +38,9 @@ class CachedTeacher:
         lists = [_lists(row) for row in given.rows]
         self._token_id = _stacked([one.token_id for one in lists], given.chosen, -1)
         self._logp = _stacked([one.logp for one in lists], given.chosen, -np.inf)
-        bare = [one.also_id is None for one in lists]
-        also = [
-            np.zeros((len(one.token_id), 0)) if none else one.also_id
-            for one, none in zip(lists, bare, strict=True)
-        ]
-        self._also_id = _stacked(also, given.chosen, -1)
-        also = [
-            np.zeros((len(one.token_id), 0)) if none else one.also_logp
-            for one, none in zip(lists, bare, strict=True)
-        ]
-        self._also_logp = _stacked(also, given.chosen, np.nan)
+        also = [_also(one) for one in lists]
+        self._also_id = _stacked([ids for ids, _ in also], given.chosen, -1)
+        self._also_logp = _stacked([logp for _, logp in also], given.chosen, np.nan)
         parts = [one.sampled_logp[at] for one, at in zip(lists, given.chosen, strict=True)]
         self._sampled = np.concatenate([np.zeros(0), *parts]).astype(np.float32)
         known = [one.entropy for one in lists if one.entropy is not None]
@@ -98,12 +90,15 @@ class CachedTeacher:
         return Told(
             np.take_along_axis(self._token_id, first, -1).astype(np.int64),
             np.take_along_axis(self._logp, first, -1).astype(np.float32),
-            self._drawn(np.concatenate([np.zeros(0, int), *self._texts()])),
+            self._drawn(),
             self._entropy,
         )
 
     def tell_at(self, rollouts: Rollouts, ids: NDArray[np.integer]) -> NDArray[np.float32]:
-        """Look up given tokens (states, M); NaN where the cache does not tell."""
+        """Tell the log-probabilities of given tokens (states, M); NaN where unknown."""
+        return self._looked_up(ids)
+
+    def _looked_up(self, ids: NDArray[np.integer]) -> NDArray[np.float32]:
         found = np.full(ids.shape, np.nan, np.float32)
         for known, logp in ((self._also_id, self._also_logp), (self._token_id, self._logp)):
             if known.shape[1]:
@@ -141,15 +136,13 @@ class CachedTeacher:
                 "the cache anew, or correct it."
             )
 
-    def _texts(self) -> list[NDArray[np.int64]]:
-        return [
+    def _drawn(self) -> NDArray[np.float32]:
+        """Log-probabilities of the texts' own tokens: told, or in a list."""
+        texts = [
             np.asarray(row.response_ids, np.int64)[places]
             for row, places in zip(self._rows, self._chosen, strict=True)
         ]
-
-    def _drawn(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Log-probabilities of the texts' own tokens: told, or in a list."""
-        looked_up = self.tell_at(Rollouts([], [], [], []), ids[:, None])[:, 0]
+        looked_up = self._looked_up(np.concatenate([np.zeros(0, np.int64), *texts])[:, None])[:, 0]
         return np.where(np.isnan(self._sampled), looked_up, self._sampled)
 
     def _place(self, state: int) -> str:
@@ -168,6 +161,13 @@ def _lists(row: Rollout) -> TeacherLists:
             "of the cache that is the teacher."
         )
     return row.teacher_lists
+
+
+def _also(lists: TeacherLists) -> tuple[NDArray, NDArray]:
+    """Tokens beside the lists, and their log-probabilities; none is the rule."""
+    if lists.also_id is None or lists.also_logp is None:
+        return (np.zeros((len(lists.token_id), 0)),) * 2
+    return lists.also_id, lists.also_logp
 
 
 def _stacked(parts: Sequence, chosen: Sequence[NDArray[np.intp]], fill: float) -> NDArray:

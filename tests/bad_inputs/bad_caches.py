@@ -257,7 +257,7 @@ CASES = [
     ),
     _case(
         "a data set that axolotl has prepared",
-        _rows({"input_ids": [7], "labels": [7], "target_logprobs": [[0.0]]}),
+        _rows({"input_ids": [7], "target_logprobs": [[0.0]], "target_token_ids": [[7]]}),
         "FOLDER/data.jsonl:1: a data set that axolotl has prepared (target_logprobs): its lists "
         "are normalised to 1 each, so what the teacher gives to a token is lost, and versions "
         "differ in the token that a list is of. Give the data set that it was prepared from.",

@@ -454,3 +454,16 @@ def test_shifted_lists_are_refused(student, teacher, texts, tokenizer, tmp_path,
         opdprobe.score_rollouts(
             student, cache, cache.rollouts(), tmp_path / "run", k=2, tokenizer=tokenizer
         )
+
+
+def test_dumps_of_rollouts_are_no_caches(tmp_path):
+    """Their log-probabilities are numbers, one for each token."""
+    path = tmp_path / "1.jsonl"
+    for row in (
+        {"messages": [{"role": "user", "content": "5"}], "logprobs": [-0.5, -1.0]},
+        {"input": "2+2=", "output": "4", "gts": "4", "score": 1.0, "step": 1},
+    ):
+        path.write_text(json.dumps(row) + "\n")
+        assert find_cache(path) is None
+        assert find_cache(tmp_path) is None
+    assert find_cache(tmp_path / "none") is None

@@ -31,7 +31,9 @@ _MOST_ID = 2**31 - 1
 
 def fits(row: Mapping[str, Any]) -> bool:
     """Whether a row is of such a data set."""
-    return _first(row, _LOGPROBS) is not None and _first(row, _MESSAGES) is not None
+    lists = row.get(_first(row, _LOGPROBS) or "") or [None]
+    # Dumps of rollouts have numbers there, one for each token.
+    return _first(row, _MESSAGES) is not None and isinstance(lists[0], list)
 
 
 def _first(row: Mapping[str, Any], names: tuple[str, ...]) -> str | None:
@@ -156,7 +158,7 @@ def check_not_prepared(row: Row) -> None:
     RolloutError
         It is one.
     """
-    if "target_logprobs" in row.data:
+    if {"target_logprobs", "target_token_ids"} <= row.data.keys():
         raise RolloutError(
             f"{row.source}: a data set that axolotl has prepared (target_logprobs): its lists are "
             "normalised to 1 each, so what the teacher gives to a token is lost, and versions "
