@@ -19,6 +19,7 @@ _LEVELS = {
     "A": "both models' top-k lists",
     "B": "token ids",
     "C": "text, tokenised anew",
+    "T": "a cache of the teacher's lists",
 }
 
 
@@ -51,6 +52,7 @@ def import_dumps(arguments: argparse.Namespace) -> None:
             chat_template_kwargs=chat_template_kwargs(arguments.chat_template_kwargs or []),
             k=arguments.k,
             temperature=arguments.temperature,
+            limit=arguments.limit,
             on_progress=lambda done, total: show("file", done, total),
             wait=wait,
             **loading(arguments),

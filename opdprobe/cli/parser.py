@@ -332,7 +332,8 @@ def _import(commands: Any) -> None:
         "dump",
         nargs="+",
         metavar="DUMP",
-        help="a file, a directory or a pattern; all of one format",
+        help="a file, a directory or a pattern; all of one format; or, with --student alone, a "
+        "cache of a teacher's top-k lists (a run, DistillKit, axolotl, Megatron)",
     )
     sub.add_argument(
         "--format",
@@ -380,6 +381,12 @@ def _import(commands: Any) -> None:
         default="raise",
         help="stop at a row that cannot be used, or leave it out with a note in the log (default: "
         "%(default)s)",
+    )
+    sub.add_argument(
+        "--limit",
+        type=options.positive,
+        metavar="N",
+        help="read the first N rollouts only; memory holds all texts of a teacher's cache",
     )
     sub.add_argument(
         "--follow",

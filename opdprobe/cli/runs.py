@@ -408,10 +408,15 @@ def _missing(run: Run) -> dict[str, str]:
     names = " and ".join(model_name(run, role) or role for role in roles)
     # Without a model, a run of rollouts has no vocabulary.
     alone = run.attrs.get("recorded_by") == "score_rollouts" and "vocabulary" not in run.attrs
-    told = "not in the rollouts" if alone else "served"
+    cached = isinstance(run.attrs.get("teacher"), dict) and "cache" in run.attrs["teacher"]
+    told = "not in the rollouts" if alone else "cached" if cached else "served"
     if first is None or not roles:
         return {}
     parts = ["entropy", "reverse KL"]
+    if cached and not first["entropy"].isnull().any():
+        parts.remove("entropy")
+    if cached and first["sampled_logp"].isnull().any():
+        parts.append("log-probabilities of some tokens of the texts")
     if any(_unknown(first, "logp", role) for role in roles):
         parts.append("log-probabilities of some tokens that it does not list")
     if any(_unknown(first, "stop_logp", role) for role in roles):

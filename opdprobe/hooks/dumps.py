@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ from opdprobe.models.chat_template import turn_end
 from opdprobe.models.load import load_tokenizer
 from opdprobe.models.processes import Processes
 from opdprobe.models.vocabulary import eos_ids
+from opdprobe.rollout.caches import TeacherCache, find_cache
 from opdprobe.rollout.dumps.growing import GrowingDump
 from opdprobe.rollout.dumps.read import DumpReader
 from opdprobe.rollout.dumps.text import TextCounts, TextEncoder
@@ -50,9 +52,11 @@ class Imported:
     run
         The run.
     format
-        The dumps' format, of `opdprobe.rollout.dumps.FORMATS`.
+        The dumps' format, of `opdprobe.rollout.dumps.FORMATS`, or a cache's, as
+        `opdprobe.rollout.caches.find_cache` returns it.
     level
-        "A": the dumps have both models' top-k lists; "B": token ids; "C": text.
+        "A": the dumps have both models' top-k lists; "B": token ids; "C": text; "T": a cache of the
+        teacher's lists.
     rows
         Rollouts that were read.
     rows_left_out
@@ -99,6 +103,7 @@ def import_rollouts(
     attn_implementation: str | None = None,
     on_progress: Callable[[int, int], None] | None = None,
     wait: Callable[[str], bool] | None = None,
+    limit: int | None = None,
 ) -> Imported:
     """Make a run from rollouts that exist already.
 
@@ -115,7 +120,8 @@ def import_rollouts(
     run_dir : str or Path
         Where the run is recorded.
     student, teacher : PreTrainedModel, ServedModel, str or Path, optional
-        Both, or neither. One student scores all steps: its distributions are those of that model,
+        Both, or neither; a student alone, if `dumps` is a `TeacherCache`'s path, which then is the
+        teacher. One student scores all steps: its distributions are those of that model,
         not of the checkpoint that sampled.
     tokenizer : PreTrainedTokenizerBase, optional
         By default, the one saved with the student.
@@ -150,6 +156,30 @@ def import_rollouts(
     ModelError, VocabularyError
         A model cannot be used.
     """
+    cache = _cache(dumps) if format is None and wait is None else None
+    if cache is not None and student is not None:
+        return _imported_cache(
+            cache,
+            run_dir,
+            student,
+            teacher,
+            tokenizer,
+            k=k,
+            limit=limit,
+            on_error=on_error,
+            chat_template_kwargs=chat_template_kwargs,
+            temperature=temperature,
+            micro_batch_tokens=micro_batch_tokens,
+            device=device,
+            dtype=dtype,
+            teacher_dtype=teacher_dtype,
+            attn_implementation=attn_implementation,
+        )
+    if cache is not None:
+        raise ConfigError(
+            f"{cache}: a cache of a teacher's lists, without a student; expected the student to "
+            "score beside it (student=, --student)."
+        )
     if (student is None) != (teacher is None):
         raise ConfigError("only one of student and teacher is given; expected both, or neither.")
     if wait is None:
@@ -181,7 +211,7 @@ def import_rollouts(
     run = score_rollouts(
         student,
         teacher,
-        tally.counted(reader.each(chain([first], rollouts), encoder)),
+        tally.counted(reader.each(islice(chain([first], rollouts), limit), encoder)),
         run_dir,
         k=k or 16,
         temperature=temperature,
@@ -201,16 +231,75 @@ def import_rollouts(
         rows_left_out=reader.rows_left_out,
         steps=len(tally.steps),
         steps_before=len(tally.steps & tally.before),
-        untold={_UNTOLD[name]: tally.untold[name] for name in _UNTOLD if tally.untold[name]},
+        untold=tally.told(),
         text=encoder.counts if encoder and encoder.counts.rows else None,
         files_left_out=tuple(reader.left_out),
+    )
+
+
+def _cache(dumps: str | Path | Sequence[str | Path]) -> Path | None:
+    """Return the path of a cache; None if dumps of rollouts are named."""
+    named = [dumps] if isinstance(dumps, str | os.PathLike) else list(dumps)
+    if len(named) != 1 or not Path(named[0]).expanduser().exists():
+        return None
+    return Path(named[0]) if find_cache(named[0]) else None
+
+
+def _imported_cache(
+    path: Path,
+    run_dir: str | Path,
+    student: Any,
+    teacher: Any,
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    k: int | None,
+    limit: int | None,
+    on_error: OnError,
+    chat_template_kwargs: Mapping[str, Any] | None,
+    **settings: Any,
+) -> Imported:
+    """Score a cache's texts with a student, beside the cache or another teacher."""
+    if tokenizer is None and isinstance(student, str | Path):
+        tokenizer = load_tokenizer(student)
+    cache = TeacherCache(
+        path,
+        tokenizer=tokenizer,
+        on_error=on_error,
+        chat_template_kwargs=chat_template_kwargs,
+    )
+    rollouts = cache.rollouts()
+    first = next(rollouts, None)
+    if first is None or first.teacher_lists is None:
+        raise RolloutError(f"{path}: no text; expected some, with the teacher's lists.")
+    tally = _Tally(_steps(run_dir), ("correct", "finished"))
+    run = score_rollouts(
+        student,
+        cache if teacher is None else teacher,
+        tally.counted(islice(chain([first], rollouts), limit)),
+        run_dir,
+        k=k or min(16, int((first.teacher_lists.token_id >= 0).sum(-1).max())),
+        tokenizer=tokenizer,
+        attrs={"recorded_by": "import_rollouts", "dump": cache.format},
+        **settings,
+    )
+    return Imported(
+        run=run,
+        format=cache.format,
+        level="T",
+        rows=tally.rows,
+        rows_left_out=cache.rows_left_out,
+        steps=len(tally.steps),
+        steps_before=len(tally.steps & tally.before),
+        untold=tally.told(),
+        text=None,
     )
 
 
 class _Tally:
     """Counts rollouts as they pass, and what they do not tell."""
 
-    def __init__(self, before: Iterable[int]):
+    def __init__(self, before: Iterable[int], asked: Iterable[str] = tuple(_UNTOLD)):
+        self.asked = list(asked)
         self.before = set(before)
         self.steps: set[int] = set()
         self.rows = 0
@@ -229,6 +318,10 @@ class _Tally:
             # With top-k lists, the student is the engine that sampled.
             self.untold["sampler_logp"] += rollout.sampler_logp is None and rollout.top is None
             yield rollout
+
+    def told(self) -> dict[str, int]:
+        """Say how many rollouts do not tell something, in words."""
+        return {_UNTOLD[name]: self.untold[name] for name in self.asked if self.untold[name]}
 
 
 def _level(rollout: Rollout) -> str:

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opdprobe.errors import ConfigError, NonFiniteError
+from opdprobe.hooks.cached import CachedTeacher
 from opdprobe.hooks.served.model import ServedModel
 from opdprobe.hooks.served.run import check_served, describe
 from opdprobe.hooks.served.scores import score_served, vocabulary_width
@@ -30,6 +31,7 @@ from opdprobe.models.vocabulary import (
     tokenizer_hash,
     tokens_with_logits,
 )
+from opdprobe.rollout.caches.cache import TeacherCache
 from opdprobe.rollout.given import (
     Columns,
     Given,
@@ -45,7 +47,7 @@ from opdprobe.rollout.mixture import Mixture
 from opdprobe.rollout.prompts import OnError, Prompt, has_conversation
 from opdprobe.rollout.rollout import Rollout
 from opdprobe.rollout.rows import rollout_arrays, score_arrays, step_metrics
-from opdprobe.rollout.sample import Rollouts, step_generator
+from opdprobe.rollout.sample import step_generator
 from opdprobe.rollout.score import Scores
 from opdprobe.rollout.teacher_context import TeacherContext
 from opdprobe.store import Run, RunWriter, open_run
@@ -56,7 +58,7 @@ Model = nn.Module | ServedModel | str | Path
 
 def score_rollouts(
     student: Model | None,
-    teacher: Model | None,
+    teacher: Model | TeacherCache | None,
     rollouts: Iterable[Rollout | None],
     run_dir: str | Path,
     *,
@@ -83,9 +85,10 @@ def score_rollouts(
     ----------
     student, teacher : model, ServedModel, str or Path, or None
         A loaded model, its directory or name, or a served one; the teacher may be a
-        `opdprobe.rollout.mixture.Mixture` of models. The student should be the one that
-        sampled the rollouts. None for both: the rollouts themselves hold both models' top lists, or
-        log-probabilities of both for the drawn tokens.
+        `opdprobe.rollout.mixture.Mixture` of models, or beside a local student a
+        `opdprobe.rollout.caches.TeacherCache`, whose own rollouts are then to be given. The
+        student should be the one that sampled the rollouts. None for both: the rollouts themselves
+        hold both models' top lists, or log-probabilities of both for the drawn tokens.
     rollouts : iterable of Rollout
         With token ids, all rollouts of a step one after another. A step is scored when a rollout of
         the next one comes, or None, which says that it is complete. States are the tokens that the
@@ -158,7 +161,10 @@ def score_rollouts(
         models = _Models(settings, tokenizer)
         if student is not None and teacher is not None:
             served = isinstance(student, ServedModel) or isinstance(teacher, ServedModel)
-            models = (_served if served else _local)(
+            score: Any = _served if served else _local
+            if isinstance(teacher, TeacherCache):
+                score = _cached
+            models = score(
                 student,
                 teacher,
                 tokenizer,
@@ -227,7 +233,7 @@ class _Models:
 
     attrs: Mapping[str, Any]
     tokenizer: PreTrainedTokenizerBase | None
-    score: Callable[[Rollouts], Scores] | None = None
+    score: Callable[[Given], Scores] | None = None
     missing: Sequence[str] = ()
     loaded: Mapping[str, PreTrainedModel] = field(default_factory=dict)
     width: int = 0
@@ -247,7 +253,7 @@ def _step(
         return step_of_dump(step, given, arrays, k)
     check_readable(given, models.loaded, models.width)
     try:
-        scores = models.score(given.rollouts) if given.n_states else Scores.none(k)
+        scores = models.score(given) if given.n_states else Scores.none(k)
     except NonFiniteError as error:
         raise NonFiniteError(f"step {step}: {error}") from error
     attrs = {"missing": list(models.missing)} if models.missing else None
@@ -282,9 +288,7 @@ def _prompt(row: Rollout, tokenizer: PreTrainedTokenizerBase) -> Prompt:
     return Prompt(row.prompt_id, text=text, answer=answer)
 
 
-def _place(
-    device: str | torch.device, models: Sequence[Model], processes: Processes
-) -> torch.device:
+def _place(device: str | torch.device, models: Sequence[Any], processes: Processes) -> torch.device:
     """Return the device of a loaded model, or the one that was asked for."""
     loaded = [model for model in models if isinstance(model, nn.Module)]
     if loaded and str(device) == "auto":
@@ -309,11 +313,11 @@ def _local(
     most = micro_batch_tokens
 
     @torch.no_grad()
-    def scores(rollouts: Rollouts) -> Scores:
+    def scores(given: Given) -> Scores:
         nonlocal most
         with undisturbed(pair.student, pair.teacher):
             found, most = pair.all_scores(
-                rollouts, k=k, temperature=temperature, micro_batch_tokens=most
+                given.rollouts, k=k, temperature=temperature, micro_batch_tokens=most
             )
         return found
 
@@ -364,8 +368,9 @@ def _served(
     loaded = {role: m for role, m in models.items() if not isinstance(m, ServedModel)}
     checked = False
 
-    def scores(rollouts: Rollouts) -> Scores:
+    def scores(given: Given) -> Scores:
         nonlocal checked
+        rollouts = given.rollouts
         for role, model in models.items():
             read = rollouts.read_by(role)
             texts = zip(read.prompt_ids, read.response_ids, strict=True)
@@ -401,6 +406,66 @@ def _served(
     }
     missing = [role for role, model in models.items() if isinstance(model, ServedModel)]
     return _Models(attrs, tokenizer, scores, missing, loaded, width)
+
+
+def _cached(
+    student: Any,
+    teacher: TeacherCache,
+    tokenizer: PreTrainedTokenizerBase | None,
+    teacher_tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    k: int,
+    temperature: float,
+    micro_batch_tokens: int,
+    place: torch.device,
+    dtype: Any,
+    attn_implementation: str | None,
+    **_: Any,
+) -> _Models:
+    if temperature != 1:
+        raise ConfigError(
+            f"temperature = {temperature}; expected 1: a list of k tokens cannot be put to another "
+            "temperature."
+        )
+    if isinstance(student, ServedModel):
+        raise ConfigError(f"{student} beside a cache; expected a local student.")
+    tokenizer = _tokenizer(tokenizer, student)
+    if teacher_tokenizer is not None:
+        shared_vocabulary(tokenizer, teacher_tokenizer)
+    teacher.check_tokenizer(tokenizer)
+    if isinstance(student, str | Path):
+        student = load_model(
+            student, device=place, dtype=dtype, attn_implementation=attn_implementation
+        )
+    model = causal_lm(student)
+    width = vocabulary_width(tokenizer, {"student": model})
+    checked = False
+
+    def scores(given: Given) -> Scores:
+        nonlocal checked
+        told = CachedTeacher(given)
+        if not checked:
+            told.check_places()
+            checked = True
+        with undisturbed(model):
+            return score_served(
+                {"student": model, "teacher": told},
+                tokenizer,
+                given.rollouts,
+                k=k,
+                micro_batch_tokens=micro_batch_tokens,
+            )
+
+    attrs = {
+        "student": describe(model),
+        "teacher": teacher.attrs,
+        "tokenizer_hash": tokenizer_hash(tokenizer),
+        "vocabulary": width,
+        "k": k,
+        "temperature": temperature,
+        **precision({"student": model}),
+    }
+    return _Models(attrs, tokenizer, scores, ["teacher"], {"student": model}, width)
 
 
 def _tokenizer(

@@ -12,6 +12,8 @@ _CONFIG, _ADAPTER = "config.json", "adapter_config.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 # verl saves step N of the actor as global_step_N/actor/huggingface.
 _INSIDE = (".", "huggingface", "actor/huggingface")
+# Files of a run, and of what DistillKit and Megatron keep of a teacher.
+_CACHES = re.compile(r"run\.json|compression_config\.yaml|.*\.(inputs|targets)\.tar")
 _WRAPPERS = {
     r"(^|\.)base_model\.model\.|\.base_layer\.|\.lora_[AB]\.": (
         "a model under PEFT adapters (base_model.model., base_layer, lora_A): merge them with "
@@ -117,6 +119,24 @@ def saved_model(path: Path) -> Path:
         if pickles
         else f"{path}: no *.safetensors file in this directory: complete the download."
     )
+
+
+def check_not_cache(path: Path) -> None:
+    """Refuse a run of ours or a cache of a teacher's lists in the place of a model.
+
+    Raises
+    ------
+    ModelError
+        It is one, by the names of its files.
+    """
+    files = [path] if path.is_file() else path.glob("*") if path.is_dir() else []
+    if model_directory(path) is None and any(map(_CACHES.fullmatch, (f.name for f in files))):
+        raise ModelError(
+            f"{path}: a run or a cache of a teacher's lists, not a model. Its texts are fixed, and "
+            "it says nothing of the new ones that a student writes in training, preflight and "
+            f"probes. To score a student on the cache's own texts: opdprobe import {path} "
+            "--student MODEL --run-dir RUN."
+        )
 
 
 def wrapper(keys: Collection[str]) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import importlib.util
+import os
 import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -31,6 +32,7 @@ from opdprobe.models.claims import check_model_claims, check_tokenizer_claims
 from opdprobe.models.devices import resolve_device, resolve_dtype
 from opdprobe.models.files import (
     adapter_base,
+    check_not_cache,
     is_adapter,
     model_directory,
     saved_model,
@@ -477,7 +479,8 @@ def weight_hash(model: nn.Module) -> str:
 
 def source(name_or_path: str | Path, *, weights: bool) -> tuple[str, dict[str, Any]]:
     """Resolve to the name and extra arguments that transformers loads from, or raise."""
-    name, path = str(name_or_path), Path(name_or_path).expanduser()
+    name, path = os.fspath(name_or_path), Path(name_or_path).expanduser()
+    check_not_cache(path)
     if path.suffix == ".gguf":
         if not path.is_file():
             raise ModelError(f"{name}: no such file; expected a GGUF model.")

@@ -205,6 +205,10 @@ def _fault(row: Rollout) -> str | None:
         return f"correct = {shown(row.correct)}; expected a number from 0 to 1, or NaN"
     if bad := [pair for pair in row.labels.items() if not all(isinstance(x, str) for x in pair)]:
         return f"labels has {shown(bad[0])}; expected a str for a str"
+    if row.teacher_lists is not None:
+        ids, logp = np.shape(row.teacher_lists.token_id), np.shape(row.teacher_lists.logp)
+        if len(ids) != 2 or ids[0] != n or logp != ids:
+            return f"the teacher's lists have shapes {ids} and {logp}; expected ({n}, k) for both"
     if row.top is not None:
         ids, logp = np.shape(row.top.token_id), np.shape(row.top.logp)
         if len(ids) != 3 or ids[:2] != (n, 2) or logp != (n, 2, 2, ids[2]):

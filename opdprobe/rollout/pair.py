@@ -1,6 +1,7 @@
 """A student and a teacher that share one vocabulary, ready to be scored at the same states."""
 
 import logging
+import os
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -220,6 +221,8 @@ class Pair:
         OutOfMemoryError
             A model does not fit into the device's memory.
         """
+        if isinstance(teacher, os.PathLike):  # a TeacherCache, too, which is then refused
+            teacher = Path(teacher)
         loaded = [model for model in (student, teacher) if isinstance(model, nn.Module)]
         if loaded and (device is None or str(device) == "auto"):
             place, stays = causal_lm(loaded[0]).device, len(loaded) == 2

@@ -9,7 +9,7 @@ from typing import Any
 from opdprobe.errors import needs_train_extra, shown
 from opdprobe.rollout.parquet_deltas import check_deltas
 from opdprobe.rollout.parquet_pages import ColumnClaims, column_claims
-from opdprobe.store.budget import ROW, OverBudgetError, most_bytes, most_unpacked
+from opdprobe.store.budget import LEAST, ROW, OverBudgetError, most_bytes, most_unpacked
 
 _BATCH = 2048  # rows; for far fewer, starting a batch costs more than its values
 # A row becomes Python's objects, which take several times the memory of Arrow's numbers and texts.
@@ -56,6 +56,9 @@ def parquet_rows(path: Path, *, kept: bool = False) -> Iterator[dict[str, Any]]:
         kept_apart = {c.path for c in columns if c.repeated and c.values * c.dictionary > most}
         plain = pq.read_schema(path) if kept_apart else None
         with pq.ParquetFile(path, read_dictionary=sorted(kept_apart)) as file:
+            # Rows may be large, as those of a cache of logits are.
+            n_bytes = sum(c.unpacked for c in columns) * _AS_OBJECTS
+            n_rows = max(1, min(n_rows, LEAST * file.metadata.num_rows // max(n_bytes, 1)))
             for batch in file.iter_batches(n_rows):
                 n_bytes = batch.nbytes
                 if kept_apart:

@@ -27,6 +27,34 @@ class TopLists:
 
 
 @dataclass(frozen=True)
+class TeacherLists:
+    """What a cache holds of a teacher at every response token of one rollout, at temperature 1.
+
+    Parameters
+    ----------
+    token_id : ndarray of int (tokens, k)
+        The teacher's top-k token ids, most probable first; -1 where a list is shorter, or missing.
+    logp : ndarray of float (tokens, k)
+        Their log-probabilities over the full vocabulary, in nats; ``-inf`` where there is no id.
+    sampled_logp : ndarray of float (tokens,)
+        Log-probability of the response's own token, in nats; NaN where the cache does not have it.
+    entropy : ndarray of float (tokens,), optional
+        The teacher's entropy, in nats.
+    also_id : ndarray of int (tokens, m), optional
+        Further tokens, in no order, of which the teacher's log-probability is known.
+    also_logp : ndarray of float (tokens, m), optional
+        Their log-probabilities, in nats; NaN where it is not known after all.
+    """
+
+    token_id: NDArray[np.int32]
+    logp: NDArray[np.float32]
+    sampled_logp: NDArray[np.float32]
+    entropy: NDArray[np.float32] | None = None
+    also_id: NDArray[np.int32] | None = None
+    also_logp: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True)
 class Rollout:
     """One response of the student to one prompt.
 
@@ -59,6 +87,8 @@ class Rollout:
         sampled, of the trained student, of the teacher. NaN where a token has none.
     top
         Both models' top-k lists.
+    teacher_lists
+        The teacher's top-k lists, where a cache is the teacher.
     teacher_prompt_ids
         Token ids that the teacher reads before the response, if they are not `prompt_ids`. The
         first step of a run decides whether it has any.
@@ -80,5 +110,6 @@ class Rollout:
     student_logp: NDArray[np.float32] | None = None
     teacher_logp: NDArray[np.float32] | None = None
     top: TopLists | None = None
+    teacher_lists: TeacherLists | None = None
     teacher_prompt_ids: Sequence[int] | None = None
     source: str = ""

@@ -5,11 +5,11 @@ response position of every recorded rollout. `VARIABLES` is the only place that 
 dtype, a unit or a long name; `step_dataset` builds a step, `validate` checks one. Inside opdprobe a
 step is a `Step`.
 
-A model behind a server, or in another trainer's dump, reports only some of its numbers. A step
-lists such models in its attribute ``missing``; NaN then stands for what was not reported: that
-model's entropy, its log-probabilities of tokens that only the other model lists, of drawn tokens
-and of stopping, with which tokens it stops, and the divergence. A step may also hold no top-k
-lists (none of `TOP_K`), but log-probabilities of the drawn tokens only.
+A model behind a server, in a cache or in another trainer's dump, reports only some of its numbers.
+A step lists such models in its attribute ``missing``; NaN then stands for what was not reported:
+that model's entropy, its log-probabilities of tokens that only the other model lists, of drawn
+tokens and of stopping, with which tokens it stops, and the divergence. A step may also hold no
+top-k lists (none of `TOP_K`), but log-probabilities of the drawn tokens only.
 """
 
 from collections.abc import Iterable, Mapping
@@ -559,10 +559,10 @@ def _may_be_missing(
     unknown = {"logp": logp, "entropy": of_model, "reverse_kl": np.ones(len(ids), bool)}
     # Neither what such a model gives to stop tokens is known, nor with which tokens it stops.
     unknown["stop_logp"] = of_model[:, :, None] | of_model[:, None, :]
-    if len(missing) == 2 and "sampled_id" in arrays:
-        # Where no model ran, all that is known of a drawn token may be the lists.
+    if "sampled_id" in arrays:
+        # All that is known of a drawn token may be the model's own list.
         unlisted = (ids != arrays["sampled_id"][:, None, None]).all(-1)
-        unknown["sampled_logp"] = unlisted
+        unknown["sampled_logp"] = unlisted & of_model
     return unknown
 
 

@@ -20,6 +20,7 @@ KINDS = (
     "Logits",
     "Training logs",
     "Dumps of rollouts",
+    "Caches of a teacher's lists",
     "Engines",
     "Command line",
 )

@@ -5,6 +5,7 @@ python tests/bad_inputs/catalogue.py        # writes docs/errors.md
 
 from pathlib import Path
 
+import bad_caches
 import bad_commands
 import bad_configs
 import bad_dumps
@@ -18,8 +19,8 @@ from case import FOLDER, KINDS, Case, Exit1, Exit2
 
 PAGE = Path(__file__).parents[2] / "docs/errors.md"
 _MODULES = (
-    *(bad_prompts, bad_configs, bad_models, bad_runs, bad_rollouts, bad_dumps, bad_logits),
-    *(bad_engines, bad_commands),
+    *(bad_prompts, bad_configs, bad_models, bad_runs, bad_rollouts, bad_dumps, bad_caches),
+    *(bad_logits, bad_engines, bad_commands),
 )
 CASES: list[Case] = [case for module in _MODULES for case in module.CASES]
 _CODES = {Exit1: "exit code 1", Exit2: "exit code 2"}

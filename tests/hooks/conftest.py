@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 sys.path.append(str(Path(__file__).parents[1] / "rollout" / "dumps"))
+sys.path.append(str(Path(__file__).parent))
 
 
 @pytest.fixture

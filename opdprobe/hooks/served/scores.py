@@ -1,4 +1,4 @@
-"""Score the same states with two models, at least one of them served."""
+"""Score the same states with two models, at least one of them served or in a cache."""
 
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opdprobe.errors import ConfigError, NonFiniteError
-from opdprobe.hooks.served.model import ServedModel
-from opdprobe.hooks.served.told import Told
+from opdprobe.hooks.served.told import Teller, Told
 from opdprobe.models.head import logit_width, split_head
 from opdprobe.models.vocabulary import padding_id, stop_ids, tokens_with_logits
 from opdprobe.rollout.batches import batches
 from opdprobe.rollout.exact import check_scoring
 from opdprobe.rollout.memory import halving
+from opdprobe.rollout.rows import rollout_arrays
 from opdprobe.rollout.sample import Rollouts
 from opdprobe.rollout.score import Scores
 from opdprobe.rollout.tiles import chunk_rows, log_softmax
@@ -42,14 +42,14 @@ class _View:
 
 
 def score_served(
-    models: Mapping[str, PreTrainedModel | ServedModel],
+    models: Mapping[str, PreTrainedModel | Teller],
     tokenizer: PreTrainedTokenizerBase,
     rollouts: Rollouts,
     *,
     k: int,
     micro_batch_tokens: int = 16384,
 ) -> Scores:
-    """Score states with two models, one or both of them served.
+    """Score states with two models, one or both of them served, or one in a cache.
 
     Parameters
     ----------
@@ -68,10 +68,10 @@ def score_served(
     -------
     Scores
         Rollout by rollout, on the host. A served model's entropy is NaN, and ``reverse_kl``
-        throughout. If its server cannot score given tokens (`ServedModel.tell_at`), NaN stands too
+        throughout. If its server cannot score given tokens (`Teller.tell_at`), NaN stands too
         for its log-probabilities of tokens that only the other model lists, unless they were drawn,
         and of stop tokens. Which tokens a served model stops at is not known; ``stop_logp`` is None
-        if both are served. All else is exact.
+        if both are served. All else is exact. A cache may lack drawn tokens, too.
 
     Raises
     ------
@@ -83,17 +83,17 @@ def score_served(
     width = vocabulary_width(tokenizer, models)
     if k > width:
         raise ConfigError(f"k = {k}; expected at most {width}, the size of the shared vocabulary.")
-    sampled = torch.tensor([token for ids in rollouts.response_ids for token in ids])
+    sampled = torch.from_numpy(rollout_arrays(rollouts)["sampled_id"]).long()
     told = {
         role: model.tell(rollouts.read_by(role), k=k, width=width)
         for role, model in models.items()
-        if isinstance(model, ServedModel)
+        if not isinstance(model, PreTrainedModel)
     }
     stops = torch.tensor(
         [
             token
             for model in models.values()  # at most one is local
-            if not isinstance(model, ServedModel)
+            if isinstance(model, PreTrainedModel)
             for token in stop_ids(model, tokenizer)
             if token < width
         ],
@@ -102,7 +102,7 @@ def score_served(
     views: dict[str, _View] = {}
     for role, model in models.items():
         other = MODELS[1 - MODELS.index(role)]
-        if not isinstance(model, ServedModel):
+        if isinstance(model, PreTrainedModel):
             ids = torch.from_numpy(told[other].token_id)
             read = rollouts.read_by(role)
             views[role] = _local_view(
@@ -111,7 +111,7 @@ def score_served(
             )
     for role, model in models.items():
         other = MODELS[1 - MODELS.index(role)]
-        if isinstance(model, ServedModel):
+        if not isinstance(model, PreTrainedModel):
             ids = (
                 views[other].token_id
                 if other not in told
@@ -146,7 +146,7 @@ def _stop_logp(views: Mapping[str, _View], served: Container[str]) -> Tensor:
 
 
 def vocabulary_width(
-    tokenizer: PreTrainedTokenizerBase, models: Mapping[str, PreTrainedModel | ServedModel]
+    tokenizer: PreTrainedTokenizerBase, models: Mapping[str, PreTrainedModel | Teller]
 ) -> int:
     """Size of the vocabulary: tokens that the tokenizer and the local models have.
 
@@ -155,7 +155,7 @@ def vocabulary_width(
     VocabularyError
         A local model has no logit for a token of text.
     """
-    local = {role: m for role, m in models.items() if not isinstance(m, ServedModel)}
+    local = {role: m for role, m in models.items() if isinstance(m, PreTrainedModel)}
     return tokens_with_logits(tokenizer, {role: logit_width(m) for role, m in local.items()})
 
 
@@ -175,8 +175,12 @@ def _served_view(
     place = torch.from_numpy(match_tokens(other_ids.numpy(), told.token_id)).long()
     other = torch.where(place >= 0, logp.gather(1, place.clamp(min=0)), other)
     drawn = torch.from_numpy(told.sampled_logp)
-    other = torch.where(other_ids == sampled[:, None], drawn[:, None], other)
+    other = torch.where(
+        (other_ids == sampled[:, None]) & ~drawn.isnan()[:, None], drawn[:, None], other
+    )
     entropy = torch.full_like(drawn, torch.nan)
+    if told.entropy is not None:
+        entropy = torch.from_numpy(told.entropy)
     return _View(torch.from_numpy(told.token_id), logp, other, entropy, drawn, stops)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from opdprobe.errors import ConfigError, ModelError, VocabularyError
+from opdprobe.rollout.sample import Rollouts
 
 # Sent with every request, since the server's own defaults (a model's generation_config.json) may
 # differ: rollouts must come from the student's unchanged distribution.
@@ -46,12 +47,15 @@ class Told:
     logp : ndarray (N, K) of float32
         Their log-probabilities over the full vocabulary, in nats.
     sampled_logp : ndarray (N,) of float32
-        Log-probabilities of the text's own tokens, in nats.
+        Log-probabilities of the text's own tokens, in nats; a cache may lack some, which are NaN.
+    entropy : ndarray (N,) of float32, optional
+        Entropies in nats, which only a cache may have.
     """
 
     token_id: NDArray[np.int64]
     logp: NDArray[np.float32]
     sampled_logp: NDArray[np.float32]
+    entropy: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,18 @@ class Drawn:
     tokens: list[int]
     reason: str
     logp: list[float] | None
+
+
+class Teller(Protocol):
+    """A model that does not run here: on a server, or in a cache."""
+
+    def tell(self, rollouts: Rollouts, *, k: int, width: int) -> Told:
+        """Tell the top-k at every state of some rollouts."""
+        ...
+
+    def tell_at(self, rollouts: Rollouts, ids: NDArray[np.integer]) -> NDArray[np.float32] | None:
+        """Tell the log-probabilities of `ids` (states, M), NaN where unknown; None: of no token."""
+        ...
 
 
 class Engine(Protocol):

@@ -21,13 +21,15 @@ from opdprobe.store.files import check_stored
 _OBJECT = re.compile(r"GLOBAL (\S+)|got <class '([^']+)'>")
 
 
-def load(path: Path) -> Any:
+def load(path: Path, name: str | None = None) -> Any:
     """Read a file of plain values, tensors and NumPy arrays; refuse any other object.
 
     Parameters
     ----------
     path
         A file that `torch.save` wrote.
+    name
+        What messages call it; by default its path.
 
     Raises
     ------
@@ -36,7 +38,8 @@ def load(path: Path) -> Any:
     MissingExtraError
         torch (``opdprobe[train]``) is not installed.
     """
-    with needs_train_extra(f"reading {path}"):
+    name = name or str(path)
+    with needs_train_extra(f"reading {name}"):
         import torch
     arrays = [np.ndarray, np.dtype, *(type(np.dtype(name)) for name in "?bBhHiIlLqQefd")]
     # What rebuilds an array and a NumPy scalar; older files name the module without underscore.
@@ -62,7 +65,7 @@ def load(path: Path) -> Any:
             else "something that torch.save does not write"
         )
         raise RolloutError(
-            f"{path}: the pickle holds {what}; only plain values, tensors and NumPy arrays are "
+            f"{name}: the pickle holds {what}; only plain values, tensors and NumPy arrays are "
             "read, since any other object can run code: save it without."
         ) from error
     except (
@@ -81,5 +84,5 @@ def load(path: Path) -> Any:
     ) as error:
         first = (str(error).splitlines() or [type(error).__name__])[0]
         raise RolloutError(
-            f"{path}: not a readable torch file ({first}): check that it is complete."
+            f"{name}: not a readable torch file ({first}): check that it is complete."
         ) from error

@@ -47,8 +47,22 @@ def test_what_is_in_both_lists_may_not_be_missing():
 @pytest.mark.parametrize(
     ("name", "index"), [("logp", (0, 1, 1, 0)), ("logp", (0, 0, 0, 0)), ("sampled_logp", (0, 1))]
 )
-def test_a_models_own_list_and_the_drawn_token_may_not_be_missing(name, index):
+def test_a_models_own_list_and_a_drawn_token_in_it_may_not_be_missing(name, index):
     ds, _ = untold()
+    for drawn in ("sampled_id", "response_ids"):
+        ds[drawn].values[0] = ds["token_id"].values[0, 1, 0]
     ds[name].values[index] = np.nan
     with pytest.raises(StoreError, match=f"{name} = nan"):
+        validate(ds.assign_attrs(missing=["teacher"]))
+
+
+def test_a_drawn_token_may_be_missing_if_it_is_not_in_the_models_own_list():
+    """A cache of lists may not tell it; a model that ran tells every one."""
+    ds, _ = untold()
+    for name in ("sampled_id", "response_ids"):
+        ds[name].values[0] = ds["token_id"].values.max() + 1
+    ds["sampled_logp"].values[0, 1] = np.nan
+    validate(ds.assign_attrs(missing=["teacher"]))
+    ds["sampled_logp"].values[0, 0] = np.nan
+    with pytest.raises(StoreError, match="sampled_logp = nan"):
         validate(ds.assign_attrs(missing=["teacher"]))
