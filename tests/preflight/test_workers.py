@@ -1,6 +1,5 @@
 """Processes that share a preflight's work: the same results for any number, and clean ends."""
 
-import io
 import json
 import multiprocessing
 import os
@@ -9,10 +8,12 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import Future
+from argparse import Namespace
+from concurrent.futures import Future, ProcessPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,9 +23,11 @@ from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 
 from opdprobe.cli.parser import main
+from opdprobe.cli.preflight import _workers
 from opdprobe.errors import ConfigError, NonFiniteError, OPDProbeError
 from opdprobe.preflight import preflight, workers
 from opdprobe.preflight.measure import recorded, sampled
+from opdprobe.preflight.procedure import Sizes, planned
 from opdprobe.preflight.workers import Alone, Shared, shared_work
 from opdprobe.rollout import shared_prompts
 from opdprobe.rollout.batches import batches
@@ -67,12 +70,12 @@ def test_a_micro_batch_stays_whole_when_it_is_cut_again(lengths, most):
         assert torch.equal(again.input_ids, batch.input_ids)
 
 
-class HerePool:
+class HerePool(ProcessPoolExecutor):
     """A pool whose only process is this one."""
 
-    def submit(self, function, *arguments):
+    def submit(self, fn, /, *args, **kwargs):
         done = Future()
-        done.set_result(function(*arguments))
+        done.set_result(fn(*args, **kwargs))
         return done
 
 
@@ -162,11 +165,11 @@ def test_errors_of_processes(tmp_path, monkeypatch):
 
 def test_what_cannot_be_shared():
     pair = Pair(sharp(0), sharp(1), TOKENIZER)
-    pair.student.own = lambda: None
+    vars(pair.student)["own"] = lambda: None
     refused = pytest.raises(ConfigError, match="cannot be passed to other processes")
     with refused, shared_work(pair, 2):
         pass
-    elsewhere = SimpleNamespace(student=SimpleNamespace(device=torch.device("cuda")))
+    elsewhere: Any = SimpleNamespace(student=SimpleNamespace(device=torch.device("cuda")))
     refused = pytest.raises(ConfigError, match="workers = 2 with models on cuda; expected 1")
     with refused, shared_work(elsewhere, 2):
         pass
@@ -180,6 +183,22 @@ COMMAND = [
     "preflight", "--student", "zoo:rl-small", "--teacher", "zoo:sft-small",
     "--prompts", "zoo:medium", "--num-generations", "2",
 ]  # fmt: skip
+
+
+def test_how_many_processes_by_default(monkeypatch):
+    pair = Namespace(student="zoo:rl-small", teacher="zoo:sft-small")
+    options = {"device": "cpu", "dtype": None, "teacher_dtype": None}
+    job = planned(Sizes.of(torch.device("cpu")), 4, 30)
+
+    def chosen(threads, tokens, free=10**12):
+        monkeypatch.setattr("torch.get_num_threads", lambda: threads)
+        monkeypatch.setattr("opdprobe.train.memory.free_bytes", lambda device: free)
+        return _workers(pair, options, job, tokens)
+
+    much = 10**9  # tokens for models of some 100,000 parameters
+    assert [chosen(threads, much) for threads in (1, 2, 4, 64)] == [1, 2, 4, 4]
+    assert chosen(2, 256 * 64) == 1
+    assert chosen(2, much, free=10**8) == 1
 
 
 @pytest.mark.slow
@@ -196,23 +215,25 @@ def test_the_command_shares_its_work(capsys):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGKILL"])
 def test_no_process_outlives_the_command(tmp_path, name):
-    command = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-m", "opdprobe", *COMMAND, "--workers", "2", "--n-prompts", "2000"],
         env=os.environ | {"TMPDIR": str(tmp_path), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-    )
-    end = time.monotonic() + 240
-    while len(started := workers_of(command.pid)) < 2:
-        assert time.monotonic() < end
-        assert command.poll() is None
-        time.sleep(0.1)
-    command.send_signal(getattr(signal, name))
-    assert command.wait(60) == (143 if name == "SIGTERM" else -signal.SIGKILL)
+        text=True,
+    ) as command:
+        end = time.monotonic() + 480
+        while len(started := workers_of(command.pid)) < 2:
+            assert time.monotonic() < end
+            assert command.poll() is None
+            time.sleep(0.1)
+        command.send_signal(getattr(signal, name))
+        _, said = command.communicate(timeout=60)
+        assert command.returncode == (143 if name == "SIGTERM" else -signal.SIGKILL)
     while any(Path(f"/proc/{process}").exists() for process in started):
         assert time.monotonic() < end
         time.sleep(0.1)
-    assert "Traceback" not in io.TextIOWrapper(command.stderr).read()
+    assert "Traceback" not in said
     if name == "SIGTERM":
         assert not list(tmp_path.glob("opdprobe-*"))
 

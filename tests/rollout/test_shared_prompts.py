@@ -1,5 +1,7 @@
 """Responses scored behind one pass over their prompt: against passes over each whole text."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -41,8 +43,10 @@ def rollouts_of(prompt_lengths, response_lengths, seed=0):
     st.integers(1, 40),
 )  # fmt: skip
 def test_states_are_those_of_each_whole_text(drawn, most):
-    rollouts = rollouts_of(*zip(*drawn, strict=True))
-    parts = list(shared_prompts.scored(PAIR, rollouts, **SETTINGS, micro_batch_tokens=most))
+    rollouts = rollouts_of([n for n, _ in drawn], [lengths for _, lengths in drawn])
+    parts: list[Any] = list(
+        shared_prompts.scored(PAIR, rollouts, **SETTINGS, micro_batch_tokens=most)
+    )
     order = torch.cat([state for state, *_ in parts]).argsort()
     hidden, theirs = (torch.cat([part[i] for part in parts])[order] for i in (1, 2))
     for role, body, found in (
@@ -54,7 +58,8 @@ def test_states_are_those_of_each_whole_text(drawn, most):
         with torch.no_grad():
             for prompt, response in zip(read.prompt_ids, read.response_ids, strict=True):
                 ids = torch.tensor([[*prompt, *response]])
-                wanted.append(body(input_ids=ids).last_hidden_state[0, len(prompt) - 1 : -1])
+                states: Any = body(input_ids=ids).last_hidden_state
+                wanted.append(states[0, len(prompt) - 1 : -1])
         torch.testing.assert_close(found, torch.cat(wanted), rtol=1e-10, atol=1e-10)
     usual = PAIR.scored(rollouts, **SETTINGS, micro_batch_tokens=512)
     with torch.no_grad():
@@ -81,7 +86,9 @@ def test_it_pays_where_it_spares_tokens():
 
 def test_only_models_that_keep_the_whole_prompt():
     assert shared_prompts.is_exact(PAIR, 100)
-    size = dict(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    size: dict[str, Any] = dict(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
     config = MistralConfig(vocab_size=64, num_key_value_heads=2, sliding_window=4, **size)
     window = MistralForCausalLM(config)
     assert not shared_prompts.is_exact(Pair(window, window, tiny_tokenizer()), 100)
