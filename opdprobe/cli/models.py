@@ -77,6 +77,7 @@ def tell_memory(
     options: dict[str, Any],
     *,
     one_teacher_at_a_time: bool = False,
+    workers: int = 1,
 ) -> None:
     """Print on stderr what a job will take, before its models are read."""
     from opdprobe.models.devices import resolve_device
@@ -92,6 +93,7 @@ def tell_memory(
         dtype=options["dtype"],
         teacher_dtype=options["teacher_dtype"],
         together=not one_teacher_at_a_time,
+        workers=workers,
     )
     if line:
         errors.print(line, style="yellow" if short else None, markup=False, soft_wrap=True)
@@ -106,7 +108,7 @@ def names(arguments: argparse.Namespace) -> tuple[str | Path, Any]:
 
 
 def models(
-    arguments: argparse.Namespace, options: dict[str, Any], job: "Job"
+    arguments: argparse.Namespace, options: dict[str, Any], job: "Job", *, workers: int = 1
 ) -> tuple[Any, Any, dict[str, Any]]:
     """Print what a job will take; return student, teacher, and the student's tokenizer if read.
 
@@ -116,7 +118,7 @@ def models(
     layers = _layers(arguments.drop_layers) if arguments.drop_layers else None
     student, teacher = names(arguments)
     one = getattr(arguments, "one_teacher_at_a_time", False)
-    tell_memory(student, teacher, job, options, one_teacher_at_a_time=one)
+    tell_memory(student, teacher, job, options, one_teacher_at_a_time=one, workers=workers)
     if layers is None:
         return student, teacher, {}
     from opdprobe.models.load import drop_layers, load_model, load_tokenizer

@@ -190,12 +190,13 @@ def limit(what: str = "prompts") -> argparse.ArgumentParser:
 
 def responses(
     num_generations: int,
-    max_completion_length: int,
+    max_completion_length: int | None,
     *,
+    told: str = "",
     set_defaults: bool = True,
     group: str | None = None,
 ) -> list[argparse.ArgumentParser]:
-    """Declare how many responses are sampled, and how long they may be."""
+    """Declare how many responses are sampled, and how long they may be; what is told of that."""
     return [
         shared(
             "--num-generations",
@@ -210,7 +211,7 @@ def responses(
             type=positive,
             default=max_completion_length if set_defaults else None,
             metavar="N",
-            help=f"longest response, in tokens (default: {max_completion_length})",
+            help=f"longest response, in tokens (default: {told or max_completion_length})",
             group=group,
         ),
     ]
@@ -298,14 +299,14 @@ def settings(config: str, more: str = "") -> argparse.ArgumentParser:
     )
 
 
-def workers() -> argparse.ArgumentParser:
+def workers(default: int | None = 2, told: str = "%(default)s") -> argparse.ArgumentParser:
     """Declare the number of processes."""
     return shared(
         "--workers",
         type=positive,
-        default=2,
+        default=default,
         metavar="N",
-        help="number of parallel processes (default: %(default)s)",
+        help=f"number of parallel processes (default: {told})",
     )
 
 

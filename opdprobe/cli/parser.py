@@ -424,16 +424,16 @@ def _preflight(commands: Any) -> None:
         options.max_prompt_length(),
         *options.chat_template(),
         *options.teacher_context(),
-        *options.responses(4, 64),
+        *options.responses(4, None, told="64 on a CPU, 1024 on an accelerator"),
         options.seed(),
+        options.workers(None, "one a core, at most 4, for large jobs on a CPU; else 1"),
         options.as_json("the verdict and the numbers"),
     )
     sub.add_argument(
         "--n-prompts",
         type=options.positive,
-        default=64,
         metavar="N",
-        help="number of prompts drawn from the file (default: %(default)s)",
+        help="number of prompts drawn from the file (default: 64 on a CPU, 256 on an accelerator)",
     )
     sub.add_argument(
         "--temperature",

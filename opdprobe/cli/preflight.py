@@ -11,6 +11,13 @@ from opdprobe.errors import ConfigError
 
 if TYPE_CHECKING:
     from opdprobe.preflight import Preflight
+    from opdprobe.train.memory import Job
+
+# Processes by default: no more, since there are only a few batches to share.
+_MOST_WORKERS = 4
+# Parameters times response tokens from which several processes are the default: about 100 seconds
+# of one core of `docs/preflight.md`, where each process takes about ten to start.
+_WORTH_SHARING = 4e11
 
 
 def preflight(arguments: argparse.Namespace) -> None:
@@ -32,8 +39,9 @@ def preflight(arguments: argparse.Namespace) -> None:
         template_settings,
     )
     from opdprobe.hooks.served import ServedModel
+    from opdprobe.models.devices import resolve_device
     from opdprobe.preflight import Ranking, preflight, rank_teachers
-    from opdprobe.preflight.procedure import planned
+    from opdprobe.preflight.procedure import Sizes, planned
     from opdprobe.preflight.show import rendered, rendered_ranking
     from opdprobe.rollout.prompts import BOXED_TEMPLATE, DAPO_TEMPLATE
 
@@ -43,11 +51,18 @@ def preflight(arguments: argparse.Namespace) -> None:
     known = {"boxed": BOXED_TEMPLATE, "dapo": DAPO_TEMPLATE}
     context = teacher_context(arguments)
     longest = longest_prompt(prompts, arguments.max_prompt_length)
+    device = resolve_device(options["device"])
+    given = {
+        name: size
+        for name in ("n_prompts", "max_completion_length")
+        if (size := getattr(arguments, name)) is not None
+    }
+    sizes = replace(Sizes.of(device), **given)
+    few = replace(sizes, n_prompts=min(sizes.n_prompts, len(prompts)))
     job = planned(
-        min(arguments.n_prompts, len(prompts)),
+        few,
         arguments.num_generations,
         longest,
-        arguments.max_completion_length,
         teacher_prompt_length=longest_teacher_prompt(prompts, context, longest),
     )
     names = arguments.teacher
@@ -62,20 +77,24 @@ def preflight(arguments: argparse.Namespace) -> None:
                 "`opdprobe probe` with the same options."
             )
     arguments.teacher = names[0]
-    student, teacher, tokenizers = models(arguments, options, job)
+    tokens = few.n_prompts * arguments.num_generations * few.max_completion_length
+    workers = arguments.workers or _workers(arguments, options, job, tokens)
+    student, teacher, tokenizers = models(arguments, options, job, workers=workers)
     teachers = {names[0]: teacher} | {name: resolve_model(name) for name in names[1:]}
     for other in names[1:]:
-        tell_memory(resolve_model(arguments.student), teachers[other], job, options)
+        tell_memory(
+            resolve_model(arguments.student), teachers[other], job, options, workers=workers
+        )
     own = arguments.student
     if arguments.drop_layers:
         own += f" without layers {arguments.drop_layers}"
     settings: dict[str, Any] = dict(
         grader=grader,
         templates={str(text): known.get(text, str(text)) for text in arguments.template},
-        n_prompts=arguments.n_prompts,
+        n_prompts=sizes.n_prompts,
         num_generations=arguments.num_generations,
         k=arguments.k,
-        max_completion_length=arguments.max_completion_length,
+        max_completion_length=sizes.max_completion_length,
         temperature=arguments.temperature,
         max_prompt_length=arguments.max_prompt_length,
         on_error=arguments.on_error,
@@ -83,6 +102,7 @@ def preflight(arguments: argparse.Namespace) -> None:
         teacher_context=context,
         seed=arguments.seed,
         sampler=ServedModel(arguments.sampler) if arguments.sampler else None,
+        workers=workers,
         **tokenizers,
         **options,
     )
@@ -101,6 +121,34 @@ def preflight(arguments: argparse.Namespace) -> None:
         print(json.dumps(result.to_dict()))
     else:
         console.print(rendered_ranking(result) if isinstance(result, Ranking) else rendered(result))
+
+
+def _workers(
+    arguments: argparse.Namespace, options: dict[str, Any], job: "Job", tokens: int
+) -> int:
+    """Choose the number of processes: several if they save more time than they take to start."""
+    import torch
+
+    from opdprobe.cli.names import resolve_model
+    from opdprobe.errors import ModelError
+    from opdprobe.models.devices import resolve_device
+    from opdprobe.models.sizes import ModelSize, UnknownSizeError
+    from opdprobe.train.memory import told
+
+    device = resolve_device(options["device"])
+    workers = min(torch.get_num_threads(), _MOST_WORKERS)
+    if device.type != "cpu" or workers == 1:
+        return 1
+    student, teacher = resolve_model(arguments.student), resolve_model(arguments.teacher)
+    try:
+        parameters = ModelSize.of(teacher).parameters
+    except (ModelError, UnknownSizeError):  # loading, and the line on memory, say why
+        return 1
+    if parameters * tokens < _WORTH_SHARING:
+        return 1
+    precise = {name: options[name] for name in ("dtype", "teacher_dtype")}
+    _, short = told(student, [teacher], job, device=device, workers=workers, **precise)
+    return 1 if short else workers
 
 
 def _named(found: "Preflight", **names: str) -> "Preflight":

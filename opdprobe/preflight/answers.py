@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from opdprobe.preflight.estimates import UNKNOWN, Number, prompt_mean, prompt_signal
 from opdprobe.preflight.measure import sampled
-from opdprobe.preflight.readout import Readout, reading_out
+from opdprobe.preflight.readout import Readout
+from opdprobe.preflight.workers import Alone
 from opdprobe.rollout.continuation import Sampling, continuation_gain
 from opdprobe.rollout.grade import Grader, grade_rollouts
 from opdprobe.rollout.pair import Pair
@@ -102,6 +103,7 @@ def continuation(
 
 
 def tried(
+    work: Alone,
     pair: Pair,
     step: xr.Dataset,
     fitted: Sequence[Readout],
@@ -114,6 +116,8 @@ def tried(
 
     Parameters
     ----------
+    work
+        Who samples.
     step
         The student's own rollouts, `num_generations` per prompt, graded.
 
@@ -123,14 +127,15 @@ def tried(
     """
     before = _correct(step).reshape(-1, num_generations)
     after = before.copy()  # a readout that moved nothing answers as the student does
+    started = []
     for half, readout in enumerate(fitted):
         others = [i for i in range(len(prompts)) if i % 2 != half]
-        if not readout.moved:
-            continue
-        with reading_out(pair.student, readout):
-            rollouts = sampled(
-                pair.student, pair, [prompts[i] for i in others], sampling, num_generations
-            )
+        if readout.moved:
+            some = [prompts[i] for i in others]
+            results = sampled(work, pair, some, sampling, num_generations, readout=readout)
+            started.append((others, results))
+    for others, results in started:
+        rollouts = results()
         asked = [prompts[i].prompt for i in others for _ in range(num_generations)]
         graded = grade_rollouts(
             pair.tokenizer, rollouts.response_ids, asked, grader, finished=rollouts.finished

@@ -1,22 +1,28 @@
 """The measurements of a preflight, one function each."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 import xarray as xr
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from opdprobe.errors import ConfigError
+from opdprobe.models.adapters import is_adapted, switched_off
 from opdprobe.models.head import evaluating
 from opdprobe.models.positions import check_prompts
 from opdprobe.models.vocabulary import eos_ids
 from opdprobe.preflight.estimates import Number, state_means
-from opdprobe.preflight.readout import States
+from opdprobe.preflight.readout import Readout, States, reading_out
+from opdprobe.preflight.workers import Alone
 from opdprobe.probes import curves
 from opdprobe.probes.quantities import MAIN, QUANTITIES
+from opdprobe.rollout import shared_prompts
 from opdprobe.rollout.batches import batches
 from opdprobe.rollout.continuation import Sampling, token_rows
 from opdprobe.rollout.engine import Sampler, sample_with
@@ -26,7 +32,7 @@ from opdprobe.rollout.pair import Pair, in_rollout_order
 from opdprobe.rollout.prompts import EncodedPrompt, Prompt, has_conversation
 from opdprobe.rollout.rows import record_dataset
 from opdprobe.rollout.sample import Rollouts, step_generator
-from opdprobe.rollout.score import score
+from opdprobe.rollout.score import Scores, score
 from opdprobe.rollout.teacher_context import teacher_prompts
 from opdprobe.store.step import estimate_bytes
 from opdprobe.train.recipes.repetition import REPETITIVE, compression
@@ -38,16 +44,33 @@ STATE_QUANTITIES = (*MAIN, "student_entropy", "teacher_entropy")
 
 
 def sampled(
-    model: PreTrainedModel,
+    work: Alone,
     pair: Pair,
     prompts: Sequence[EncodedPrompt],
     sampling: Sampling,
     num_generations: int,
     role: str = "student",
-) -> Rollouts:
-    """Sample a model of the pair on the prompts of its role.
+    readout: Readout | None = None,
+) -> Callable[[], Rollouts]:
+    """Begin to sample a model of the pair on the prompts of its role.
 
     Prompts of similar length share a batch.
+
+    Parameters
+    ----------
+    work
+        Who samples.
+    pair, prompts, sampling, num_generations
+        The models, and what is sampled from them.
+    role
+        ``student`` or ``teacher``.
+    readout
+        What the student uses instead of its own readout.
+
+    Returns
+    -------
+    callable
+        Returns the rollouts.
     """
     read = {
         "student": [list(prompt.ids) for prompt in prompts],
@@ -57,38 +80,69 @@ def sampled(
     check_prompts(pair.teacher, read["teacher"], sampling.max_completion_length)
     asked = read[role]
     order = sorted(range(len(prompts)), key=lambda i: -len(asked[i]))
-    found: list[list[tuple[list[int], bool]]] = [[] for _ in prompts]
-    start = 0
+    conversations = has_conversation(prompts)
+    cut, parts, start = [], [], 0
     while start < len(order):
         longest = len(asked[order[start]]) + sampling.max_completion_length
         batch = order[
             start : start + max(1, sampling.micro_batch_tokens // (longest * num_generations))
         ]
-        rollouts = sample_in_parts(
+        ids = [asked[i] for i in batch]
+        parts.append((role, readout, ids, num_generations, start, sampling, conversations))
+        cut.append(batch)
+        start += len(batch)
+    results = work.start(_sampled, parts)
+
+    def rollouts() -> Rollouts:
+        found: list[list[tuple[list[int], bool]]] = [[] for _ in prompts]
+        for batch, got in zip(cut, results(), strict=True):
+            for i, ids, done in zip(got.prompt_index, got.response_ids, got.finished, strict=True):
+                found[batch[i]].append((ids, done))
+        index = [i for i in range(len(prompts)) for _ in range(num_generations)]
+        return Rollouts(
+            [asked[i] for i in index],
+            [ids for some in found for ids, _ in some],
+            [done for some in found for _, done in some],
+            index,
+            teacher_prompt_ids=teacher_prompts(prompts, index),
+        )
+
+    return rollouts
+
+
+def _sampled(
+    pair: Pair,
+    role: str,
+    readout: Readout | None,
+    prompts: Sequence[list[int]],
+    num_generations: int,
+    number: int,
+    sampling: Sampling,
+    conversations: bool,
+) -> Rollouts:
+    """Sample a batch, whose random numbers depend on the seed and its `number`."""
+    model = pair.teacher if role == "teacher" else pair.student
+    changed = nullcontext() if readout is None else reading_out(pair.student, readout)
+    with as_teacher(pair) if role == "teacher" else changed:
+        return sample_in_parts(
             model,
-            [asked[i] for i in batch],
+            prompts,
             num_generations=num_generations,
             max_completion_length=sampling.max_completion_length,
-            eos_ids=eos_ids(model, pair.tokenizer, conversations=has_conversation(prompts)),
+            eos_ids=eos_ids(model, pair.tokenizer, conversations=conversations),
             pad_id=pair.pad_id,
             temperature=sampling.temperature,
             top_p=sampling.top_p,
-            generator=step_generator(sampling.seed, start, model.device),
+            generator=step_generator(sampling.seed, number, model.device),
             width=pair.width,
         )
-        for i, ids, done in zip(
-            rollouts.prompt_index, rollouts.response_ids, rollouts.finished, strict=True
-        ):
-            found[batch[i]].append((ids, done))
-        start += len(batch)
-    index = [i for i in range(len(prompts)) for _ in range(num_generations)]
-    return Rollouts(
-        [asked[i] for i in index],
-        [ids for some in found for ids, _ in some],
-        [done for some in found for _, done in some],
-        index,
-        teacher_prompt_ids=teacher_prompts(prompts, index),
-    )
+
+
+def as_teacher(pair: Pair) -> AbstractContextManager[object]:
+    """Switch off the student's adapters if the teacher is the student without them."""
+    student = pair.outer_student
+    twofold = pair.teacher is pair.student and is_adapted(student)
+    return switched_off(student) if twofold else nullcontext()
 
 
 def sampled_by(
@@ -140,8 +194,8 @@ def asked_again(
     return replace(rollouts, teacher_prompt_ids=teacher_prompts(prompts, index))
 
 
-@torch.no_grad()
 def recorded(
+    work: Alone,
     pair: Pair,
     rollouts: Rollouts,
     prompts: Sequence[Prompt],
@@ -156,6 +210,8 @@ def recorded(
 
     Parameters
     ----------
+    work
+        Who scores.
     n_hidden
         Maximum number of states whose hidden states are kept, drawn at random.
 
@@ -170,26 +226,41 @@ def recorded(
     of_state = np.repeat(rollouts.prompt_index, lengths)
     share = min(1.0, n_hidden / len(of_state))
     kept = np.random.default_rng(0).random(len(of_state)) < share
-
-    def scored(tokens: int) -> tuple[list[Any], ...]:
-        parts, hidden, teacher_hidden, prompt = [], [], [], []
-        for part in pair.scored(rollouts, k=k, temperature=temperature, micro_batch_tokens=tokens):
-            state = part.batch.state
-            parts.append((state, part.scores.cpu()))
-            rows = torch.as_tensor(kept[state.numpy()]).nonzero()[:, 0]
-            prompt.append(of_state[state[rows].numpy()])
-            hidden.append(part.hidden[rows.to(part.hidden.device)])
-            teacher_hidden.append(part.teacher_hidden[rows.to(part.hidden.device)])
-        return parts, hidden, teacher_hidden, prompt
-
-    with evaluating(pair.student), evaluating(pair.teacher):
-        (parts, hidden, teacher_hidden, prompt), _ = halving(
-            scored,
-            rollouts,
-            micro_batch_tokens=micro_batch_tokens,
-            device=pair.student.device,
-            doing="scoring",
-        )
+    place = np.split(np.arange(len(of_state)), np.cumsum(lengths)[:-1])
+    asked = rollouts.prompt_ids + rollouts.read_by("teacher").prompt_ids
+    longest = max(map(len, asked)) + max(lengths)
+    pays = shared_prompts.pays(rollouts, pair.student.device)
+    shared = pays and shared_prompts.is_exact(pair, longest)
+    cut = [list(range(len(rollouts)))]
+    if shared and not work.is_alone:
+        cut = shared_prompts.by_prompt(rollouts)
+    elif not work.is_alone:
+        # Each stays one micro-batch when it is cut again, since that was the cheapest division.
+        row_of = np.repeat(np.arange(len(rollouts)), lengths)
+        cut = [
+            list(dict.fromkeys(row_of[batch.state.numpy()].tolist()))
+            for batch in batches(
+                rollouts,
+                micro_batch_tokens=micro_batch_tokens,
+                pad_id=pair.pad_id,
+                apart=pair.length_class,
+            )
+        ]
+    places = [np.concatenate([place[row] for row in rows]) for rows in cut]
+    settings = shared, k, temperature, micro_batch_tokens
+    found = work.start(
+        _scored,
+        [
+            (rollouts.pick(rows), kept[own], *settings)
+            for rows, own in zip(cut, places, strict=True)
+        ],
+    )()
+    parts, hidden, teacher_hidden, prompt = [], [], [], []
+    for own, (state, scores, chosen, *both) in zip(places, found, strict=True):
+        parts.append((torch.as_tensor(own)[state], scores))
+        prompt.append(of_state[own[chosen]])
+        hidden.append(both[0])
+        teacher_hidden.append(both[1])
     scores = in_rollout_order(parts)
     states = States(
         torch.cat(hidden),
@@ -199,6 +270,53 @@ def recorded(
     )
     correct = graded(pair.tokenizer, rollouts, prompts, grader)
     return record_dataset(0, rollouts, scores, prompts, correct), states
+
+
+@torch.no_grad()
+def _scored(
+    pair: Pair,
+    rollouts: Rollouts,
+    kept: NDArray[np.bool_],
+    shared: bool,
+    k: int,
+    temperature: float,
+    micro_batch_tokens: int,
+) -> tuple[Tensor, Scores, NDArray[np.intp], Tensor, Tensor]:
+    """Score some rollouts: states and scores, kept states, and both models' hidden states there."""
+
+    def passes(tokens: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Scores]]:
+        settings = {"k": k, "temperature": temperature, "micro_batch_tokens": tokens}
+        if shared:
+            yield from shared_prompts.scored(pair, rollouts, **settings)
+            return
+        for part in pair.scored(rollouts, **settings):
+            yield part.batch.state, part.hidden, part.teacher_hidden, part.scores
+
+    def scored(tokens: int) -> list[tuple[Any, ...]]:
+        found = []
+        for state, hidden, teacher_hidden, scores in passes(tokens):
+            rows = torch.as_tensor(kept[state.numpy()]).nonzero()[:, 0]
+            there = rows.to(hidden.device)
+            both = hidden[there], teacher_hidden[there]
+            found.append((state, scores.cpu(), state[rows].numpy(), *both))
+        return found
+
+    with evaluating(pair.student), evaluating(pair.teacher):
+        found, _ = halving(
+            scored,
+            rollouts,
+            micro_batch_tokens=micro_batch_tokens,
+            device=pair.student.device,
+            doing="scoring",
+        )
+    states, scores, chosen, hidden, teacher_hidden = zip(*found, strict=True)
+    return (
+        torch.cat(states),
+        Scores.concatenate(scores),
+        np.concatenate(chosen),
+        torch.cat(hidden),
+        torch.cat(teacher_hidden),
+    )
 
 
 def graded(

@@ -2,18 +2,18 @@
 
 import time
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
 import xarray as xr
 
-from opdprobe.models.adapters import is_adapted, switched_off
 from opdprobe.preflight import measure
 from opdprobe.preflight.answers import Answers, continuation, tried
 from opdprobe.preflight.contexts import Contexts, compare_contexts
 from opdprobe.preflight.estimates import Number, prompt_mean
 from opdprobe.preflight.readout import Readout, States
+from opdprobe.preflight.workers import Alone
 from opdprobe.rollout.continuation import Sampling
 from opdprobe.rollout.grade import Grader
 from opdprobe.rollout.pair import Pair
@@ -25,6 +25,7 @@ from opdprobe.rollout.sample import Rollouts
 class Phases:
     """The phases of a preflight, and the settings that they share."""
 
+    work: Alone
     pair: Pair
     grader: Grader | None
     sampling: Sampling
@@ -37,6 +38,7 @@ class Phases:
     ) -> tuple[xr.Dataset, States]:
         """Score rollouts, whose prompts are `own`, with both models."""
         return measure.recorded(
+            self.work,
             self.pair,
             rollouts,
             own,
@@ -47,19 +49,16 @@ class Phases:
             n_hidden=n_hidden,
         )
 
-    def teacher_rollouts(
-        self, encoded: Sequence[EncodedPrompt], own: Sequence[Prompt]
-    ) -> xr.Dataset:
-        """Sample the teacher on its prompts, and grade its responses."""
-        with self._as_teacher():
-            rollouts = measure.sampled(
-                self.pair.teacher,
-                self.pair,
-                encoded,
-                self.sampling,
-                self.num_generations,
-                role="teacher",
-            )
+    def sampled(
+        self, encoded: Sequence[EncodedPrompt], role: str = "student"
+    ) -> Callable[[], Rollouts]:
+        """Begin to sample a model on its prompts."""
+        return measure.sampled(
+            self.work, self.pair, encoded, self.sampling, self.num_generations, role
+        )
+
+    def graded(self, rollouts: Rollouts, own: Sequence[Prompt]) -> xr.Dataset:
+        """Grade the teacher's responses."""
         graded = measure.graded(self.pair.tokenizer, rollouts, own, self.grader)
         return measure.rollout_dataset(rollouts, own, graded)
 
@@ -76,7 +75,7 @@ class Phases:
         accuracy = None
         if theirs is not None:
             asked = [replace(prompt, teacher_ids=None) for prompt in encoded]
-            before = self.teacher_rollouts(asked, own)
+            before = self.graded(self.sampled(asked, "teacher")(), own)
             accuracy = before["correct"].values, theirs["correct"].values
         return compare_contexts(
             shared,
@@ -100,10 +99,17 @@ class Phases:
         assert self.grader is not None
         half = int(np.median(step["length"])) // 2
         at = sorted({half // 2, half} - {0}) if depths is None else depths
-        with self._as_teacher():
+        with measure.as_teacher(self.pair):
             gains, reach = continuation(self.pair, step, own, self.grader, self.sampling, at)
         gain = tried(
-            self.pair, step, fitted, encoded, self.grader, self.sampling, self.num_generations
+            self.work,
+            self.pair,
+            step,
+            fitted,
+            encoded,
+            self.grader,
+            self.sampling,
+            self.num_generations,
         )
         return replace(
             found,
@@ -115,17 +121,9 @@ class Phases:
 
     def template(self, encoded: Sequence[EncodedPrompt]) -> dict[str, Number]:
         """Sample and score the student on its prompts in another wording."""
-        rollouts = measure.sampled(
-            self.pair.student, self.pair, encoded, self.sampling, self.num_generations
-        )
+        rollouts = self.sampled(encoded)()
         own = [encoded[i].prompt for i in rollouts.prompt_index]
         return wording_means(self.recorded(rollouts, own)[0])
-
-    def _as_teacher(self) -> AbstractContextManager[object]:
-        """Switch off the student's adapters if the teacher is the student without them."""
-        student = self.pair.outer_student
-        twofold = self.pair.teacher is self.pair.student and is_adapted(student)
-        return switched_off(student) if twofold else nullcontext()
 
 
 def wording_means(step: xr.Dataset) -> dict[str, Number]:

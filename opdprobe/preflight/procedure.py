@@ -26,6 +26,7 @@ from opdprobe.preflight.expected import Expected, expected_gain
 from opdprobe.preflight.phases import Clock, Phases, wording_means
 from opdprobe.preflight.readout import MAX_STATES, readouts
 from opdprobe.preflight.verdict import WORTH, Evidence, Verdict, judge, obstacle, same
+from opdprobe.preflight.workers import shared_work
 from opdprobe.rollout.continuation import Sampling
 from opdprobe.rollout.engine import Sampler, check_sampler
 from opdprobe.rollout.grade import Grader
@@ -37,8 +38,20 @@ from opdprobe.rollout.sample import Rollouts
 from opdprobe.rollout.teacher_context import TeacherContext
 from opdprobe.train.memory import Job
 
-MICRO_BATCH_TOKENS = 2048
-"""Most tokens in a scored micro-batch, by default: the most that one holds on a CPU."""
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much a preflight measures by default; see `preflight`."""
+
+    n_prompts: int
+    max_completion_length: int
+    micro_batch_tokens: int
+
+    @classmethod
+    def of(cls, device: torch.device) -> "Sizes":
+        """Return the sizes for a device: an accelerator measures more in the same time."""
+        return cls(64, 64, 2048) if device.type == "cpu" else cls(256, 1024, 8192)
+
 
 # Sampling holds this number of times as many tokens.
 _SAMPLED = 8
@@ -143,10 +156,10 @@ def preflight(
     teacher_tokenizer: PreTrainedTokenizerBase | None = None,
     grader: Grader | None = None,
     templates: Mapping[str, str] | None = None,
-    n_prompts: int = 64,
+    n_prompts: int | None = None,
     num_generations: int = 4,
     k: int = 16,
-    max_completion_length: int = 64,
+    max_completion_length: int | None = None,
     temperature: float = 1.0,
     depths: Sequence[int] | None = None,
     max_prompt_length: int = 1024,
@@ -154,7 +167,7 @@ def preflight(
     system_prompt: str | None = None,
     teacher_context: TeacherContext | None = None,
     on_error: OnError = "raise",
-    micro_batch_tokens: int = MICRO_BATCH_TOKENS,
+    micro_batch_tokens: int | None = None,
     seed: int = 0,
     rollouts: Rollouts | None = None,
     sampler: Sampler | None = None,
@@ -162,6 +175,7 @@ def preflight(
     dtype: str | torch.dtype | None = None,
     teacher_dtype: str | torch.dtype | None = None,
     attn_implementation: str | None = None,
+    workers: int = 1,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Preflight:
     """Measure, without training, whether a teacher suits a student.
@@ -190,11 +204,13 @@ def preflight(
         Wordings to compare, by name, each containing ``{question}`` (see `encode_prompts`).
     n_prompts, num_generations
         Number of prompts, drawn at random, and of rollouts per prompt and model. To halve the
-        intervals, use four times as many prompts rather than rollouts.
+        intervals, use four times as many prompts rather than rollouts. By default 64 prompts on a
+        CPU, and 256 on an accelerator.
     k
         Tokens compared per state.
     max_completion_length
-        Longest response, in tokens. Accuracies are used only if most responses end before it.
+        Longest response, in tokens. Accuracies are used only if most responses end before it. By
+        default 64 on a CPU, and 1024 on an accelerator.
     temperature
         Temperature of sampling and of the compared distributions.
     depths : sequence of int, optional
@@ -208,7 +224,8 @@ def preflight(
         its own context, and what that changes is measured, too.
     micro_batch_tokens
         Most tokens in a scored micro-batch, padding included; sampling uses eight times as many.
-        The default is the most that a micro-batch holds on a CPU.
+        By default 2048 on a CPU, which is the most that a micro-batch holds there, and 8192 on an
+        accelerator.
     seed
         Seed of the choice of prompts and of sampling.
     rollouts
@@ -221,6 +238,12 @@ def preflight(
     device, dtype, teacher_dtype, attn_implementation
         Where models that are given by name go, and how they compute; see
         `opdprobe.rollout.pair.Pair.load`.
+    workers
+        Number of processes that sample and score, on a CPU. The results are the same for any
+        number, up to the rounding of torch's threads, which are divided among them. Each process
+        imports the libraries and checks the models anew, which pays off for models of 0.1 B
+        parameters or more. Models must be picklable, and a script needs
+        ``if __name__ == "__main__":``.
     on_progress
         Called with (parts done, number of parts).
 
@@ -234,10 +257,13 @@ def preflight(
     VocabularyError
         The tokenizers differ; names the first token that differs.
     ConfigError
-        A size is out of range, the tokenizer is missing, a model is not a causal LM, or `rollouts`
-        are of other prompts or another number of generations.
+        A size is out of range, the tokenizer is missing, a model is not a causal LM, `rollouts`
+        are of other prompts or another number of generations, or several processes are to share
+        models that are not on a CPU or cannot be pickled.
     PromptError
         A prompt is empty or over-long.
+    OPDProbeError
+        One of several processes was killed.
 
     References
     ----------
@@ -253,13 +279,13 @@ def preflight(
     >>> preflight(*twins, prompts, tokenizer=tiny_tokenizer(), max_completion_length=4).verdict.word
     'unlikely to help'
     """
-    _check(
-        n_prompts=n_prompts,
-        num_generations=num_generations,
-        k=k,
-        max_completion_length=max_completion_length,
-        micro_batch_tokens=micro_batch_tokens,
-    )
+    given_sizes = {
+        "n_prompts": n_prompts,
+        "max_completion_length": max_completion_length,
+        "micro_batch_tokens": micro_batch_tokens,
+    }
+    given_sizes = {name: size for name, size in given_sizes.items() if size is not None}
+    _check(num_generations=num_generations, k=k, workers=workers, **given_sizes)
     if not 0 < temperature < math.inf:
         raise ConfigError(f"temperature = {temperature}; expected a number above 0.")
     if seed < 0:
@@ -281,12 +307,13 @@ def preflight(
         attn_implementation=attn_implementation,
     )
     tokenizer = pair.tokenizer
+    sizes = replace(Sizes.of(pair.student.device), **given_sizes)
     if k > pair.width:
         raise ConfigError(
             f"k = {k}; expected at most {pair.width}, the size of the shared vocabulary."
         )
     prompts = as_prompts(prompts, on_error=on_error)
-    order = np.random.default_rng(seed).permutation(len(prompts))[:n_prompts]
+    order = np.random.default_rng(seed).permutation(len(prompts))[: sizes.n_prompts]
     chosen = [prompts[i] for i in sorted(order)]
     # Encode all wordings first, so that one that cannot be encoded fails before an hour is spent.
     encoded, *others = (
@@ -304,51 +331,58 @@ def preflight(
         for template in (None, *(templates or {}).values())
     )
     sampling = Sampling(
-        max_completion_length,
+        sizes.max_completion_length,
         temperature,
         seed=seed,
         width=pair.width,
-        micro_batch_tokens=_SAMPLED * micro_batch_tokens,
+        micro_batch_tokens=_SAMPLED * sizes.micro_batch_tokens,
     )
-    phases = Phases(pair, grader, sampling, num_generations, k, micro_batch_tokens)
     own_context = encoded[0].teacher_ids is not None
     clock = Clock(4 + (grader is not None) + own_context + len(others), on_progress)
 
     given = rollouts is not None
-    with clock("sample"):
-        if rollouts is None and sampler is not None:
-            rollouts = measure.sampled_by(sampler, pair, encoded, sampling, num_generations)
-        elif rollouts is None:
-            rollouts = measure.sampled(pair.student, pair, encoded, sampling, num_generations)
-        else:
-            rollouts = measure.asked_again(rollouts, encoded, num_generations, pair.width)
-    own = [encoded[i].prompt for i in rollouts.prompt_index]
-    with clock("score"):
-        step, states = phases.recorded(rollouts, own, n_hidden=MAX_STATES)
-        if sampler is not None and not given:
-            check_sampler(sampler, step["sampled_logp"].sel(model="student"), rollouts)
-    with clock("noise floor"):
-        noise = measure.noise_floor(pair, rollouts, k, temperature)
-    with clock("readout"):
-        fitted, learnt = readouts(pair, states, len(encoded), temperature=temperature, seed=seed)
-    responses, teacher_responses = measure.texts(tokenizer, step), None
-    found, theirs = Answers(), None
-    if grader is not None:
-        with clock("answers"):
-            theirs = phases.teacher_rollouts(encoded, own)
-            teacher_responses = measure.texts(tokenizer, theirs)
-            found = accuracies(step, theirs)
-            cut_off = responses["truncated"], teacher_responses["truncated"]
-            if not obstacle(found.student, found.teacher, *cut_off):
-                found = phases.gains(found, step, own, encoded, fitted, depths)
-    contexts = None
-    if own_context:
-        with clock("shared context"):
-            contexts = phases.contexts(rollouts, encoded, own, step, theirs)
-    compared = {"as given": wording_means(step)} if others else {}
-    for name, asked in zip(templates or {}, others, strict=True):
-        with clock(f"template {name}"):
-            compared[name] = phases.template(asked)
+    with shared_work(pair, workers) as work:
+        phases = Phases(work, pair, grader, sampling, num_generations, k, sizes.micro_batch_tokens)
+        with clock("sample"):
+            own_rollouts = phases.sampled(encoded) if rollouts is None and sampler is None else None
+            # Other processes go on with the teacher's once the student's are done.
+            teacher_rollouts = phases.sampled(encoded, "teacher") if grader is not None else None
+            if own_rollouts is not None:
+                rollouts = own_rollouts()
+            elif rollouts is not None:
+                rollouts = measure.asked_again(rollouts, encoded, num_generations, pair.width)
+            elif sampler is not None:
+                rollouts = measure.sampled_by(sampler, pair, encoded, sampling, num_generations)
+        assert rollouts is not None  # one of the three
+        own = [encoded[i].prompt for i in rollouts.prompt_index]
+        with clock("score"):
+            step, states = phases.recorded(rollouts, own, n_hidden=MAX_STATES)
+            if sampler is not None and not given:
+                check_sampler(sampler, step["sampled_logp"].sel(model="student"), rollouts)
+        with clock("noise floor"):
+            noise = measure.noise_floor(pair, rollouts, k, temperature)
+        with clock("readout"):
+            fitted, learnt = readouts(
+                pair, states, len(encoded), temperature=temperature, seed=seed
+            )
+        responses, teacher_responses = measure.texts(tokenizer, step), None
+        found, theirs = Answers(), None
+        if teacher_rollouts is not None:
+            with clock("answers"):
+                theirs = phases.graded(teacher_rollouts(), own)
+                teacher_responses = measure.texts(tokenizer, theirs)
+                found = accuracies(step, theirs)
+                cut_off = responses["truncated"], teacher_responses["truncated"]
+                if not obstacle(found.student, found.teacher, *cut_off):
+                    found = phases.gains(found, step, own, encoded, fitted, depths)
+        contexts = None
+        if own_context:
+            with clock("shared context"):
+                contexts = phases.contexts(rollouts, encoded, own, step, theirs)
+        compared = {"as given": wording_means(step)} if others else {}
+        for name, asked in zip(templates or {}, others, strict=True):
+            with clock(f"template {name}"):
+                compared[name] = phases.template(asked)
     n_tokens = step.sizes["state"]
     return Preflight(
         settings={
@@ -358,7 +392,7 @@ def preflight(
             "n_prompts": len(encoded),
             "num_generations": num_generations,
             "k": k,
-            "max_completion_length": max_completion_length,
+            "max_completion_length": sizes.max_completion_length,
             "temperature": temperature,
             "seed": seed,
             "max_prompt_length": max_prompt_length,
@@ -391,21 +425,19 @@ def preflight(
 
 
 def planned(
-    n_prompts: int,
+    sizes: Sizes,
     num_generations: int,
     prompt_length: int,
-    max_completion_length: int,
-    micro_batch_tokens: int = MICRO_BATCH_TOKENS,
     teacher_prompt_length: int | None = None,
 ) -> Job:
-    """Return the sizes of a preflight, by which its memory is estimated before it."""
-    length = max(prompt_length, teacher_prompt_length or 0) + max_completion_length
-    at_once = _SAMPLED * micro_batch_tokens // (length * num_generations)
+    """Return what a preflight of these sizes does, by which its memory is estimated before it."""
+    length = max(prompt_length, teacher_prompt_length or 0) + sizes.max_completion_length
+    at_once = _SAMPLED * sizes.micro_batch_tokens // (length * num_generations)
     return Job(
-        rollouts=min(n_prompts, max(1, at_once)) * num_generations,
+        rollouts=min(sizes.n_prompts, max(1, at_once)) * num_generations,
         prompt_length=prompt_length,
-        max_completion_length=max_completion_length,
-        micro_batch_tokens=micro_batch_tokens,
+        max_completion_length=sizes.max_completion_length,
+        micro_batch_tokens=sizes.micro_batch_tokens,
         sampled=("student", "teacher"),
         teacher_prompt_length=teacher_prompt_length,
     )

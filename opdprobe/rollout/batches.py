@@ -106,7 +106,7 @@ def batches(
     first_state = torch.tensor([0, *map(len, places)]).cumsum(0).tolist()
     # The longest come first, so that a batch that does not fit in memory fails at once.
     order = sorted((i for i, some in enumerate(places) if some), key=lambda i: -n_inputs[i])
-    cost = _PASS_CPU if torch.device(device).type == "cpu" else _PASS
+    cost = pass_cost(device)
     micro_batch_tokens = most_tokens(micro_batch_tokens, device)
     start = 0
 
@@ -162,6 +162,11 @@ def _padded(
         state=torch.tensor(state),
         teacher=teacher,
     )
+
+
+def pass_cost(device: torch.device | str) -> int:
+    """Return the fixed cost of a pass on a device, in tokens."""
+    return _PASS_CPU if torch.device(device).type == "cpu" else _PASS
 
 
 def most_tokens(micro_batch_tokens: int, device: torch.device | str) -> int:

@@ -118,6 +118,16 @@ def check_scoring(model: PreTrainedModel, body: Body, head: Head) -> None:
     known.add(_precision(model))
 
 
+def agree(model: PreTrainedModel, found: Tensor, wanted: Tensor) -> bool:
+    """Whether logits (states, V) are the model's own, up to rounding."""
+    return _error(found, wanted) <= _tolerance(model)
+
+
+def few_tokens(model: PreTrainedModel) -> list[int]:
+    """Return ids of 40 ordinary tokens of a model, to try it on."""
+    return _tokens(model)
+
+
 def _fastest(model: PreTrainedModel, changes: bool) -> Decoding:
     name, reasons = type(model).__name__, []
     texts = _texts(model)

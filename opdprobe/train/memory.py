@@ -20,6 +20,8 @@ from opdprobe.rollout.packed_weights import packs
 _ROOM = 1.25
 # What the first steps load and keep: kernels, the writer's buffers. Measured with tiny models.
 _OTHER = 6e7
+# The libraries in a further process; 0.25 GB were measured as it began.
+_PROCESS = 3e8
 # Numbers per state that one chunk of the output head holds, in chunks of 2**23 logits.
 _CHUNKS = 8 * 2**23 * 4
 
@@ -169,6 +171,7 @@ def told(
     dtype: str | None = None,
     teacher_dtype: str | None = None,
     together: bool = True,
+    workers: int = 1,
 ) -> tuple[str, bool]:
     """Say in one line what a job will take, and what there is.
 
@@ -182,6 +185,8 @@ def told(
         As for `opdprobe.rollout.pair.Pair.load`.
     together
         Whether all teachers are in memory, or one at a time.
+    workers
+        Number of processes that share the work; several share a second copy of the weights.
 
     Returns
     -------
@@ -207,17 +212,25 @@ def told(
     ]
     found = need(sizes[0], sizes[1], job, device=device, dtype=dtypes[0], teacher_dtype=dtypes[1])
     if together:
-        held = dtypes[1].itemsize * sum(size.parameters for size in others)
-        found = replace(found, weights=found.weights + held)
+        rest = dtypes[1].itemsize * sum(size.parameters for size in others)
+        found = replace(found, weights=found.weights + rest)
+    if workers > 1:
+        found = replace(
+            found,
+            weights=2 * found.weights + workers * _PROCESS,
+            sampling=workers * found.sampling,
+            scoring=workers * found.scoring,
+        )
     names = [str(one).removeprefix("torch.") for one in dtypes]
+    held = "weights" if workers == 1 else f"weights and {workers} processes"
     whose = "teacher" if len(teachers) == 1 else f"{len(teachers)} teachers"
     if not together:
         whose += ", one at a time,"
     default = ", the default there" if by_default else ""
     pieces = [
-        f"weights {_gb(found.weights)} (student {names[0]}, {whose} {names[1]}{default})",
+        f"{held} {_gb(found.weights)} (student {names[0]}, {whose} {names[1]}{default})",
         f"AdamW {_gb(found.optimizer)}" if job.trained else "",
-        f"sampling {job.rollouts} responses {_gb(found.sampling)}",
+        f"sampling {workers * job.rollouts} responses {_gb(found.sampling)}",
         f"{'scoring and gradients' if job.trained else 'scoring'} {_gb(found.scoring)}",
     ]
     free = free_bytes(device)

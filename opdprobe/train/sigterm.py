@@ -6,6 +6,7 @@ a process that the signal killed; a process that stops on request exits with it 
 
 import logging
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -45,6 +46,26 @@ def sigterm_noted() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(came)
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def sigterm_raised() -> Iterator[None]:
+    """Make SIGTERM leave the block as SystemExit, so that the block can clean up.
+
+    Does nothing outside the main thread, which alone may handle signals, or if the program handles
+    the signal itself.
+    """
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    ):
+        yield
+        return
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(EXIT_CODE))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def stop(where: object, done: int, total: int, what: str) -> NoReturn:

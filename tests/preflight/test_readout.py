@@ -9,6 +9,7 @@ from opdprobe.models.load import weight_hash
 from opdprobe.preflight.estimates import share_removed
 from opdprobe.preflight.measure import recorded, sampled
 from opdprobe.preflight.readout import Readout, States, fit_readout, reading_out, readouts
+from opdprobe.preflight.workers import Alone
 from opdprobe.rollout.continuation import Sampling
 from opdprobe.rollout.pair import Pair
 from opdprobe.rollout.prompts import encode_prompts
@@ -28,11 +29,13 @@ def sharp(seed):
 
 def at_states_of(pair, n_hidden=10_000):
     prompts = encode_prompts(TOKENIZER, PROMPTS)
-    rollouts = sampled(pair.student, pair, prompts, Sampling(12, width=pair.width), 8)
+    work = Alone(pair)
+    rollouts = sampled(work, pair, prompts, Sampling(12, width=pair.width), 8)()
     own = [PROMPTS[i] for i in rollouts.prompt_index]
     found = recorded(
-        pair, rollouts, own, None, k=8, temperature=1.0, micro_batch_tokens=512, n_hidden=n_hidden
-    )
+        *(work, pair, rollouts, own, None),
+        k=8, temperature=1.0, micro_batch_tokens=512, n_hidden=n_hidden,
+    )  # fmt: skip
     return rollouts, *found
 
 

@@ -104,6 +104,9 @@ def test_several_teachers_are_held_together_or_one_at_a_time(tmp_path, monkeypat
     line, _ = told(small, [small, large], job, device=CPU, together=False)
     assert "2 teachers, one at a time, float32" in line
     assert told(small, [large], job, device=CPU)[0].split(",")[0] == line.split(",")[0]
+    line, _ = told(small, [large], job, device=CPU, workers=3)  # 2 · 4 (1 + 50) MB + 3 · 0.3 GB
+    assert "weights and 3 processes 1.3 GB (student float32" in line
+    assert "sampling 6 responses" in line
 
 
 def test_no_estimate(tmp_path):
