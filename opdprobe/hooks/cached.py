@@ -166,7 +166,8 @@ def _lists(row: Rollout) -> TeacherLists:
 def _also(lists: TeacherLists) -> tuple[NDArray, NDArray]:
     """Tokens beside the lists, and their log-probabilities; none is the rule."""
     if lists.also_id is None or lists.also_logp is None:
-        return (np.zeros((len(lists.token_id), 0)),) * 2
+        none = np.zeros((len(lists.token_id), 0))
+        return none, none
     return lists.also_id, lists.also_logp
 
 
