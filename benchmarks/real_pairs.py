@@ -122,16 +122,18 @@ def run(names: list[str], folder: Path) -> None:
 def table(folder: Path) -> None:
     """Print what was foretold and what was seen."""
     preset = real_preset(folder / "zoo")
-    print("| student ← teacher | preflight | run | after a quarter | accuracy | change |")
-    print("|---|---|---|---|---|---|")
+    print(
+        "| student ← teacher | preflight | run | after a quarter | at the end | accuracy | change |"
+    )
+    print("|---|---|---|---|---|---|---|")
     said = {(line["student"], line["teacher"]): line["preflight"] for line in read_lines(FORETOLD)}
-    for line in read_lines(SEEN):
+    for line in sorted(read_lines(SEEN), key=lambda line: line["run"]):
         pair = pair_of(line["run"], preset)
         word = said[pair]["verdict"]["word"] if pair in said else "not asked"
         course_of = " → ".join(f"{mean:.2f}" for mean in line["accuracy"].values())
         print(
-            f"| {' ← '.join(pair)} | {word} | {line['run']} | {', '.join(line['quarter'])} | "
-            f"{course_of} | {line['gain']:+.2f} |"
+            f"| {' ← '.join(pair)} | {word} | {line['run']} | {line['quarter'][0]} | "
+            f"{line['end'][0]} | {course_of} | {line['gain']:+.3f} |"
         )
 
 
