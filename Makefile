@@ -34,6 +34,7 @@ reproduce-selectors: .venv/.installed-train
 
 figures: .venv/.installed-train
 	@$(BIN)/opdprobe figures
+	@$(BIN)/opdprobe figures --results figures/results/real --out docs/smollm2/figures
 
 # Without the variable, the theme prints an advertisement for its successor.
 docs: export NO_MKDOCS_2_WARNING := 1

@@ -13,6 +13,7 @@ is written is computed again. Several such processes may share a directory, each
 import argparse
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +62,11 @@ def foretell(name: str, preset: Preset, zoo: Path) -> dict[str, Any]:
         max_completion_length=MAX_COMPLETION_LENGTH,
         device=preset.device,
     )
+    named = replace(found, settings={**found.settings, "student": student, "teacher": teacher})
     return {
         "student": student,
         "teacher": teacher,
-        "preflight": found.to_dict(),
+        "preflight": named.to_dict(),
         "cpu_seconds": round(time.process_time() - start, 1),
     }
 

@@ -43,8 +43,9 @@ def test_the_results_are_small():
     reason="another release of Matplotlib draws other bytes",
 )
 @pytest.mark.slow
-def test_the_figures_are_what_the_results_give():
-    figures.check(figures.COMMITTED, ROOT / "docs/figures")
+@pytest.mark.parametrize(("results", "pages"), [("", "docs"), ("real", "docs/smollm2")])
+def test_the_figures_are_what_the_results_give(results, pages):
+    figures.check(figures.COMMITTED / results, ROOT / pages / "figures")
 
 
 def test_every_claim_that_is_not_supported_says_why(published):
@@ -54,5 +55,6 @@ def test_every_claim_that_is_not_supported_says_why(published):
     assert {name for name, verdict in verdicts.items() if verdict != "supported"} <= set(REASONS)
 
 
-def test_claims_and_gallery_are_what_the_results_give():
-    check_pages(ROOT / "docs/figures", figures.COMMITTED)
+@pytest.mark.parametrize(("results", "pages"), [("", "docs"), ("real", "docs/smollm2")])
+def test_claims_and_gallery_are_what_the_results_give(results, pages):
+    check_pages(ROOT / pages / "figures", figures.COMMITTED / results)
