@@ -2,6 +2,7 @@
 
     python benchmarks/real_pairs.py out/real success-s1 failure-s1   # predict, then train
     python benchmarks/real_pairs.py out/real --table                 # what is known so far
+    python benchmarks/real_pairs.py out/real --where                 # where the divergence lies
 
 Each run is one of the preset *real*: an experiment and a seed. `FORETOLD` gets what preflight says
 of its pair of models before the pair's first run begins; it is to be committed then. `SEEN` gets,
@@ -13,6 +14,7 @@ is written is computed again. Several such processes may share a directory, each
 import argparse
 import json
 import time
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from opdprobe.cli import jobs
 from opdprobe.preflight import preflight
 from opdprobe.report.course import course, planned_steps
 from opdprobe.report.diagnosis import diagnose
+from opdprobe.report.view import token_texts
 from opdprobe.store.files import read_lines
 from opdprobe.testing.real.members import MAX_COMPLETION_LENGTH
 from opdprobe.testing.real.problems import grader, problems
@@ -139,6 +142,32 @@ def table(folder: Path) -> None:
         )
 
 
+def where(folder: Path, n_steps: int = 3) -> None:
+    """Print the first steps' reverse KL by kind of token, all seeds of a success and a failure."""
+    print("| teacher of | states | first token | number | word | sign | other |")
+    print("|---|---|---|---|---|---|---|")
+    for experiment in ("success", "failure"):
+        total: Counter[str] = Counter()
+        states = 0
+        for path in sorted((folder / "runs").glob(f"{experiment}-s*")):
+            run = open_run(path)
+            kinds = token_texts(run)[0].classes()
+            for step in run.steps[:n_steps]:
+                ds = run.load(step)
+                states += ds.sizes["state"]
+                of_state = zip(
+                    ds["position"].values.tolist(),
+                    ds["sampled_id"].values.tolist(),
+                    ds["reverse_kl"].values.tolist(),
+                    strict=True,
+                )
+                for position, token, kl in of_state:
+                    total["first" if position == 0 else kinds.get(token, "other")] += kl
+        named = [total[name] / total.total() for name in ("first", "number", "word", "sign")]
+        shares = " | ".join(f"{share:.0%}" for share in (*named, 1 - sum(named)))
+        print(f"| {experiment} | {states} | {shares} |")
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -146,8 +175,11 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path, help="output of `opdprobe reproduce --preset real`")
     parser.add_argument("runs", nargs="*", help="EXPERIMENT-sSEED, in this order")
     parser.add_argument("--table", action="store_true", help="print what is known so far")
+    parser.add_argument("--where", action="store_true", help="print where the divergence lies")
     arguments = parser.parse_args()
-    if arguments.table:
+    if arguments.where:
+        where(arguments.folder)
+    elif arguments.table:
         table(arguments.folder)
     else:
         run(arguments.runs, arguments.folder)
