@@ -1,6 +1,7 @@
 """Foretold, then seen: preflight and diagnosis on a real language model. Resumable.
 
-    python benchmarks/real_pairs.py out/real success-s1 failure-s1   # predict, then train
+    python benchmarks/real_pairs.py out/real success-s1 --foretell   # predict, and commit that
+    python benchmarks/real_pairs.py out/real success-s1 failure-s1   # predict what is not, train
     python benchmarks/real_pairs.py out/real --table                 # what is known so far
     python benchmarks/real_pairs.py out/real --where                 # where the divergence lies
 
@@ -100,8 +101,8 @@ def add(path: Path, row: dict[str, Any]) -> None:
         file.write(f"{json.dumps(row)}\n")
 
 
-def run(names: list[str], folder: Path) -> None:
-    """Predict and train what is not done yet."""
+def run(names: list[str], folder: Path, *, train: bool = True) -> None:
+    """Predict and, unless told not to, train what is not done yet."""
     preset = real_preset(folder / "zoo")
     for name in names:
         if any(line["run"] == name for line in read_lines(SEEN)):
@@ -112,6 +113,8 @@ def run(names: list[str], folder: Path) -> None:
             with FileLock(folder / "lock"):
                 add(FORETOLD, row)
             print(f"{' from '.join(pair)}: {row['preflight']['verdict']['word']}", flush=True)
+        if not train:
+            continue
         experiment, seed = name.rsplit("-s", 1)
 
         def report(step: int, total: int, name: str = name) -> None:
@@ -174,6 +177,7 @@ if __name__ == "__main__":
     )
     parser.add_argument("folder", type=Path, help="output of `opdprobe reproduce --preset real`")
     parser.add_argument("runs", nargs="*", help="EXPERIMENT-sSEED, in this order")
+    parser.add_argument("--foretell", action="store_true", help="predict, and do not train")
     parser.add_argument("--table", action="store_true", help="print what is known so far")
     parser.add_argument("--where", action="store_true", help="print where the divergence lies")
     arguments = parser.parse_args()
@@ -182,4 +186,4 @@ if __name__ == "__main__":
     elif arguments.table:
         table(arguments.folder)
     else:
-        run(arguments.runs, arguments.folder)
+        run(arguments.runs, arguments.folder, train=not arguments.foretell)

@@ -33,6 +33,23 @@ def test_the_models_of_a_run(pairs, run, pair, tmp_path):
     assert pairs.pair_of(run, real_preset(tmp_path)) == pair
 
 
+def test_predictions_are_made_once_and_train_nothing(pairs, monkeypatch, tmp_path):
+    asked = []
+
+    def foretell(name, preset, zoo):
+        asked.append(name)
+        student, teacher = pairs.pair_of(name, preset)
+        said = {"verdict": {"word": "cannot tell"}}
+        return {"student": student, "teacher": teacher, "preflight": said}
+
+    monkeypatch.setattr(pairs, "foretell", foretell)
+    for _ in range(2):
+        pairs.run(["success-s1", "success-s2", "failure-s1"], tmp_path, train=False)
+    assert asked == ["success-s1", "failure-s1"]
+    assert not pairs.SEEN.exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["lock", "new"]
+
+
 def test_the_change_is_that_of_the_late_evaluations(pairs, tmp_path):
     writer = RunWriter(
         tmp_path / "run", attrs={"seed": 1, "k": 4}, config={"max_steps": 16}, resume=False
