@@ -1,5 +1,6 @@
 """Check that a directory may be written: it holds one thing, made with one set of settings."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,8 @@ def differences(
     """List what differs between two nested mappings of settings, key by key.
 
     The versions, the commit and the device may differ, and what is in `ignore`, and a precision or
-    a chat template that the old mapping does not tell.
+    a chat template that the old mapping does not tell. A ``name`` may be another path to the same
+    file or directory.
 
     Examples
     --------
@@ -61,13 +63,21 @@ def differences(
     'a.b: 1 before, 2 now'
     """
     left_out = {*_MAY_CHANGE, *ignore, *(name for name in _NEW if name not in old)}
-    before = {key: repr(value) for key, value in _flatten(old).items()}
-    now = {key: repr(value) for key, value in _flatten(new).items()}
+    before = {key: _shown(key, value) for key, value in _flatten(old).items()}
+    now = {key: _shown(key, value) for key, value in _flatten(new).items()}
     return "; ".join(
         f"{key}: {before.get(key, 'absent')} before, {now.get(key, 'absent')} now"
         for key in sorted(before.keys() | now.keys())
         if before.get(key) != now.get(key) and key.split(".")[0] not in left_out
     )
+
+
+def _shown(key: str, value: Any) -> str:
+    """Show a value, a name that is a path as the place that it leads to."""
+    # Of os.path, since a name may be too long for a path, or hold what no path may.
+    if key.split(".")[-1] == "name" and isinstance(value, str) and os.path.exists(value):
+        value = os.path.realpath(value)
+    return repr(value)
 
 
 def _flatten(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -299,6 +299,25 @@ def test_resuming_a_different_run_is_refused(tmp_path):
         writer(tmp_path, resume=True, attrs=attrs)
 
 
+def test_another_path_to_the_same_model_is_the_same_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("model", "other"):
+        Path(name).mkdir()
+    Path("link").symlink_to("model")
+    attrs = ATTRS | {"teacher": {"name": "model", "weight_hash": "1"}}
+    writer(tmp_path / "run", attrs=attrs)
+    for name in (str(tmp_path / "model"), "link", "./model/"):
+        again = attrs | {"teacher": {"name": name, "weight_hash": "1"}}
+        writer(tmp_path / "run", resume=True, attrs=again)
+        with pytest.raises(StoreError, match=r"teacher\.weight_hash"):
+            other = attrs | {"teacher": {"name": name, "weight_hash": "2"}}
+            writer(tmp_path / "run", resume=True, attrs=other)
+    for name in ("other", "absent", "m" * 5000, "mod\0el"):
+        with pytest.raises(StoreError, match=r"teacher\.name"):
+            other = attrs | {"teacher": {"name": name, "weight_hash": "1"}}
+            writer(tmp_path / "run", resume=True, attrs=other)
+
+
 def test_a_directory_with_other_files_is_refused_untouched(tmp_path):
     (tmp_path / "thesis.tex").write_text("...")
     with pytest.raises(StoreError, match=r"is not empty \(thesis\.tex is in it\) and not a run"):
