@@ -170,7 +170,7 @@ def match_tokens(student_ids: ArrayLike, teacher_ids: ArrayLike) -> NDArray[np.s
     Raises
     ------
     ValueError
-        The leading axes differ.
+        The leading axes differ, or m is above 32,767.
 
     Examples
     --------
@@ -186,6 +186,11 @@ def match_tokens(student_ids: ArrayLike, teacher_ids: ArrayLike) -> NDArray[np.s
             "expected (..., k) and (..., m) with equal leading axes."
         )
     k, m = student.shape[-1], teacher.shape[-1]
+    if m > np.iinfo(np.int16).max:
+        raise ValueError(
+            f"the lists have {m} tokens; expected at most {np.iinfo(np.int16).max}: choose a "
+            "smaller k."
+        )
     n = int(np.prod(student.shape[:-1]))
     dtype = np.dtype(np.int8 if m <= 127 else np.int16)
     student, teacher = student.reshape(n, k), teacher.reshape(n, m)

@@ -50,6 +50,12 @@ def test_match_tokens_of_long_lists_does_not_overflow():
     np.testing.assert_array_equal(match, ids)
 
 
+def test_match_tokens_refuses_lists_that_no_index_fits():
+    ids = np.arange(32_768)
+    with pytest.raises(ValueError, match="have 32768 tokens; expected at most 32767"):
+        match_tokens(ids[:1], ids)
+
+
 @pytest.mark.parametrize(("student", "teacher"), [([[1]], [1]), ([[1], [2]], [[1]]), (1, 1)])
 def test_match_tokens_rejects_other_leading_axes(student, teacher):
     with pytest.raises(ValueError, match=r"expected .* with equal leading axes"):
