@@ -370,8 +370,8 @@ class Estimate:
         -------
         low, high
             NaN if there are too few units, or the value is not finite. NaN, too, if all units
-            agree or too few differ from the others. A mean with `bounds` always has an interval:
-            neither end is farther than `binomial_interval` allows.
+            agree or too few differ from the others. Within `bounds`. A mean with two finite ones
+            always has an interval: neither end is farther than `binomial_interval` allows.
         """
         low = high = np.nan
         if not self.means or not np.isfinite(self.value):
@@ -385,7 +385,7 @@ class Estimate:
             values = mean.total[there] / mean.n[there]
             least, most = binomial_interval(values, mean.n[there], self.bounds, level)
             low, high = np.fmax(low, least), np.fmin(high, most)
-        return float(low), float(high)
+        return float(np.maximum(low, self.bounds[0])), float(np.minimum(high, self.bounds[1]))
 
     @cached_property
     def _pivots(self) -> tuple[float, NDArray[np.float64]]:
@@ -459,7 +459,7 @@ def resample(
         Default: their numbers.
     bounds
         Smallest and largest possible value of a unit, if there are any: (0, 1) for an accuracy,
-        (-1, 1) for the difference of two.
+        (-1, 1) for the difference of two, (0, inf) for a divergence.
     least
         Fewest units for an interval; without meaning for a mean with bounds.
     """

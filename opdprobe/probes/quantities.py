@@ -7,6 +7,7 @@ quantity's title or unit.
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
+import numpy as np
 import xarray as xr
 
 from opdprobe.probes.bootstrap import MIN_UNITS, MIN_UNITS_HEAVY
@@ -260,6 +261,19 @@ SHARES = frozenset(
 )
 """Quantities in [0, 1]."""
 
+_NOT_NEGATIVE = frozenset(
+    {
+        "entropy_gap",
+        "student_entropy",
+        "teacher_entropy",
+        "reverse_kl",
+        "forward_kl",
+        "jensen_shannon",
+        "sampler_kl",
+        "completion_length",
+    }
+)
+
 _LIGHT = frozenset(
     {
         "overlap_ratio",
@@ -288,6 +302,13 @@ MAIN = (
     "reverse_kl",
 )
 """What a run is judged by: both signatures of the paper (§4.1) and the masses (App. B.1)."""
+
+
+def bounds_of(name: str) -> tuple[float, float]:
+    """Return the smallest and the largest possible value of a quantity, infinite if unknown."""
+    if name in SHARES:
+        return 0.0, 1.0
+    return (0.0 if name in _NOT_NEGATIVE else -np.inf), np.inf
 
 
 def fewest_prompts(probe: object) -> int:

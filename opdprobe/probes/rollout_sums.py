@@ -24,7 +24,7 @@ from opdprobe.probes.bootstrap import (
     unit_keys,
 )
 from opdprobe.probes.evaluate import Probe, by_step, evaluate_all, probe_attrs
-from opdprobe.probes.quantities import SHARES, fewest_prompts
+from opdprobe.probes.quantities import bounds_of, fewest_prompts
 from opdprobe.store.stream import batches, pieces
 
 if TYPE_CHECKING:
@@ -304,8 +304,8 @@ class RolloutSums:
         `least` is the fewest prompts for an interval, by default `fewest_prompts` of the name.
         """
         keys, total, n = self._units(name, where)
-        bounds = (0.0, 1.0) if name in SHARES else (-np.inf, np.inf)
-        return resample(total, n, keys=keys, bounds=bounds, least=least or fewest_prompts(name))
+        least = least or fewest_prompts(name)
+        return resample(total, n, keys=keys, bounds=bounds_of(name), least=least)
 
     def means(self, name: str) -> NDArray[np.float64]:
         """Return the mean over the states of each step; NaN if none has a value."""

@@ -31,8 +31,8 @@ def combine(estimates: Sequence[Estimate], level: float = LEVEL) -> tuple[float,
     value, low, high
         Mean and interval. With three or more seeds, for other seeds and other prompts or problems
         of the same kind: the half-widths of Student's t over seeds and of the bootstrap over what
-        the seeds share, added in squares. Otherwise the bootstrap's within the runs. NaN bounds
-        where a run gives none.
+        the seeds share, added in squares. Otherwise the bootstrap's within the runs. Never beyond
+        the estimates' own bounds; NaN where a run gives none.
 
     Notes
     -----
@@ -50,7 +50,9 @@ def combine(estimates: Sequence[Estimate], level: float = LEVEL) -> tuple[float,
         drawn = drawn[np.isfinite(drawn)]
         ends = np.quantile(drawn, [(1 - level) / 2, (1 + level) / 2]) if drawn.size else (0, 0)
         half = float(np.hypot(seeds, (ends[1] - ends[0]) / 2))
-        return mean, mean - half, mean + half
+        least, most = np.transpose([e.bounds for e in estimates])
+        low, high = np.maximum(mean - half, least.max()), np.minimum(mean + half, most.min())
+        return mean, float(low), float(high)
     first, *others = estimates
     if not others:
         return mean, *first.interval(level)

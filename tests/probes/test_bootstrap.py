@@ -206,6 +206,15 @@ def test_bounded_values_have_a_bounded_interval_around_their_mean(values):
     assert values.mean() - 1e-9 <= high <= 1
 
 
+@given(arrays(float, MIN_UNITS + 4, elements=st.floats(0, 1e3, allow_subnormal=False)))
+def test_an_interval_with_one_bound_ends_there(values):
+    low, high = resample(values).interval()
+    want = (np.maximum(low, 0), high)
+    assert resample(values, bounds=(0, np.inf)).interval() == pytest.approx(want, nan_ok=True)
+    want = (-high, np.minimum(-low, 0))
+    assert resample(-values, bounds=(-np.inf, 0)).interval() == pytest.approx(want, nan_ok=True)
+
+
 def test_a_statistic_that_is_a_mean_has_the_means_interval():
     values = np.random.default_rng(3).normal(size=2 * MIN_UNITS_HEAVY)
     units = np.repeat(np.arange(MIN_UNITS_HEAVY), 2)

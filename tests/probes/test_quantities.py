@@ -13,6 +13,7 @@ from opdprobe.probes.quantities import (
     PER_STATE,
     QUANTITIES,
     SHARES,
+    bounds_of,
     scalar,
 )
 from opdprobe.rollout.rows import step_metrics
@@ -61,10 +62,14 @@ def test_a_heading_begins_with_a_capital_and_keeps_the_others():
     assert scalar("student_entropy").label == "student entropy [nats]"
 
 
-@pytest.mark.parametrize("name", sorted(SHARES & set(PER_STATE)))
-def test_shares_are_between_0_and_1(step, name):
-    values = PER_STATE[name].compute(step)
-    assert ((values >= 0) & (values <= 1 + 1e-6) | values.isnull()).all()
+@pytest.mark.parametrize("name", [*QUANTITIES, *DIAGNOSTICS])
+def test_values_are_within_their_bounds(step, name):
+    values = {**QUANTITIES, **DIAGNOSTICS}[name].compute(step)
+    low, high = bounds_of(name)
+    assert ((values >= low - 1e-6) & (values <= high + 1e-6) | values.isnull()).all()
+    assert (low, high) == (0, 1) or name not in SHARES
+    # What can be negative is not bounded below.
+    assert low == 0 or scalar(name).units in ("1", "tokens") or float(values.min()) < 0
 
 
 def test_diagnostics_go_through_the_one_pass_stream(step):

@@ -97,6 +97,19 @@ def test_from_three_seeds_on_exact_numbers_have_students_interval(n, level):
     assert (low, high) == pytest.approx(want)
 
 
+def test_an_interval_over_seeds_ends_where_the_quantity_does():
+    rows = [np.full(40, mean) for mean in (0.4, 0.55, 0.7)]
+    half = stats.t.ppf(0.995, 2) * 0.15 / 3**0.5
+    assert 0.55 - half < 0 < 1 < 0.55 + half
+    for bounds, low, high in [
+        ((-np.inf, np.inf), 0.55 - half, 0.55 + half),
+        ((0, np.inf), 0, 0.55 + half),
+        ((0, 1), 0, 1),
+    ]:
+        found = combine([resample(row, bounds=bounds) for row in rows], 0.99)
+        assert found == pytest.approx((0.55, low, high))
+
+
 @pytest.mark.parametrize("level", [0.95, 0.9])
 def test_what_seeds_share_widens_their_interval(level):
     """Half-widths in squares: of Student's t, and of the percentiles of the mean of the samples."""
