@@ -3,9 +3,9 @@
     python benchmarks/truncation.py                        # two pairs of the testbed: a minute
     python benchmarks/truncation.py --pair success=STUDENT,TEACHER --prompts real:train -n 24
 
-Samples one rollout a prompt and computes each probe from lists of several lengths and from the whole
-vocabulary, or its `MOST` most probable tokens, at the same states. The last column is the rank
-correlation, over these states, of the value from k = 16 with that from the longest lists.
+Samples one rollout a prompt and computes each probe from lists of several lengths and from the
+whole vocabulary, or its `MOST` most probable tokens, at the same states. The last column is the
+rank correlation, over these states, of the value from k = 16 with that from the longest lists.
 """
 
 import argparse

@@ -309,12 +309,12 @@ def test_another_path_to_the_same_model_is_the_same_run(tmp_path, monkeypatch):
     for name in (str(tmp_path / "model"), "link", "./model/"):
         again = attrs | {"teacher": {"name": name, "weight_hash": "1"}}
         writer(tmp_path / "run", resume=True, attrs=again)
+        other = attrs | {"teacher": {"name": name, "weight_hash": "2"}}
         with pytest.raises(StoreError, match=r"teacher\.weight_hash"):
-            other = attrs | {"teacher": {"name": name, "weight_hash": "2"}}
             writer(tmp_path / "run", resume=True, attrs=other)
     for name in ("other", "absent", "m" * 5000, "mod\0el"):
+        other = attrs | {"teacher": {"name": name, "weight_hash": "1"}}
         with pytest.raises(StoreError, match=r"teacher\.name"):
-            other = attrs | {"teacher": {"name": name, "weight_hash": "1"}}
             writer(tmp_path / "run", resume=True, attrs=other)
 
 
