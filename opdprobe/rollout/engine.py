@@ -16,6 +16,10 @@ logger = logging.getLogger("opdprobe")
 
 # Mean absolute difference in nats. bfloat16 in an engine and float32 here differ by 0.01 to 0.03.
 _ROUNDING = 0.05
+# What an engine loaded is not the student if its KL is above this multiple of that in the first
+# step, when both have the weights of the start and only kernels and precision differ: about ten
+# times the difference. Below the least KL (0.001 nats), two libraries differ in float32.
+_TIMES, _LEAST_KL = 100, 1e-6
 # Most times that an engine loads a step's weights.
 _LOADS = 3
 
@@ -152,7 +156,13 @@ def sample_trained(sampler: TrainedSampler, weights: Path, *args: Any, **setting
     )
 
 
-def check_sampler(sampler: Sampler, student_logp: ArrayLike, rollouts: Rollouts) -> None:
+def check_sampler(
+    sampler: Sampler,
+    student_logp: ArrayLike,
+    rollouts: Rollouts,
+    *,
+    first_kl: float | None = None,
+) -> None:
     """Compare what an engine says of the tokens that it drew with what the student gives here.
 
     Parameters
@@ -163,6 +173,10 @@ def check_sampler(sampler: Sampler, student_logp: ArrayLike, rollouts: Rollouts)
         The student's log-probabilities of the drawn tokens, in nats, in rollout order.
     rollouts
         From `sample_with`.
+    first_kl
+        For a student in training: KL of the engine from the student, in nats, in the run's first
+        step. If the engine takes only a part of the trained weights, it is close to the student at
+        first, but not as close as it was before.
 
     Raises
     ------
@@ -180,4 +194,12 @@ def check_sampler(sampler: Sampler, student_logp: ArrayLike, rollouts: Rollouts)
             f"({found.first:.3g} at the first tokens, KL {found.k3:.2g}); expected less than "
             f"{_ROUNDING}, which rounding explains: serve the student's own weights, and compute "
             "in one precision."
+        )
+    if first_kl is not None and found.k3 > max(_TIMES * first_kl, _LEAST_KL):
+        raise ModelError(
+            f"{sampler}: the KL of what it draws from the student is {found.k3:.2g} nats, and was "
+            f"{first_kl:.2g} in the run's first step; expected no more than {_TIMES} times that, "
+            f"or {_LEAST_KL:g}: it did not load all of the weights, or computes in another "
+            "precision than then. vLLM on CPUs keeps the output layer of a student that shares it "
+            "with its embeddings (tie_word_embeddings): serve and train an untied copy there."
         )

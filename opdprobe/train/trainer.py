@@ -243,6 +243,7 @@ class OPDTrainer:
             **loading,
         )
         self.sampler = sampler
+        self._engine_kl: float | None = None
         if sampler is not None:
             check_engine(sampler, config, self.pair.outer_student, self.processes)
         if isinstance(self.pair, TeacherPairs) and self.processes.sharded:
@@ -535,6 +536,14 @@ class OPDTrainer:
                 **sizes,
             )
 
+    def _first_kl(self) -> float | None:
+        """KL of the engine from the student in the run's first step; None before it is logged."""
+        if self._engine_kl is None:
+            logged = open_run(self.run_dir).metrics.get("sampler_kl")
+            if logged is not None and logged.size:
+                self._engine_kl = float(logged[0])
+        return self._engine_kl
+
     def _step(self, step: int, writer: RunWriter) -> tuple[dict[str, float], Step]:
         """Do one step; metrics are those of the student before its update."""
         c = self.config
@@ -565,7 +574,8 @@ class OPDTrainer:
         kept = self._kept(step, rollouts, rollout_prompts)
         scores, loss = self._score_and_backward(rollouts, kept)
         if self.sampler is not None:
-            check_sampler(self.sampler, scores.sampled_logp[:, 0].numpy(), rollouts)
+            own = scores.sampled_logp[:, 0].numpy()
+            check_sampler(self.sampler, own, rollouts, first_kl=self._first_kl())
         self.processes.add_gradients(self.optimization.collect())
         norm = self.optimization.step()
         clock.append(time.perf_counter())

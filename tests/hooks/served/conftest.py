@@ -34,7 +34,8 @@ class Server(ThreadingHTTPServer):
     number of concurrent ones; `noise` is the standard deviation of what is added to logits;
     `scores_given` says whether vLLM's server is new enough to score given tokens (None: it is, and
     they are disabled), and `dev` whether it is in its development mode; `busy` times it
-    cannot empty its prefix cache; `version` names its weights (None: it has no such address).
+    cannot empty its prefix cache; `version` names its weights (None: it has no such address);
+    `kept` are those that it does not load.
     """
 
     def __init__(self, models, tokenizer=None, engine="vllm", port=0):
@@ -42,6 +43,7 @@ class Server(ThreadingHTTPServer):
         self.models, self.tokenizer, self.engine = models, tokenizer, engine
         self.scores_given, self.noise, self.random = False, 0.0, np.random.default_rng(0)
         self.dev, self.busy, self.version = False, 0, "default"
+        self.kept: tuple[str, ...] = ()
         self.faults, self.asked, self.headers = [], [], []
         self.now = self.most = 0
         self.tells_context: int | None = CONTEXT
@@ -211,6 +213,7 @@ def load(server, folder):
         return f"no weights in {folder}"
     if weights["lm_head.weight"].shape != model.lm_head.weight.shape:
         return "Failed to update weights: a shape differs"
+    weights |= {name: model.state_dict()[name] for name in server.kept}
     model.load_state_dict(weights)
     return None
 

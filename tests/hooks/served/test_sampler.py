@@ -58,6 +58,32 @@ def test_the_limit_is_on_the_mean_difference(serve, models, shift, fine):
         check_sampler(engine, logp, rollouts)
 
 
+@pytest.mark.parametrize(
+    ("shift", "first", "fine"),
+    [
+        (1e-3, 1e-12, True),  # two libraries in float32
+        (3e-3, 1e-12, False),
+        (3e-3, 1e-6, True),
+        (0.04, 1e-6, False),
+        (0.04, 1e-4, True),  # an engine in bfloat16
+        (0.04, None, True),
+    ],
+)
+def test_a_student_in_training_is_as_close_as_at_first(serve, models, shift, first, fine):
+    _, engine = sampler(serve, models["student"])
+    rollouts = drawn(engine)
+    logp = log_probabilities(engine, rollouts)
+    logp += shift * np.sign(np.arange(logp.size) % 2 - 0.5)  # KL: half of the square
+    if fine:
+        check_sampler(engine, logp, rollouts, first_kl=first)
+        return
+    message = (
+        f"is {shift**2 / 2:.2g} nats, and was {first:.2g} in the run's first step; .* 100 times"
+    )
+    with pytest.raises(ModelError, match=message):
+        check_sampler(engine, logp, rollouts, first_kl=first)
+
+
 def test_another_models_engine_is_refused_with_the_numbers(serve, models):
     """The student gives what the engine drew nothing at all, at worst."""
     _, engine = sampler(serve, models["teacher"])

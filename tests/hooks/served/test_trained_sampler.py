@@ -83,6 +83,36 @@ def test_an_engine_that_keeps_old_weights_stops_the_run(serve, models, tmp_path)
     assert open_run(tmp_path / "run").steps == [0]
 
 
+SMALL = {"learning_rate": 1e-3, "max_steps": 3}
+
+
+def test_an_engine_that_takes_a_part_of_the_weights_stops_the_run(serve, models, tmp_path):
+    """A small step changes the student by less than what rounding explains elsewhere."""
+    server, sampler = engine(serve, models["student"], "vllm")
+    server.kept = ("lm_head.weight",)
+    with pytest.raises(ModelError, match=r"and was \S+ in the run's first step; .*all of the wei"):
+        trainer(models, tmp_path / "run", sampler, **SMALL).train()
+    run = open_run(tmp_path / "run")
+    assert run.steps == [0]
+    assert float(run.metrics["sampler_kl"][0]) < 1e-9
+
+
+def test_how_close_the_engine_was_at_first_is_known_after_a_restart(serve, models, tmp_path):
+    server, sampler = engine(serve, models["student"], "vllm")
+
+    def kill(done, total):
+        if done == 2:
+            serve.stop(server)
+
+    with pytest.raises(ModelError, match="refused; check that the server is up"):
+        trainer(models, tmp_path / "run", sampler, **SMALL).train(on_progress=kill)
+    new, _ = engine(serve, models["student"], "vllm", port=server.server_address[1])
+    new.kept = ("lm_head.weight",)
+    with pytest.raises(ModelError, match=r"and was \S+ in the run's first step"):
+        trainer(models, tmp_path / "run", sampler, **SMALL).train()
+    assert open_run(tmp_path / "run").steps == [0, 1]
+
+
 def test_vllm_forgets_its_prefix_cache_with_the_weights(serve, models, tmp_path):
     server, sampler = engine(serve, models["student"], "vllm")
     server.busy = 2  # its cache is in use twice
