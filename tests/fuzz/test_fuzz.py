@@ -18,7 +18,7 @@ from opdprobe.errors import printable
 from opdprobe.store.safe_text import parse_yaml
 
 CORPUS = Path(__file__).parent / "corpus"
-FUZZERS = ("answers", "config", "dumps", "models", "prompts", "reports", "store")
+FUZZERS = ("answers", "caches", "config", "dumps", "models", "prompts", "reports", "store")
 INPUTS = sorted(path.relative_to(CORPUS).as_posix() for path in CORPUS.glob("*/*"))
 
 # JSON with the values that break readers: numbers beyond a float or an int64, NaN, halves of
@@ -64,7 +64,7 @@ def test_the_corpus_is_small_and_of_every_fuzzer():
     assert sum((CORPUS / name).stat().st_size for name in INPUTS) < 300_000
 
 
-@pytest.mark.parametrize("name", ["answers", "dumps"])
+@pytest.mark.parametrize("name", ["answers", "caches", "dumps"])
 def test_mutated_inputs_give_opdprobe_errors_only(name):
     fuzzer, rng = import_module(f"fuzz_{name}"), random.Random(1)
     for seed in fuzzer.seeds():

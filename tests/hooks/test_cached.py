@@ -238,6 +238,14 @@ def test_megatron(compared, teacher, texts, tmp_path):
     compared(tmp_path / "cache", list(rollouts_of(texts, masks)))
 
 
+def test_megatrons_files_take_the_memory_of_their_content(texts, teacher, tmp_path, monkeypatch):
+    """What a file of a gigabyte may unpack to, no machine has."""
+    samples = [(ids, [True] * (len(ids) - 1)) for ids in texts]
+    made.megatron(tmp_path / "cache", teacher, samples, CACHED)
+    monkeypatch.setattr("opdprobe.rollout.caches.megatron.most_unpacked", lambda size: 2**60)
+    assert len(list(TeacherCache(tmp_path / "cache").rollouts())) == len(texts)
+
+
 def test_megatrons_half_precision(compared, teacher, texts, tmp_path):
     samples = [(ids, np.ones(len(ids) - 1, bool)) for ids in texts]
     made.megatron(tmp_path / "cache", teacher, samples, CACHED, dtype=torch.float16)

@@ -30,6 +30,7 @@ from opdprobe.store.files import regular
 NAME = re.compile(r"dp(\d{1,9})__(\d{1,18})-(\d{1,18})\.(inputs|targets)\.tar")
 OLDER = re.compile(r"(cp\d+_)?dp\d+__\d+\.tar|dp\d+__\d+-\d+\.tar")
 _MEMBER = re.compile(r"\d{1,18}-\d{1,18}\.(inputs|targets)\.pt\.zst")
+_PART = 2**20
 _TOKENS = ("tokens", "labels", "position_ids", "loss_mask")
 # What stands for no token: -1e3 or -1e4. No list of a model's best tokens goes so low.
 _NO_TOKEN = -900.0
@@ -119,10 +120,12 @@ def _members(path: Path, kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
 def _content(name: str, packed: bytes, kind: str) -> dict[str, Any]:
     with needs_train_extra(f"reading {name}"):
         import pyarrow as pa
-    most = most_unpacked(len(packed))
+    most, content = most_unpacked(len(packed)), bytearray()
     try:
         with pa.CompressedInputStream(pa.BufferReader(packed), "zstd") as stream:
-            content = stream.read(most + 1)
+            # In parts: Arrow takes memory for all bytes that are asked for.
+            while len(content) <= most and (part := stream.read(_PART)):
+                content += part
     except OSError as error:
         raise RolloutError(f"{name}: not readable as zstd ({error}).") from error
     if len(content) > most:
