@@ -95,6 +95,7 @@ def _claims(
             ours=ratios(evidence.recovery(failure), recovery),
             statistic="recovery / that of the success",
             below=0.5,
+            relative_to=recovery,
         ),
         claim(
             f"{figure}.overlap",
@@ -111,6 +112,7 @@ def _claims(
             ours=ratios(overlap[failure], overlap[success]),
             statistic="its rise / that of the success",
             below=0.5,
+            relative_to=overlap[success],
         ),
         claim(
             f"{figure}.advantage",

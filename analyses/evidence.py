@@ -14,7 +14,7 @@ from analyses.results import Claim, Meta, Verdict
 from analyses.sums import add_up
 from opdprobe import __version__
 from opdprobe.probes.bootstrap import LEVEL, Estimate, ratio, resample, unit_keys
-from opdprobe.probes.quantities import scalar
+from opdprobe.probes.quantities import bounds_of, scalar
 from opdprobe.probes.rollout_sums import RolloutSums
 from opdprobe.report.course import EDGE
 from opdprobe.report.estimate import MIN_SEEDS, combine, exact, interval_name
@@ -364,6 +364,7 @@ def curve_series(
     else:
         bands = [sums.band(probe) for sums in every]
         low, high = np.mean(bands, axis=0)
+    low, high = np.clip([low, high], *bounds_of(probe))
     x = every[0].steps.tolist()
     return Series(role, label, x=x, y=value.mean(0).tolist(), low=low.tolist(), high=high.tolist())
 
@@ -397,6 +398,7 @@ def claim(
     statistic: str,
     above: float = -np.inf,
     below: float = np.inf,
+    relative_to: Sequence[Estimate] | None = None,
     repeats: str = "",
 ) -> Claim:
     """Judge a claim: where does the interval of a statistic lie, against limits set beforehand?
@@ -414,6 +416,9 @@ def claim(
     above, below
         The claim says that the statistic is above the first and below the second. With both it
         claims an equivalence, judged by two one-sided tests at 5 %: by the 90 % interval.
+    relative_to
+        For a statistic that is a share of a change: that change. Of one that is not clearly above
+        0, a share says nothing, whatever it is.
     repeats
         Name of a claim of another figure about the same comparison; counted only there.
 
@@ -421,14 +426,15 @@ def claim(
     -------
     Claim
         Supported if the whole interval is between the limits, refuted if none of it is, and
-        inconclusive otherwise, or without an interval.
+        inconclusive otherwise, or without an interval, or if `relative_to` is not above 0.
     """
     level = TOST if np.isfinite(above) and np.isfinite(below) else LEVEL
     value, low, high = combine(ours, level)
+    meaningful = relative_to is None or combine(relative_to)[1] > 0
     verdict: Verdict = "inconclusive"
-    if low > above and high < below:
+    if meaningful and low > above and high < below:
         verdict = "supported"
-    elif high <= above or low >= below:
+    elif meaningful and (high <= above or low >= below):
         verdict = "refuted"
     return Claim(
         id=name,

@@ -292,13 +292,23 @@ def test_curve_panel_is_the_curve_of_one_run(evidence):
     assert mass.y_label == "teacher overlap mass"
 
 
-def test_curve_panel_of_five_seeds_is_their_mean_with_students_interval(five_seeds):
-    (series,) = curve_panel(five_seeds, "reverse_kl", {"success": "S"}).series
-    values = np.array([curve(run, "reverse_kl")["value"] for run in five_seeds.runs["success"]])
+@pytest.mark.parametrize(
+    ("probe", "least", "most"),
+    [
+        ("reverse_kl", 0, np.inf),
+        ("student_overlap_mass", 0, 1),
+        ("overlap_token_advantage", -np.inf, np.inf),
+    ],
+)
+def test_curve_panel_of_five_seeds_is_their_mean_with_students_interval(
+    five_seeds, probe, least, most
+):
+    (series,) = curve_panel(five_seeds, probe, {"success": "S"}).series
+    values = np.array([curve(run, probe)["value"] for run in five_seeds.runs["success"]])
     low, high = stats.t.interval(0.95, 4, loc=values.mean(0), scale=stats.sem(values))
     np.testing.assert_allclose(series.y, values.mean(0))
-    np.testing.assert_allclose(series.low, low)
-    np.testing.assert_allclose(series.high, high)
+    np.testing.assert_allclose(series.low, np.maximum(low, least))
+    np.testing.assert_allclose(series.high, np.minimum(high, most))
 
 
 def test_logged_scalars_have_a_band_with_three_seeds_or_more_only(evidence, five_seeds):
@@ -372,6 +382,25 @@ def test_a_direction_is_judged_by_the_whole_interval(low, high, above, below):
 def test_an_equivalence_needs_both_ends_within_the_limits(low, high, verdict):
     found = judged(given(low, high), above=-0.03, below=0.03)
     assert (found.verdict, found.test) == (verdict, "|gain| < 0.03")
+
+
+@pytest.mark.parametrize(
+    ("change", "verdicts"),
+    [
+        ((0.1, 0.3), ("supported", "refuted")),
+        ((-0.1, 0.3), ("inconclusive", "inconclusive")),
+        ((0.0, 0.3), ("inconclusive", "inconclusive")),
+        ((-0.3, -0.1), ("inconclusive", "inconclusive")),  # it went the other way
+        ((NAN, NAN), ("inconclusive", "inconclusive")),
+    ],
+)
+def test_a_share_of_no_change_says_nothing(change, verdicts):
+    of = given(*change)
+    found = [
+        judged(given(-0.2, 0.3), **limit, relative_to=of)
+        for limit in ({"below": 0.5}, {"above": 0.5})
+    ]
+    assert tuple(one.verdict for one in found) == verdicts
 
 
 def test_an_equivalence_is_judged_at_90_percent():
