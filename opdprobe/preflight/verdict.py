@@ -252,12 +252,18 @@ def _gain_reason(e: Evidence, worth: str | None, *, deeper: bool) -> str:
             f"{change}. But the teacher is better by {_shown(e.gap)}, and what one prompt teaches "
             "helps on others: more than the last layer may have to learn it."
         )
+    empty = (
+        f" But the {WORTH} that a gain must reach to count are more than the teacher is ahead, so "
+        "that this excludes little."
+        if 0 < e.gap.value < WORTH
+        else ""
+    )
     if e.gap.low > 0:
         return (
             f"{change}. The teacher is better by {_shown(e.gap)}, but by ability rather than by a "
-            "pattern that the student lacks: expect little (§3.2)."
+            f"pattern that the student lacks: expect little (§3.2).{empty}"
         )
-    return f"{change}: there is no better pattern to take over."
+    return f"{change}: there is no better pattern to take over.{empty}"
 
 
 def _learnt(share: Number) -> tuple[bool | None, str]:

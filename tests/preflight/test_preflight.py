@@ -105,6 +105,16 @@ WEAKER = {"gap": Number(-0.4, -0.5, -0.3)}
         (NO_BETTER, UNKNOWN, "more than the last layer may have to learn it"),
         (NO_BETTER | {"gap": Number(0.3, 0.14, 0.46)}, UNLIKELY, "by ability"),
         (NO_BETTER | {"gap": Number(0.0, -0.1, 0.1)}, UNLIKELY, "no better pattern"),
+        (
+            NO_BETTER | {"gap": Number(0.1, 0.02, 0.18)},
+            UNLIKELY,
+            "are more than the teacher is ahead",
+        ),
+        (
+            NO_BETTER | {"gap": Number(0.1, -0.1, 0.3)},
+            UNLIKELY,
+            "take over. But the 0.15 that a ga",
+        ),
         (NO_BETTER | NOTHING_SHARED, UNLIKELY, "share little of a pattern"),
         ({"gain": Number(0.0, -0.2, 0.2)} | NOTHING_SHARED, UNLIKELY, "too few prompts"),
         (WORSE, HARMFUL, "does not suit this student"),
@@ -126,6 +136,13 @@ def test_the_rule(changes, word, reason):
     verdict = judge(replace(WORKS, **changes))
     assert verdict.word == word
     assert any(reason in line for line in verdict.reasons), verdict.reasons
+
+
+@pytest.mark.parametrize("gap", [Number(0.16, 0.1, 0.2), Number(0.0, -0.1, 0.1)])
+def test_a_gain_that_could_be_reached_is_excluded_without_a_but(gap):
+    assert not any(
+        "excludes little" in r for r in judge(replace(WORKS, **NO_BETTER, gap=gap)).reasons
+    )
 
 
 @pytest.mark.parametrize(
