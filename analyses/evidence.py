@@ -373,7 +373,7 @@ def metric_series(runs: Sequence[Run], name: str, *, role: str, label: str) -> S
     """A logged scalar by step; it has a band only for three or more seeds."""
     metrics = [run.metrics[name].dropna("step") for run in runs]
     value = np.array([m.values for m in metrics])
-    low, high = _seed_interval(value)
+    low, high = np.clip(_seed_interval(value), *bounds_of(name))
     x = metrics[0]["step"].values.tolist()
     return Series(role, label, x=x, y=value.mean(0).tolist(), low=low.tolist(), high=high.tolist())
 

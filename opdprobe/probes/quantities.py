@@ -271,6 +271,7 @@ _NOT_NEGATIVE = frozenset(
         "jensen_shannon",
         "sampler_kl",
         "completion_length",
+        "grad_norm",
     }
 )
 
@@ -305,7 +306,7 @@ MAIN = (
 
 
 def bounds_of(name: str) -> tuple[float, float]:
-    """Return the smallest and the largest possible value of a quantity, infinite if unknown."""
+    """Return the least and the greatest value of a quantity or a logged scalar, or infinity."""
     if name in SHARES:
         return 0.0, 1.0
     return (0.0 if name in _NOT_NEGATIVE else -np.inf), np.inf
