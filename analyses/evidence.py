@@ -168,14 +168,27 @@ class Evidence:
         return [self.sums_of(run).mean(probe, steps) for run in self.runs[experiment]]
 
     def change(self, experiment: str, probe: str) -> list[Estimate]:
-        """A probe's mean over the last recorded steps minus that over the first."""
-        first, last = (self.mean(experiment, probe, end) for end in (FIRST, LAST))
-        return differences(last, first)
+        """A probe's mean over the last recorded steps minus that over the first.
+
+        NaN for a run in which first and last steps are the same ones in part.
+        """
+        return differences(*self._ends(experiment, probe))
 
     def remaining(self, experiment: str, probe: str) -> list[Estimate]:
-        """A probe's mean over the last recorded steps divided by that over the first."""
-        first, last = (self.mean(experiment, probe, end) for end in (FIRST, LAST))
-        return ratios(last, first)
+        """A probe's mean over the last recorded steps divided by that over the first.
+
+        NaN for a run in which first and last steps are the same ones in part.
+        """
+        return ratios(*self._ends(experiment, probe))
+
+    def _ends(self, experiment: str, probe: str) -> tuple[list[Estimate], list[Estimate]]:
+        """Return the means over the last steps and over the first ones."""
+        runs = self.runs[experiment]
+        if any(len(self.sums_of(run).steps) < 2 * EDGE for run in runs):
+            unknown = [exact(np.nan) for _ in runs]
+            return unknown, unknown
+        last, first = (self.mean(experiment, probe, end) for end in (LAST, FIRST))
+        return last, first
 
     def unrest(self, experiment: str, probe: str) -> list[Estimate]:
         """Mean squared change of a probe from step to step, beyond what drawing prompts explains.

@@ -4,6 +4,7 @@ import numpy as np
 
 from analyses.evidence import Evidence, accuracy_panel, claim, curve_panel, differences
 from analyses.results import Results
+from opdprobe.report.course import EDGE
 from opdprobe.report.estimate import exact
 from opdprobe.store import Run
 
@@ -71,8 +72,12 @@ def analyse(evidence: Evidence) -> Results:
 
 
 def _fall(run: Run) -> tuple[float, float]:
-    """Return how far the overlap ratio falls below its start, and its regain (5-step means)."""
+    """Return how far the overlap ratio falls below its start, and its regain (5-step means).
+
+    NaN for a run of fewer than ten steps: two such means share steps, and do not tell.
+    """
     values = run.metrics["overlap_ratio"].dropna("step").values
-    width = min(5, len(values))
-    smooth = np.convolve(values, np.ones(width) / width, "valid")
+    if len(values) < 2 * EDGE:
+        return np.nan, np.nan
+    smooth = np.convolve(values, np.ones(EDGE) / EDGE, "valid")
     return float(smooth[0] - smooth.min()), float(smooth[-1] - smooth.min())

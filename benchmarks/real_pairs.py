@@ -146,13 +146,16 @@ def table(folder: Path) -> None:
 
 
 def where(folder: Path, n_steps: int = 3) -> None:
-    """Print the first steps' reverse KL by kind of token, all seeds of a success and a failure."""
-    print("| teacher of | states | first token | number | word | sign | other |")
+    """Print the first steps' reverse KL by kind of token, all seeds of some experiments."""
+    print("| run | states | first token | number | word | sign | other |")
     print("|---|---|---|---|---|---|---|")
-    for experiment in ("success", "failure"):
+    for experiment in ("success", "large_rl", "large_success", "failure"):
         total: Counter[str] = Counter()
         states = 0
-        for path in sorted((folder / "runs").glob(f"{experiment}-s*")):
+        paths = sorted((folder / "runs").glob(f"{experiment}-s*"))
+        if not paths:
+            continue
+        for path in paths:
             run = open_run(path)
             kinds = token_texts(run)[0].classes()
             for step in run.steps[:n_steps]:

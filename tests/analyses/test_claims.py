@@ -239,6 +239,13 @@ def test_figure_14_shows_the_rewards_of_right_and_of_wrong_rollouts(evidence, re
         np.testing.assert_array_equal(series.values, want)
 
 
+def test_no_dip_is_told_of_less_than_ten_steps(tmp_path):
+    writer = RunWriter(tmp_path, attrs={}, config={}, resume=False)
+    for step in range(9):
+        writer.log_metrics(step, {"overlap_ratio": 0.9 - 0.1 * step})
+    assert np.isnan(supports._fall(open_run(tmp_path))).all()
+
+
 @pytest.mark.parametrize(
     ("logged", "dip", "share"),
     [

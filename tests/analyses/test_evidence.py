@@ -209,6 +209,15 @@ def test_change_and_remaining_compare_the_first_five_steps_with_the_last_five(ev
     assert left.value == pytest.approx(last / first, rel=1e-9)
 
 
+def test_a_run_of_less_than_ten_steps_does_not_tell_a_change(evidence):
+    (run,) = evidence.runs["success"]
+    sums = evidence.sums_of(run)
+    cut = replace(evidence, sums={run.path: replace(sums, steps=sums.steps[:9])})
+    for measure in (cut.change, cut.remaining):
+        (found,) = measure("success", "reverse_kl")
+        assert np.isnan(found.value)
+
+
 def test_pairs_are_compared_seed_by_seed():
     a, b = (
         [resample(np.array(v)) for v in pair] for pair in ([[1.0, 3], [6.0, 8]], [[4.0], [0.0]])
