@@ -15,8 +15,8 @@ VALIDATED = (
     "on 38 of the 58 that it judges (a change of 0.05 counts); the accuracy gap alone is right on "
     "33 of these. Only seven pairs gain: none was called harmful, four unlikely to help (they gain "
     "0.05 to 0.11), and one likely to work, so that this word is nearly untested. Expected losses "
-    "are too large. Of four pairs of a real language model, with 24 prompts, it judged one, as "
-    "unlikely to help: this one's accuracy rose by 0.05 [-0.01, 0.11], which settles neither."
+    "are too large. Of eight pairs of a real language model, with 24 prompts, it judged three, all "
+    "as unlikely to help: one gained 0.08 [0.01, 0.15], one 0.05 [-0.01, 0.11], one nothing."
 )
 """How far the rule is validated; part of every verdict."""
 
