@@ -385,7 +385,8 @@ class Estimate:
             values = mean.total[there] / mean.n[there]
             least, most = binomial_interval(values, mean.n[there], self.bounds, level)
             low, high = np.fmax(low, least), np.fmin(high, most)
-        return float(np.maximum(low, self.bounds[0])), float(np.minimum(high, self.bounds[1]))
+        # NaN first: max and min then keep it, and as the same object, so that findings are equal.
+        return max(float(low), self.bounds[0]), min(float(high), self.bounds[1])
 
     @cached_property
     def _pivots(self) -> tuple[float, NDArray[np.float64]]:
