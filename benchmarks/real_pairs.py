@@ -3,6 +3,7 @@
     python benchmarks/real_pairs.py out/real success-s1 --foretell   # predict, and commit that
     python benchmarks/real_pairs.py out/real success-s1 failure-s1   # predict what is not, train
     python benchmarks/real_pairs.py out/real --table                 # what is known so far
+    python benchmarks/real_pairs.py out/real --changes               # what each kind of run did
     python benchmarks/real_pairs.py out/real --where                 # where the divergence lies
 
 Each run is one of the preset *real*: an experiment and a seed. `FORETOLD` gets what preflight says
@@ -20,16 +21,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from diagnosis import cut
 from filelock import FileLock
 
+from analyses.evidence import FIRST, LAST
 from analyses.experiments import EXPERIMENTS
 from analyses.presets import Preset, real_preset
 from opdprobe import open_run
 from opdprobe.cli import jobs
 from opdprobe.preflight import preflight
+from opdprobe.probes.bootstrap import resample
 from opdprobe.report.course import course, planned_steps
 from opdprobe.report.diagnosis import diagnose
+from opdprobe.report.estimate import combine
 from opdprobe.report.view import token_texts
 from opdprobe.store.files import read_lines
 from opdprobe.testing.real.members import MAX_COMPLETION_LENGTH
@@ -174,6 +179,43 @@ def where(folder: Path, n_steps: int = 3) -> None:
         print(f"| {experiment} | {states} | {shares} |")
 
 
+def changes(folder: Path) -> None:
+    """Print what the runs of an experiment did, and how two experiments differ at their end.
+
+    Intervals are those of the figures: over seeds and problems. Means over a run are of its first
+    five steps and its last five.
+    """
+    runs = {
+        name: [open_run(path) for path in sorted((folder / "runs").glob(f"{name}-s*"))]
+        for name in EXPERIMENTS
+    }
+    scores = {
+        name: [course(run).scores for run in some]
+        for name, some in runs.items()
+        if some and EXPERIMENTS[name].train
+    }
+    shown = ("completion_length", "overlap_ratio", "likely_overlap_ratio", "reverse_kl")
+    print(f"| runs | seeds | change of accuracy | {' | '.join(shown)} |")
+    print("|---|---|---|" + "---|" * len(shown))
+    for name, found in scores.items():
+        change = _interval([one[-1] - one[0] for one in found])
+        means = []
+        for quantity in shown:
+            values = [run.metrics[quantity].dropna("step").values for run in runs[name]]
+            first, last = (np.mean([v[ends].mean() for v in values]) for ends in (FIRST, LAST))
+            means.append(f"{first:.3g} → {last:.3g}")
+        print(f"| {name} | {len(found)} | {change} | {' | '.join(means)} |")
+    for one, other in (("success", "failure"), ("large_rl", "large_same")):
+        if one in scores and other in scores:
+            both = zip(scores[one], scores[other], strict=True)
+            print(f"{one} − {other} at the end: {_interval([a[-1] - b[-1] for a, b in both])}")
+
+
+def _interval(of_seeds: list[np.ndarray]) -> str:
+    value, low, high = combine([resample(one, bounds=(-1, 1)) for one in of_seeds])
+    return f"{value:+.3f} [{low:+.3f}, {high:+.3f}]"
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -182,10 +224,13 @@ if __name__ == "__main__":
     parser.add_argument("runs", nargs="*", help="EXPERIMENT-sSEED, in this order")
     parser.add_argument("--foretell", action="store_true", help="predict, and do not train")
     parser.add_argument("--table", action="store_true", help="print what is known so far")
+    parser.add_argument("--changes", action="store_true", help="print what the runs did")
     parser.add_argument("--where", action="store_true", help="print where the divergence lies")
     arguments = parser.parse_args()
     if arguments.where:
         where(arguments.folder)
+    elif arguments.changes:
+        changes(arguments.folder)
     elif arguments.table:
         table(arguments.folder)
     else:

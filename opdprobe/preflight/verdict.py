@@ -16,7 +16,7 @@ VALIDATED = (
     "33 of these. Only seven pairs gain: none was called harmful, four unlikely to help (they gain "
     "0.05 to 0.11), and one likely to work, so that this word is nearly untested. Expected losses "
     "are too large. Of eight pairs of a real language model, with 24 prompts, it judged three, all "
-    "as unlikely to help: one gained 0.08 [0.01, 0.15], one 0.05 [-0.01, 0.11], one nothing."
+    "as unlikely to help: they gained 0.08 [-0.01, 0.17], 0.05 [-0.03, 0.13] and nothing."
 )
 """How far the rule is validated; part of every verdict."""
 
@@ -253,8 +253,8 @@ def _gain_reason(e: Evidence, worth: str | None, *, deeper: bool) -> str:
             "helps on others: more than the last layer may have to learn it."
         )
     empty = (
-        f" But the {WORTH} that a gain must reach to count are more than the teacher is ahead, so "
-        "that this excludes little."
+        f" But a gain must reach {WORTH} to count, and the teacher is ahead by less: this excludes "
+        "little."
         if 0 < e.gap.value < WORTH
         else ""
     )

@@ -18,8 +18,8 @@ logger = logging.getLogger("opdprobe")
 _ROUNDING = 0.05
 # An engine that computes as exactly as the student (float32) has a KL of 1e-12 to 1e-10 in a run's
 # first step, when both have the weights of the start. One that is then above the second, about
-# 0.001 nats per token, has other weights. Where precision is lower, its rounding hides that: it
-# grows a hundredfold if a student that was sure of everything no longer is.
+# 0.001 nats per token, has other weights. Where precision is lower, rounding hides that: it
+# counts where the student is uncertain, of which there may be more later.
 _EXACT_KL, _OTHER_KL = 1e-8, 1e-6
 # Most times that an engine loads a step's weights.
 _LOADS = 3

@@ -65,6 +65,30 @@ def test_the_change_is_that_of_the_late_evaluations(pairs, tmp_path):
     assert found["quarter"] != found["end"]
 
 
+def test_changes_are_over_seeds_and_problems(pairs, tmp_path, capsys):
+    right = {"success": [(3, 6), (2, 6), (3, 7)], "failure": [(3, 2), (2, 1), (3, 3)]}
+    for name, of_seeds in right.items():
+        for seed, ends in enumerate(of_seeds):
+            folder = tmp_path / "runs" / f"{name}-s{seed}"
+            writer = RunWriter(
+                folder, attrs={"seed": seed, "k": 4}, config={"max_steps": 2}, resume=False
+            )
+            for step in range(2):
+                writer.write_step(step, synthetic_step(step, n_rollouts=6, length=3, k=4))
+                values = {"completion_length": 10.0 + 5 * step, "overlap_ratio": 0.5}
+                values |= {"likely_overlap_ratio": 0.75, "reverse_kl": 0.25}
+                writer.log_metrics(step, values)
+            for step, n in zip((0, 2), ends, strict=True):
+                scores = [1.0] * n + [0.0] * (10 - n)
+                writer.log_evaluation(step, "easy", list(map(str, range(10))), scores)
+    pairs.changes(tmp_path)
+    _, _, success, failure, difference = capsys.readouterr().out.splitlines()
+    assert success.startswith("| success | 3 | +0.367 [")
+    assert success.endswith("] | 12.5 → 12.5 | 0.5 → 0.5 | 0.75 → 0.75 | 0.25 → 0.25 |")
+    assert failure.startswith("| failure | 3 | -0.067 [")
+    assert difference.startswith("success − failure at the end: +0.433 [")
+
+
 def test_the_table_has_what_was_said_and_seen(pairs, tmp_path, capsys):
     verdict = {"verdict": {"word": "cannot tell"}}
     pairs.add(

@@ -26,9 +26,6 @@ with run_fuzzer.instrumented():
     from opdprobe.rollout.caches import TeacherCache
     from opdprobe.testing import tiny_model, tiny_tokenizer
 
-# Arrow's own allocator reserves addresses by the gigabyte, which the limit of memory counts.
-pa.set_memory_pool(pa.system_memory_pool())
-
 FOLDER = Path(run_fuzzer.scratch())
 TOKENIZER = tiny_tokenizer()
 MODEL = tiny_model()

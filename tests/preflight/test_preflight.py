@@ -108,12 +108,12 @@ WEAKER = {"gap": Number(-0.4, -0.5, -0.3)}
         (
             NO_BETTER | {"gap": Number(0.1, 0.02, 0.18)},
             UNLIKELY,
-            "are more than the teacher is ahead",
+            "the teacher is ahead by less",
         ),
         (
             NO_BETTER | {"gap": Number(0.1, -0.1, 0.3)},
             UNLIKELY,
-            "take over. But the 0.15 that a ga",
+            "take over. But a gain must reach 0.",
         ),
         (NO_BETTER | NOTHING_SHARED, UNLIKELY, "share little of a pattern"),
         ({"gain": Number(0.0, -0.2, 0.2)} | NOTHING_SHARED, UNLIKELY, "too few prompts"),
